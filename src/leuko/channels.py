@@ -1,0 +1,272 @@
+"""Two volumes become the colour slices that the network sees, and `Placement` undoes it.
+
+The colour image is that of Xu et al. 2017: red is the area-opening residue of FLAIR, green is
+FLAIR, blue is T1, 8 bit each. The recipe of Xu et al., ICIP 2017, takes three successive slices
+of one modality instead. What those papers leave open is a field of `Preparation`.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import diplib
+import numpy as np
+import scipy.ndimage
+import scipy.sparse
+
+from leuko.errors import LeukoError
+from leuko.volume import Array, Orientation, Volume, coverage, resample_onto
+
+log = logging.getLogger(__name__)
+
+Channels = Literal["flair-t1-residue", "flair-3-slices", "t1-3-slices"]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How scans become slices. A model carries its own, so that use repeats training."""
+
+    channels: Channels = "flair-t1-residue"
+    # About the in-plane spacing of the scans that people have (0.5 to 1.2 mm).
+    pixel_mm: float = 1.0
+    # Two and a half times the tissue still fits 8 bit: the brightest lesions on real FLAIR
+    # reach 2.1 times. A scale set by the brightest voxels instead drowns in scalp fat.
+    tissue_grey: int = 100
+    # Structures up to this area stay in the residue. See the figures in EXPERIMENTS.md.
+    opening_mm2: float = 1000.0
+
+
+# The network's four poolings halve the slice four times.
+MULTIPLE = 16
+# Air and noise lie below a quarter of the tissue's grey value in every scan seen.
+HEAD_PART_OF_TISSUE = 0.25
+# A scan whose T1 covers less of the FLAIR's head than this has the wrong T1, or none that helps.
+SMALLEST_COVERAGE = 0.5
+# A part of a per cent of the in-plane spacing: resampling would blur and gain nothing.
+SAME_PIXEL = 0.005
+
+
+def prepare(
+    flair: Volume, t1: Volume | None, preparation: Preparation
+) -> tuple[Array, "Placement"]:
+    """Colour slices (N, H, W, 3), uint8, and the placement that takes results back.
+
+    The N slices are those across the FLAIR's through-plane axis; H and W are multiples of 16 that
+    hold the head at `pixel_mm`; beyond the head's box is 0. `t1` may stand on another grid; it is
+    resampled through both affines.
+
+    Raises LeukoError if the channels need a T1 that is missing, is the FLAIR itself, or lies
+    elsewhere.
+    """
+    needs_t1 = preparation.channels != "flair-3-slices"
+    if needs_t1 and t1 is None:
+        raise LeukoError(f"the channels {preparation.channels} need a T1; give one with --t1")
+    flair_grey = flair.with_data(requantise(flair, preparation.tissue_grey)).canonical()
+    head = flair_grey.data > HEAD_PART_OF_TISSUE * preparation.tissue_grey
+    placement = place(flair, head, preparation.pixel_mm)
+    flair_slices = placement.slices(flair_grey.data)
+    if needs_t1 and t1 is not None:
+        t1_slices = placement.slices(_matched_t1(flair, t1, head, preparation))
+
+    match preparation.channels:
+        case "flair-t1-residue":
+            pixel_mm2 = placement.pixel_mm[0] * placement.pixel_mm[1]
+            residue = area_residue(flair_slices, round(preparation.opening_mm2 / pixel_mm2))
+            return np.stack([residue, flair_slices, t1_slices], axis=-1), placement
+        case "flair-3-slices":
+            return _with_neighbours(flair_slices), placement
+        case "t1-3-slices":
+            return _with_neighbours(t1_slices), placement
+
+
+def centred(slices: Array) -> Array:
+    """8-bit slices as the network wants them: float32, minus 127."""
+    return slices.astype(np.float32) - 127
+
+
+def requantise(volume: Volume, tissue_grey: int) -> Array:
+    """The whole volume in 8 bit, scaled so that the commonest tissue has `tissue_grey`.
+
+    0 stays 0 (in MR, no signal; negative voxels are resampling artefacts), 255 is the ceiling.
+    """
+    scaled = volume.data * (tissue_grey / tissue_level(volume))
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+def tissue_level(volume: Volume) -> float:
+    """The commonest grey value of the volume on a logarithmic scale, in its own units.
+
+    The logarithm makes the answer independent of the scanner's scale and weighs a grey value by
+    the signal it carries, so that neither air near zero nor sparse fat wins: it lies in the brain
+    on whole heads and extracted brains alike.
+
+    Raises LeukoError on an image that was standardised to zero mean, where no grey value means
+    tissue.
+    """
+    values = volume.data[volume.data != 0]
+    positive = values[(values > 0) & (values < values.max())]  # the maximum may be a clipped peak
+    if len(positive) < 0.75 * len(values):
+        raise LeukoError(
+            f"{volume.name} has grey values that are no signal intensities (many are negative or "
+            "all are equal); give the scan as it was before standardisation"
+        )
+    top = math.log(float(np.percentile(positive, 99)))
+    bin_width, smoothing = (
+        0.01,
+        0.05,
+    )  # 5 % of the grey value: wider than noise, narrower than GM-WM
+    counts, edges = np.histogram(np.log(positive), bins=np.arange(top - 3, top + 0.3, bin_width))
+    density = scipy.ndimage.gaussian_filter1d(counts.astype(float), smoothing / bin_width)
+    return math.exp(edges[int(np.argmax(density))] + bin_width / 2)
+
+
+def area_residue(slices: Array, pixels: int) -> Array:
+    """What an area opening takes from each slice (N, H, W), uint8: slice minus its opening.
+
+    The opening (Vincent 1993) removes bright 8-connected structures smaller than `pixels`; the
+    residue keeps just those, at their height above the surround.
+    """
+    opened = [
+        np.asarray(diplib.AreaOpening(image, filterSize=pixels, connectivity=2)) for image in slices
+    ]
+    residue: Array = slices - np.stack(opened)
+    return residue
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where the model's pixels lie along one in-plane axis of the scan.
+
+    Model pixel k has its centre at voxel `start + k * step`.
+    """
+
+    voxels: int
+    pixels: int
+    start: float
+    step: float
+
+    def to_model(self) -> scipy.sparse.csr_array:
+        """Interpolation (pixels, voxels) from the scan to the model's grid."""
+        return _interpolation(
+            self.start + self.step * np.arange(self.pixels), self.voxels, max(1.0, self.step)
+        )
+
+    def to_scan(self) -> scipy.sparse.csr_array:
+        """Interpolation (voxels, pixels) from the model's grid to the scan."""
+        return _interpolation(
+            (np.arange(self.voxels) - self.start) / self.step, self.pixels, max(1.0, 1 / self.step)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Where slices came from: turns arrays on the scan's grid into slices, and back.
+
+    `across` is the canonical axis of the slices; `rows` and `columns` are the two others.
+    `pixel_mm` is the size of the model's pixels along rows and columns.
+    """
+
+    scan: Volume
+    across: int
+    rows: Line
+    columns: Line
+    pixel_mm: tuple[float, float]
+
+    def slices(self, canonical: Array) -> Array:
+        """Slices (N, H, W) of an array whose axes run R, A, S; its type is kept, integers rounded.
+
+        0 where the model's grid reaches beyond the scan.
+        """
+        stack = np.moveaxis(canonical, self.across, 0)
+        moved = _along(self.columns.to_model(), _along(self.rows.to_model(), stack, 1), 2)
+        if np.issubdtype(canonical.dtype, np.integer):
+            moved = np.rint(moved)
+        return moved.astype(canonical.dtype)
+
+    def restore(self, slices: Array) -> Array:
+        """Slices (N, H, W) back on the scan's grid (X, Y, Z) as it was stored, float32.
+
+        0 outside the box that the slices cover. Where the model's pixels are the scan's, every
+        value comes back exactly.
+        """
+        stack = _along(self.columns.to_scan(), _along(self.rows.to_scan(), slices, 1), 2)
+        canonical = np.moveaxis(stack, 0, self.across)
+        return Orientation.of(self.scan.affine).undo(canonical).astype(np.float32)
+
+
+def place(flair: Volume, head: Array, pixel_mm: float) -> Placement:
+    """The model's grid over the box of the head, a canonical mask on the grid of `flair`."""
+    grid = flair.canonical()
+    across = grid.through_plane_axis
+    axes = [axis for axis in range(3) if axis != across]
+    lines = []
+    for axis in axes:
+        profile = head.sum(axis=tuple(k for k in range(3) if k != axis))
+        inside = np.flatnonzero(profile > 0.002 * profile.max())  # specks of noise are no head
+        low, high = int(inside[0]), int(inside[-1]) + 1
+        lines.append(_line(head.shape[axis], low, high, pixel_mm / grid.spacing_mm[axis]))
+    rows_mm, columns_mm = (
+        line.step * grid.spacing_mm[axis] for line, axis in zip(lines, axes, strict=True)
+    )
+    return Placement(flair, across, lines[0], lines[1], (rows_mm, columns_mm))
+
+
+def _line(voxels: int, low: int, high: int, step: float) -> Line:
+    """The model's grid over voxels `low` to `high` (exclusive), centred on them."""
+    if abs(step - 1) < SAME_PIXEL:
+        step = 1.0
+    pixels = math.ceil((high - low) / step / MULTIPLE) * MULTIPLE
+    start = (low + high - 1) / 2 - step * (pixels - 1) / 2
+    return Line(voxels, pixels, math.floor(start) if step == 1 else start, step)
+
+
+def _interpolation(positions: Array, samples: int, width: float) -> scipy.sparse.csr_array:
+    """Weights (positions, samples) of linear interpolation; none beyond the samples' footprint.
+
+    `width` above 1 widens the triangle to that many samples, so that none is skipped when the
+    positions are farther apart than the samples. Sparse and summed in a fixed order: the number
+    of threads cannot change a result.
+    """
+    reach = math.ceil(width)
+    neighbours = np.floor(positions)[:, None] + np.arange(1 - reach, reach + 1)
+    weights = np.maximum(0, 1 - np.abs(neighbours - positions[:, None]) / width)
+    inside = (positions >= -0.5) & (positions <= samples - 0.5)
+    weights[(neighbours < 0) | (neighbours >= samples) | ~inside[:, None]] = 0
+    sums = weights.sum(axis=1, keepdims=True)
+    weights = np.divide(weights, sums, out=weights, where=sums > 0)
+    row, k = np.nonzero(weights)
+    return scipy.sparse.csr_array(
+        (weights[row, k].astype(np.float32), (row, neighbours[row, k].astype(int))),
+        shape=(len(positions), samples),
+    )
+
+
+def _along(matrix: scipy.sparse.csr_array, array: Array, axis: int) -> Array:
+    """`matrix` (m, n) applied along one axis, of length n, of an array."""
+    front = np.moveaxis(array, axis, 0).astype(np.float32)
+    product = matrix @ front.reshape(len(front), -1)
+    return np.moveaxis(product.reshape(-1, *front.shape[1:]), 0, axis)
+
+
+def _with_neighbours(slices: Array) -> Array:
+    """Slices n-1, n, n+1 as colours (N, H, W, 3); the end slices stand in for what lies beyond."""
+    padded = np.pad(slices, ((1, 1), (0, 0), (0, 0)), mode="edge")
+    return np.stack([padded[:-2], padded[1:-1], padded[2:]], axis=-1)
+
+
+def _matched_t1(flair: Volume, t1: Volume, head: Array, preparation: Preparation) -> Array:
+    """The T1 in 8 bit on the canonical grid of the FLAIR, uint8."""
+    flair, moving = flair.canonical(), t1.canonical()
+    if moving.shares_grid_with(flair) and np.array_equal(moving.data, flair.data):
+        raise LeukoError(f"{flair.name} and {t1.name} hold the same image; give a FLAIR and a T1")
+    covered = coverage(flair.with_data(head), moving)
+    if covered < SMALLEST_COVERAGE:
+        raise LeukoError(
+            f"{t1.name} covers {covered:.0%} of the head in {flair.name}; the two must show the "
+            "same brain in one space: check that they belong together, or register the T1 first"
+        )
+    if covered < 0.99:
+        log.warning("%s covers only %.0f %% of the head in %s", t1.name, 100 * covered, flair.name)
+    grey = moving.with_data(requantise(moving, preparation.tissue_grey))
+    return np.rint(resample_onto(grey, flair).data).astype(np.uint8)

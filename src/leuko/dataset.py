@@ -1,0 +1,153 @@
+"""Labelled subjects on disk become slices in memory, ready to draw batches from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from leuko import nifti
+from leuko.channels import Placement, Preparation, prepare
+from leuko.errors import LeukoError
+from leuko.metrics import OTHER_PATHOLOGY
+from leuko.volume import Array, Orientation, Volume, require_same_grid
+
+LABEL_NAMES = ("wmh", "lesions")
+LABEL_VALUES = (0, 1, OTHER_PATHOLOGY)
+IGNORED = 255  # in slices: of unknown class, left out of the loss
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One brain's files; `labels` holds 0 background, 1 WMH, 2 other pathology."""
+
+    name: str
+    flair: Path
+    t1: Path
+    labels: Path
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        return self.flair, self.t1, self.labels
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """Slices of many subjects on one canvas: `images` (N, H, W, 3) and `labels` (N, H, W), uint8.
+
+    Labels are 0 background, 1 WMH, `IGNORED` unknown.
+    """
+
+    images: Array
+    labels: Array
+
+    def draw(self, count: int, *, lesion_part: float, rng: np.random.Generator) -> Array:
+        """Indices of `count` slices; about `lesion_part` of them surely show a lesion."""
+        indices = rng.integers(len(self.images), size=count)
+        if len(self.with_lesion):
+            chosen = rng.random(count) < lesion_part
+            indices[chosen] = rng.choice(self.with_lesion, size=int(chosen.sum()))
+        return indices
+
+    @cached_property
+    def with_lesion(self) -> Array:
+        """Indices of the slices that show a lesion."""
+        return np.flatnonzero((self.labels == 1).any(axis=(1, 2)))
+
+
+def find_subjects(folder: Path) -> list[Subject]:
+    """The labelled subjects under a folder, sorted by name.
+
+    Two layouts: `<subject>/{FLAIR,T1,wmh|lesions}.nii.gz` and the challenge's
+    `<site>/<id>/{pre/FLAIR,pre/T1,wmh}.nii.gz`; `.nii` will do as well.
+    Raises LeukoError if there is none.
+    """
+    if not folder.is_dir():
+        raise LeukoError(f"{folder} is not a folder; give one that holds labelled subjects")
+    subjects = []
+    for labels in sorted(folder.rglob("*.nii*")):
+        if _stem(labels) not in LABEL_NAMES:
+            continue
+        for home in (labels.parent, labels.parent / "pre"):
+            flair, t1 = _image(home, "FLAIR"), _image(home, "T1")
+            if flair and t1:
+                name = labels.parent.relative_to(folder).as_posix()
+                subjects.append(Subject(name, flair, t1, labels))
+                break
+    twice = {s.name for s in subjects if sum(s.name == other.name for other in subjects) > 1}
+    if twice:
+        raise LeukoError(f"{folder}: {min(twice)} has both wmh and lesions; keep one of them")
+    if not subjects:
+        raise LeukoError(
+            f"{folder} holds no labelled subject; expected <subject>/FLAIR.nii.gz, T1.nii.gz and "
+            "wmh.nii.gz (or lesions.nii.gz), or the challenge's <site>/<id>/pre/FLAIR.nii.gz, "
+            "pre/T1.nii.gz and wmh.nii.gz"
+        )
+    return subjects
+
+
+def split(subjects: Sequence[Subject], *, held_out: float, seed: int) -> tuple[list[Subject], ...]:
+    """Subjects to train with, and a random part of about `held_out` to measure on.
+
+    At least one subject trains; with fewer than 1 / `held_out` subjects all of them do.
+    """
+    count = min(int(held_out * len(subjects)), len(subjects) - 1)
+    order = np.random.default_rng(seed).permutation(len(subjects))
+    measured = set(order[:count].tolist())
+    return (
+        [s for i, s in enumerate(subjects) if i not in measured],
+        [s for i, s in enumerate(subjects) if i in measured],
+    )
+
+
+def load(
+    subjects: Sequence[Subject],
+    preparation: Preparation,
+    on_subject: Callable[[Subject], None] = lambda _: None,
+) -> Slices:
+    """Prepare all slices of the subjects; smaller ones are centred on the largest's canvas."""
+    parts = []
+    for subject in subjects:
+        on_subject(subject)
+        parts.append(_subject_slices(subject, preparation))
+    height = max(images.shape[1] for images, _ in parts)
+    width = max(images.shape[2] for images, _ in parts)
+    return Slices(
+        np.concatenate([_on_canvas(images, height, width) for images, _ in parts]),
+        np.concatenate([_on_canvas(labels, height, width) for _, labels in parts]),
+    )
+
+
+def _subject_slices(subject: Subject, preparation: Preparation) -> tuple[Array, Array]:
+    flair, t1 = nifti.read(subject.flair), nifti.read(subject.t1)
+    truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
+    require_same_grid(flair, truth)
+    images, placement = prepare(flair, t1, preparation)
+    return images, _label_slices(truth, placement)
+
+
+def _label_slices(truth: Volume, placement: Placement) -> Array:
+    """Labels on the model's pixels: WMH where it fills at least half of one."""
+    canonical = Orientation.of(truth.affine).apply(truth.data)
+    wmh = placement.slices((canonical == 1).astype(np.float32)) >= 0.5
+    other = placement.slices((canonical == OTHER_PATHOLOGY).astype(np.float32)) >= 0.5
+    labels = wmh.astype(np.uint8)
+    labels[other & ~wmh] = IGNORED
+    return labels
+
+
+def _on_canvas(array: Array, height: int, width: int) -> Array:
+    above, left = (height - array.shape[1]) // 2, (width - array.shape[2]) // 2
+    canvas = np.zeros((len(array), height, width, *array.shape[3:]), dtype=array.dtype)
+    canvas[:, above : above + array.shape[1], left : left + array.shape[2]] = array
+    return canvas
+
+
+def _image(folder: Path, stem: str) -> Path | None:
+    candidates = (folder / f"{stem}{ending}" for ending in (".nii.gz", ".nii"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")

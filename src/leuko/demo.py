@@ -1,0 +1,53 @@
+"""A first look without data of one's own: made-up heads, a small network, a minute of training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from leuko import nifti
+from leuko.channels import Preparation, prepare
+from leuko.figures import method_figure
+from leuko.phantoms import make_phantom
+from leuko.recipes import MODERN, Phase
+from leuko.train import Settings
+
+TRAINING_HEADS = 8
+UNSEEN = "unseen"
+
+
+def make_heads(folder: Path) -> Path:
+    """Labelled made-up heads in `folder/training`, and one more, whose path is returned."""
+    for number in range(TRAINING_HEADS):
+        make_phantom(np.random.default_rng(number)).write(folder / "training" / f"head{number}")
+    make_phantom(np.random.default_rng(TRAINING_HEADS)).write(folder / UNSEEN)
+    return folder / UNSEEN
+
+
+def settings(data: Path) -> Settings:
+    """A network of three narrow stages, which sees the phantoms at their own pixel size."""
+    rate = 2e-3  # a small network takes larger steps
+    recipe = replace(
+        MODERN, steps=600, phases=(Phase(0.1, 0.0, rate), Phase(0.9, rate, 0.0)), lesion_part=0.7
+    )
+    return Settings(
+        data=str(data),
+        recipe=recipe,
+        preparation=Preparation(pixel_mm=1.3),
+        stages=((16, 16), (32, 32), (64, 64, 64)),
+        init="none",
+        held_out=0.0,
+    )
+
+
+def save_picture(path: Path, subject: Path, mask: Path) -> None:
+    """A PNG of the middle slice of a labelled subject with most lesion, from scans to mask."""
+    flair, t1 = nifti.read(subject / "FLAIR.nii.gz"), nifti.read(subject / "T1.nii.gz")
+    slices, placement = prepare(flair, t1, settings(subject).preparation)
+    truth = nifti.read_labels(subject / "wmh.nii.gz", values=(0, 1)).canonical().data
+    found = nifti.read_mask(mask).canonical().data
+    reference, predicted = (placement.slices(m.astype(np.uint8)) > 0 for m in (truth, found))
+    middle = range(len(slices) // 3, 2 * len(slices) // 3)
+    shown = max(middle, key=lambda n: reference[n].sum())
+    figure = method_figure(slices[shown], mask=predicted[shown], reference=reference[shown])
+    figure.savefig(path, dpi=110, facecolor="black")

@@ -1,0 +1,154 @@
+"""Masks against references: one pair, or folders of them as one table with intervals."""
+
+import csv
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from leuko import nifti
+from leuko.errors import LeukoError
+from leuko.files import staged
+from leuko.lesions import find_lesions
+from leuko.metrics import MEASURES, OTHER_PATHOLOGY, measure, without_other_pathology
+from leuko.volume import Volume, require_same_grid
+
+log = logging.getLogger(__name__)
+
+REFERENCE_NAMES = ("wmh", "lesions")
+PREDICTION_NAMES = ("wmh", "result")  # `leuko segment` writes the one, the challenge the other
+RESAMPLES = 10_000
+
+COLUMNS = (
+    *(m.key for m in MEASURES),
+    "reference_ml",
+    "prediction_ml",
+    "reference_lesions",
+    "prediction_lesions",
+)
+
+Row = dict[str, float]
+
+
+def evaluate(reference: Path, prediction: Path) -> Row:
+    """All measures, volumes and lesion counts of one predicted mask, by `COLUMNS`.
+
+    The reference holds 0, 1 and 2 (other pathology, not counted). Both may be stored in different
+    axis orders. Raises LeukoError if they are not on one grid.
+    """
+    truth = nifti.read_labels(reference, values=(0, 1, OTHER_PATHOLOGY))
+    return compare(truth, nifti.read_mask(prediction))
+
+
+def compare(truth: Volume, mask: Volume) -> Row:
+    """As `evaluate`, of labels (0, 1, 2) and a boolean mask in memory."""
+    require_same_grid(truth, mask)
+    canonical = truth.canonical()
+    predicted, expected = without_other_pathology(
+        prediction=mask.canonical().data, reference=canonical.data
+    )
+    measures = measure(
+        prediction=predicted,
+        reference=expected,
+        affine=canonical.affine,
+        through_plane_axis=canonical.through_plane_axis,
+    )
+    voxel_ml = canonical.voxel_mm3 / 1000
+    return measures | {
+        "reference_ml": float(expected.sum()) * voxel_ml,
+        "prediction_ml": float(predicted.sum()) * voxel_ml,
+        "reference_lesions": float(find_lesions(expected)[1]),
+        "prediction_lesions": float(find_lesions(predicted)[1]),
+    }
+
+
+def evaluate_folders(references: Path, predictions: Path) -> dict[str, Row]:
+    """One row for each subject that both folders hold, by subject.
+
+    A subject is a folder with a mask (`wmh`, `lesions`; predictions: `wmh`, `result`), named by
+    its path, or a file directly in the folder, named by its stem. References without prediction
+    are named in a warning. Raises LeukoError if the folders share no subject.
+    """
+    truths = _find_masks(references, REFERENCE_NAMES)
+    masks = _find_masks(predictions, PREDICTION_NAMES)
+    shared = sorted(truths.keys() & masks.keys())
+    if not shared:
+        raise LeukoError(
+            f"{references} ({_some(truths)}) and {predictions} ({_some(masks)}) share no subject; "
+            "expected the same subject folders or file names in both"
+        )
+    for folder, missing in (
+        (predictions, truths.keys() - masks.keys()),
+        (references, masks.keys() - truths.keys()),
+    ):
+        if missing:
+            log.warning("%s lacks %d subjects: %s", folder, len(missing), _some(missing))
+    return {subject: evaluate(truths[subject], masks[subject]) for subject in shared}
+
+
+def mean_with_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """Mean and its 95 % percentile-bootstrap interval (Efron 1979).
+
+    Values that are nan are left out. No value: three nans. One value: no interval, nan.
+    """
+    known = np.array([v for v in values if not math.isnan(v)])
+    if not len(known):
+        return math.nan, math.nan, math.nan
+    if len(known) == 1:
+        return float(known[0]), math.nan, math.nan
+    draws = np.random.default_rng(seed).integers(len(known), size=(RESAMPLES, len(known)))
+    low, high = np.percentile(known[draws].mean(axis=1), [2.5, 97.5])
+    return float(known.mean()), float(low), float(high)
+
+
+def summarise(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows `mean`, `ci95_low` and `ci95_high` of a table."""
+    by_column = {c: mean_with_interval([row[c] for row in rows.values()]) for c in COLUMNS}
+    return {
+        name: {column: triple[k] for column, triple in by_column.items()}
+        for k, name in enumerate(("mean", "ci95_low", "ci95_high"))
+    }
+
+
+def write_table(path: Path, rows: Mapping[str, Row]) -> None:
+    """Tab-separated, a row a subject, then mean and interval; n/a where a measure is undefined."""
+    with (
+        staged(path.parent) as scratch,
+        (scratch / path.name).open("w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(["subject", *COLUMNS])
+        for name, row in {**rows, **summarise(rows)}.items():
+            table.writerow([name, *(_cell(row[column]) for column in COLUMNS)])
+
+
+def json_ready(row: Row) -> dict[str, float | None]:
+    """A row for JSON, which has no nan: an undefined measure is null."""
+    return {key: None if math.isnan(value) else value for key, value in row.items()}
+
+
+def _cell(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.6g}"
+
+
+def _find_masks(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
+    masks: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.nii*")):
+        stem = path.name.removesuffix(".gz").removesuffix(".nii")
+        if path.parent == folder and stem not in names:
+            subject = stem
+        elif stem in names:
+            subject = path.parent.relative_to(folder).as_posix()
+        else:
+            continue
+        if subject in masks:
+            raise LeukoError(f"{masks[subject]} and {path} are both masks of {subject}; keep one")
+        masks[subject] = path
+    return masks
+
+
+def _some(names: Sequence[str] | Mapping[str, Path] | set[str]) -> str:
+    shown = sorted(names)[:3]
+    return ", ".join(shown) + (", ..." if len(names) > 3 else "") if shown else "no mask"

@@ -1,0 +1,65 @@
+"""Files that are either whole or not there, and what identifies them."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from leuko.errors import LeukoError
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A scratch folder whose files move into `folder` together, once all are written.
+
+    If anything fails inside, `folder` is left as it was (and is not there if it was not).
+    Raises LeukoError when `folder` cannot be made or written.
+    """
+    existed = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".leuko-", dir=folder))
+    except OSError as error:
+        raise LeukoError(
+            f"cannot write into {folder}: {error.strerror}; choose another output folder"
+        ) from error
+    try:
+        yield scratch
+        for path in sorted(scratch.iterdir()):
+            path.replace(folder / path.name)
+    except OSError as error:
+        raise LeukoError(f"writing into {folder} failed: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Readable JSON; nan and infinity, which JSON does not know, are refused."""
+    path.write_text(
+        json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def read_json(path: Path, *, what: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises LeukoError when it is missing or is no JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LeukoError(f"{what} {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise LeukoError(f"{what} {path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise LeukoError(f"{what} {path} holds no JSON object")
+    return content

@@ -1,0 +1,202 @@
+"""NIfTI files in and out, the grid kept exactly. The only module that knows nibabel."""
+
+import logging
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from leuko.errors import LeukoError
+from leuko.volume import Array, Volume
+
+log = logging.getLogger(__name__)
+
+UNIT_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+
+# Direction cosines stored as float32 or as quaternions are off by up to 1e-6; what is off by
+# more, but not by more than 1e-3, is rounding in a converter, not a shear.
+ROUNDING = 1e-5
+NOT_A_SHEAR = 1e-3
+
+
+def read(path: Path) -> Volume:
+    """A 3-D NIfTI image, stored scaling applied, with its affine in mm.
+
+    Values keep the type of the file where it has no scaling (an integer file gives an integer
+    array) and are floating point otherwise. A trailing axis of length 1 is dropped.
+
+    Raises LeukoError for what cannot be a brain image: not a NIfTI file, damaged, not 3-D, all
+    zeros, NaN or infinite voxels, an affine that cannot be inverted, spacing that is not positive.
+    """
+    image = _load(path)
+    data = _voxels(image, path)
+    affine = _affine(image, path)
+    header = image.header.copy()
+    header.set_data_shape(data.shape)
+    return Volume(data, affine, header=header, name=path.name)
+
+
+def read_labels(path: Path, *, values: Collection[int]) -> Volume:
+    """A label image as uint8. Floating-point files are fine if they hold whole numbers.
+
+    Raises LeukoError if it holds values other than the declared ones. All zeros is a valid label.
+    """
+    image = _load(path)
+    data = _voxels(image, path, may_be_empty=True)
+    found = np.unique(data)
+    strange = [float(v) for v in found if v not in values]
+    if strange:
+        shown = ", ".join(f"{v:g}" for v in strange[:5]) + (", ..." if len(strange) > 5 else "")
+        expected = ", ".join(str(v) for v in sorted(values))
+        raise LeukoError(
+            f"{path} holds the label values {shown}; expected only {expected}: "
+            "is this the label file, or a probability map?"
+        )
+    return Volume(data.astype(np.uint8), _affine(image, path), name=path.name)
+
+
+def read_mask(path: Path) -> Volume:
+    """A predicted mask as bool, by the challenge's rule: integer voxels count from 1 to 1000,
+    floating-point ones from 0.5 to 1000. All zeros is a valid mask."""
+    image = _load(path)
+    data = _voxels(image, path, may_be_empty=True)
+    lowest = 1 if np.issubdtype(data.dtype, np.integer) else 0.5
+    return Volume((data >= lowest) & (data <= 1000), _affine(image, path), name=path.name)
+
+
+def write(path: Path, volume: Volume) -> None:
+    """Write the volume in its own data type, without scaling, on the grid that it was read with.
+
+    sform, qform, their codes, pixdim and units are those of the file that the grid came from;
+    a volume made in memory gets both forms with code 1 (scanner coordinates).
+    """
+    if volume.header is None:
+        image = nib.Nifti1Image(volume.data, volume.affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(volume.affine, code=1)
+        image.set_qform(volume.affine, code=1)
+    else:
+        header = volume.header.copy()
+        header["cal_min"] = header["cal_max"] = 0  # the display window of the scan, not of this
+        make = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+        image = make(volume.data, None, header)  # no affine: the header's own forms stay
+    image.header.set_data_dtype(volume.data.dtype)
+    image.header.set_slope_inter(1, 0)
+    nib.save(image, path)
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise LeukoError(f"{path} does not exist or is not a file; check the path")
+    try:
+        image = nib.load(path)
+    except (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error) as error:
+        raise LeukoError(
+            f"{path} cannot be read as NIfTI ({_first_line(error)}); "
+            "expected a .nii or .nii.gz file: convert it, or copy it again if it is damaged"
+        ) from error
+    if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
+        raise LeukoError(
+            f"{path} is a {type(image).__name__}, not a NIfTI image; convert it to .nii.gz"
+        )
+    return image
+
+
+def _voxels(image: Any, path: Path, *, may_be_empty: bool = False) -> Array:
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or min(shape) < 2:
+        seen = "x".join(str(n) for n in image.shape)
+        raise LeukoError(f"{path} has shape {seen}; expected one 3-D image: extract it first")
+    if image.get_data_dtype().kind not in "iuf":
+        raise LeukoError(
+            f"{path} holds {image.get_data_dtype()} voxels; expected plain grey values"
+        )
+    try:
+        data = np.asanyarray(image.dataobj).reshape(shape)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise LeukoError(
+            f"{path} is damaged or cut short ({_first_line(error)}); copy or convert it again"
+        ) from error
+    if data.dtype.kind == "f":
+        bad = data.size - int(np.count_nonzero(np.isfinite(data)))
+        if bad:
+            raise LeukoError(f"{path} has {bad} NaN or infinite voxels; replace them, by 0 say")
+    if not may_be_empty and not data.any():
+        raise LeukoError(f"{path} is all zeros; is it the right file?")
+    native: Array = data.astype(data.dtype.newbyteorder("="), copy=False)
+    return native
+
+
+def _affine(image: Any, path: Path) -> Array:
+    header = image.header
+    spacing = _declared_spacing(image)
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        shown = ", ".join(f"{s:g}" for s in spacing)
+        raise LeukoError(f"{path} declares voxel sizes {shown} mm; all must be above 0: mend them")
+    affine = np.array(image.affine, dtype=float)
+    affine[:3] *= UNIT_MM[header.get_xyzt_units()[0]]
+    scale = np.linalg.norm(affine[:3, :3], axis=0).prod()
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * scale:
+        raise LeukoError(
+            f"{path} has a singular voxel-to-world matrix; mend its sform or qform "
+            "(nibabel or c3d can set them)"
+        )
+    _warn_of_conflict(header, path)
+    return _orthonormalised(affine, path)
+
+
+def _declared_spacing(image: Any) -> Array:
+    """The voxel sizes as the file has them; nibabel's own header has bad ones replaced."""
+    holder = image.file_map["header" if "header" in image.file_map else "image"]
+    with holder.get_prepare_fileobj("rb") as file:
+        header = type(image.header).from_fileobj(file, check=False)
+    spacing: Array = header["pixdim"][1:4].astype(float)
+    return spacing
+
+
+def _warn_of_conflict(header: Any, path: Path) -> None:
+    sform, qform = header.get_sform(coded=True)[0], _qform(header)
+    if sform is None and qform is None:
+        log.warning("%s: neither sform nor qform is set; voxel sizes alone place the image", path)
+    elif sform is not None and qform is not None:
+        corners = np.array(np.meshgrid(*[(0, n) for n in header.get_data_shape()[:3]]))
+        apart = np.abs((sform - qform)[:3] @ np.vstack([corners.reshape(3, -1), np.ones(8)])).max()
+        if apart > 0.1 * float(min(header["pixdim"][1:4])):
+            log.warning("%s: sform and qform differ by up to %.3g mm; used the sform", path, apart)
+
+
+def _qform(header: Any) -> Array | None:
+    try:
+        qform: Array | None = header.get_qform(coded=True)[0]
+    except (HeaderDataError, ValueError):  # a quaternion that is none; the sform decides
+        return None
+    return qform
+
+
+def _orthonormalised(affine: Array, path: Path) -> Array:
+    """The affine with direction cosines made exactly perpendicular, if they nearly were."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    directions = affine[:3, :3] / spacing
+    left, _, right = np.linalg.svd(directions)
+    nearest = left @ right
+    off = float(np.abs(directions - nearest).max())
+    if off <= ROUNDING:
+        return affine
+    if off > NOT_A_SHEAR:
+        log.warning("%s: its axes are not perpendicular (off by %.2g); kept as they are", path, off)
+        return affine
+    log.warning("%s: direction cosines are off by %.2g; made perpendicular", path, off)
+    mended = affine.copy()
+    mended[:3, :3] = nearest * spacing
+    return mended
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,97 @@
+"""How a network is trained, as data: `XU2017` exactly as published, and `MODERN`."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training, over which the rate goes from one value to another on a half cosine.
+
+    `part` is its share of all steps. `momentum` is for SGD alone.
+    """
+
+    part: float
+    rate_from: float
+    rate_to: float
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a slice. The paper names scaling and rotating; the ranges are ours."""
+
+    scale: tuple[float, float]  # factors, drawn evenly on a logarithmic scale
+    rotation_degrees: float  # drawn from -r to r
+    flip: bool = False  # left-right, half of the images
+    gain: float = 0.0  # a channel times 1 - g to 1 + g; the residue scales with its FLAIR
+    gamma: float = 0.0  # a channel's tissue contrast, exponent exp(-g) to exp(g)
+    noise_grey: float = 0.0  # largest standard deviation of added noise, in grey levels
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a training besides its data, its seed and its start."""
+
+    name: str
+    steps: int  # updates of the weights
+    images_per_step: int
+    images_at_once: int  # in memory; gradients are summed up to a step
+    loss: Literal["summed-cross-entropy", "cross-entropy-dice"]
+    optimiser: Literal["sgd", "adamw"]
+    weight_decay: float
+    phases: tuple[Phase, ...]
+    augmentation: Augmentation
+    lesion_part: float  # of the images drawn, at least this part shows a lesion
+    feature_scale: float  # what ImageNet's maps are divided by at the start
+    mixed_precision: bool  # bfloat16 where the device computes in it
+
+
+XU2017 = Recipe(
+    name="xu2017",
+    steps=150_000,
+    images_per_step=20,
+    images_at_once=1,
+    loss="summed-cross-entropy",
+    optimiser="sgd",
+    weight_decay=0.0005,
+    phases=(
+        Phase(1 / 3, 1e-8, 1e-8, momentum=0.99),  # 50k steps
+        Phase(2 / 3, 1e-9, 1e-9, momentum=0.999),  # 100k steps
+    ),
+    augmentation=Augmentation(scale=(0.9, 1.1), rotation_degrees=15),
+    lesion_part=0.0,
+    feature_scale=1.0,  # the published rates belong to the maps as they are, in the hundreds
+    mixed_precision=False,
+)
+
+MODERN = Recipe(
+    name="modern",
+    steps=6_000,
+    images_per_step=8,
+    images_at_once=8,
+    loss="cross-entropy-dice",
+    optimiser="adamw",
+    weight_decay=0.01,
+    phases=(Phase(0.05, 0.0, 3e-4), Phase(0.95, 3e-4, 0.0)),
+    augmentation=Augmentation(
+        scale=(0.8, 1.25), rotation_degrees=20, flip=True, gain=0.15, gamma=0.2, noise_grey=8
+    ),
+    lesion_part=0.5,
+    feature_scale=64.0,  # AdamW moves a weight by the rate whatever its scale: maps must be near 1
+    mixed_precision=True,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (MODERN, XU2017)}
+
+
+def phase_at(recipe: Recipe, step: int, steps: int) -> tuple[Phase, float]:
+    """The phase that a step (0 to steps - 1) belongs to, and the learning rate at that step."""
+    done, end = (step + 1) / steps, 0.0
+    for phase in recipe.phases:
+        begin, end = end, end + phase.part
+        if done <= end + 1e-9:
+            break
+    turn = math.cos(math.pi * min(1.0, (done - begin) / phase.part))
+    return phase, phase.rate_to + (phase.rate_from - phase.rate_to) * (1 + turn) / 2

@@ -1,0 +1,148 @@
+"""The main job, told in order: two scans and a model become a mask, a probability map, numbers."""
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from leuko import nifti, runtime
+from leuko.channels import prepare
+from leuko.errors import LeukoError
+from leuko.files import sha256, staged, write_json
+from leuko.lesions import drop_small, find_lesions
+from leuko.volume import Array, Volume
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What `segment` found. Volumes in mL; `seconds` by stage, in order."""
+
+    mask: Volume  # uint8, 1 = WMH
+    probability: Volume  # float32, 0 to 1
+    volume_ml: float
+    lesions: int
+    seconds: dict[str, float]
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage, in the order in which the stages were run."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def segment(
+    flair: Path,
+    t1: Path | None,
+    out: Path,
+    *,
+    model: Path,
+    threshold: float | None = None,
+    smallest_lesion_mm3: float | None = None,
+    device: runtime.Device = "cpu",
+    threads: int | None = None,
+) -> Segmentation:
+    """Segment one brain and write `wmh.nii.gz`, `wmh_prob.nii.gz` and `run.json` into `out`.
+
+    Mask and map are on the grid of the FLAIR as it was stored. `threshold` and
+    `smallest_lesion_mm3` default to the model's own. Raises LeukoError; `out` then holds what it
+    held before.
+    """
+    watch = Stopwatch()
+    with staged(out) as scratch:
+        with watch.stage("load model"):
+            loaded = runtime.load(model, device=device, threads=threads)
+        if threshold is None:
+            threshold = loaded.card.threshold
+        if smallest_lesion_mm3 is None:
+            smallest_lesion_mm3 = loaded.card.smallest_lesion_mm3
+        if not 0 < threshold < 1:
+            raise LeukoError(f"the threshold {threshold:g} is not between 0 and 1")
+        if smallest_lesion_mm3 < 0:
+            raise LeukoError(f"the smallest lesion of {smallest_lesion_mm3:g} mm3 is below 0")
+        with watch.stage("read"):
+            flair_scan = nifti.read(flair)
+            t1_scan = nifti.read(t1) if t1 else None
+        probability = predict(flair_scan, t1_scan, loaded, watch)
+        mask = to_mask(
+            probability, threshold, smallest_mm3=smallest_lesion_mm3, voxel_mm3=flair_scan.voxel_mm3
+        )
+        result = Segmentation(
+            mask=flair_scan.with_data(mask.astype(np.uint8)),
+            probability=flair_scan.with_data(probability),
+            volume_ml=float(mask.sum()) * flair_scan.voxel_mm3 / 1000,
+            lesions=find_lesions(mask)[1],
+            seconds=watch.seconds,
+        )
+        with watch.stage("write"):
+            nifti.write(scratch / "wmh.nii.gz", result.mask)
+            nifti.write(scratch / "wmh_prob.nii.gz", result.probability)
+        write_json(
+            scratch / "run.json",
+            {
+                "command": "segment",
+                "versions": versions(),
+                "inputs": {
+                    name: {"path": str(path), "sha256": sha256(path)}
+                    for name, path in (("flair", flair), ("t1", t1))
+                    if path
+                },
+                "model": {
+                    "name": loaded.card.name,
+                    "path": str(model),
+                    "weights_sha256": loaded.card.weights_sha256,
+                },
+                "settings": {
+                    "threshold": threshold,
+                    "smallest_lesion_mm3": smallest_lesion_mm3,
+                    "device": device,
+                },
+                "volume_ml": round(result.volume_ml, 4),
+                "lesions": result.lesions,
+                "seconds": watch.seconds,
+            },
+        )
+    return result
+
+
+def predict(
+    flair: Volume, t1: Volume | None, model: runtime.Model, watch: Stopwatch | None = None
+) -> Array:
+    """Probability of WMH on the grid of the FLAIR (X, Y, Z), float32 in [0, 1]."""
+    watch = watch or Stopwatch()
+    with watch.stage("prepare"):
+        slices, placement = prepare(flair, t1, model.card.preparation)
+    with watch.stage("predict"):
+        probabilities = model.predict(slices)
+    with watch.stage("restore"):
+        return np.clip(placement.restore(probabilities), 0, 1)
+
+
+def to_mask(
+    probability: Array, threshold: float, *, smallest_mm3: float, voxel_mm3: float
+) -> Array:
+    """Voxels at or above the threshold, without lesions smaller than `smallest_mm3`, as bool."""
+    return drop_small(probability >= threshold, voxel_mm3=voxel_mm3, smallest_mm3=smallest_mm3)
+
+
+def versions() -> dict[str, str]:
+    """Of Leuko and all that can change its numbers."""
+    names = ("leuko", "numpy", "scipy", "nibabel", "diplib", "torch")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

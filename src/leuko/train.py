@@ -1,0 +1,305 @@
+"""Training, told in order.
+
+A run is a folder: its settings, the last checkpoint, and at the end a model and its measures.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file, save_file
+
+from leuko import imagenet, losses, nifti, runtime
+from leuko.augment import augment
+from leuko.channels import Preparation
+from leuko.dataset import LABEL_VALUES, Subject, find_subjects, load, split
+from leuko.errors import LeukoError
+from leuko.evaluate import Row, compare, json_ready
+from leuko.files import read_json, sha256, staged, write_json
+from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, Stages
+from leuko.recipes import MODERN, Augmentation, Phase, Recipe, phase_at
+from leuko.segment import Stopwatch, predict, to_mask, versions
+from leuko.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
+
+RUN_FILE = "run.json"
+CHECKPOINT_FILE = "checkpoint.ckpt"
+CHECKPOINT_SECONDS = 60.0  # what a kill can cost; writing one takes about a second
+
+CLASSES = ("background", "wmh")
+LOSSES = {
+    "summed-cross-entropy": losses.summed_cross_entropy,
+    "cross-entropy-dice": losses.cross_entropy_dice,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the trained weights, besides the scans: kept in the run, and all that resuming
+    needs."""
+
+    data: str
+    recipe: Recipe = MODERN
+    preparation: Preparation = field(default_factory=Preparation)
+    stages: Stages = VGG16
+    side_maps: int = SIDE_MAPS
+    init: str = "imagenet"  # or "none", or a model folder
+    imagenet_weights: str = imagenet.DEFAULT
+    seed: int = 0
+    held_out: float = 0.2  # part of the subjects that are measured on, not trained with
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Settings":
+        recipe = content["recipe"]
+        recipe = recipe | {
+            "phases": tuple(Phase(**phase) for phase in recipe["phases"]),
+            "augmentation": Augmentation(
+                **recipe["augmentation"] | {"scale": tuple(recipe["augmentation"]["scale"])}
+            ),
+        }
+        return cls(
+            **content
+            | {
+                "recipe": Recipe(**recipe),
+                "preparation": Preparation(**content["preparation"]),
+                "stages": tuple(tuple(widths) for widths in content["stages"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: `step` of `steps` done, the last step's loss and its speed."""
+
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+
+
+def start(run: Path, settings: Settings) -> None:
+    """Make a run folder that `fit` can fill. Raises LeukoError if there is one already."""
+    if (run / RUN_FILE).exists():
+        raise LeukoError(
+            f"{run} holds a run already; continue it with leuko train --resume {run}, "
+            "or choose another folder"
+        )
+    train, measured = split(
+        find_subjects(Path(settings.data)), held_out=settings.held_out, seed=settings.seed
+    )
+    with staged(run) as scratch:
+        write_json(
+            scratch / RUN_FILE,
+            {
+                "command": "train",
+                "finished": False,
+                "versions": versions(),
+                "settings": asdict(settings),
+                "subjects": {"train": _described(train), "held_out": _described(measured)},
+            },
+        )
+
+
+def fit(
+    run: Path,
+    *,
+    device: runtime.Device = "cpu",
+    threads: int | None = None,
+    on_step: Callable[[Progress], None] = lambda _: None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> dict[str, Row]:
+    """Train the run in a folder that `start` made, from its last checkpoint if there is one.
+
+    Leaves the model and its card in the folder and returns the measures of the held-out subjects,
+    by subject. Every random choice follows from the seed and the number of the step, so that a
+    run that was stopped and resumed gives the same weights, bit for bit on a CPU.
+
+    Raises LeukoError when the scans have changed, the device is missing, or the loss diverges.
+    """
+    record = read_json(run / RUN_FILE, what="run")
+    settings = Settings.from_json(record["settings"])
+    recipe = settings.recipe
+    watch = Stopwatch()
+    runtime.require_device(device)
+    torch.set_num_threads(threads or runtime.available_cpus())
+
+    train, measured = _recorded_subjects(record, settings)
+    with watch.stage("prepare"):
+        slices = load(train, settings.preparation)
+        images, labels = torch.from_numpy(slices.images), torch.from_numpy(slices.labels)
+
+    fabric = Fabric(accelerator=device, devices=1, precision=_precision(recipe, device))
+    network = _initialised(settings).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer: torch.optim.Optimizer
+    if recipe.optimiser == "sgd":
+        optimizer = torch.optim.SGD(network.parameters(), weight_decay=recipe.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=recipe.weight_decay)
+    model, optimizer = fabric.setup(network, optimizer)
+    loss_of = LOSSES[recipe.loss]
+
+    first = 0
+    if (run / CHECKPOINT_FILE).exists():
+        state = {"model": model, "optimizer": optimizer}
+        first = fabric.load(run / CHECKPOINT_FILE, state, weights_only=True)["step"]
+
+    with watch.stage("train"):
+        saved = time.monotonic()
+        for step in range(first, recipe.steps):
+            begun = time.monotonic()
+            _set_rate(optimizer, *phase_at(recipe, step, recipe.steps))
+            rng = np.random.default_rng([settings.seed, step])
+            drawn = slices.draw(recipe.images_per_step, lesion_part=recipe.lesion_part, rng=rng)
+            generator = torch.Generator(fabric.device).manual_seed(int(rng.integers(2**62)))
+            step_loss = 0.0
+            for part in torch.split(torch.from_numpy(drawn), recipe.images_at_once):
+                batch, truth = augment(
+                    images[part].to(fabric.device),
+                    labels[part].to(fabric.device),
+                    recipe.augmentation,
+                    channels=settings.preparation.channels,
+                    generator=generator,
+                )
+                loss = loss_of(model(batch).float(), truth) * len(part) / recipe.images_per_step
+                fabric.backward(loss)
+                step_loss += loss.item()
+            if not np.isfinite(step_loss):
+                raise LeukoError(
+                    f"the loss is {step_loss} at step {step + 1}: the training diverged; "
+                    "check the scans, or use another recipe or start"
+                )
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds = time.monotonic() - begun
+            on_step(Progress(step + 1, recipe.steps, step_loss, recipe.images_per_step / seconds))
+            if time.monotonic() - saved >= checkpoint_seconds or step + 1 == recipe.steps:
+                state = {"model": model, "optimizer": optimizer, "step": step + 1}
+                fabric.save(run / f"{CHECKPOINT_FILE}.part", state)
+                (run / f"{CHECKPOINT_FILE}.part").replace(run / CHECKPOINT_FILE)
+                saved = time.monotonic()
+
+    card = ModelCard(
+        name=run.resolve().name,
+        classes=CLASSES,
+        preparation=settings.preparation,
+        stages=settings.stages,
+        side_maps=settings.side_maps,
+        training={
+            "recipe": recipe.name,
+            "steps": recipe.steps,
+            "init": settings.init,
+            "seed": settings.seed,
+            "subjects": [subject.name for subject in train],
+        },
+        leuko_version=versions()["leuko"],
+    )
+    with staged(run) as scratch:
+        tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+        save_file(tensors, scratch / WEIGHTS_FILE)
+        save_card(scratch, card)
+
+    with watch.stage("measure"):
+        trained = runtime.load(run, device=device, threads=threads)
+        measures = {subject.name: _measured(subject, trained) for subject in measured}
+    with staged(run) as scratch:
+        finished = {"finished": True, "device": device, "seconds": watch.seconds}
+        shown = {name: json_ready(row) for name, row in measures.items()}
+        write_json(scratch / RUN_FILE, record | finished | {"measures": shown})
+    return measures
+
+
+def _initialised(settings: Settings) -> SpecialisedVGG:
+    """The network as the training starts, on the CPU."""
+    torch.manual_seed(settings.seed)
+    network = SpecialisedVGG(len(CLASSES), settings.stages, settings.side_maps)
+    if settings.init == "imagenet":
+        imagenet.transfer(
+            network, settings.imagenet_weights, feature_scale=settings.recipe.feature_scale
+        )
+    elif settings.init != "none":
+        load_card(Path(settings.init))
+        try:
+            network.load_state_dict(load_file(Path(settings.init) / WEIGHTS_FILE))
+        except RuntimeError as error:
+            raise LeukoError(
+                f"{settings.init} is a network of another shape than the one to train; "
+                "start from a model of the same stages and classes"
+            ) from error
+    return network
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, phase: Phase, rate: float) -> None:
+    """Set learning rate and momentum, keeping Caffe's velocity when the rate changes.
+
+    Caffe, which the paper used, folds the rate into the velocity (v = m v + rate g; w -= v),
+    PyTorch does not (u = m u + g; w -= rate u). The same weights follow if u = v / rate is
+    rescaled whenever the rate changes.
+    """
+    for group in optimizer.param_groups:
+        if "momentum" in group:
+            group["momentum"] = phase.momentum
+            for parameter in group["params"]:
+                velocity = optimizer.state[parameter].get("momentum_buffer")
+                if velocity is not None and group["lr"] != rate:
+                    velocity *= group["lr"] / rate
+        group["lr"] = rate
+
+
+def _precision(recipe: Recipe, device: runtime.Device) -> Literal["bf16-mixed", "32-true"]:
+    """bfloat16 where the recipe allows it and the device multiplies in it: emulated, it is slow."""
+    match device:
+        case "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        case "cpu":
+            capabilities = torch.cpu.get_capabilities()
+            native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+        case "mps":
+            native = False
+    return "bf16-mixed" if recipe.mixed_precision and native else "32-true"
+
+
+def _described(subjects: list[Subject]) -> list[dict[str, Any]]:
+    return [
+        {"name": s.name, "files": {str(path): sha256(path) for path in s.files}} for s in subjects
+    ]
+
+
+def _recorded_subjects(
+    record: dict[str, Any], settings: Settings
+) -> tuple[list[Subject], list[Subject]]:
+    """The run's subjects to train with and to measure on, their files unchanged since `start`."""
+    found = {s.name: s for s in find_subjects(Path(settings.data))}
+    groups = []
+    for group in ("train", "held_out"):
+        subjects = []
+        for entry in record["subjects"][group]:
+            subject = found.get(entry["name"])
+            if subject is None or _described([subject]) != [entry]:
+                raise LeukoError(
+                    f"the scans of {entry['name']} in {settings.data} are not those that the run "
+                    "started with; put them back, or start another run"
+                )
+            subjects.append(subject)
+        groups.append(subjects)
+    return groups[0], groups[1]
+
+
+def _measured(subject: Subject, model: runtime.Model) -> Row:
+    """The measures of a trained model on one labelled subject."""
+    flair = nifti.read(subject.flair)
+    probability = predict(flair, nifti.read(subject.t1), model)
+    mask = to_mask(
+        probability,
+        model.card.threshold,
+        smallest_mm3=model.card.smallest_lesion_mm3,
+        voxel_mm3=flair.voxel_mm3,
+    )
+    truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
+    return compare(truth, flair.with_data(mask))
