@@ -10,6 +10,7 @@ import numpy as np
 from leuko import nifti
 from leuko.channels import Placement, Preparation, prepare
 from leuko.errors import LeukoError
+from leuko.files import find_images, image_stem
 from leuko.metrics import OTHER_PATHOLOGY
 from leuko.volume import Array, Orientation, Volume, require_same_grid
 
@@ -66,8 +67,8 @@ def find_subjects(folder: Path) -> list[Subject]:
     if not folder.is_dir():
         raise LeukoError(f"{folder} is not a folder; give one that holds labelled subjects")
     subjects = []
-    for labels in sorted(folder.rglob("*.nii*")):
-        if _stem(labels) not in LABEL_NAMES:
+    for labels in find_images(folder):
+        if image_stem(labels) not in LABEL_NAMES:
             continue
         for home in (labels.parent, labels.parent / "pre"):
             flair, t1 = _image(home, "FLAIR"), _image(home, "T1")
@@ -147,7 +148,3 @@ def _on_canvas(array: Array, height: int, width: int) -> Array:
 def _image(folder: Path, stem: str) -> Path | None:
     candidates = (folder / f"{stem}{ending}" for ending in (".nii.gz", ".nii"))
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")

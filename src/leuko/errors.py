@@ -6,3 +6,8 @@ class LeukoError(Exception):
 
     The message is one line: what was seen, what was expected, what to do next.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's exception says, in one line; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

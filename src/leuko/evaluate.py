@@ -10,7 +10,7 @@ import numpy as np
 
 from leuko import nifti
 from leuko.errors import LeukoError
-from leuko.files import staged
+from leuko.files import find_images, image_stem, staged
 from leuko.lesions import find_lesions
 from leuko.metrics import MEASURES, OTHER_PATHOLOGY, measure, without_other_pathology
 from leuko.volume import Volume, require_same_grid
@@ -135,8 +135,8 @@ def _cell(value: float) -> str:
 
 def _find_masks(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
     masks: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.nii*")):
-        stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    for path in find_images(folder):
+        stem = image_stem(path)
         if path.parent == folder and stem not in names:
             subject = stem
         elif stem in names:

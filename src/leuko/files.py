@@ -39,6 +39,21 @@ def staged(folder: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
+def find_images(folder: Path) -> list[Path]:
+    """The .nii and .nii.gz files in a folder and up to three levels below it, sorted.
+
+    Folders that are links are entered: cohorts are often laid out so. Three levels are what the
+    challenge has (city, scanner, subject).
+    """
+    found = (path for depth in range(4) for path in folder.glob("*/" * depth + "*.nii*"))
+    return sorted(path for path in found if path.name.endswith((".nii", ".nii.gz")))
+
+
+def image_stem(path: Path) -> str:
+    """The file's name without .nii or .nii.gz."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:

@@ -12,9 +12,11 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
-from leuko.errors import LeukoError
+from leuko.errors import LeukoError, first_line
 from leuko.files import sha256
 from leuko.network import SpecialisedVGG
+
+BASE_URL = "https://download.pytorch.org/models"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Published:
 
     @property
     def url(self) -> str:
-        return f"https://download.pytorch.org/models/{self.file}"
+        return f"{BASE_URL}/{self.file}"
 
     @property
     def sha256_prefix(self) -> str:
@@ -130,8 +132,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise LeukoError(f"{path} does not exist; give a VGG-16 weight file") from error
     except Exception as error:  # torch.load raises whatever a damaged or hostile file provokes
-        reason = str(error).strip().splitlines()[0]
-        raise LeukoError(f"{path} is not a plain file of weights ({reason})") from error
+        raise LeukoError(
+            f"{path} is not a plain file of weights ({first_line(error)}); expected VGG-16's"
+        ) from error
     if not isinstance(state, dict):
         raise LeukoError(f"{path} holds no dictionary of weights; expected torchvision's VGG-16")
     return state

@@ -11,7 +11,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from leuko.errors import LeukoError
+from leuko.errors import LeukoError, first_line
 from leuko.volume import Array, Volume
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _load(path: Path) -> Any:
         image = nib.load(path)
     except (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error) as error:
         raise LeukoError(
-            f"{path} cannot be read as NIfTI ({_first_line(error)}); "
+            f"{path} cannot be read as NIfTI ({first_line(error)}); "
             "expected a .nii or .nii.gz file: convert it, or copy it again if it is damaged"
         ) from error
     if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
@@ -122,7 +122,7 @@ def _voxels(image: Any, path: Path, *, may_be_empty: bool = False) -> Array:
         data = np.asanyarray(image.dataobj).reshape(shape)
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise LeukoError(
-            f"{path} is damaged or cut short ({_first_line(error)}); copy or convert it again"
+            f"{path} is damaged or cut short ({first_line(error)}); copy or convert it again"
         ) from error
     if data.dtype.kind == "f":
         bad = data.size - int(np.count_nonzero(np.isfinite(data)))
@@ -196,7 +196,3 @@ def _orthonormalised(affine: Array, path: Path) -> Array:
     mended = affine.copy()
     mended[:3, :3] = nearest * spacing
     return mended
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

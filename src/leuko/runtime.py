@@ -71,20 +71,25 @@ def load(folder: Path, *, device: Device = "cpu", threads: int | None = None) ->
 
 def require_device(device: Device) -> None:
     """Raises LeukoError unless torch is installed and `device` can be used."""
+    there = torch_devices()
+    if not there[device]:
+        usable = ", ".join(name for name, found in there.items() if found)
+        raise LeukoError(f"no {device} device was found here; use --device with one of: {usable}")
+
+
+def torch_devices() -> dict[Device, bool]:
+    """Which devices torch can use here. Raises LeukoError without torch."""
     try:
         import torch
     except ImportError as error:
         raise LeukoError(
             'this needs PyTorch, which is not installed; pip install "leuko[train]"'
         ) from error
-    there = {
+    return {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    if not there[device]:
-        usable = ", ".join(name for name, found in there.items() if found)
-        raise LeukoError(f"no {device} device was found here; use --device with one of: {usable}")
 
 
 def available_cpus() -> int:

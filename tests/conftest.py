@@ -1,0 +1,67 @@
+"""Folders of made-up heads, a model trained on them, and the way to the real scans."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leuko import train
+from leuko.channels import Preparation
+from leuko.phantoms import Phantom, make_phantom
+from leuko.recipes import MODERN, Phase
+from leuko.train import Settings
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+SMALL = {"shape": (48, 56, 12), "spacing_mm": (3.0, 3.0, 8.0), "lesions": 10}
+
+
+def pytest_collection_modifyitems(items):
+    absent = pytest.mark.skip(reason=f"REAL SCANS NOT TESTED: {REAL} is not there")
+    for item in items:
+        if "real" in item.keywords and not REAL.is_dir():
+            item.add_marker(absent)
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder of real scans."""
+    return REAL
+
+
+@pytest.fixture
+def phantom() -> Phantom:
+    """A small made-up head."""
+    return make_phantom(np.random.default_rng(0), **SMALL)
+
+
+@pytest.fixture(scope="session")
+def heads(tmp_path_factory) -> Path:
+    """Six labelled subjects, as a user would lay them out."""
+    folder = tmp_path_factory.mktemp("heads")
+    for number in range(6):
+        make_phantom(np.random.default_rng(number), **SMALL).write(folder / f"head{number}")
+    return folder
+
+
+def small_settings(data: Path, *, steps: int, **changes) -> Settings:
+    """A narrow network of three stages at the phantoms' own pixels."""
+    rate = 3e-3
+    recipe = replace(MODERN, steps=steps, phases=(Phase(0.1, 0.0, rate), Phase(0.9, rate, 0.0)))
+    settings = Settings(
+        data=str(data),
+        recipe=recipe,
+        preparation=Preparation(pixel_mm=3.0),
+        stages=((8, 8), (16, 16), (32, 32)),
+        init="none",
+    )
+    return replace(settings, **changes)
+
+
+@pytest.fixture(scope="session")
+def model(heads, tmp_path_factory) -> Path:
+    """A model that has learnt to find the phantoms' lesions."""
+    run = tmp_path_factory.mktemp("models") / "phantom-model"
+    train.start(run, small_settings(heads, steps=300))
+    train.fit(run)
+    return run

@@ -1,0 +1,343 @@
+"""What the commands print, write and answer."""
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from leuko import nifti
+from leuko.cli import main
+from leuko.phantoms import make_phantom
+from leuko.weights import load_card
+
+
+@pytest.fixture
+def leuko(capsys):
+    """Run a command; give back its exit code and what it printed to stdout and stderr."""
+
+    def run(*arguments):
+        code = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as end:
+            code = end.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def assert_one_line_error(answer, *words):
+    code, out, err = answer
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert str(word) in err
+
+
+def test_help_names_the_commands(leuko):
+    code, out, _ = leuko("--help")
+    assert code == 0
+    for command in ("segment", "evaluate", "train", "demo"):
+        assert f"\n  {command} " in out
+
+
+def test_the_version_is_printed(leuko):
+    assert leuko("--version") == (0, "leuko 0.1.0\n", "")
+
+
+def test_segment_prints_the_volume_and_writes_the_files(leuko, heads, model, tmp_path):
+    subject = heads / "head0"
+    code, out, err = leuko(
+        "segment", "--flair", subject / "FLAIR.nii.gz", "--t1", subject / "T1.nii.gz",
+        "--model", model, "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert f"WMH volume  {record['volume_ml']:.2f} mL in {record['lesions']} lesions" in out
+    for name in ("wmh.nii.gz", "wmh_prob.nii.gz", "run.json"):
+        assert str(tmp_path / "out" / name) in out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "run.json", "wmh.nii.gz", "wmh_prob.nii.gz"
+    ]  # fmt: skip
+    assert "done in" in err
+
+
+def test_evaluate_prints_every_measure_with_unit_and_direction(leuko, heads):
+    labels = heads / "head0" / "wmh.nii.gz"
+    code, out, _ = leuko("evaluate", labels, labels)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == ["Dice", "(DSC)", "1", "higher", "is", "better"]
+    assert lines[1].split() == ["Hausdorff", "95", "(H95)", "0", "mm", "lower", "is", "better"]
+    assert lines[2].split()[3:5] == ["0", "%"]
+    assert len(lines) == 8
+    assert "mL in" in lines[-1]
+
+
+def test_evaluate_speaks_json(leuko, heads, tmp_path):
+    labels = heads / "head0" / "wmh.nii.gz"
+    empty = nifti.read(labels)
+    nifti.write(tmp_path / "empty.nii.gz", empty.with_data(np.zeros_like(empty.data)))
+    row = json.loads(leuko("evaluate", labels, tmp_path / "empty.nii.gz", "--json")[1])
+    assert row["dsc"] == 0
+    assert row["h95_mm"] is None
+    table = json.loads(leuko("evaluate", heads, heads, "--json")[1])
+    assert table["head3"]["dsc"] == table["mean"]["dsc"] == 1
+
+
+def test_evaluate_writes_a_table_of_folders(leuko, heads, tmp_path):
+    code, out, _ = leuko("evaluate", heads, heads, "-o", tmp_path / "table.tsv")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "subject", *(f"head{n}" for n in range(6)), "mean", "ci95_low", "ci95_high"
+    ]  # fmt: skip
+    assert len((tmp_path / "table.tsv").read_text().splitlines()) == 10
+
+
+def test_evaluate_refuses_a_file_against_a_folder(leuko, heads, tmp_path):
+    assert_one_line_error(
+        leuko("evaluate", heads / "head0" / "wmh.nii.gz", heads), "two files, or two folders"
+    )
+    labels = heads / "head0" / "wmh.nii.gz"
+    assert_one_line_error(leuko("evaluate", labels, labels, "-o", tmp_path / "t"), "two folders")
+
+
+@pytest.fixture(scope="module")
+def vgg_file(tmp_path_factory):
+    """A full-width VGG-16 weight file, as a user might have it."""
+    from leuko.imagenet import _indices
+    from leuko.network import SpecialisedVGG
+
+    torch.manual_seed(0)
+    network = SpecialisedVGG(2)
+    state = {}
+    for index, convolution in zip(_indices(network), network.convolutions, strict=True):
+        state[f"features.{index}.weight"] = convolution.weight.data
+        state[f"features.{index}.bias"] = convolution.bias.data
+    path = tmp_path_factory.mktemp("imagenet") / "vgg.pth"
+    torch.save(state, path)
+    return path
+
+
+def test_train_and_segment_with_the_full_network(leuko, heads, vgg_file, tmp_path):
+    run = tmp_path / "run"
+    code, out, err = leuko(
+        "train", heads, "-o", run, "--steps", 2, "--imagenet-weights", vgg_file,
+        "--channels", "flair-3-slices", "--seed", 7,
+    )  # fmt: skip
+    assert code == 0, err
+    assert f"model   {run}" in out
+    assert "mean of 1 held-out subject:" in out
+    assert "Dice (DSC)" in out
+    assert "step 2/2  loss" in err
+    card = load_card(run)
+    assert card.preparation.channels == "flair-3-slices"
+    assert card.training["seed"] == 7
+    flair = heads / "head0" / "FLAIR.nii.gz"
+    code, out, err = leuko("segment", "--flair", flair, "--model", run, "-o", tmp_path / "out")
+    assert code == 0, err  # three slices of FLAIR need no T1
+
+
+def test_the_published_recipe_runs(leuko, heads, tmp_path):
+    code, _, err = leuko(
+        "train", heads, "-o", tmp_path / "run", "--recipe", "xu2017", "--init", "none",
+        "--steps", 1, "--held-out", 0,
+    )  # fmt: skip
+    assert code == 0, err
+    assert load_card(tmp_path / "run").training["recipe"] == "xu2017"
+
+
+def test_training_from_a_model_keeps_its_settings(leuko, heads, model, tmp_path):
+    code, _, err = leuko("train", heads, "-o", tmp_path / "run", "--init", model, "--steps", 1)
+    assert code == 0, err
+    card = load_card(tmp_path / "run")
+    assert card.preparation == load_card(model).preparation
+    assert card.stages == load_card(model).stages
+
+
+def test_an_interrupted_training_says_how_to_go_on(heads, model, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "leuko.cli", "train", heads, "-o", run, "--init", model]
+    process = subprocess.Popen(
+        [str(part) for part in [*command, "--steps", 5000]], stderr=subprocess.PIPE, text=True
+    )
+    while not (run / "run.json").exists():
+        time.sleep(0.1)
+        assert process.poll() is None
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"stopped; go on with leuko train --resume {run}" in err
+    assert "Traceback" not in err
+
+
+def test_resume_finishes_a_run(leuko, heads, model, tmp_path):
+    from conftest import small_settings
+    from leuko import train
+
+    run = tmp_path / "run"
+    train.start(run, small_settings(heads, steps=3, init=str(model)))
+    code, out, err = leuko("train", "--resume", run)
+    assert code == 0, err
+    assert f"model   {run}" in out
+    load_card(run)
+
+
+def test_resume_stands_alone(leuko, heads, tmp_path):
+    assert_one_line_error(leuko("train", heads, "--resume", tmp_path), "give it alone")
+    assert_one_line_error(leuko("train"), "give DATA and -o RUN")
+    assert_one_line_error(leuko("train", "--resume", tmp_path), "run.json cannot be read")
+
+
+# Bad input: what every segmentation refuses, in one line, with exit code 2, leaving nothing.
+
+
+def stretched(path):
+    """A file whose header declares a voxel size of 0, which nibabel alone would mend silently."""
+    raw = bytearray(nib.load(path).to_bytes())
+    raw[80:84] = np.float32(0).tobytes()  # pixdim[2]
+    path.write_bytes(gzip.compress(raw))
+
+
+def singular(path):
+    image = nib.load(path)
+    image.header["srow_z"] = image.header["srow_y"]
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+
+
+def with_voxels(change):
+    """A file spoilt by a change of its voxels."""
+
+    def spoil(path):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(change(image.get_fdata()), image.affine), path)
+
+    return spoil
+
+
+SPOILT = {
+    "does not exist": lambda path: path.unlink(),
+    "cannot be read as NIfTI": lambda path: path.write_text("This is no image."),
+    "damaged or cut short": lambda path: path.write_bytes(path.read_bytes()[:-2000]),
+    "has shape 48x56x12x2; expected one 3-D image": with_voxels(lambda v: np.stack([v, v], -1)),
+    "has shape 48x56; expected one 3-D image": with_voxels(lambda v: v[..., 5]),
+    "2 NaN or infinite": with_voxels(
+        lambda v: np.where(np.arange(v.size).reshape(v.shape) < 2, np.nan, v)
+    ),
+    "1 NaN or infinite": with_voxels(lambda v: np.where(v == v.max(), np.inf, v)),
+    "all zeros": with_voxels(lambda v: 0 * v),
+    "singular": singular,
+    "voxel sizes": stretched,
+}
+
+
+@pytest.mark.parametrize("message", SPOILT)
+@pytest.mark.parametrize("scan", ["FLAIR", "T1"])
+def test_bad_scans_are_refused(leuko, phantom, model, tmp_path, message, scan):
+    phantom.write(tmp_path)
+    SPOILT[message](tmp_path / f"{scan}.nii.gz")
+    answer = leuko(
+        "segment", "--flair", tmp_path / "FLAIR.nii.gz", "--t1", tmp_path / "T1.nii.gz",
+        "--model", model, "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert_one_line_error(answer, message, f"{scan}.nii.gz")
+    assert not (tmp_path / "out").exists()
+
+
+def test_scans_that_are_no_pair_are_refused(leuko, phantom, model, tmp_path):
+    phantom.write(tmp_path)
+    flair, t1 = tmp_path / "FLAIR.nii.gz", tmp_path / "T1.nii.gz"
+    common = ["segment", "--flair", flair, "--model", model, "-o", tmp_path / "out"]
+    assert_one_line_error(leuko(*common, "--t1", flair), "hold the same image")
+    elsewhere = nib.load(t1)
+    elsewhere.affine[:3, 3] += 500
+    nib.save(nib.Nifti1Image(np.asarray(elsewhere.dataobj), elsewhere.affine), t1)
+    assert_one_line_error(leuko(*common, "--t1", t1), "T1.nii.gz covers 0% of the head")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_t1_is_named(leuko, heads, model, tmp_path):
+    flair = heads / "head0" / "FLAIR.nii.gz"
+    answer = leuko("segment", "--flair", flair, "--model", model, "-o", tmp_path / "out")
+    assert_one_line_error(answer, "need a T1", "--t1")
+
+
+def test_a_label_file_with_other_values_is_refused(leuko, phantom, tmp_path):
+    phantom.write(tmp_path / "data" / "anna")
+    wrong = phantom.labels.with_data(phantom.labels.data * 3)
+    nifti.write(tmp_path / "data" / "anna" / "wmh.nii.gz", wrong)
+    answer = leuko("train", tmp_path / "data", "-o", tmp_path / "run", "--init", "none")
+    assert_one_line_error(answer, "label values 3; expected only 0, 1, 2")
+
+
+def test_an_empty_training_folder_is_refused(leuko, tmp_path):
+    (tmp_path / "data").mkdir()
+    answer = leuko("train", tmp_path / "data", "-o", tmp_path / "run", "--init", "none")
+    assert_one_line_error(answer, "holds no labelled subject", "wmh.nii.gz")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_that_is_absent_is_refused(leuko, heads, model, tmp_path):
+    answer = leuko("train", heads, "-o", tmp_path / "run", "--device", "cuda")
+    assert_one_line_error(answer, "no cuda device was found here; use --device with one of: cpu")
+    flair = heads / "head0" / "FLAIR.nii.gz"
+    answer = leuko(
+        "segment", "--flair", flair, "--model", model, "-o", tmp_path, "--device", "cuda"
+    )
+    assert_one_line_error(answer, "no cuda device")
+
+
+def test_a_warning_goes_to_stderr(leuko, phantom, model, tmp_path):
+    phantom.write(tmp_path)
+    image = nib.load(tmp_path / "FLAIR.nii.gz")
+    moved = image.affine.copy()
+    moved[0, 3] += 5
+    image.set_qform(moved, code=1)
+    nib.save(image, tmp_path / "conflict.nii.gz")
+    code, out, err = leuko(
+        "segment", "--flair", tmp_path / "conflict.nii.gz", "--t1", tmp_path / "T1.nii.gz",
+        "--model", model, "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+    assert "sform" not in out
+    assert err.startswith("warning: ")
+    assert "used the sform" in err
+
+
+def test_the_demo_does_the_whole_job(leuko, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from leuko import demo
+
+    real_settings = demo.settings
+    monkeypatch.setattr(
+        demo,
+        "settings",
+        lambda data: replace(
+            real_settings(data), recipe=replace(real_settings(data).recipe, steps=20)
+        ),
+    )
+    code, out, err = leuko("demo", "-o", tmp_path / "demo")
+    assert code == 0, err
+    assert "mask    " in out
+    assert "Dice (DSC)" in out
+    assert (tmp_path / "demo" / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert_one_line_error(leuko("demo", "-o", tmp_path / "demo"), "is there already; delete it")
+
+
+def test_a_made_up_head_is_the_same_every_time():
+    first, second = (make_phantom(np.random.default_rng(5)) for _ in range(2))
+    np.testing.assert_array_equal(first.flair.data, second.flair.data)
+    assert 0 < first.labels.data.mean() < 0.05

@@ -1,0 +1,229 @@
+"""Segmentation as a user gets it: files, their grid, their record, and errors that lose nothing."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from leuko import nifti, runtime
+from leuko.channels import prepare
+from leuko.errors import LeukoError
+from leuko.evaluate import evaluate
+from leuko.files import sha256
+from leuko.segment import segment, to_mask
+from leuko.weights import CARD_FILE, WEIGHTS_FILE
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory):
+    """A head that the model was not trained with."""
+    from conftest import SMALL
+    from leuko.phantoms import make_phantom
+
+    folder = tmp_path_factory.mktemp("unseen")
+    make_phantom(np.random.default_rng(99), **SMALL).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(unseen, model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("result")
+    segment(unseen / "FLAIR.nii.gz", unseen / "T1.nii.gz", out, model=model)
+    return out
+
+
+def run(unseen, model, out, **changes):
+    return segment(unseen / "FLAIR.nii.gz", unseen / "T1.nii.gz", out, model=model, **changes)
+
+
+def test_lesions_of_an_unseen_head_are_found(unseen, result):
+    row = evaluate(unseen / "wmh.nii.gz", result / "wmh.nii.gz")
+    assert row["dsc"] > 0.75
+    assert row["lesion_f1"] > 0.75
+
+
+def test_mask_and_map_are_on_the_grid_of_the_flair(unseen, result):
+    flair = nib.load(unseen / "FLAIR.nii.gz")
+    mask, probability = (nib.load(result / name) for name in ("wmh.nii.gz", "wmh_prob.nii.gz"))
+    assert mask.get_data_dtype() == np.uint8
+    assert probability.get_data_dtype() == np.float32
+    for image in (mask, probability):
+        assert image.shape == flair.shape
+        for field in ("qform_code", "sform_code", "pixdim", "xyzt_units", "srow_x", "quatern_b"):
+            np.testing.assert_array_equal(image.header[field], flair.header[field])
+    values = np.asarray(probability.dataobj)
+    assert values.min() >= 0
+    assert values.max() <= 1
+    assert set(np.unique(np.asarray(mask.dataobj))) == {0, 1}
+
+
+def test_the_record_says_what_was_done(unseen, model, result):
+    record = json.loads((result / "run.json").read_text())
+    assert record["inputs"]["flair"]["sha256"] == sha256(unseen / "FLAIR.nii.gz")
+    assert record["inputs"]["t1"]["sha256"] == sha256(unseen / "T1.nii.gz")
+    assert record["model"]["weights_sha256"] == sha256(model / WEIGHTS_FILE)
+    assert list(record["seconds"]) == [
+        "load model",
+        "read",
+        "prepare",
+        "predict",
+        "restore",
+        "write",
+    ]
+    mask = nib.load(result / "wmh.nii.gz")
+    voxel_ml = abs(np.linalg.det(mask.affine[:3, :3])) / 1000
+    assert record["volume_ml"] == pytest.approx(np.asarray(mask.dataobj).sum() * voxel_ml, abs=1e-3)
+    assert record["lesions"] > 0
+
+
+def test_the_same_input_gives_the_same_bytes(unseen, model, result, tmp_path):
+    run(unseen, model, tmp_path)
+    for name in ("wmh.nii.gz", "wmh_prob.nii.gz"):
+        assert (tmp_path / name).read_bytes() == (result / name).read_bytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_do_not_change_the_mask(unseen, model, result, tmp_path, threads):
+    run(unseen, model, tmp_path, threads=threads)
+    assert (tmp_path / "wmh.nii.gz").read_bytes() == (result / "wmh.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 12])
+def test_the_batch_does_not_change_the_mask(unseen, model, result, tmp_path, batch, monkeypatch):
+    monkeypatch.setattr(runtime, "BATCH", batch)
+    run(unseen, model, tmp_path)
+    assert (tmp_path / "wmh.nii.gz").read_bytes() == (result / "wmh.nii.gz").read_bytes()
+
+
+def test_storage_order_does_not_change_the_answer(unseen, model, result, tmp_path):
+    expected = nib.load(result / "wmh.nii.gz")
+    for name in ("FLAIR", "T1"):
+        image = nib.load(unseen / f"{name}.nii.gz")
+        turned = image.as_reoriented([[1, -1], [2, 1], [0, -1]])
+        nib.save(turned, tmp_path / f"{name}.nii.gz")
+    out = tmp_path / "out"
+    run(tmp_path, model, out)
+    found = nib.as_closest_canonical(nib.load(out / "wmh.nii.gz"))
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
+
+
+def test_a_higher_threshold_finds_less(unseen, model, tmp_path):
+    volumes = [
+        run(unseen, model, tmp_path / str(t), threshold=t).volume_ml for t in (0.1, 0.5, 0.95)
+    ]
+    assert volumes[0] > volumes[1] > volumes[2]
+
+
+def test_small_lesions_are_dropped_by_volume():
+    probability = np.zeros((8, 8, 8), dtype=np.float32)
+    probability[1, 1, 1] = 0.9  # one voxel of 2 mm3
+    probability[5, 5, 5] = probability[6, 6, 6] = 0.5  # two voxels that touch by a corner
+    mask = to_mask(probability, 0.5, smallest_mm3=4, voxel_mm3=2.0)
+    assert np.argwhere(mask).tolist() == [[5, 5, 5], [6, 6, 6]]
+    assert to_mask(probability, 0.5, smallest_mm3=0, voxel_mm3=2.0).sum() == 3
+    assert not to_mask(probability, 0.6, smallest_mm3=4, voxel_mm3=2.0).any()
+
+
+def test_probabilities_do_not_depend_on_the_other_slices(unseen, model):
+    flair, t1 = (nifti.read(unseen / f"{name}.nii.gz") for name in ("FLAIR", "T1"))
+    loaded = runtime.load(model)
+    slices, _ = prepare(flair, t1, loaded.card.preparation)
+    together = loaded.predict(slices)
+    np.testing.assert_allclose(loaded.predict(slices[5:6]), together[5:6], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"threshold": 0.0}, "threshold 0 is not between 0 and 1"),
+        ({"threshold": 1.5}, "threshold 1.5 is not between"),
+        ({"smallest_lesion_mm3": -1.0}, "is below 0"),
+        ({"device": "cuda"}, "no cuda device was found here; use --device with one of: cpu"),
+    ],
+)
+def test_settings_that_cannot_be_are_errors(unseen, model, tmp_path, changes, message):
+    if changes.get("device") == "cuda" and runtime.torch_devices()["cuda"]:
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(LeukoError, match=message):
+        run(unseen, model, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def copy_of(model, folder):
+    folder.mkdir()
+    for name in (CARD_FILE, WEIGHTS_FILE):
+        (folder / name).write_bytes((model / name).read_bytes())
+    return folder
+
+
+def test_a_model_without_card_is_refused(unseen, model, tmp_path):
+    copy = copy_of(model, tmp_path / "copy")
+    (copy / CARD_FILE).unlink()
+    with pytest.raises(LeukoError, match=r"copy has no card.json; give the folder that"):
+        run(unseen, copy, tmp_path / "out")
+    (copy / "run.json").write_text("{}")
+    with pytest.raises(LeukoError, match=r"not finished: leuko train --resume"):
+        run(unseen, copy, tmp_path / "out")
+
+
+def test_weights_that_are_not_the_cards_are_refused(unseen, model, tmp_path):
+    copy = copy_of(model, tmp_path / "copy")
+    weights = bytearray((copy / WEIGHTS_FILE).read_bytes())
+    weights[-1] ^= 1
+    (copy / WEIGHTS_FILE).write_bytes(weights)
+    with pytest.raises(LeukoError, match="is not the file that its card describes"):
+        run(unseen, copy, tmp_path / "out")
+    (copy / WEIGHTS_FILE).unlink()
+    with pytest.raises(LeukoError, match=r"a card but no model\.safetensors"):
+        run(unseen, copy, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "newer than this Leuko; update"),
+        ({"preparation": {"pixel": 1}}, "is no model card"),
+        ({"stages": [[8, 8]]}, "do not describe one network"),
+    ],
+)
+def test_a_card_that_cannot_be_used_is_refused(unseen, model, tmp_path, change, message):
+    copy = copy_of(model, tmp_path / "copy")
+    card = json.loads((copy / CARD_FILE).read_text()) | change
+    (copy / CARD_FILE).write_text(json.dumps(card))
+    with pytest.raises(LeukoError, match=message):
+        run(unseen, copy, tmp_path / "out")
+
+
+def test_a_card_that_is_no_json_is_refused(unseen, model, tmp_path):
+    copy = copy_of(model, tmp_path / "copy")
+    for content in ("{", "[]"):
+        (copy / CARD_FILE).write_text(content)
+        with pytest.raises(LeukoError, match="JSON"):
+            run(unseen, copy, tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(unseen, model, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LeukoError, match=r"cannot write into .*file/out: .*choose another"):
+        run(unseen, model, tmp_path / "file" / "out")
+
+
+def test_a_failure_while_writing_leaves_earlier_results_whole(unseen, model, tmp_path, monkeypatch):
+    run(unseen, model, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write, written = nifti.write, []
+
+    def full_disk(path, volume):
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        write(path, volume)
+
+    monkeypatch.setattr(nifti, "write", full_disk)
+    with pytest.raises(LeukoError, match="No space left on device"):
+        run(unseen, model, tmp_path, threshold=0.9)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(LeukoError, match="No space left on device"):
+        run(unseen, model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,215 @@
+"""The training loop: what it learns, what it keeps, and that stopping it changes nothing."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import small_settings
+from leuko import nifti, train
+from leuko.channels import Preparation
+from leuko.errors import LeukoError
+from leuko.files import sha256
+from leuko.network import SpecialisedVGG
+from leuko.recipes import XU2017, Phase
+from leuko.weights import WEIGHTS_FILE, load_card
+
+NARROW = ((4, 4), (8, 8))
+# The published recipe on features from scratch, whose scale is one and not hundreds.
+SHORT_XU2017 = replace(
+    XU2017,
+    steps=8,
+    images_per_step=3,
+    phases=(Phase(0.5, 1e-6, 1e-6, momentum=0.99), Phase(0.5, 1e-7, 1e-7, momentum=0.999)),
+)
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a training early."""
+
+
+def stop_after(step):
+    def on_step(progress):
+        if progress.step == step:
+            raise StoppedError
+
+    return on_step
+
+
+def weights(run):
+    return sha256(run / WEIGHTS_FILE)
+
+
+def test_training_learns_a_phantom(model):
+    record = json.loads((model / "run.json").read_text())
+    (measures,) = record["measures"].values()
+    assert measures["dsc"] > 0.8
+    assert measures["lesion_f1"] > 0.8
+
+
+def test_the_run_records_what_it_did(model, heads):
+    record = json.loads((model / "run.json").read_text())
+    assert record["finished"]
+    assert record["settings"]["recipe"]["steps"] == 300
+    assert record["versions"]["torch"] == torch.__version__
+    assert list(record["seconds"]) == ["prepare", "train", "measure"]
+    train_names = {s["name"] for s in record["subjects"]["train"]}
+    held_out = {s["name"] for s in record["subjects"]["held_out"]}
+    assert len(train_names) == 5
+    assert len(held_out) == 1
+    assert set(record["measures"]) == held_out
+    for subject in record["subjects"]["train"]:
+        for path, digest in subject["files"].items():
+            assert path.startswith(str(heads))
+            assert len(digest) == 64
+    card = load_card(model)
+    assert set(card.training["subjects"]) == train_names
+    assert card.weights_sha256 == weights(model)
+
+
+@pytest.mark.parametrize("kind", ["modern", "xu2017"])
+def test_a_resumed_run_gives_the_same_bytes(heads, tmp_path, kind):
+    settings = small_settings(heads, steps=8, stages=NARROW, held_out=0.0)
+    if kind == "xu2017":
+        settings = replace(settings, recipe=SHORT_XU2017)
+    for name in ("whole", "stopped"):
+        train.start(tmp_path / name, settings)
+    train.fit(tmp_path / "whole")
+    for step in (3, 5):  # the second stop lies in the second phase
+        with pytest.raises(StoppedError):
+            train.fit(tmp_path / "stopped", on_step=stop_after(step), checkpoint_seconds=0)
+    train.fit(tmp_path / "stopped")
+    assert weights(tmp_path / "whole") == weights(tmp_path / "stopped")
+
+
+def test_a_killed_run_gives_the_same_bytes(heads, tmp_path):
+    settings = small_settings(heads, steps=200, stages=NARROW, held_out=0.0)
+    for name in ("whole", "killed"):
+        train.start(tmp_path / name, settings)
+    train.fit(tmp_path / "whole")
+    code = (
+        "import sys; from pathlib import Path; from leuko import train;"
+        "train.fit(Path(sys.argv[1]), checkpoint_seconds=0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")])
+    while not (tmp_path / "killed" / train.CHECKPOINT_FILE).exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / WEIGHTS_FILE).exists()
+    train.fit(tmp_path / "killed")
+    assert weights(tmp_path / "whole") == weights(tmp_path / "killed")
+
+
+def test_the_seed_decides_the_weights(heads, tmp_path):
+    digests = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        settings = small_settings(heads, steps=2, stages=NARROW, held_out=0.0, seed=seed)
+        train.start(tmp_path / name, settings)
+        train.fit(tmp_path / name)
+        digests.append(weights(tmp_path / name))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_gradients_add_up_over_the_images_of_a_step(heads, tmp_path):
+    """Twenty images at once or one by one: the same step, up to rounding."""
+    networks = []
+    for name, at_once in (("together", 6), ("singly", 1)):
+        recipe = replace(SHORT_XU2017, steps=3, images_per_step=6, images_at_once=at_once)
+        # One move for all images, or the drawing of moves would differ too.
+        still = replace(recipe.augmentation, scale=(1.0, 1.0), rotation_degrees=0)
+        settings = small_settings(heads, steps=3, stages=NARROW, held_out=0.0)
+        train.start(tmp_path / name, replace(settings, recipe=replace(recipe, augmentation=still)))
+        train.fit(tmp_path / name)
+        networks.append(torch.load(tmp_path / name / train.CHECKPOINT_FILE)["model"])
+    for key, tensor in networks[0].items():
+        torch.testing.assert_close(networks[1][key], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_sgd_moves_as_caffe_does_when_the_rate_changes():
+    phases = [Phase(1, 0.1, 0.1, momentum=0.9)] * 3 + [Phase(1, 0.01, 0.01, momentum=0.99)] * 3
+    weight = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], weight_decay=0.5)
+    caffe, velocity = 1.0, 0.0
+    for step, phase in enumerate(phases):
+        train._set_rate(optimizer, phase, phase.rate_to)
+        gradient = math.sin(step)
+        weight.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+        velocity = phase.momentum * velocity + phase.rate_to * (gradient + 0.5 * caffe)
+        caffe -= velocity
+        assert weight.item() == pytest.approx(caffe, rel=1e-12)
+
+
+def test_a_training_starts_from_a_trained_model(heads, model, tmp_path):
+    settings = small_settings(heads, steps=1, init=str(model), held_out=0.0)
+    first = []
+    train.start(tmp_path / "run", settings)
+    train.fit(tmp_path / "run", on_step=lambda progress: first.append(progress.loss))
+    train.start(tmp_path / "scratch", replace(settings, init="none"))
+    train.fit(tmp_path / "scratch", on_step=lambda progress: first.append(progress.loss))
+    assert first[0] < 0.5 < first[1]
+
+
+def test_a_model_of_another_shape_is_no_start(heads, model, tmp_path):
+    train.start(tmp_path / "run", small_settings(heads, steps=1, init=str(model), stages=NARROW))
+    with pytest.raises(LeukoError, match="network of another shape"):
+        train.fit(tmp_path / "run")
+
+
+@pytest.mark.parametrize("channels", ["flair-3-slices", "t1-3-slices"])
+def test_the_other_channel_recipes_train(heads, tmp_path, channels):
+    preparation = Preparation(channels=channels, pixel_mm=3.0)
+    settings = small_settings(heads, steps=2, stages=NARROW, preparation=preparation)
+    train.start(tmp_path / "run", settings)
+    assert train.fit(tmp_path / "run")
+    assert load_card(tmp_path / "run").preparation.channels == channels
+
+
+def test_a_run_folder_is_not_overwritten(heads, model):
+    with pytest.raises(LeukoError, match="holds a run already; continue it with"):
+        train.start(model, small_settings(heads, steps=1))
+
+
+def test_changed_scans_are_not_resumed_with(heads, tmp_path):
+    data = tmp_path / "data"
+    for subject in ("head0", "head1"):
+        (data / subject).mkdir(parents=True)
+        for file in (heads / subject).iterdir():
+            (data / subject / file.name).write_bytes(file.read_bytes())
+    train.start(tmp_path / "run", small_settings(data, steps=1))
+    labels = nifti.read(data / "head1" / "wmh.nii.gz")
+    nifti.write(data / "head1" / "wmh.nii.gz", labels.with_data(np.roll(labels.data, 1, axis=0)))
+    with pytest.raises(LeukoError, match=r"scans of head1 in .* are not those"):
+        train.fit(tmp_path / "run")
+
+
+def test_a_diverging_loss_stops_the_training(heads, tmp_path):
+    settings = small_settings(heads, steps=50, stages=NARROW, held_out=0.0)
+    recipe = replace(SHORT_XU2017, steps=50, phases=(Phase(1, 1e9, 1e9, momentum=0.9),))
+    train.start(tmp_path / "run", replace(settings, recipe=recipe))
+    with pytest.raises(LeukoError, match="the training diverged"):
+        train.fit(tmp_path / "run")
+    assert not (tmp_path / "run" / WEIGHTS_FILE).exists()
+
+
+def test_settings_survive_their_json(heads):
+    settings = small_settings(heads, steps=3)
+    content = json.loads(json.dumps(train.asdict(settings)))
+    assert train.Settings.from_json(content) == settings
+
+
+def test_the_checkpoint_can_run_no_code(model):
+    state = torch.load(model / train.CHECKPOINT_FILE, weights_only=True)
+    network = SpecialisedVGG(2, ((8, 8), (16, 16), (32, 32)))
+    network.load_state_dict(state["model"])
+    assert state["step"] == 300

@@ -1,0 +1,258 @@
+"""Recipes, losses, augmentation and data: what the training loop is made of."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import SMALL
+from leuko import dataset, losses, nifti
+from leuko.augment import augment
+from leuko.channels import Preparation
+from leuko.dataset import IGNORED, find_subjects, load, split
+from leuko.errors import LeukoError
+from leuko.phantoms import make_phantom
+from leuko.recipes import MODERN, XU2017, Augmentation, phase_at
+
+STILL = Augmentation(scale=(1.0, 1.0), rotation_degrees=0)
+
+
+def rates(recipe, steps):
+    return [phase_at(recipe, step, steps) for step in range(steps)]
+
+
+# Recipes
+
+
+def test_the_published_recipe_is_as_published():
+    assert (XU2017.steps, XU2017.images_per_step, XU2017.weight_decay) == (150_000, 20, 0.0005)
+    assert (XU2017.optimiser, XU2017.loss) == ("sgd", "summed-cross-entropy")
+    for step, rate, momentum in [
+        (0, 1e-8, 0.99),
+        (49_999, 1e-8, 0.99),
+        (50_000, 1e-9, 0.999),
+        (149_999, 1e-9, 0.999),
+    ]:
+        phase, found = phase_at(XU2017, step, XU2017.steps)
+        assert found == pytest.approx(rate)
+        assert phase.momentum == momentum
+    assert not any((XU2017.augmentation.flip, XU2017.augmentation.gain, XU2017.augmentation.gamma))
+
+
+def test_a_shorter_training_keeps_the_proportions():
+    momenta = [phase.momentum for phase, _ in rates(XU2017, 30)]
+    assert momenta == [0.99] * 10 + [0.999] * 20
+
+
+def test_the_modern_rate_warms_up_and_falls_to_zero():
+    found = [rate for _, rate in rates(MODERN, 200)]
+    peak = int(np.argmax(found))
+    assert peak == 9  # the twentieth part of 200 steps
+    assert np.all(np.diff(found[: peak + 1]) > 0)
+    assert np.all(np.diff(found[peak:]) < 0)
+    assert found[peak] == pytest.approx(3e-4)
+    assert found[-1] == pytest.approx(0, abs=1e-12)
+
+
+# Losses
+
+
+def test_the_summed_loss_is_a_sum_over_pixels_and_a_mean_over_images():
+    logits = torch.zeros(2, 2, 4, 4)
+    labels = torch.zeros(2, 4, 4, dtype=torch.long)
+    assert losses.summed_cross_entropy(logits, labels).item() == pytest.approx(16 * math.log(2))
+
+
+@pytest.mark.parametrize("loss", [losses.summed_cross_entropy, losses.cross_entropy_dice])
+def test_unknown_pixels_do_not_count(loss):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 2, 4, 4, requires_grad=True)
+    labels = torch.randint(0, 2, (2, 4, 4))
+    labels[:, 0] = IGNORED
+    value = loss(logits, labels)
+    value.backward()
+    assert logits.grad[:, :, 0].abs().max() == 0
+    assert logits.grad[:, :, 1:].abs().max() > 0
+    changed = logits.detach().clone()
+    changed[:, :, 0] = 50
+    assert loss(changed, labels).item() == pytest.approx(value.item())
+
+
+def test_a_perfect_answer_costs_nothing_and_the_reverse_much():
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    labels[0, 1:3, 1:3] = 1
+    sure = 50 * torch.stack([1 - labels, labels], dim=1).float()
+    assert losses.cross_entropy_dice(sure, labels).item() == pytest.approx(0, abs=1e-5)
+    assert losses.cross_entropy_dice(-sure, labels).item() > 10
+
+
+def test_a_batch_of_unknown_pixels_has_a_finite_loss():
+    labels = torch.full((1, 4, 4), IGNORED)
+    assert torch.isfinite(losses.cross_entropy_dice(torch.randn(1, 2, 4, 4), labels))
+
+
+# Augmentation
+
+
+def changed(images, labels, augmentation, *, seed=0, channels="flair-t1-residue"):
+    generator = torch.Generator().manual_seed(seed)
+    return augment(images, labels, augmentation, channels=channels, generator=generator)
+
+
+@pytest.fixture
+def batch():
+    """Two slices with a bright square that is also the label."""
+    images = torch.full((2, 48, 32, 3), 90, dtype=torch.uint8)
+    images[:, 20:30, 10:20] = 200
+    return images, (images[..., 0] == 200).to(torch.uint8)
+
+
+def test_no_change_is_the_slice_minus_127(batch):
+    images, labels = batch
+    found, truth = changed(images, labels, STILL)
+    torch.testing.assert_close(found, images.permute(0, 3, 1, 2).float() - 127, rtol=0, atol=1e-3)
+    assert torch.equal(truth, labels.long())
+
+
+def test_the_same_generator_gives_the_same_batch(batch):
+    first, second = (changed(*batch, MODERN.augmentation, seed=3)[0] for _ in range(2))
+    other = changed(*batch, MODERN.augmentation, seed=4)[0]
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_move_with_their_image(batch, seed):
+    moving = Augmentation(scale=(0.8, 1.25), rotation_degrees=30, flip=True)
+    found, truth = changed(*batch, moving, seed=seed)
+    bright = found[:, 0] + 127 > 145  # half-way between square and surround
+    assert (bright != (truth == 1)).float().mean() < 0.02
+
+
+def test_scaling_changes_the_area_by_its_square(batch):
+    larger = Augmentation(scale=(1.5, 1.5), rotation_degrees=0)
+    _, truth = changed(*batch, larger)
+    assert truth.sum().item() == pytest.approx(2 * 100 * 1.5**2, rel=0.1)
+
+
+def test_turning_keeps_shape_on_a_slice_that_is_not_square(batch):
+    turned = Augmentation(scale=(1.0, 1.0), rotation_degrees=45)
+    _, truth = changed(*batch, turned, seed=1)
+    assert truth.sum().item() == pytest.approx(200, rel=0.05)
+    rows, columns = torch.nonzero(truth[0]).float().std(dim=0)
+    assert rows.item() == pytest.approx(columns.item(), rel=0.1)
+
+
+def test_residue_and_flair_change_together(batch):
+    gain = Augmentation(scale=(1.0, 1.0), rotation_degrees=0, gain=0.3)
+    found = changed(*batch, gain)[0] + 127
+    torch.testing.assert_close(found[:, 0], found[:, 1])
+    assert not torch.allclose(found[:, 1], found[:, 2])
+
+
+def test_colours_stay_in_8_bit_and_air_stays_dark(batch):
+    images, labels = batch
+    images[:, :5] = 0
+    wild = Augmentation((1.0, 1.0), 0, gain=0.5, gamma=0.5, noise_grey=80)
+    found = changed(images, labels, wild)[0] + 127
+    assert found.min() >= 0
+    assert found.max() <= 255
+    assert found[:, :, :5].max() == 0
+
+
+# Data
+
+
+def write_subject(folder, phantom, label_name="wmh"):
+    phantom.write(folder)
+    (folder / "wmh.nii.gz").rename(folder / f"{label_name}.nii.gz")
+
+
+@pytest.mark.parametrize("label_name", ["wmh", "lesions"])
+def test_subject_folders_are_found(tmp_path, phantom, label_name):
+    write_subject(tmp_path / "anna", phantom, label_name)
+    (tmp_path / "unlabelled").mkdir()
+    nifti.write(tmp_path / "unlabelled" / "FLAIR.nii.gz", phantom.flair)
+    (subject,) = find_subjects(tmp_path)
+    assert subject.name == "anna"
+    assert subject.labels == tmp_path / "anna" / f"{label_name}.nii.gz"
+
+
+@pytest.mark.parametrize("site", ["Utrecht", "Amsterdam/GE3T"])
+def test_the_challenges_folders_are_found(tmp_path, phantom, site):
+    home = tmp_path / site / "50"
+    phantom.write(home / "pre")
+    (home / "pre" / "wmh.nii.gz").rename(home / "wmh.nii.gz")
+    (subject,) = find_subjects(tmp_path)
+    assert subject.name == f"{site}/50"
+    assert subject.flair == home / "pre" / "FLAIR.nii.gz"
+
+
+def test_linked_subject_folders_are_found(tmp_path, phantom):
+    write_subject(tmp_path / "store" / "b7", phantom)
+    (tmp_path / "cohort").mkdir()
+    (tmp_path / "cohort" / "anna").symlink_to(tmp_path / "store" / "b7")
+    assert [s.name for s in find_subjects(tmp_path / "cohort")] == ["anna"]
+
+
+def test_a_folder_without_labelled_subject_is_an_error(tmp_path, phantom):
+    with pytest.raises(LeukoError, match="holds no labelled subject; expected"):
+        find_subjects(tmp_path)
+    with pytest.raises(LeukoError, match="is not a folder"):
+        find_subjects(tmp_path / "nowhere")
+    write_subject(tmp_path / "anna", phantom)
+    nifti.write(tmp_path / "anna" / "lesions.nii.gz", phantom.labels)
+    with pytest.raises(LeukoError, match="anna has both"):
+        find_subjects(tmp_path)
+
+
+def test_a_split_keeps_every_subject_once(heads):
+    subjects = find_subjects(heads)
+    train, measured = split(subjects, held_out=0.4, seed=0)
+    assert len(measured) == 2
+    assert sorted(s.name for s in train + measured) == [s.name for s in subjects]
+    assert split(subjects, held_out=0.4, seed=0) == (train, measured)
+    assert split(subjects[:1], held_out=0.9, seed=0) == (subjects[:1], [])
+
+
+def test_other_pathology_is_unknown_to_the_loss(tmp_path, phantom):
+    labels = phantom.labels.data.copy()
+    lesion = np.argwhere(labels)[0]
+    labels[tuple(lesion)] = 2
+    write_subject(tmp_path / "anna", phantom)
+    nifti.write(tmp_path / "anna" / "wmh.nii.gz", phantom.labels.with_data(labels))
+    slices = load(find_subjects(tmp_path), Preparation(pixel_mm=3.0))
+    assert (slices.labels == IGNORED).sum() == 1
+    assert (slices.labels == 1).sum() == phantom.labels.data.sum() - 1
+
+
+def test_subjects_of_different_size_share_a_canvas(tmp_path, phantom):
+    write_subject(tmp_path / "a", phantom)
+    wide = make_phantom(np.random.default_rng(1), **SMALL | {"spacing_mm": (2.0, 2.0, 8.0)})
+    write_subject(tmp_path / "b", wide)
+    slices = load(find_subjects(tmp_path), Preparation(pixel_mm=2.0))
+    assert slices.images.shape[:3] == slices.labels.shape
+    assert len(slices.images) == 2 * SMALL["shape"][2]
+    assert slices.images.shape[1] % 16 == slices.images.shape[2] % 16 == 0
+
+
+def test_labels_on_another_grid_are_an_error(tmp_path, phantom):
+    write_subject(tmp_path / "anna", phantom)
+    other = make_phantom(np.random.default_rng(0), **SMALL | {"spacing_mm": (3.0, 3.0, 7.0)})
+    nifti.write(tmp_path / "anna" / "wmh.nii.gz", other.labels)
+    with pytest.raises(LeukoError, match=r"FLAIR.nii.gz \(48x56x12, 3x3x8 mm.*same voxel grid"):
+        load(find_subjects(tmp_path), Preparation())
+
+
+def test_lesion_aware_drawing_shows_more_lesions():
+    labels = np.zeros((100, 16, 16), dtype=np.uint8)
+    labels[:3, 4, 4] = 1
+    slices = dataset.Slices(np.zeros((100, 16, 16, 3), dtype=np.uint8), labels)
+    rng = np.random.default_rng(0)
+    seldom = np.isin(slices.draw(2000, lesion_part=0.0, rng=rng), [0, 1, 2]).mean()
+    often = np.isin(slices.draw(2000, lesion_part=0.5, rng=rng), [0, 1, 2]).mean()
+    assert seldom == pytest.approx(0.03, abs=0.02)
+    assert often == pytest.approx(0.515, abs=0.04)
+    none = dataset.Slices(slices.images, np.zeros_like(labels))
+    assert len(none.draw(5, lesion_part=1.0, rng=rng)) == 5
