@@ -41,13 +41,10 @@ def settings(data: Path) -> Settings:
 
 
 def save_picture(path: Path, subject: Path, mask: Path) -> None:
-    """A PNG of the middle slice of a labelled subject with most lesion, from scans to mask."""
+    """A PNG of the middle slice of a subject in which most was found, from scans to mask."""
     flair, t1 = nifti.read(subject / "FLAIR.nii.gz"), nifti.read(subject / "T1.nii.gz")
     slices, placement = prepare(flair, t1, settings(subject).preparation)
-    truth = nifti.read_labels(subject / "wmh.nii.gz", values=(0, 1)).canonical().data
-    found = nifti.read_mask(mask).canonical().data
-    reference, predicted = (placement.slices(m.astype(np.uint8)) > 0 for m in (truth, found))
+    found = placement.slices(nifti.read_mask(mask).canonical().data.astype(np.uint8)) > 0
     middle = range(len(slices) // 3, 2 * len(slices) // 3)
-    shown = max(middle, key=lambda n: reference[n].sum())
-    figure = method_figure(slices[shown], mask=predicted[shown], reference=reference[shown])
-    figure.savefig(path, dpi=110, facecolor="black")
+    shown = max(middle, key=lambda n: found[n].sum())
+    method_figure(slices[shown], found[shown]).savefig(path, dpi=110, facecolor="black")

@@ -1,7 +1,6 @@
 """Pictures: data in, a matplotlib Figure out. Saving it is the caller's business."""
 
 import numpy as np
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from leuko.volume import Array
@@ -9,12 +8,11 @@ from leuko.volume import Array
 OUTLINE = "#ff4d00"  # told apart from grey, and from yellow fat, by colour-blind people too
 
 
-def method_figure(slice_: Array, *, mask: Array, reference: Array | None = None) -> Figure:
+def method_figure(slice_: Array, mask: Array) -> Figure:
     """One slice on its way: FLAIR, T1, residue, colour image, the mask's outline on FLAIR.
 
     `slice_` (H, W, 3), uint8, has residue, FLAIR and T1 as its colours, its rows running to the
-    right and its columns to the front; `mask` and `reference` (H, W) are boolean. A reference is
-    drawn as a thin white line.
+    right and its columns to the front; `mask` (H, W) is boolean.
     """
     residue, flair, t1 = np.moveaxis(slice_, -1, 0)
     panels = (
@@ -29,11 +27,7 @@ def method_figure(slice_: Array, *, mask: Array, reference: Array | None = None)
         axes.imshow(_upright(image), cmap="gray", vmin=0, vmax=_brightest(image))
         axes.set_title(title, color="white", fontsize=11)
         axes.set_axis_off()
-    axes = figure.axes[-1]
-    axes.imshow(_upright(np.where(mask, 1.0, np.nan)), cmap=ListedColormap([OUTLINE]), alpha=0.35)
-    axes.contour(_upright(mask), levels=[0.5], colors=[OUTLINE], linewidths=1.2)
-    if reference is not None and reference.any():
-        axes.contour(_upright(reference), levels=[0.5], colors=["white"], linewidths=0.6)
+    figure.axes[-1].contour(_upright(mask), levels=[0.5], colors=[OUTLINE], linewidths=1.5)
     return figure
 
 

@@ -81,7 +81,7 @@ def _tissue(points: Array, spacing_mm: tuple[float, ...], rng: np.random.Generat
     wide = rng.uniform(0.8, 1.5)
     for side in (-1, 1):
         tissue[radius((side * 27, 4, 0), (9, 16, 12)) < 1] = GREY
-        tissue[radius((side * 11 * wide, -4, 6), (7 * wide, 34, 13)) < 1] = CSF
+        tissue[radius((side * 11 * wide, -4, 3), (7 * wide, 34, 19)) < 1] = CSF
     return tissue
 
 

@@ -1,0 +1,52 @@
+"""How well the residue tells lesions from the rest of the head, by the area of the opening.
+
+    python runs/opening_area.py DATA
+
+DATA holds labelled subjects as for `leuko train`. Prints, for each subject, the area under the ROC
+curve of FLAIR and of the residue at several areas, over the voxels of the tissue (FLAIR above a
+fifth of the tissue's grey value; the brain alone where there is a brainmask.nii.gz).
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from leuko import nifti
+from leuko.channels import Placement, Preparation, area_residue, prepare
+from leuko.dataset import find_subjects
+
+AREAS_MM2 = (30, 100, 300, 1000, 3000)
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Chance that a positive grey value lies above a negative one, ties counted half."""
+    rise, fall = (np.bincount(v, minlength=256) / len(v) for v in (positive, negative))
+    return float((rise * (np.cumsum(fall) - fall / 2)).sum())
+
+
+def main(data: Path) -> None:
+    print("subject", "FLAIR", *(f"{area} mm2" for area in AREAS_MM2), sep="\t")
+    for subject in find_subjects(data):
+        flair = nifti.read(subject.flair)
+        preparation = replace(Preparation(), channels="flair-3-slices", pixel_mm=1.0)
+        slices, placement = prepare(flair, None, preparation)
+        grey = slices[..., 1]
+
+        def on_slices(path: Path, placement: Placement = placement) -> np.ndarray:
+            canonical = nifti.read_labels(path, values=(0, 1)).canonical()
+            return placement.slices(canonical.data) > 0
+
+        lesion = on_slices(subject.labels)
+        brain_file = subject.flair.parent / "brainmask.nii.gz"
+        brain = on_slices(brain_file) if brain_file.exists() else grey > 20
+        scores = [
+            auc(image[lesion], image[brain & ~lesion])
+            for image in (grey, *(area_residue(grey, area) for area in AREAS_MM2))
+        ]
+        print(subject.name, *(f"{score:.3f}" for score in scores), sep="\t")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,13 @@
+"""Makes docs/method.png, the picture that opens the README: what `leuko demo` draws."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from leuko.cli import main
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        demo = Path(folder) / "demo"
+        main(["demo", "-o", str(demo)])
+        shutil.copy(demo / "picture.png", Path(__file__).parents[1] / "docs" / "method.png")

@@ -1,0 +1,83 @@
+"""The documents say what the program does."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from leuko.cli import main
+from leuko.evaluate import COLUMNS
+from leuko.metrics import MEASURES
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def text(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_page_of_commands_is_up_to_date():
+    page = runpy.run_path(str(ROOT / "docs" / "make_cli.py"))["page"]()
+    assert page == text("docs/cli.md"), "run python docs/make_cli.py"
+
+
+def test_every_command_has_its_help_on_the_page():
+    from leuko.cli import app
+
+    commands = {info.callback.__name__ for info in app.registered_commands}
+    assert commands == set(re.findall(r"^## leuko (\w+)$", text("docs/cli.md"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_on_a_page_exist(page):
+    known = set(re.findall(r"--[a-z0-9-]+", text("docs/cli.md")))
+    for line in page.read_text(encoding="utf-8").splitlines():
+        command = re.search(r"\bleuko (segment|evaluate|train|demo)\b.*", line)
+        if command:
+            assert set(re.findall(r"(?<=\s)--[a-z0-9-]+", command.group())) <= known, line
+
+
+def test_every_measure_is_explained():
+    for measure in MEASURES:
+        assert measure.name in text("docs/methods.md")
+    for column in COLUMNS:
+        assert f"`{column}`" in text("docs/methods.md")
+
+
+def test_the_readme_installs_and_runs_with_two_commands():
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text("README.md"), re.MULTILINE | re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines() if "pip install" in line]
+    assert [command.split(" && ")[-1] for command in commands] == ["leuko demo", "pytest"]
+    assert all("-c constraints.txt" in command for command in commands)
+
+
+def test_the_readme_shows_what_the_demo_prints(capsys, tmp_path, model, monkeypatch):
+    """The lines, not their numbers, with a training that is over at once."""
+    from leuko import train
+
+    monkeypatch.setattr(train, "start", lambda run, _: run.mkdir())
+
+    def finished(run, **_):
+        for path in model.iterdir():
+            (run / path.name).write_bytes(path.read_bytes())
+        return {}
+
+    monkeypatch.setattr(train, "fit", finished)
+    with pytest.raises(SystemExit, match="0"):
+        main(["demo", "-o", str(tmp_path / "leuko-demo")])
+    printed = capsys.readouterr().out.replace(str(tmp_path) + "/", "")
+    shown = re.search(r"^```text\n(made .*?)^```$", text("README.md"), re.MULTILINE | re.DOTALL)
+
+    def shape(lines):
+        return re.sub(r"[\d.]+", "0", re.sub(r" +", " ", lines)).splitlines()
+
+    assert shape(shown.group(1)) == shape(printed)
