@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from leuko import train
 from leuko.channels import Preparation
 from leuko.phantoms import Phantom, make_phantom
 from leuko.recipes import MODERN, Phase
 from leuko.train import Settings
+from leuko.volume import Volume
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 SMALL = {"shape": (48, 56, 12), "spacing_mm": (3.0, 3.0, 8.0), "lesions": 10}
@@ -42,6 +44,13 @@ def heads(tmp_path_factory) -> Path:
     for number in range(6):
         make_phantom(np.random.default_rng(number), **SMALL).write(folder / f"head{number}")
     return folder
+
+
+def stored(volume, order, flips=(1, 1, 1)):
+    """The same image in the world, its array in another order."""
+    turn = np.column_stack([order, flips])
+    affine = volume.affine @ inv_ornt_aff(turn, volume.data.shape)
+    return Volume(apply_orientation(volume.data, turn), affine, name=volume.name)
 
 
 def small_settings(data: Path, *, steps: int, **changes) -> Settings:

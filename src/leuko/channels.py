@@ -53,7 +53,7 @@ def prepare(
     """Colour slices (N, H, W, 3), uint8, and the placement that takes results back.
 
     The N slices are those across the FLAIR's through-plane axis; H and W are multiples of 16 that
-    hold the head at `pixel_mm`; beyond the head's box is 0. `t1` may stand on another grid; it is
+    hold the head at `pixel_mm`; beyond the scan is 0. `t1` may stand on another grid; it is
     resampled through both affines.
 
     Raises LeukoError if the channels need a T1 that is missing, is the FLAIR itself, or lies

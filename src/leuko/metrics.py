@@ -82,10 +82,8 @@ def hausdorff95(
     """Larger of the two directed 95th percentiles of surface distances, in mm.
 
     A surface is a mask without its erosion by a 3x3 box within each slice; beyond the image
-    counts as mask. An empty mask: nan.
+    counts as mask. A mask without surface, empty or filling the image: nan.
     """
-    if not (prediction.any() and reference.any()):
-        return math.nan
     box = np.ones((3, 3, 3), dtype=bool)
     outside = [i for i in range(3) if i != 1]
     box[tuple(outside if axis == through_plane_axis else slice(None) for axis in range(3))] = False
@@ -96,6 +94,8 @@ def hausdorff95(
         return points
 
     predicted, expected = surface_mm(prediction), surface_mm(reference)
+    if not (len(predicted) and len(expected)):
+        return math.nan
     to_expected = scipy.spatial.KDTree(expected).query(predicted)[0]
     to_predicted = scipy.spatial.KDTree(predicted).query(expected)[0]
     return max(float(np.percentile(to_expected, 95)), float(np.percentile(to_predicted, 95)))

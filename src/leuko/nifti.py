@@ -1,5 +1,6 @@
 """NIfTI files in and out, the grid kept exactly. The only module that knows nibabel."""
 
+import gzip
 import logging
 import zlib
 from collections.abc import Collection
@@ -8,7 +9,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from leuko.errors import LeukoError, first_line
@@ -16,7 +16,9 @@ from leuko.volume import Array, Volume
 
 log = logging.getLogger(__name__)
 
-UNIT_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI's codes: unknown, m, mm, micron
+GZIP = b"\x1f\x8b"
+LARGEST_BYTES = 1 << 30  # a head at half a millimetre in float64 fits
 
 # Direction cosines stored as float32 or as quaternions are off by up to 1e-6; what is off by
 # more, but not by more than 1e-3, is rounding in a converter, not a shear.
@@ -93,18 +95,51 @@ def write(path: Path, volume: Volume) -> None:
 def _load(path: Path) -> Any:
     if not path.is_file():
         raise LeukoError(f"{path} does not exist or is not a file; check the path")
-    try:
-        image = nib.load(path)
-    except (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error) as error:
+    content = _content(path)
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        if kind.header_class.may_contain_header(content):
+            break
+    else:
         raise LeukoError(
-            f"{path} cannot be read as NIfTI ({first_line(error)}); "
-            "expected a .nii or .nii.gz file: convert it, or copy it again if it is damaged"
-        ) from error
-    if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
-        raise LeukoError(
-            f"{path} is a {type(image).__name__}, not a NIfTI image; convert it to .nii.gz"
+            f"{path} cannot be read as NIfTI; expected a .nii or .nii.gz file: convert it, or copy "
+            "it again if it is damaged"
         )
+    # Unchecked: nibabel's own check replaces bad voxel sizes, with hardly a word.
+    header = kind.header_class(content[: kind.header_class.sizeof_hdr], check=False)
+    if header["magic"] != kind.header_class.single_magic:
+        raise LeukoError(f"{path} is one half of a .hdr and .img pair; convert them to .nii.gz")
+    spacing = header["pixdim"][1:4].astype(float)
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        shown = ", ".join(f"{s:g}" for s in spacing)
+        raise LeukoError(f"{path} declares voxel sizes {shown} mm; all must be above 0: mend them")
+    try:
+        image: Any = kind.from_bytes(content)
+    except Exception as error:  # a damaged header makes nibabel fail in more ways than it documents
+        raise LeukoError(
+            f"{path} has a damaged header ({first_line(error)}); convert or copy it again"
+        ) from error
     return image
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of the file, decompressed; to its very end, since gzip's checksum stands there."""
+    try:
+        with path.open("rb") as file:
+            compressed = file.read(2) == GZIP
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            parts, size = [], 0
+            while part := file.read(1 << 24):
+                parts.append(part)
+                size += len(part)
+                if size > LARGEST_BYTES:
+                    raise LeukoError(
+                        f"{path} holds more than {LARGEST_BYTES >> 30} GiB; expected one 3-D image"
+                    )
+    except (EOFError, OSError, zlib.error) as error:
+        raise LeukoError(
+            f"{path} is damaged or cut short ({first_line(error)}); copy or convert it again"
+        ) from error
+    return b"".join(parts)
 
 
 def _voxels(image: Any, path: Path, *, may_be_empty: bool = False) -> Array:
@@ -120,7 +155,7 @@ def _voxels(image: Any, path: Path, *, may_be_empty: bool = False) -> Array:
         )
     try:
         data = np.asanyarray(image.dataobj).reshape(shape)
-    except (EOFError, OSError, ValueError, zlib.error) as error:
+    except Exception as error:  # as above: the header may ask for anything
         raise LeukoError(
             f"{path} is damaged or cut short ({first_line(error)}); copy or convert it again"
         ) from error
@@ -136,32 +171,22 @@ def _voxels(image: Any, path: Path, *, may_be_empty: bool = False) -> Array:
 
 def _affine(image: Any, path: Path) -> Array:
     header = image.header
-    spacing = _declared_spacing(image)
-    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        shown = ", ".join(f"{s:g}" for s in spacing)
-        raise LeukoError(f"{path} declares voxel sizes {shown} mm; all must be above 0: mend them")
     affine = np.array(image.affine, dtype=float)
-    affine[:3] *= UNIT_MM[header.get_xyzt_units()[0]]
+    unit = int(header["xyzt_units"]) % 8  # the other bits are the unit of time
+    if unit not in UNIT_MM:
+        raise LeukoError(f"{path} has lengths in the unknown unit {unit}; mend its header")
+    affine[:3] *= UNIT_MM[unit]
     scale = np.linalg.norm(affine[:3, :3], axis=0).prod()
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * scale:
         raise LeukoError(
             f"{path} has a singular voxel-to-world matrix; mend its sform or qform "
             "(nibabel or c3d can set them)"
         )
-    _warn_of_conflict(header, path)
+    _warn_of_conflict(header, UNIT_MM[unit], path)
     return _orthonormalised(affine, path)
 
 
-def _declared_spacing(image: Any) -> Array:
-    """The voxel sizes as the file has them; nibabel's own header has bad ones replaced."""
-    holder = image.file_map["header" if "header" in image.file_map else "image"]
-    with holder.get_prepare_fileobj("rb") as file:
-        header = type(image.header).from_fileobj(file, check=False)
-    spacing: Array = header["pixdim"][1:4].astype(float)
-    return spacing
-
-
-def _warn_of_conflict(header: Any, path: Path) -> None:
+def _warn_of_conflict(header: Any, unit_mm: float, path: Path) -> None:
     sform, qform = header.get_sform(coded=True)[0], _qform(header)
     if sform is None and qform is None:
         log.warning("%s: neither sform nor qform is set; voxel sizes alone place the image", path)
@@ -169,6 +194,7 @@ def _warn_of_conflict(header: Any, path: Path) -> None:
         corners = np.array(np.meshgrid(*[(0, n) for n in header.get_data_shape()[:3]]))
         apart = np.abs((sform - qform)[:3] @ np.vstack([corners.reshape(3, -1), np.ones(8)])).max()
         if apart > 0.1 * float(min(header["pixdim"][1:4])):
+            apart *= unit_mm
             log.warning("%s: sform and qform differ by up to %.3g mm; used the sform", path, apart)
 
 

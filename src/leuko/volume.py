@@ -4,6 +4,7 @@ Everything here is numpy and scipy; files are the business of `nifti`.
 World coordinates are millimetres, running right, anterior, superior (RAS).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any, Self
@@ -19,6 +20,8 @@ Array = NDArray[Any]
 # Two grids are one when no corner differs by more than this part of a voxel: float32 headers
 # round in the sixth digit, and a tenth of a voxel is below what any reader can see.
 SAME_GRID_VOXELS = 0.1
+
+ROUNDING = 1e-3  # voxels: more than any arithmetic on affines, less than anything to see
 
 # Below this ratio of coarsest to finest spacing a scan has no thick-slice direction of its own.
 NEAR_ISOTROPIC = 1.5
@@ -141,8 +144,14 @@ def resample_onto(moving: Volume, fixed: Volume) -> Volume:
         return fixed.with_data(moving.data)
     to_moving = np.linalg.inv(moving.affine) @ fixed.affine
     data = scipy.ndimage.affine_transform(
-        moving.data.astype(np.float32), to_moving, output_shape=fixed.data.shape, order=1
+        moving.data.astype(np.float32),
+        to_moving,
+        output_shape=fixed.data.shape,
+        order=1,
+        mode="nearest",  # scipy's other modes lose the outer half voxel, or more by rounding
     )
+    voxels = np.ogrid[tuple(slice(n) for n in fixed.data.shape)]
+    data[~_in_view(voxels, to_moving, moving)] = 0
     return replace(fixed, data=data, name=moving.name)
 
 
@@ -155,9 +164,17 @@ def coverage(fixed: Volume, moving: Volume) -> float:
     if not len(voxels):
         return float("nan")
     to_moving = np.linalg.inv(moving.affine) @ fixed.affine
-    indices = voxels @ to_moving[:3, :3].T + to_moving[:3, 3]
-    inside = (indices >= -0.5) & (indices <= np.array(moving.data.shape) - 0.5)
-    return float(inside.all(axis=1).mean())
+    return float(_in_view(voxels.T, to_moving, moving).mean())
+
+
+def _in_view(voxels: Iterable[Array], to_moving: Array, moving: Volume) -> Array:
+    """Which voxels, given as three index arrays, lie within the outer faces of `moving`."""
+    x, y, z = voxels
+    inside: Array = np.array(True)
+    for (a, b, c, start), count in zip(to_moving[:3], moving.data.shape, strict=True):
+        index = a * x + b * y + c * z + start
+        inside = inside & (index >= -0.5 - ROUNDING) & (index <= count - 0.5 + ROUNDING)
+    return inside
 
 
 def _describe(volume: Volume) -> str:
