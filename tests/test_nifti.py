@@ -467,3 +467,12 @@ def test_a_damaged_header_is_understood_or_refused_but_never_crashes(intact, pla
     else:
         assert np.isfinite(volume.data).all()
         assert volume.voxel_mm3 > 0
+
+
+def test_a_file_that_unpacks_beyond_all_measure_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(nifti, "LARGEST_BYTES", 1 << 20)
+    path = tmp_path / "bomb.nii.gz"
+    path.write_bytes(gzip.compress(bytes(3 << 20)))
+    with pytest.raises(LeukoError) as caught:
+        nifti.read(path)
+    assert_helpful(caught, path, "expected one 3-D image")

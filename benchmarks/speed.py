@@ -1,0 +1,291 @@
+"""How fast Leuko is on this machine, beside what was asked for: one table on stdout.
+
+    python benchmarks/speed.py [--quick]
+
+Needs Leuko with its extras `train` and `dev`. Everything is made up on the spot: heads from
+`leuko.phantoms`, weights from the initialisation. Speed does not depend on either.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from skimage.morphology import area_opening
+from torch.utils.flop_counter import FlopCounterMode
+
+from leuko import nifti, runtime
+from leuko.channels import Preparation, area_residue, prepare, requantise
+from leuko.files import read_json
+from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
+from leuko.phantoms import make_phantom
+from leuko.recipes import MODERN
+from leuko.train import CLASSES, Progress, Settings, fit, start
+from leuko.volume import Array, Volume, resample_onto
+from leuko.weights import WEIGHTS_FILE, ModelCard, save_card
+
+SLICE = (208, 176)  # a head at 1 mm
+# Smaller matrices do not fill the caches and larger ones gain nothing.
+MATRIX_SIZES = (1024, 2048, 4096)
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `target` is what was asked for, with `met` telling if it was met."""
+
+    what: str
+    value: float
+    unit: str
+    target: str = ""
+    met: bool | None = None
+
+
+def main() -> None:
+    """Measure, then print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--quick", action="store_true", help="few repeats: a look, no measurement")
+    repeats = 2 if parser.parse_args().quick else 7
+    torch.set_num_threads(runtime.available_cpus())
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        pair = save_pair(scratch / "pair")
+        model = save_random_model(scratch / "model")
+        for name, measurement in {
+            "area opening": measure_area_opening(repeats),
+            "preparation": measure_preparation(*pair, repeats),
+            "network": measure_network(model, repeats),
+            "training": measure_training(scratch, repeats),
+            "segment": measure_segment(*pair, model, scratch, max(1, repeats // 2)),
+            "start-up": measure_start(repeats),
+        }.items():
+            print(f"measuring: {name}", file=sys.stderr)
+            rows += measurement
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"{torch.get_num_threads()} cores, {capability}, torch {torch.__version__}\n")
+    print(as_text(rows))
+
+
+def measure_area_opening(repeats: int) -> Iterator[Row]:
+    """Of a whole head at 1 mm, and of a few of its slices against scikit-image."""
+    head = make_phantom(np.random.default_rng(0), shape=(182, 218, 182), spacing_mm=(1, 1, 1))
+    preparation = Preparation()
+    grey = requantise(head.flair, preparation.tissue_grey)
+    slices = np.ascontiguousarray(np.moveaxis(grey, 2, 0))
+    pixels = round(preparation.opening_mm2)  # of 1 mm2 each
+    seconds = median(timed(lambda: area_residue(slices, pixels)) for _ in range(repeats))
+    yield Row("area opening, 182x218x182", seconds, "s", "below 1", seconds < 1)
+
+    def theirs() -> list[Array]:
+        return [area_opening(image, pixels, connectivity=2) for image in few]
+
+    few = slices[len(slices) // 4 :: len(slices) // 6][:4]
+    ratios = [timed(theirs) / timed(lambda: area_residue(few, pixels)) for _ in range(repeats)]
+    yield Row("  scikit-image's on 4 of the slices", median(ratios), "times as long")
+
+
+def measure_preparation(flair: Path, t1: Path, repeats: int) -> Iterator[Row]:
+    """Of a pair on two grids, read before the clock starts."""
+    scans = nifti.read(flair), nifti.read(t1)
+    seconds = median(timed(lambda: prepare(*scans, Preparation())) for _ in range(repeats))
+    size = "x".join(map(str, scans[0].data.shape))
+    yield Row(f"preparation, {size} and a 1 mm T1", seconds, "s", "below 2", seconds < 2)
+
+
+def measure_network(model: Path, repeats: int) -> Iterator[Row]:
+    """The forward pass, in turns with the matrix products that show what the machine can do."""
+    loaded = runtime.load(model)
+    grey = np.random.default_rng(0).integers(0, 255, (runtime.BATCH, *SLICE, 3), dtype=np.uint8)
+    with FlopCounterMode(display=False) as counter:
+        loaded.predict(grey)
+    network_gflop = counter.get_total_flops() / 1e9
+    matrices = [torch.randn(size, size) for size in MATRIX_SIZES]
+    matrix_gflop = np.array([2 * size**3 / 1e9 for size in MATRIX_SIZES])
+    network_s, matrix_s = [], []
+    for _ in range(2 * repeats):
+        network_s.append(timed(lambda: loaded.predict(grey)))
+        matrix_s.append([timed(lambda a=a: a @ a) for a in matrices])
+    matrix_rates = matrix_gflop / np.array(matrix_s)  # (rounds, sizes) GFLOP/s
+    best = int(np.argmax(np.median(matrix_rates, axis=0)))
+    network_rates = network_gflop / np.array(network_s)
+    # Within a round both see the same load of the machine by others.
+    part = 100 * float(np.median(network_rates / matrix_rates[:, best]))
+    rate = float(np.median(network_rates))
+    yield Row(f"network, {runtime.BATCH} slices {SLICE[0]}x{SLICE[1]}, fp32", rate, "GFLOP/s")
+    size, machine = MATRIX_SIZES[best], float(np.median(matrix_rates[:, best]))
+    yield Row(f"  fp32 matrix product, {size}x{size}", machine, "GFLOP/s")
+    yield Row("  network's part of the matrix rate", part, "%", "at least 60", part >= 60)
+    yield Row("  seconds a slice", median(network_s) / runtime.BATCH, "s")
+
+
+def measure_training(scratch: Path, repeats: int) -> Iterator[Row]:
+    """Steps of the recipe as `leuko train` takes them, in turns with steps in plain fp32."""
+    data = scratch / "training"
+    save_noise_subject(data / "subject")
+    recipe = replace(MODERN, steps=repeats + 1)
+    speeds: dict[bool, list[float]] = {True: [], False: []}
+    busy = []
+    for turn in range(2):
+        for mixed in speeds:
+            run = scratch / f"run-{turn}-{mixed}"
+            settings = Settings(
+                data=str(data), recipe=replace(recipe, mixed_precision=mixed), init="none"
+            )
+            start(run, settings)
+            steps: list[float] = []
+            clocks: list[tuple[float, float]] = []
+
+            def on_step(at: Progress, steps: list[float] = steps, clocks: list = clocks) -> None:
+                steps.append(at.images_per_second)
+                clocks.append((time.process_time(), time.perf_counter()))
+
+            fit(run, on_step=on_step)
+            speeds[mixed] += steps[1:]  # the first step sets things up
+            processor_s, wall_s = np.subtract(clocks[-1], clocks[0])
+            busy.append(processor_s / wall_s)
+    speed, plain = (median(speeds[mixed]) for mixed in (True, False))
+    what = f"training, {recipe.name}, {recipe.images_per_step} slices {SLICE[0]}x{SLICE[1]}"
+    yield Row(what, speed, "slices/s", "at least 2.5", speed >= 2.5)
+    yield Row("  the same in fp32", plain, "slices/s", "at least 2.5", plain >= 2.5)
+    yield Row("  gain by the recipe's precision", speed / plain, "times as fast")
+    # Well below the cores of the first line: others were at work, and the speed is not Leuko's.
+    yield Row("  processors that it got meanwhile", median(busy), "cores")
+
+
+def measure_segment(
+    flair: Path, t1: Path, model: Path, scratch: Path, repeats: int
+) -> Iterator[Row]:
+    """`leuko segment` as a whole process: its time, its memory, its stages."""
+    seconds, mebibytes, stages = [], [], []
+    for turn in range(repeats):
+        out = scratch / f"out-{turn}"
+        command = ("segment", "--flair", flair, "--t1", t1, "--model", model, "-o", out)
+        spent, peak = run_python("-m", "leuko.cli", *command)
+        seconds.append(spent)
+        mebibytes.append(peak)
+        stages.append(read_json(out / "run.json", what="run")["seconds"])
+    size = "x".join(map(str, nifti.read(flair).data.shape))
+    gigabytes = median(mebibytes) * MEBIBYTE / 1e9
+    yield Row(f"leuko segment, {size}", median(seconds), "s")
+    for stage in stages[0]:
+        yield Row(f"  {stage}", median(run[stage] for run in stages), "s")
+    yield Row("  peak memory", gigabytes, "GB", "below 1.5", gigabytes < 1.5)
+
+
+def measure_start(repeats: int) -> Iterator[Row]:
+    """Whole processes that do nothing, so that only their start is left."""
+    for what, arguments, target in (
+        ("leuko --help", ("-m", "leuko.cli", "--help"), "next version: 0.5"),
+        ("import leuko", ("-c", "import leuko"), "next version: 0.2"),
+        ("  python alone", ("-c", "pass"), ""),
+    ):
+        run_python(*arguments)  # the files are in memory from here on
+        yield Row(what, median(run_python(*arguments)[0] for _ in range(repeats)), "s", target)
+
+
+def save_pair(folder: Path) -> tuple[Path, Path]:
+    """A FLAIR of thick slices, and its T1 as a sagittal 1 mm scan of a head tilted by 5 degrees."""
+    head = make_phantom(np.random.default_rng(0), shape=(320, 320, 48), spacing_mm=(0.72, 0.72, 3))
+    shape = (256, 256, 176)  # stored along anterior-posterior, superior-inferior, left-right
+    tilt = np.radians(5)
+    affine = np.eye(4)
+    affine[:3, :3] = [
+        [0, 0, 1],
+        [-np.cos(tilt), np.sin(tilt), 0],
+        [-np.sin(tilt), -np.cos(tilt), 0],
+    ]
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(shape) - 1) / 2
+    sagittal = Volume(np.zeros(shape, dtype=np.int16), affine)
+    t1 = resample_onto(head.t1, sagittal)
+    # Scanners' air is darker than the phantom's, and here it fills three quarters of the image.
+    grey = np.where(head.flair.data < 20, head.flair.data // 2, head.flair.data)
+    folder.mkdir()
+    paths = folder / "FLAIR.nii.gz", folder / "T1.nii.gz"
+    nifti.write(paths[0], head.flair.with_data(grey))
+    nifti.write(paths[1], t1.with_data(t1.data.astype(np.int16)))
+    return paths
+
+
+def save_random_model(folder: Path) -> Path:
+    """A model folder of the full network, not trained."""
+    torch.manual_seed(0)
+    network = SpecialisedVGG(len(CLASSES))
+    folder.mkdir()
+    save_file(network.state_dict(), folder / WEIGHTS_FILE)
+    save_card(
+        folder,
+        ModelCard(
+            name="random",
+            classes=CLASSES,
+            preparation=Preparation(),
+            stages=VGG16,
+            side_maps=SIDE_MAPS,
+            training={},
+        ),
+    )
+    return folder
+
+
+def save_noise_subject(folder: Path) -> None:
+    """A labelled subject without air around it, so that its slices come out just as SLICE."""
+    rng = np.random.default_rng(0)
+    shape, affine = (*SLICE, 20), np.diag([1.0, 1, 3, 1])
+    labels = np.zeros(shape, dtype=np.uint8)
+    labels[100:110, 80:90, 5:15] = 1
+    folder.mkdir(parents=True)
+    for name in ("FLAIR", "T1"):
+        grey = rng.normal(300, 20, shape).astype(np.int16)
+        nifti.write(folder / f"{name}.nii.gz", Volume(grey, affine))
+    nifti.write(folder / "wmh.nii.gz", Volume(labels, affine))
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+# A process starts as a copy of the one that starts it, and its peak memory counts the copy. So a
+# small one stands between us, with torch in memory, and the one that is measured.
+LAUNCHER = """
+import json, resource, subprocess, sys, time
+begun = time.perf_counter()
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+seconds = time.perf_counter() - begun
+print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
+"""
+
+
+def run_python(*arguments: str | Path) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of a whole Python process."""
+    command = [sys.executable, *map(str, arguments)]
+    launcher = [sys.executable, "-c", LAUNCHER, *command]
+    seconds, peak = json.loads(subprocess.run(launcher, check=True, capture_output=True).stdout)
+    return seconds, peak / (MEBIBYTE if sys.platform == "darwin" else 1024)  # bytes there, else KiB
+
+
+def as_text(rows: list[Row]) -> str:
+    """The rows as aligned columns."""
+    met = {True: "yes", False: "NO", None: ""}
+    cells = [("what", "value", "unit", "asked for", "met")]
+    cells += [(r.what, f"{r.value:.3g}", r.unit, r.target, met[r.met]) for r in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        f"{what:<{widths[0]}}  {value:>{widths[1]}} {unit:<{widths[2]}}  {target:<{widths[3]}}  {m}"
+        for what, value, unit, target, m in cells
+    )
+
+
+if __name__ == "__main__":
+    main()
