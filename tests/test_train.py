@@ -160,6 +160,20 @@ def test_a_training_starts_from_a_trained_model(heads, model, tmp_path):
     assert first[0] < 0.5 < first[1]
 
 
+def test_resuming_needs_the_start_no_more(heads, model, tmp_path):
+    start = tmp_path / "start"
+    start.mkdir()
+    for path in model.iterdir():
+        (start / path.name).write_bytes(path.read_bytes())
+    train.start(tmp_path / "run", small_settings(heads, steps=2, init=str(start), held_out=0.0))
+    with pytest.raises(StoppedError):
+        train.fit(tmp_path / "run", on_step=stop_after(2), checkpoint_seconds=0)
+    for path in start.iterdir():
+        path.unlink()
+    train.fit(tmp_path / "run")
+    assert load_card(tmp_path / "run").training["init"] == str(start)
+
+
 def test_a_model_of_another_shape_is_no_start(heads, model, tmp_path):
     train.start(tmp_path / "run", small_settings(heads, steps=1, init=str(model), stages=NARROW))
     with pytest.raises(LeukoError, match="network of another shape"):

@@ -136,7 +136,9 @@ def fit(
         images, labels = torch.from_numpy(slices.images), torch.from_numpy(slices.labels)
 
     fabric = Fabric(accelerator=device, devices=1, precision=_precision(recipe, device))
-    network = _initialised(settings).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.manual_seed(settings.seed)
+    network = SpecialisedVGG(len(CLASSES), settings.stages, settings.side_maps)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer: torch.optim.Optimizer
     if recipe.optimiser == "sgd":
         optimizer = torch.optim.SGD(network.parameters(), weight_decay=recipe.weight_decay)
@@ -149,6 +151,8 @@ def fit(
     if (run / CHECKPOINT_FILE).exists():
         state = {"model": model, "optimizer": optimizer}
         first = fabric.load(run / CHECKPOINT_FILE, state, weights_only=True)["step"]
+    else:
+        _initialise(network, settings)
 
     with watch.stage("train"):
         saved = time.monotonic()
@@ -215,10 +219,8 @@ def fit(
     return measures
 
 
-def _initialised(settings: Settings) -> SpecialisedVGG:
-    """The network as the training starts, on the CPU."""
-    torch.manual_seed(settings.seed)
-    network = SpecialisedVGG(len(CLASSES), settings.stages, settings.side_maps)
+def _initialise(network: SpecialisedVGG, settings: Settings) -> None:
+    """Give a fresh network the weights that its training starts from, in place."""
     if settings.init == "imagenet":
         imagenet.transfer(
             network, settings.imagenet_weights, feature_scale=settings.recipe.feature_scale
@@ -232,7 +234,6 @@ def _initialised(settings: Settings) -> SpecialisedVGG:
                 f"{settings.init} is a network of another shape than the one to train; "
                 "start from a model of the same stages and classes"
             ) from error
-    return network
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, phase: Phase, rate: float) -> None:
