@@ -33,7 +33,7 @@ def run(real, tmp_path_factory):
         (folder / "data" / name).parent.mkdir(exist_ok=True)
         (folder / "data" / name).symlink_to(real / "real" / name)
     settings = small_settings(
-        folder / "data", steps=60, preparation=Preparation(pixel_mm=1.0), held_out=0.0
+        folder / "data", steps=150, preparation=Preparation(pixel_mm=1.5), held_out=0.0
     )
     train.start(folder / "run", settings)
     train.fit(folder / "run")
