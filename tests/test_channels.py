@@ -87,6 +87,16 @@ def test_grey_values_follow_the_one_asked_for():
     assert middle == pytest.approx([60, 120], rel=0.08)
 
 
+def test_noisy_air_in_a_wide_field_of_view_is_no_tissue():
+    flair = head().flair
+    level = tissue_level(flair)
+    wide = np.pad(flair.data, ((40, 40), (40, 40), (0, 0)))
+    assert np.mean(wide > 0.3 * level) < 0.1  # of the voxels are head
+    noise = np.random.default_rng(0).normal(scale=0.1 * level, size=(2, *wide.shape))
+    noisy = Volume(np.hypot(wide + noise[0], noise[1]), flair.affine)
+    assert tissue_level(noisy) == pytest.approx(level, rel=0.1)
+
+
 def test_negative_voxels_become_zero_and_bright_ones_stop_at_255():
     flair = head().flair
     data = flair.data.astype(float)

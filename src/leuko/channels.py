@@ -43,6 +43,8 @@ MULTIPLE = 16
 HEAD_PART_OF_TISSUE = 0.25
 # A scan whose T1 covers less of the FLAIR's head than this has the wrong T1, or none that helps.
 SMALLEST_COVERAGE = 0.5
+# Of the histogram of log grey values: 5 % is wider than its noise and narrower than grey to white.
+LOG_BIN, LOG_SMOOTHING = 0.01, 0.05
 # A part of a per cent of the in-plane spacing: resampling would blur and gain nothing.
 SAME_PIXEL = 0.005
 
@@ -86,7 +88,7 @@ def centred(slices: Array) -> Array:
 
 
 def requantise(volume: Volume, tissue_grey: int) -> Array:
-    """The whole volume in 8 bit, scaled so that the commonest tissue has `tissue_grey`.
+    """The whole volume in 8 bit, scaled so that the tissue has `tissue_grey`.
 
     0 stays 0 (in MR, no signal; negative voxels are resampling artefacts), 255 is the ceiling.
     """
@@ -95,11 +97,12 @@ def requantise(volume: Volume, tissue_grey: int) -> Array:
 
 
 def tissue_level(volume: Volume) -> float:
-    """The commonest grey value of the volume on a logarithmic scale, in its own units.
+    """The grey value at which the volume has most of its signal, in its own units.
 
-    The logarithm makes the answer independent of the scanner's scale and weighs a grey value by
-    the signal it carries, so that neither air near zero nor sparse fat wins: it lies in the brain
-    on whole heads and extracted brains alike.
+    That is the peak of the histogram of log grey values, each voxel weighed by its grey value. The
+    logarithm makes the answer independent of the scanner's scale; the weight keeps noisy air from
+    winning, and fat is too spread out to: the peak lies in the brain's tissue, on whole heads
+    and extracted brains alike.
 
     Raises LeukoError on an image that was standardised to zero mean, where no grey value means
     tissue.
@@ -112,13 +115,10 @@ def tissue_level(volume: Volume) -> float:
             "all are equal); give the scan as it was before standardisation"
         )
     top = math.log(float(np.percentile(positive, 99)))
-    bin_width, smoothing = (
-        0.01,
-        0.05,
-    )  # 5 % of the grey value: wider than noise, narrower than GM-WM
-    counts, edges = np.histogram(np.log(positive), bins=np.arange(top - 3, top + 0.3, bin_width))
-    density = scipy.ndimage.gaussian_filter1d(counts.astype(float), smoothing / bin_width)
-    return math.exp(edges[int(np.argmax(density))] + bin_width / 2)
+    edges = np.arange(top - 3, top + 0.3, LOG_BIN)
+    counts, _ = np.histogram(np.log(positive), edges)
+    signal = scipy.ndimage.gaussian_filter1d(counts * np.exp(edges[:-1]), LOG_SMOOTHING / LOG_BIN)
+    return math.exp(edges[int(np.argmax(signal))] + LOG_BIN / 2)
 
 
 def area_residue(slices: Array, pixels: int) -> Array:
