@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from urllib.error import URLError
 
 import nibabel as nib
 import numpy as np
@@ -182,6 +183,30 @@ def test_an_interrupted_training_says_how_to_go_on(heads, model, tmp_path):
     assert "Traceback" not in err
 
 
+def test_a_start_that_fails_leaves_no_run(leuko, heads, tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    answer = leuko("train", heads, "-o", tmp_path / "run")
+    assert_one_line_error(answer, "could not be fetched", "--imagenet-weights FILE")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_resumed_from_anywhere(leuko, heads, model, tmp_path, monkeypatch):
+    from leuko import train
+
+    monkeypatch.chdir(heads)
+    monkeypatch.setattr(train, "fit", lambda *_, **__: {})
+    assert leuko("train", ".", "-o", tmp_path / "run", "--init", model, "--steps", 1)[0] == 0
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = leuko("train", "--resume", "run")
+    assert code == 0, err
+    assert "model   run" in out
+
+
 def test_resume_finishes_a_run(leuko, heads, model, tmp_path):
     from conftest import small_settings
     from leuko import train
@@ -195,7 +220,8 @@ def test_resume_finishes_a_run(leuko, heads, model, tmp_path):
 
 
 def test_resume_stands_alone(leuko, heads, tmp_path):
-    assert_one_line_error(leuko("train", heads, "--resume", tmp_path), "give it alone")
+    assert_one_line_error(leuko("train", heads, "--resume", tmp_path), "own data; give it alone")
+    assert_one_line_error(leuko("train", "--resume", tmp_path, "--steps", 9), "own steps; give it")
     assert_one_line_error(leuko("train"), "give DATA and -o RUN")
     assert_one_line_error(leuko("train", "--resume", tmp_path), "run.json cannot be read")
 
@@ -292,6 +318,7 @@ def test_an_empty_training_folder_is_refused(leuko, tmp_path):
 def test_cuda_that_is_absent_is_refused(leuko, heads, model, tmp_path):
     answer = leuko("train", heads, "-o", tmp_path / "run", "--device", "cuda")
     assert_one_line_error(answer, "no cuda device was found here; use --device with one of: cpu")
+    assert not (tmp_path / "run").exists()
     flair = heads / "head0" / "FLAIR.nii.gz"
     answer = leuko(
         "segment", "--flair", flair, "--model", model, "-o", tmp_path, "--device", "cuda"

@@ -64,7 +64,7 @@ def test_the_readme_shows_what_the_demo_prints(capsys, tmp_path, model, monkeypa
     """The lines, not their numbers, with a training that is over at once."""
     from leuko import train
 
-    monkeypatch.setattr(train, "start", lambda run, _: run.mkdir())
+    monkeypatch.setattr(train, "start", lambda run, _, **__: run.mkdir())
 
     def finished(run, **_):
         for path in model.iterdir():

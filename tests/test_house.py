@@ -73,7 +73,7 @@ def test_a_library_stays_in_its_room(library, rooms):
 
 def test_no_module_is_giant():
     for module in modules():
-        assert len((SOURCE / f"{module}.py").read_text().splitlines()) <= 350, module
+        assert len((SOURCE / f"{module}.py").read_text().splitlines()) <= 400, module
 
 
 @pytest.mark.parametrize("module", modules())

@@ -138,7 +138,8 @@ def test_probabilities_do_not_depend_on_the_other_slices(unseen, model):
     [
         ({"threshold": 0.0}, "threshold 0 is not between 0 and 1"),
         ({"threshold": 1.5}, "threshold 1.5 is not between"),
-        ({"smallest_lesion_mm3": -1.0}, "is below 0"),
+        ({"smallest_lesion_mm3": -1.0}, "-1 mm3 is no volume"),
+        ({"smallest_lesion_mm3": float("nan")}, "nan mm3 is no volume"),
         ({"device": "cuda"}, "no cuda device was found here; use --device with one of: cpu"),
     ],
 )
@@ -184,6 +185,13 @@ def test_weights_that_are_not_the_cards_are_refused(unseen, model, tmp_path):
     [
         ({"format": 99}, "newer than this Leuko; update"),
         ({"preparation": {"pixel": 1}}, "is no model card"),
+        ({"preparation": {"channels": "bogus"}}, "is no model card .no such preparation"),
+        ({"preparation": {"pixel_mm": 0}}, "is no model card"),
+        ({"preparation": {"pixel_mm": "1"}}, "is no model card"),
+        ({"threshold": "0.5"}, "is no model card"),
+        ({"threshold": 2}, "is no model card"),
+        ({"side_maps": None}, "is no model card"),
+        ({"format": "new"}, "is no model card"),
         ({"stages": [[8, 8]]}, "do not describe one network"),
     ],
 )
@@ -227,3 +235,23 @@ def test_a_failure_while_writing_leaves_earlier_results_whole(unseen, model, tmp
     with pytest.raises(LeukoError, match="No space left on device"):
         run(unseen, model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_an_experts_labels_are_not_overwritten(unseen, model):
+    before = (unseen / "wmh.nii.gz").read_bytes()
+    with pytest.raises(
+        LeukoError, match=r"wmh.nii.gz is there and was not written by"
+    ):
+        run(unseen, model, unseen)
+    assert (unseen / "wmh.nii.gz").read_bytes() == before
+
+
+def test_a_run_is_not_overwritten(unseen, model):
+    with pytest.raises(LeukoError, match=r"run.json is there and was not written by leuko segment"):
+        run(unseen, model, model)
+
+
+def test_parents_that_were_made_go_when_it_fails(unseen, model, tmp_path):
+    with pytest.raises(LeukoError):
+        run(unseen, model, tmp_path / "a" / "b", threshold=7)
+    assert not (tmp_path / "a").exists()

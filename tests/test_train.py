@@ -121,7 +121,7 @@ def test_the_seed_decides_the_weights(heads, tmp_path):
 
 
 def test_gradients_add_up_over_the_images_of_a_step(heads, tmp_path):
-    """Twenty images at once or one by one: the same step, up to rounding."""
+    """Six images at once or one by one: the same step, up to rounding."""
     networks = []
     for name, at_once in (("together", 6), ("singly", 1)):
         recipe = replace(SHORT_XU2017, steps=3, images_per_step=6, images_at_once=at_once)
@@ -166,8 +166,6 @@ def test_resuming_needs_the_start_no_more(heads, model, tmp_path):
     for path in model.iterdir():
         (start / path.name).write_bytes(path.read_bytes())
     train.start(tmp_path / "run", small_settings(heads, steps=2, init=str(start), held_out=0.0))
-    with pytest.raises(StoppedError):
-        train.fit(tmp_path / "run", on_step=stop_after(2), checkpoint_seconds=0)
     for path in start.iterdir():
         path.unlink()
     train.fit(tmp_path / "run")
@@ -175,9 +173,10 @@ def test_resuming_needs_the_start_no_more(heads, model, tmp_path):
 
 
 def test_a_model_of_another_shape_is_no_start(heads, model, tmp_path):
-    train.start(tmp_path / "run", small_settings(heads, steps=1, init=str(model), stages=NARROW))
+    settings = small_settings(heads, steps=1, init=str(model), stages=NARROW)
     with pytest.raises(LeukoError, match="network of another shape"):
-        train.fit(tmp_path / "run")
+        train.start(tmp_path / "run", settings)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("channels", ["flair-3-slices", "t1-3-slices"])
@@ -187,6 +186,61 @@ def test_the_other_channel_recipes_train(heads, tmp_path, channels):
     train.start(tmp_path / "run", settings)
     assert train.fit(tmp_path / "run")
     assert load_card(tmp_path / "run").preparation.channels == channels
+
+
+def test_threads_and_precision_are_those_of_the_start(heads, tmp_path):
+    train.start(tmp_path / "run", small_settings(heads, steps=1), threads=1)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["device"], record["threads"]) == ("cpu", 1)
+    assert record["precision"] in ("bf16-mixed", "32-true")
+    train.fit(tmp_path / "run")
+    assert torch.get_num_threads() == 1
+
+
+def test_seconds_add_up_over_interruptions(heads, tmp_path):
+    run = tmp_path / "run"
+    train.start(run, small_settings(heads, steps=4, stages=NARROW, held_out=0.0))
+    with pytest.raises(StoppedError):
+        train.fit(run, on_step=stop_after(3), checkpoint_seconds=0)
+    spent = torch.load(run / train.CHECKPOINT_FILE)["seconds"]
+    train.fit(run)
+    assert json.loads((run / "run.json").read_text())["seconds"]["train"] > spent > 0
+
+
+def test_a_damaged_checkpoint_is_named(heads, tmp_path):
+    run = tmp_path / "run"
+    train.start(run, small_settings(heads, steps=4, stages=NARROW))
+    (run / train.CHECKPOINT_FILE).write_bytes(b"damaged")
+    with pytest.raises(LeukoError, match=r"checkpoint.ckpt is damaged or missing"):
+        train.fit(run)
+
+
+def test_a_run_without_its_record_is_not_started_over(heads, tmp_path):
+    run = tmp_path / "run"
+    train.start(run, small_settings(heads, steps=1, stages=NARROW))
+    (run / "run.json").unlink()
+    with pytest.raises(LeukoError, match="holds a run already"):
+        train.start(run, small_settings(heads, steps=1, stages=NARROW, seed=9))
+
+
+def test_a_segmentation_is_no_run(tmp_path):
+    (tmp_path / "run.json").write_text('{"command": "segment"}')
+    with pytest.raises(LeukoError, match="is no training run"):
+        train.fit(tmp_path)
+
+
+def test_flair_alone_trains_where_the_channels_need_no_t1(heads, tmp_path):
+    data = tmp_path / "data"
+    for subject in ("head0", "head1"):
+        (data / subject).mkdir(parents=True)
+        for name in ("FLAIR.nii.gz", "wmh.nii.gz"):
+            (data / subject / name).symlink_to(heads / subject / name)
+    settings = small_settings(data, steps=1, stages=NARROW, held_out=0.5)
+    with pytest.raises(LeukoError, match=r"head0 has no T1.nii.gz, which the channels"):
+        train.start(tmp_path / "run", settings)
+    flair_alone = Preparation(channels="flair-3-slices", pixel_mm=3.0)
+    train.start(tmp_path / "run", replace(settings, preparation=flair_alone))
+    assert len(train.fit(tmp_path / "run")) == 1
 
 
 def test_a_run_folder_is_not_overwritten(heads, model):

@@ -8,7 +8,7 @@ of one modality instead. What those papers leave open is a field of `Preparation
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import diplib
 import numpy as np
@@ -36,6 +36,15 @@ class Preparation:
     # Structures up to this area stay in the residue. See the figures in EXPERIMENTS.md.
     opening_mm2: float = 1000.0
 
+    def __post_init__(self) -> None:
+        numbers = (self.pixel_mm, self.tissue_grey, self.opening_mm2)
+        if self.channels not in get_args(Channels) or not all(number > 0 for number in numbers):
+            raise ValueError(f"no such preparation: {self}")
+
+    @property
+    def needs_t1(self) -> bool:
+        return self.channels != "flair-3-slices"
+
 
 # The network's four poolings halve the slice four times.
 MULTIPLE = 16
@@ -61,14 +70,13 @@ def prepare(
     Raises LeukoError if the channels need a T1 that is missing, is the FLAIR itself, or lies
     elsewhere.
     """
-    needs_t1 = preparation.channels != "flair-3-slices"
-    if needs_t1 and t1 is None:
+    if preparation.needs_t1 and t1 is None:
         raise LeukoError(f"the channels {preparation.channels} need a T1; give one with --t1")
     flair_grey = flair.with_data(requantise(flair, preparation.tissue_grey)).canonical()
     head = flair_grey.data > HEAD_PART_OF_TISSUE * preparation.tissue_grey
     placement = place(flair, head, preparation.pixel_mm)
     flair_slices = placement.slices(flair_grey.data)
-    if needs_t1 and t1 is not None:
+    if preparation.needs_t1 and t1 is not None:
         t1_slices = placement.slices(_matched_t1(flair, t1, head, preparation))
 
     match preparation.channels:

@@ -118,6 +118,7 @@ def evaluate(
 
 @app.command()
 def train(
+    context: typer.Context,
     data: Annotated[Path | None, typer.Argument(help="Folder of labelled subjects.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new run.")] = None,
     recipe: Annotated[
@@ -150,9 +151,10 @@ def train(
 ) -> None:
     """Train a model on labelled subjects, or go on with a run that was stopped."""
     if resume is not None:
-        if data is not None or out is not None:
-            raise LeukoError("--resume goes on with its own data and folder; give it alone")
-        _fit(resume, device=device, threads=threads)
+        given = [name for name in context.params if name != "resume" and _is_given(context, name)]
+        if given:
+            raise LeukoError(f"--resume goes on with the run's own {given[0]}; give it alone")
+        _fit(resume)
         return
     if data is None or out is None:
         raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to go on")
@@ -171,18 +173,18 @@ def train(
     if channels is not None:
         preparation = replace(preparation, channels=channels)
     settings = Settings(
-        data=str(data),
+        data=str(data.resolve()),
         recipe=replace(chosen, steps=steps or chosen.steps),
         preparation=preparation,
         stages=stages,
         side_maps=side_maps,
-        init=init,
+        init=init if init in ("imagenet", "none") else str(Path(init).resolve()),
         imagenet_weights=imagenet_weights,
         seed=seed,
         held_out=held_out,
     )
-    start(out, settings)
-    _fit(out, device=device, threads=threads)
+    start(out, settings, device=device, threads=threads)
+    _fit(out)
 
 
 @app.command()
@@ -203,8 +205,8 @@ def demo(
 
     head = demo.make_heads(out)
     print(f"made    {demo.TRAINING_HEADS} labelled heads in {out / 'training'}, 1 in {head}")
-    start(out / "run", demo.settings(out / "training"))
-    _fit(out / "run", device="cpu", threads=threads)
+    start(out / "run", demo.settings(out / "training"), threads=threads)
+    _fit(out / "run")
     result = segment(
         head / "FLAIR.nii.gz",
         head / "T1.nii.gz",
@@ -252,7 +254,12 @@ def _require_training() -> None:
         raise LeukoError(f'training needs {", ".join(missing)}; pip install "leuko[train]"')
 
 
-def _fit(run: Path, *, device: Literal["cpu", "cuda", "mps"], threads: int | None) -> None:
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _fit(run: Path) -> None:
     """Train with a progress bar, print the measures of the held-out subjects."""
     _require_training()
     from leuko.evaluate import mean_with_interval
@@ -261,7 +268,7 @@ def _fit(run: Path, *, device: Literal["cpu", "cuda", "mps"], threads: int | Non
 
     try:
         with _progress_bar() as on_step:
-            measures = fit(run, device=device, threads=threads, on_step=on_step)
+            measures = fit(run, on_step=on_step)
     except KeyboardInterrupt:
         print(f"stopped; go on with leuko train --resume {run}", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -1,5 +1,6 @@
 """Labelled subjects on disk become slices in memory, ready to draw batches from."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from leuko.files import find_images, image_stem
 from leuko.metrics import OTHER_PATHOLOGY
 from leuko.volume import Array, Orientation, Volume, require_same_grid
 
+log = logging.getLogger(__name__)
+
 LABEL_NAMES = ("wmh", "lesions")
 LABEL_VALUES = (0, 1, OTHER_PATHOLOGY)
 IGNORED = 255  # in slices: of unknown class, left out of the loss
@@ -25,12 +28,12 @@ class Subject:
 
     name: str
     flair: Path
-    t1: Path
+    t1: Path | None
     labels: Path
 
     @property
-    def files(self) -> tuple[Path, Path, Path]:
-        return self.flair, self.t1, self.labels
+    def files(self) -> tuple[Path, ...]:
+        return tuple(path for path in (self.flair, self.t1, self.labels) if path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,7 @@ def find_subjects(folder: Path) -> list[Subject]:
 
     Two layouts: `<subject>/{FLAIR,T1,wmh|lesions}.nii.gz` and the challenge's
     `<site>/<id>/{pre/FLAIR,pre/T1,wmh}.nii.gz`; `.nii` will do as well.
-    Raises LeukoError if there is none.
+    The T1 may be missing. Raises LeukoError if there is no subject.
     """
     if not folder.is_dir():
         raise LeukoError(f"{folder} is not a folder; give one that holds labelled subjects")
@@ -70,12 +73,14 @@ def find_subjects(folder: Path) -> list[Subject]:
     for labels in find_images(folder):
         if image_stem(labels) not in LABEL_NAMES:
             continue
+        name = labels.parent.relative_to(folder).as_posix()
         for home in (labels.parent, labels.parent / "pre"):
-            flair, t1 = _image(home, "FLAIR"), _image(home, "T1")
-            if flair and t1:
-                name = labels.parent.relative_to(folder).as_posix()
-                subjects.append(Subject(name, flair, t1, labels))
+            flair = _image(home, "FLAIR")
+            if flair:
+                subjects.append(Subject(name, flair, _image(home, "T1"), labels))
                 break
+        else:
+            log.warning("%s has labels but no FLAIR; left out", labels.parent)
     twice = {s.name for s in subjects if sum(s.name == other.name for other in subjects) > 1}
     if twice:
         raise LeukoError(f"{folder}: {min(twice)} has both wmh and lesions; keep one of them")
@@ -121,7 +126,8 @@ def load(
 
 
 def _subject_slices(subject: Subject, preparation: Preparation) -> tuple[Array, Array]:
-    flair, t1 = nifti.read(subject.flair), nifti.read(subject.t1)
+    flair = nifti.read(subject.flair)
+    t1 = nifti.read(subject.t1) if subject.t1 else None
     truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
     require_same_grid(flair, truth)
     images, placement = prepare(flair, t1, preparation)

@@ -14,6 +14,7 @@ from leuko.train import Settings
 
 TRAINING_HEADS = 8
 UNSEEN = "unseen"
+PREPARATION = Preparation(pixel_mm=1.3)  # of the phantoms
 
 
 def make_heads(folder: Path) -> Path:
@@ -33,7 +34,7 @@ def settings(data: Path) -> Settings:
     return Settings(
         data=str(data),
         recipe=recipe,
-        preparation=Preparation(pixel_mm=1.3),
+        preparation=PREPARATION,
         stages=((16, 16), (32, 32), (64, 64, 64)),
         init="none",
         held_out=0.0,
@@ -43,7 +44,7 @@ def settings(data: Path) -> Settings:
 def save_picture(path: Path, subject: Path, mask: Path) -> None:
     """A PNG of the middle slice of a subject in which most was found, from scans to mask."""
     flair, t1 = nifti.read(subject / "FLAIR.nii.gz"), nifti.read(subject / "T1.nii.gz")
-    slices, placement = prepare(flair, t1, settings(subject).preparation)
+    slices, placement = prepare(flair, t1, PREPARATION)
     found = placement.slices(nifti.read_mask(mask).canonical().data.astype(np.uint8)) > 0
     middle = range(len(slices) // 3, 2 * len(slices) // 3)
     shown = max(middle, key=lambda n: found[n].sum())

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from leuko import nifti
+from leuko.dataset import LABEL_NAMES, LABEL_VALUES
 from leuko.errors import LeukoError
 from leuko.files import find_images, image_stem, staged
 from leuko.lesions import find_lesions
-from leuko.metrics import MEASURES, OTHER_PATHOLOGY, measure, without_other_pathology
+from leuko.metrics import MEASURES, measure, without_other_pathology
 from leuko.volume import Volume, require_same_grid
 
 log = logging.getLogger(__name__)
 
-REFERENCE_NAMES = ("wmh", "lesions")
 PREDICTION_NAMES = ("wmh", "result")  # `leuko segment` writes the one, the challenge the other
 RESAMPLES = 10_000
 
@@ -38,7 +38,7 @@ def evaluate(reference: Path, prediction: Path) -> Row:
     The reference holds 0, 1 and 2 (other pathology, not counted). Both may be stored in different
     axis orders. Raises LeukoError if they are not on one grid.
     """
-    truth = nifti.read_labels(reference, values=(0, 1, OTHER_PATHOLOGY))
+    truth = nifti.read_labels(reference, values=LABEL_VALUES)
     return compare(truth, nifti.read_mask(prediction))
 
 
@@ -71,7 +71,7 @@ def evaluate_folders(references: Path, predictions: Path) -> dict[str, Row]:
     its path, or a file directly in the folder, named by its stem. References without prediction
     are named in a warning. Raises LeukoError if the folders share no subject.
     """
-    truths = _find_masks(references, REFERENCE_NAMES)
+    truths = _find_masks(references, LABEL_NAMES)
     masks = _find_masks(predictions, PREDICTION_NAMES)
     shared = sorted(truths.keys() & masks.keys())
     if not shared:

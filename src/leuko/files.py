@@ -14,12 +14,12 @@ from leuko.errors import LeukoError
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A scratch folder whose files move into `folder` together, once all are written.
+    """A scratch folder whose files move into `folder`, the record last, once all are written.
 
-    If anything fails inside, `folder` is left as it was (and is not there if it was not).
+    If anything fails inside, `folder` keeps what it held (and is not there if it was not).
     Raises LeukoError when `folder` cannot be made or written.
     """
-    existed = folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".leuko-", dir=folder))
@@ -29,14 +29,15 @@ def staged(folder: Path) -> Iterator[Path]:
         ) from error
     try:
         yield scratch
-        for path in sorted(scratch.iterdir()):
+        for path in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".json"):
             path.replace(folder / path.name)
     except OSError as error:
         raise LeukoError(f"writing into {folder} failed: {error.strerror or error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if not existed and not any(folder.iterdir()):
-            folder.rmdir()
+        for path in made:
+            if not any(path.iterdir()):
+                path.rmdir()
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -46,7 +47,12 @@ def find_images(folder: Path) -> list[Path]:
     challenge has (city, scanner, subject).
     """
     found = (path for depth in range(4) for path in folder.glob("*/" * depth + "*.nii*"))
-    return sorted(path for path in found if path.name.endswith((".nii", ".nii.gz")))
+    return sorted(
+        path
+        for path in found
+        if path.name.endswith((".nii", ".nii.gz"))
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def image_stem(path: Path) -> str:

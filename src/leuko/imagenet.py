@@ -142,10 +142,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _check(model: SpecialisedVGG, state: dict[str, Tensor], source: str) -> None:
     for index, convolution in zip(_indices(model), model.convolutions, strict=True):
-        key = f"features.{index}.weight"
-        found = tuple(state[key].shape) if key in state else "nothing"
-        if found != tuple(convolution.weight.shape) or f"features.{index}.bias" not in state:
-            raise LeukoError(
-                f"{source} has {found} at {key}; expected {tuple(convolution.weight.shape)}: "
-                "ImageNet weights fit the full-width VGG-16 only"
-            )
+        for part, expected in convolution.named_parameters():
+            value = state.get(f"features.{index}.{part}")
+            found = tuple(value.shape) if isinstance(value, Tensor) else "nothing"
+            if found != tuple(expected.shape):
+                raise LeukoError(
+                    f"{source} has {found} at features.{index}.{part}; expected "
+                    f"{tuple(expected.shape)}: ImageNet weights fit the full-width VGG-16 only"
+                )

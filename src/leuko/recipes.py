@@ -24,7 +24,7 @@ class Augmentation:
 
     scale: tuple[float, float]  # factors, drawn evenly on a logarithmic scale
     rotation_degrees: float  # drawn from -r to r
-    flip: bool = False  # left-right, half of the images
+    flip: bool = False  # half of the images; left-right on axial and coronal slices
     gain: float = 0.0  # a channel times 1 - g to 1 + g; the residue scales with its FLAIR
     gamma: float = 0.0  # a channel's tissue contrast, exponent exp(-g) to exp(g)
     noise_grey: float = 0.0  # largest standard deviation of added noise, in grey levels
@@ -43,7 +43,7 @@ class Recipe:
     weight_decay: float
     phases: tuple[Phase, ...]
     augmentation: Augmentation
-    lesion_part: float  # of the images drawn, at least this part shows a lesion
+    lesion_part: float  # of the images drawn, about this part surely shows a lesion
     feature_scale: float  # what ImageNet's maps are divided by at the start
     mixed_precision: bool  # bfloat16 where the device computes in it
 
@@ -88,10 +88,10 @@ RECIPES = {recipe.name: recipe for recipe in (MODERN, XU2017)}
 
 def phase_at(recipe: Recipe, step: int, steps: int) -> tuple[Phase, float]:
     """The phase that a step (0 to steps - 1) belongs to, and the learning rate at that step."""
-    done, end = (step + 1) / steps, 0.0
+    done, end = (step + 0.5) / steps, 0.0  # the middle of the step: no rate of 0 at the last
     for phase in recipe.phases:
         begin, end = end, end + phase.part
-        if done <= end + 1e-9:
+        if done < end:
             break
     turn = math.cos(math.pi * min(1.0, (done - begin) / phase.part))
     return phase, phase.rate_to + (phase.rate_from - phase.rate_to) * (1 + turn) / 2

@@ -1,6 +1,7 @@
 """The main job, told in order: two scans and a model become a mask, a probability map, numbers."""
 
 import importlib.metadata
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -13,9 +14,13 @@ import numpy as np
 from leuko import nifti, runtime
 from leuko.channels import prepare
 from leuko.errors import LeukoError
-from leuko.files import sha256, staged, write_json
+from leuko.files import read_json, sha256, staged, write_json
 from leuko.lesions import drop_small, find_lesions
 from leuko.volume import Array, Volume
+
+MASK_FILE = "wmh.nii.gz"
+PROBABILITY_FILE = "wmh_prob.nii.gz"
+RECORD_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,9 @@ class Stopwatch:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+    def stage(self, name: str, *, before: float = 0.0) -> Iterator[None]:
+        """Time a stage; `before` are the seconds that an earlier, interrupted try has spent."""
+        start = time.perf_counter() - before
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
@@ -59,6 +65,7 @@ def segment(
     `smallest_lesion_mm3` default to the model's own. Raises LeukoError; `out` then holds what it
     held before.
     """
+    _refuse_foreign_files(out)
     watch = Stopwatch()
     with staged(out) as scratch:
         with watch.stage("load model"):
@@ -69,8 +76,8 @@ def segment(
             smallest_lesion_mm3 = loaded.card.smallest_lesion_mm3
         if not 0 < threshold < 1:
             raise LeukoError(f"the threshold {threshold:g} is not between 0 and 1")
-        if smallest_lesion_mm3 < 0:
-            raise LeukoError(f"the smallest lesion of {smallest_lesion_mm3:g} mm3 is below 0")
+        if not 0 <= smallest_lesion_mm3 < math.inf:
+            raise LeukoError(f"the smallest lesion of {smallest_lesion_mm3:g} mm3 is no volume")
         with watch.stage("read"):
             flair_scan = nifti.read(flair)
             t1_scan = nifti.read(t1) if t1 else None
@@ -86,10 +93,10 @@ def segment(
             seconds=watch.seconds,
         )
         with watch.stage("write"):
-            nifti.write(scratch / "wmh.nii.gz", result.mask)
-            nifti.write(scratch / "wmh_prob.nii.gz", result.probability)
+            nifti.write(scratch / MASK_FILE, result.mask)
+            nifti.write(scratch / PROBABILITY_FILE, result.probability)
         write_json(
-            scratch / "run.json",
+            scratch / RECORD_FILE,
             {
                 "command": "segment",
                 "versions": versions(),
@@ -114,6 +121,18 @@ def segment(
             },
         )
     return result
+
+
+def _refuse_foreign_files(out: Path) -> None:
+    """Raises LeukoError where writing would replace an expert's labels or a training run."""
+    record = out / RECORD_FILE
+    ours = record.is_file() and read_json(record, what="record").get("command") == "segment"
+    there = [name for name in (MASK_FILE, PROBABILITY_FILE, RECORD_FILE) if (out / name).exists()]
+    if there and not ours:
+        raise LeukoError(
+            f"{out / there[0]} is there and was not written by leuko segment; "
+            "choose another folder with -o"
+        )
 
 
 def predict(

@@ -25,7 +25,7 @@ from leuko.files import read_json, sha256, staged, write_json
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, Stages
 from leuko.recipes import MODERN, Augmentation, Phase, Recipe, phase_at
 from leuko.segment import Stopwatch, predict, to_mask, versions
-from leuko.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
+from leuko.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
 
@@ -84,17 +84,36 @@ class Progress:
     images_per_second: float
 
 
-def start(run: Path, settings: Settings) -> None:
-    """Make a run folder that `fit` can fill. Raises LeukoError if there is one already."""
-    if (run / RUN_FILE).exists():
+def start(
+    run: Path,
+    settings: Settings,
+    *,
+    device: runtime.Device = "cpu",
+    threads: int | None = None,
+) -> None:
+    """Make a run folder that `fit` can fill: the network as it starts, and all that is decided.
+
+    Number of threads and precision are kept too, since they decide the last bits. Raises
+    LeukoError, and leaves no folder, if there is a run already, or if the scans, the weights to
+    start from, or the device are missing.
+    """
+    if any((run / name).exists() for name in (RUN_FILE, CHECKPOINT_FILE, CARD_FILE, WEIGHTS_FILE)):
         raise LeukoError(
             f"{run} holds a run already; continue it with leuko train --resume {run}, "
             "or choose another folder"
         )
-    train, measured = split(
-        find_subjects(Path(settings.data)), held_out=settings.held_out, seed=settings.seed
-    )
+    runtime.require_device(device)
+    subjects = find_subjects(Path(settings.data))
+    lacking = [s.name for s in subjects if s.t1 is None]
+    if lacking and settings.preparation.needs_t1:
+        raise LeukoError(
+            f"{settings.data}: {lacking[0]} has no T1.nii.gz, which the channels "
+            f"{settings.preparation.channels} need; add it, or use --channels flair-3-slices"
+        )
+    train, measured = split(subjects, held_out=settings.held_out, seed=settings.seed)
+    network = _initialised(settings)
     with staged(run) as scratch:
+        torch.save({"model": network.state_dict(), "step": 0}, scratch / CHECKPOINT_FILE)
         write_json(
             scratch / RUN_FILE,
             {
@@ -102,6 +121,9 @@ def start(run: Path, settings: Settings) -> None:
                 "finished": False,
                 "versions": versions(),
                 "settings": asdict(settings),
+                "device": device,
+                "threads": threads or runtime.available_cpus(),
+                "precision": _precision(settings.recipe, device),
                 "subjects": {"train": _described(train), "held_out": _described(measured)},
             },
         )
@@ -110,33 +132,34 @@ def start(run: Path, settings: Settings) -> None:
 def fit(
     run: Path,
     *,
-    device: runtime.Device = "cpu",
-    threads: int | None = None,
     on_step: Callable[[Progress], None] = lambda _: None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Row]:
-    """Train the run in a folder that `start` made, from its last checkpoint if there is one.
+    """Train the run in a folder that `start` made, from its last checkpoint.
 
     Leaves the model and its card in the folder and returns the measures of the held-out subjects,
     by subject. Every random choice follows from the seed and the number of the step, so that a
-    run that was stopped and resumed gives the same weights, bit for bit on a CPU.
+    run that was stopped and resumed gives the same weights, bit for bit on CPUs of one kind.
 
-    Raises LeukoError when the scans have changed, the device is missing, or the loss diverges.
+    Raises LeukoError when the scans have changed, the checkpoint is damaged, the device is missing,
+    or the loss diverges.
     """
     record = read_json(run / RUN_FILE, what="run")
+    if record.get("command") != "train":
+        raise LeukoError(f"{run} is no training run; give a folder that leuko train made")
+    device, threads = record["device"], record["threads"]
     settings = Settings.from_json(record["settings"])
     recipe = settings.recipe
     watch = Stopwatch()
     runtime.require_device(device)
-    torch.set_num_threads(threads or runtime.available_cpus())
+    torch.set_num_threads(threads)
 
     train, measured = _recorded_subjects(record, settings)
     with watch.stage("prepare"):
         slices = load(train, settings.preparation)
         images, labels = torch.from_numpy(slices.images), torch.from_numpy(slices.labels)
 
-    fabric = Fabric(accelerator=device, devices=1, precision=_precision(recipe, device))
-    torch.manual_seed(settings.seed)
+    fabric = Fabric(accelerator=device, devices=1, precision=record["precision"])
     network = SpecialisedVGG(len(CLASSES), settings.stages, settings.side_maps)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer: torch.optim.Optimizer
@@ -147,16 +170,19 @@ def fit(
     model, optimizer = fabric.setup(network, optimizer)
     loss_of = LOSSES[recipe.loss]
 
-    first = 0
-    if (run / CHECKPOINT_FILE).exists():
-        state = {"model": model, "optimizer": optimizer}
-        first = fabric.load(run / CHECKPOINT_FILE, state, weights_only=True)["step"]
-    else:
-        _initialise(network, settings)
+    try:
+        checkpoint = fabric.load(run / CHECKPOINT_FILE, weights_only=True)
+        network.load_state_dict(checkpoint["model"])
+        if checkpoint["step"]:
+            optimizer.load_state_dict(checkpoint["optimizer"])
+    except Exception as error:  # torch raises whatever a damaged file provokes
+        raise LeukoError(
+            f"{run / CHECKPOINT_FILE} is damaged or missing; delete {run} and start again"
+        ) from error
 
-    with watch.stage("train"):
-        saved = time.monotonic()
-        for step in range(first, recipe.steps):
+    with watch.stage("train", before=checkpoint.get("seconds", 0.0)):
+        begun_training = saved = time.monotonic()
+        for step in range(checkpoint["step"], recipe.steps):
             begun = time.monotonic()
             _set_rate(optimizer, *phase_at(recipe, step, recipe.steps))
             rng = np.random.default_rng([settings.seed, step])
@@ -184,7 +210,13 @@ def fit(
             seconds = time.monotonic() - begun
             on_step(Progress(step + 1, recipe.steps, step_loss, recipe.images_per_step / seconds))
             if time.monotonic() - saved >= checkpoint_seconds or step + 1 == recipe.steps:
-                state = {"model": model, "optimizer": optimizer, "step": step + 1}
+                spent = checkpoint.get("seconds", 0.0) + time.monotonic() - begun_training
+                state = {
+                    "model": model,
+                    "optimizer": optimizer,
+                    "step": step + 1,
+                    "seconds": spent,
+                }
                 fabric.save(run / f"{CHECKPOINT_FILE}.part", state)
                 (run / f"{CHECKPOINT_FILE}.part").replace(run / CHECKPOINT_FILE)
                 saved = time.monotonic()
@@ -213,14 +245,16 @@ def fit(
         trained = runtime.load(run, device=device, threads=threads)
         measures = {subject.name: _measured(subject, trained) for subject in measured}
     with staged(run) as scratch:
-        finished = {"finished": True, "device": device, "seconds": watch.seconds}
+        finished = {"finished": True, "seconds": watch.seconds}
         shown = {name: json_ready(row) for name, row in measures.items()}
         write_json(scratch / RUN_FILE, record | finished | {"measures": shown})
     return measures
 
 
-def _initialise(network: SpecialisedVGG, settings: Settings) -> None:
-    """Give a fresh network the weights that its training starts from, in place."""
+def _initialised(settings: Settings) -> SpecialisedVGG:
+    """The network as its training starts."""
+    torch.manual_seed(settings.seed)
+    network = SpecialisedVGG(len(CLASSES), settings.stages, settings.side_maps)
     if settings.init == "imagenet":
         imagenet.transfer(
             network, settings.imagenet_weights, feature_scale=settings.recipe.feature_scale
@@ -234,6 +268,7 @@ def _initialise(network: SpecialisedVGG, settings: Settings) -> None:
                 f"{settings.init} is a network of another shape than the one to train; "
                 "start from a model of the same stages and classes"
             ) from error
+    return network
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, phase: Phase, rate: float) -> None:
@@ -282,7 +317,8 @@ def _recorded_subjects(
         subjects = []
         for entry in record["subjects"][group]:
             subject = found.get(entry["name"])
-            if subject is None or _described([subject]) != [entry]:
+            hashes = list(entry["files"].values())
+            if subject is None or [sha256(path) for path in subject.files] != hashes:
                 raise LeukoError(
                     f"the scans of {entry['name']} in {settings.data} are not those that the run "
                     "started with; put them back, or start another run"
@@ -295,7 +331,7 @@ def _recorded_subjects(
 def _measured(subject: Subject, model: runtime.Model) -> Row:
     """The measures of a trained model on one labelled subject."""
     flair = nifti.read(subject.flair)
-    probability = predict(flair, nifti.read(subject.t1), model)
+    probability = predict(flair, nifti.read(subject.t1) if subject.t1 else None, model)
     mask = to_mask(
         probability,
         model.card.threshold,

@@ -31,15 +31,19 @@ class ModelCard:
     format: int = FORMAT
     leuko_version: str = ""
 
+    def __post_init__(self) -> None:
+        if not (0 < self.threshold < 1 and self.smallest_lesion_mm3 >= 0 and self.side_maps > 0):
+            raise ValueError("threshold, smallest lesion or number of maps out of range")
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, source: Path) -> Self:
         """A card from its JSON object. Raises LeukoError when it does not read as one."""
-        if content.get("format", FORMAT) > FORMAT:
-            raise LeukoError(
-                f"{source} has format {content['format']}, newer than this Leuko; update Leuko"
-            )
         known = {f.name for f in fields(cls)}
         try:
+            if int(content["format"]) > FORMAT:
+                raise LeukoError(
+                    f"{source} has format {content['format']}, newer than this Leuko; update Leuko"
+                )
             return cls(
                 **{k: v for k, v in content.items() if k in known}
                 | {
@@ -48,8 +52,8 @@ class ModelCard:
                     "stages": tuple(tuple(widths) for widths in content["stages"]),
                 }
             )
-        except (KeyError, TypeError) as error:
-            raise LeukoError(f"{source} is no model card (missing or unknown: {error})") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise LeukoError(f"{source} is no model card ({error}); copy it again") from error
 
 
 def save_card(folder: Path, card: ModelCard) -> ModelCard:
