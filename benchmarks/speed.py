@@ -207,11 +207,9 @@ def save_pair(folder: Path) -> tuple[Path, Path]:
     affine[:3, 3] = -affine[:3, :3] @ (np.array(shape) - 1) / 2
     sagittal = Volume(np.zeros(shape, dtype=np.int16), affine)
     t1 = resample_onto(head.t1, sagittal)
-    # Scanners' air is darker than the phantom's, and here it fills three quarters of the image.
-    grey = np.where(head.flair.data < 20, head.flair.data // 2, head.flair.data)
     folder.mkdir()
     paths = folder / "FLAIR.nii.gz", folder / "T1.nii.gz"
-    nifti.write(paths[0], head.flair.with_data(grey))
+    nifti.write(paths[0], head.flair)
     nifti.write(paths[1], t1.with_data(t1.data.astype(np.int16)))
     return paths
 
