@@ -9,7 +9,7 @@
 set -euo pipefail
 data=$1 run=$2
 shift 2
-[ -e "$run" ] || leuko train "$data" -o "$run" --init none --steps 300 --held-out 0
+[ -e "$run" ] || leuko train "$data" -o "$run" --init none --steps 200 --held-out 0
 for subject in "$@"; do
     name=$(basename "$subject")
     echo "== $name"

@@ -223,7 +223,7 @@ def test_resume_stands_alone(leuko, heads, tmp_path):
     assert_one_line_error(leuko("train", heads, "--resume", tmp_path), "own data; give it alone")
     assert_one_line_error(leuko("train", "--resume", tmp_path, "--steps", 9), "own steps; give it")
     assert_one_line_error(leuko("train"), "give DATA and -o RUN")
-    assert_one_line_error(leuko("train", "--resume", tmp_path), "run.json cannot be read")
+    assert_one_line_error(leuko("train", "--resume", tmp_path), "is no training run")
 
 
 # Bad input: what every segmentation refuses, in one line, with exit code 2, leaving nothing.
@@ -303,7 +303,9 @@ def test_a_label_file_with_other_values_is_refused(leuko, phantom, tmp_path):
     phantom.write(tmp_path / "data" / "anna")
     wrong = phantom.labels.with_data(phantom.labels.data * 3)
     nifti.write(tmp_path / "data" / "anna" / "wmh.nii.gz", wrong)
-    answer = leuko("train", tmp_path / "data", "-o", tmp_path / "run", "--init", "none")
+    answer = leuko(
+        "train", tmp_path / "data", "-o", tmp_path / "run", "--init", "none", "--held-out", 0
+    )
     assert_one_line_error(answer, "label values 3; expected only 0, 1, 2")
 
 

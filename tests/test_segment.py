@@ -1,6 +1,7 @@
 """Segmentation as a user gets it: files, their grid, their record, and errors that lose nothing."""
 
 import json
+import os
 
 import nibabel as nib
 import numpy as np
@@ -239,9 +240,7 @@ def test_a_failure_while_writing_leaves_earlier_results_whole(unseen, model, tmp
 
 def test_an_experts_labels_are_not_overwritten(unseen, model):
     before = (unseen / "wmh.nii.gz").read_bytes()
-    with pytest.raises(
-        LeukoError, match=r"wmh.nii.gz is there and was not written by"
-    ):
+    with pytest.raises(LeukoError, match=r"wmh.nii.gz is there and was not written by"):
         run(unseen, model, unseen)
     assert (unseen / "wmh.nii.gz").read_bytes() == before
 
@@ -255,3 +254,10 @@ def test_parents_that_were_made_go_when_it_fails(unseen, model, tmp_path):
     with pytest.raises(LeukoError):
         run(unseen, model, tmp_path / "a" / "b", threshold=7)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_name_that_is_no_utf8_is_no_obstacle(unseen, model, tmp_path):
+    flair = tmp_path / os.fsdecode(b"FLAIR_\xfc.nii.gz")
+    flair.write_bytes((unseen / "FLAIR.nii.gz").read_bytes())
+    segment(flair, unseen / "T1.nii.gz", tmp_path / "out", model=model)
+    assert "FLAIR_" in (tmp_path / "out" / "run.json").read_text()

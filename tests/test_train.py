@@ -281,3 +281,14 @@ def test_the_checkpoint_can_run_no_code(model):
     network = SpecialisedVGG(2, ((8, 8), (16, 16), (32, 32)))
     network.load_state_dict(state["model"])
     assert state["step"] == 300
+
+
+def test_colleagues_can_read_the_model(model):
+    assert (model / WEIGHTS_FILE).stat().st_mode == (model / "card.json").stat().st_mode
+
+
+def test_too_few_subjects_to_hold_one_out_are_said(heads, tmp_path, caplog):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "anna").symlink_to(heads / "head0")
+    train.start(tmp_path / "run", small_settings(tmp_path / "data", steps=1, stages=NARROW))
+    assert "1 subjects are too few to hold one out" in caplog.text

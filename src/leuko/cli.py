@@ -27,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Device = Annotated[Literal["cpu", "cuda", "mps"], typer.Option(help="Where the network runs.")]
@@ -98,6 +99,9 @@ def evaluate(
     """Measure a mask against a reference, or two folders of them subject by subject."""
     from leuko.evaluate import evaluate, evaluate_folders, json_ready, summarise, write_table
 
+    for path in (reference, prediction):
+        if not path.exists():
+            raise LeukoError(f"{path} does not exist; check the path")
     if reference.is_dir() != prediction.is_dir():
         raise LeukoError(f"{reference} and {prediction}: give two files, or two folders")
     if not reference.is_dir():

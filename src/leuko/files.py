@@ -69,7 +69,9 @@ def sha256(path: Path) -> str:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Readable JSON; nan and infinity, which JSON does not know, are refused."""
     path.write_text(
-        json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+        json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+        errors="backslashreplace",  # a path need not be valid UTF-8
     )
 
 

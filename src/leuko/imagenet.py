@@ -12,7 +12,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
-from leuko.errors import LeukoError, first_line
+from leuko.errors import LeukoError
 from leuko.files import sha256
 from leuko.network import SpecialisedVGG
 
@@ -133,7 +133,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise LeukoError(f"{path} does not exist; give a VGG-16 weight file") from error
     except Exception as error:  # torch.load raises whatever a damaged or hostile file provokes
         raise LeukoError(
-            f"{path} is not a plain file of weights ({first_line(error)}); expected VGG-16's"
+            f"{path} is not a plain file of weights that torch can read; expected VGG-16's"
         ) from error
     if not isinstance(state, dict):
         raise LeukoError(f"{path} holds no dictionary of weights; expected torchvision's VGG-16")

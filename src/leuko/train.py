@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from leuko import imagenet, losses, nifti, runtime
 from leuko.augment import augment
@@ -28,6 +28,8 @@ from leuko.segment import Stopwatch, predict, to_mask, versions
 from leuko.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
+
+log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.ckpt"
@@ -100,7 +102,7 @@ def start(
     if any((run / name).exists() for name in (RUN_FILE, CHECKPOINT_FILE, CARD_FILE, WEIGHTS_FILE)):
         raise LeukoError(
             f"{run} holds a run already; continue it with leuko train --resume {run}, "
-            "or choose another folder"
+            "delete it, or choose another folder"
         )
     runtime.require_device(device)
     subjects = find_subjects(Path(settings.data))
@@ -111,6 +113,8 @@ def start(
             f"{settings.preparation.channels} need; add it, or use --channels flair-3-slices"
         )
     train, measured = split(subjects, held_out=settings.held_out, seed=settings.seed)
+    if settings.held_out and not measured:
+        log.warning("%d subjects are too few to hold one out; none is measured", len(subjects))
     network = _initialised(settings)
     with staged(run) as scratch:
         torch.save({"model": network.state_dict(), "step": 0}, scratch / CHECKPOINT_FILE)
@@ -144,7 +148,7 @@ def fit(
     Raises LeukoError when the scans have changed, the checkpoint is damaged, the device is missing,
     or the loss diverges.
     """
-    record = read_json(run / RUN_FILE, what="run")
+    record = read_json(run / RUN_FILE, what="run") if (run / RUN_FILE).is_file() else {}
     if record.get("command") != "train":
         raise LeukoError(f"{run} is no training run; give a folder that leuko train made")
     device, threads = record["device"], record["threads"]
@@ -238,7 +242,7 @@ def fit(
     )
     with staged(run) as scratch:
         tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-        save_file(tensors, scratch / WEIGHTS_FILE)
+        (scratch / WEIGHTS_FILE).write_bytes(save(tensors))  # save_file hides it from colleagues
         save_card(scratch, card)
 
     with watch.stage("measure"):

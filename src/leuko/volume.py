@@ -160,11 +160,12 @@ def coverage(fixed: Volume, moving: Volume) -> float:
 
     No non-zero voxel: nan.
     """
-    voxels = np.argwhere(fixed.data)
-    if not len(voxels):
+    shown = fixed.data != 0
+    if not shown.any():
         return float("nan")
     to_moving = np.linalg.inv(moving.affine) @ fixed.affine
-    return float(_in_view(voxels.T, to_moving, moving).mean())
+    voxels = np.ogrid[tuple(slice(n) for n in shown.shape)]
+    return float(np.count_nonzero(shown & _in_view(voxels, to_moving, moving)) / shown.sum())
 
 
 def _in_view(voxels: Iterable[Array], to_moving: Array, moving: Volume) -> Array:
@@ -172,7 +173,7 @@ def _in_view(voxels: Iterable[Array], to_moving: Array, moving: Volume) -> Array
     x, y, z = voxels
     inside: Array = np.array(True)
     for (a, b, c, start), count in zip(to_moving[:3], moving.data.shape, strict=True):
-        index = a * x + b * y + c * z + start
+        index = start + a * x + b * y + c * z  # an open grid is 3-D in the last sum alone
         inside = inside & (index >= -0.5 - ROUNDING) & (index <= count - 0.5 + ROUNDING)
     return inside
 

@@ -68,6 +68,8 @@ def load_card(folder: Path) -> ModelCard:
 
     Raises LeukoError when the folder is no model, or the weights are not those of the card.
     """
+    if not folder.is_dir():
+        raise LeukoError(f"{folder} does not exist; give a model folder, as leuko train makes it")
     card_path, weights_path = folder / CARD_FILE, folder / WEIGHTS_FILE
     if not card_path.is_file():
         hint = (
