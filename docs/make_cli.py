@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ("", "segment", "evaluate", "train", "demo")
+MODELS = tuple(f"models {verb}" for verb in ("list", "path", "verify", "pull"))
+COMMANDS = ("", "segment", "evaluate", "demo", *MODELS, "train", "export", "synth")
 
 
 def page() -> str:

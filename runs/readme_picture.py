@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from leuko.cli import main
@@ -9,5 +10,6 @@ from leuko.cli import main
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         demo = Path(folder) / "demo"
-        main(["demo", "-o", str(demo)])
+        with suppress(SystemExit):
+            main(["demo", "-o", str(demo)])
         shutil.copy(demo / "picture.png", Path(__file__).parents[1] / "docs" / "method.png")

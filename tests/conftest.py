@@ -9,10 +9,10 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from leuko import train
 from leuko.channels import Preparation
-from leuko.phantoms import Phantom, make_phantom
 from leuko.recipes import MODERN, Phase
 from leuko.train import Settings
 from leuko.volume import Volume
+from phantoms import Phantom, make_phantom
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 SMALL = {"shape": (48, 56, 12), "spacing_mm": (3.0, 3.0, 8.0), "lesions": 10}

@@ -22,8 +22,8 @@ from leuko.channels import (
     tissue_level,
 )
 from leuko.errors import LeukoError
-from leuko.phantoms import make_phantom
 from leuko.volume import Volume
+from phantoms import make_phantom
 
 SPACING_MM = (3.0, 3.0, 6.0)
 COLOURS = Preparation(pixel_mm=3.0)
@@ -268,7 +268,7 @@ def test_neighbouring_slices_are_colours_and_the_ends_are_repeated(channels, sca
 
 @pytest.mark.parametrize("channels", ["flair-t1-residue", "t1-3-slices"])
 def test_channels_that_show_the_t1_need_one(channels):
-    with pytest.raises(LeukoError, match=f"{channels} need a T1"):
+    with pytest.raises(LeukoError, match=f"needs a T1 .its channels are {channels}"):
         prepare(head().flair, None, Preparation(channels, pixel_mm=3.0))
 
 

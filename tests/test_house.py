@@ -13,25 +13,34 @@ import leuko
 SOURCE = Path(leuko.__file__).parent
 LAYERS = (
     {"cli"},
-    {"demo"},
+    {"terminal", "demo"},
     {"train"},
     {"segment", "evaluate", "augment", "losses"},
-    {"runtime", "dataset"},
-    {"metrics", "imagenet", "weights", "phantoms"},
+    {"runtime", "dataset", "synthesis"},
+    {"export", "pathology", "scanner"},
+    {"metrics", "imagenet", "weights", "anatomy"},
     {"nifti", "channels", "lesions", "network", "figures"},
-    {"volume", "files", "recipes"},
+    {"volume", "files", "recipes", "fields"},
     {"errors"},
 )
 ONLY_IN = {
     "nibabel": {"nifti"},
     "diplib": {"channels"},
     "typer": {"cli"},
-    "rich": {"cli"},
+    "rich": {"terminal"},
+    "onnx": {"export"},
+    "onnxruntime": {"export", "runtime"},
+    "safetensors": {"export", "train"},
+    "platformdirs": {"weights"},
+    "nilearn": {"anatomy", "demo"},
     "lightning_fabric": {"train"},
     "matplotlib": {"figures"},
 }
-TORCH = {"network", "imagenet", "losses", "augment", "train", "runtime"}
-HEAVY = ("numpy", "scipy", "nibabel", "diplib", "matplotlib", "torch", "rich")
+TORCH = {
+    "network", "imagenet", "losses", "augment", "train", "runtime", "export", "anatomy",
+    "pathology", "scanner", "fields", "synthesis",
+}  # fmt: skip
+HEAVY = ("numpy", "scipy", "nibabel", "diplib", "matplotlib", "onnxruntime", "torch", "rich")
 
 
 def modules():

@@ -14,8 +14,8 @@ from scipy.spatial.transform import Rotation
 from conftest import stored
 from leuko.channels import Preparation, place, prepare
 from leuko.evaluate import compare
-from leuko.phantoms import make_phantom
 from leuko.volume import Orientation, Volume, coverage, require_same_grid, resample_onto
+from phantoms import make_phantom
 
 STORAGES = tuple(product(permutations(range(3)), product((1, -1), repeat=3)))
 FIELD_OF_VIEW_MM = np.array([150, 190, 130])

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from leuko import nifti
 from leuko.errors import LeukoError
-from leuko.phantoms import make_phantom
+from phantoms import make_phantom
 
 SHAPE = (5, 6, 7)
 GRID_FIELDS = (

@@ -11,6 +11,7 @@ import pytest
 from conftest import small_settings
 from leuko import nifti, train
 from leuko.channels import Preparation, prepare, tissue_level
+from leuko.evaluate import evaluate
 from leuko.segment import segment
 
 pytestmark = pytest.mark.real
@@ -84,3 +85,24 @@ def test_the_tissue_level_ignores_scalp_and_skull(real):
     flair = nifti.read(patient / "FLAIR.nii.gz")
     extracted = flair.with_data(np.where(brain.data, flair.data, 0))
     assert tissue_level(flair) == pytest.approx(tissue_level(extracted), rel=0.05)
+
+
+@pytest.mark.parametrize("patient", ["ljubljana_26", "tabriz_105465"])
+@pytest.mark.parametrize("with_t1", [True, False])
+def test_the_bundled_model_finds_real_lesions(real, tmp_path, patient, with_t1):
+    folder = real / "real" / patient
+    t1 = folder / "T1.nii.gz" if with_t1 else None
+    segment(folder / "FLAIR.nii.gz", t1, tmp_path)
+    row = evaluate(folder / "lesions.nii.gz", tmp_path / "wmh.nii.gz")
+    assert row["dsc"] > 0.55
+    assert row["lesion_recall"] > 0.3
+
+
+def test_the_bundled_model_knows_a_brain_from_a_head(real, tmp_path):
+    """A raw scan: about as much brain as people have, and no scalp taken for lesion."""
+    folder = real / "raw_clinical" / "patient04_study1"
+    segment(folder / "FLAIR.nii.gz", folder / "T1.nii.gz", tmp_path)
+    volumes = json.loads((tmp_path / "run.json").read_text())["tissue_ml"]
+    assert 900 < volumes["grey"] + volumes["white"] + volumes["wmh"] < 1600
+    assert 5 < volumes["ventricle"] < 100
+    assert volumes["wmh"] < 40

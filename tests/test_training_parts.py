@@ -12,8 +12,8 @@ from leuko.augment import augment
 from leuko.channels import Preparation
 from leuko.dataset import IGNORED, find_subjects, load, split
 from leuko.errors import LeukoError
-from leuko.phantoms import make_phantom
 from leuko.recipes import MODERN, XU2017, Augmentation, phase_at
+from phantoms import make_phantom
 
 STILL = Augmentation(scale=(1.0, 1.0), rotation_degrees=0)
 

@@ -35,6 +35,8 @@ class Preparation:
     tissue_grey: int = 100
     # Structures up to this area stay in the residue. See the figures in EXPERIMENTS.md.
     opening_mm2: float = 1000.0
+    # Whether the model was also trained without T1: that channel is then 0.
+    t1_optional: bool = False
 
     def __post_init__(self) -> None:
         numbers = (self.pixel_mm, self.tissue_grey, self.opening_mm2)
@@ -42,8 +44,12 @@ class Preparation:
             raise ValueError(f"no such preparation: {self}")
 
     @property
-    def needs_t1(self) -> bool:
+    def uses_t1(self) -> bool:
         return self.channels != "flair-3-slices"
+
+    @property
+    def needs_t1(self) -> bool:
+        return self.uses_t1 and not self.t1_optional
 
 
 # The network's four poolings halve the slice four times.
@@ -59,24 +65,28 @@ SAME_PIXEL = 0.005
 
 
 def prepare(
-    flair: Volume, t1: Volume | None, preparation: Preparation
+    flair: Volume, t1: Volume | None, preparation: Preparation, *, across: int | None = None
 ) -> tuple[Array, "Placement"]:
     """Colour slices (N, H, W, 3), uint8, and the placement that takes results back.
 
-    The N slices are those across the FLAIR's through-plane axis; H and W are multiples of 16 that
-    hold the head at `pixel_mm`; beyond the scan is 0. `t1` may stand on another grid; it is
-    resampled through both affines.
+    The N slices are those across an axis of R, A, S, by default the FLAIR's thick one; H and W
+    are multiples of 16 that hold the head at `pixel_mm`; beyond the scan is 0. `t1` may stand on
+    another grid; it is resampled through both affines.
 
     Raises LeukoError if the channels need a T1 that is missing, is the FLAIR itself, or lies
     elsewhere.
     """
     if preparation.needs_t1 and t1 is None:
-        raise LeukoError(f"the channels {preparation.channels} need a T1; give one with --t1")
+        raise LeukoError(
+            f"this model needs a T1 (its channels are {preparation.channels}) and none was given; "
+            "give one with --t1"
+        )
     flair_grey = flair.with_data(requantise(flair, preparation.tissue_grey)).canonical()
     head = flair_grey.data > HEAD_PART_OF_TISSUE * preparation.tissue_grey
-    placement = place(flair, head, preparation.pixel_mm)
+    placement = place(flair, head, preparation.pixel_mm, across=across)
     flair_slices = placement.slices(flair_grey.data)
-    if preparation.needs_t1 and t1 is not None:
+    t1_slices = np.zeros_like(flair_slices)
+    if preparation.uses_t1 and t1 is not None:
         t1_slices = placement.slices(_matched_t1(flair, t1, head, preparation))
 
     match preparation.channels:
@@ -204,10 +214,10 @@ class Placement:
         return Orientation.of(self.scan.affine).undo(canonical).astype(np.float32)
 
 
-def place(flair: Volume, head: Array, pixel_mm: float) -> Placement:
+def place(flair: Volume, head: Array, pixel_mm: float, *, across: int | None = None) -> Placement:
     """The model's grid over the box of the head, a canonical mask on the grid of `flair`."""
     grid = flair.canonical()
-    across = grid.through_plane_axis
+    across = grid.through_plane_axis if across is None else across
     axes = [axis for axis in range(3) if axis != across]
     lines = []
     for axis in axes:

@@ -1,25 +1,28 @@
-"""The commands, and the only place that prints: results to stdout, all else to stderr.
+"""The commands, and what they print: results to stdout, all else to stderr.
 
 What a command needs is imported inside it, so that `leuko --help` loads nothing heavy.
 """
 
 import json
 import logging
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from leuko.errors import LeukoError
-
-if TYPE_CHECKING:
-    from leuko.train import Progress as At
+from leuko.terminal import (
+    counted,
+    interval_text,
+    measures_as_text,
+    progress_bar,
+    table_as_text,
+    with_unit,
+)
 
 app = typer.Typer(
     help="Find white matter hyperintensities in brain MRI.",
@@ -29,6 +32,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+models = typer.Typer(help="List, find, check and fetch models.", no_args_is_help=True)
+app.add_typer(models, name="models")
 
 Device = Annotated[Literal["cpu", "cuda", "mps"], typer.Option(help="Where the network runs.")]
 Threads = Annotated[
@@ -53,9 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @app.command()
 def segment(
     flair: Annotated[Path, typer.Option(help="FLAIR scan, NIfTI.")],
-    model: Annotated[Path, typer.Option(help="Model folder, as leuko train writes it.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the results into.")],
     t1: Annotated[Path | None, typer.Option(help="T1 scan of the same brain, aligned.")] = None,
+    model: Annotated[
+        str, typer.Option(help="A model's name (leuko models list) or folder.")
+    ] = "leuko-base",
     threshold: Annotated[
         float | None, typer.Option(help="Smallest WMH probability; by default the model's.")
     ] = None,
@@ -65,7 +73,7 @@ def segment(
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
-    """Segment one brain: write wmh.nii.gz, wmh_prob.nii.gz and run.json."""
+    """Segment one brain: write the mask, its probability, the tissues and a record."""
     from leuko.segment import segment
 
     result = segment(
@@ -78,9 +86,11 @@ def segment(
         device=device,
         threads=threads,
     )
-    print(f"WMH volume  {result.volume_ml:.2f} mL in {_count(result.lesions, 'lesion')}")
+    print(f"WMH volume  {result.volume_ml:.2f} mL in {counted(result.lesions, 'lesion')}")
     print(f"mask        {out / 'wmh.nii.gz'}")
     print(f"probability {out / 'wmh_prob.nii.gz'}")
+    if result.tissue is not None:
+        print(f"tissue      {out / 'tissue.nii.gz'}")
     print(f"record      {out / 'run.json'}")
     print(f"done in {sum(result.seconds.values()):.1f} s", file=sys.stderr)
 
@@ -108,7 +118,7 @@ def evaluate(
         if out:
             raise LeukoError("-o writes a table of many subjects; give two folders, or use --json")
         row = evaluate(reference, prediction)
-        print(json.dumps(json_ready(row), indent=2) if as_json else _measures_as_text(row))
+        print(json.dumps(json_ready(row), indent=2) if as_json else measures_as_text(row))
         return
     rows = evaluate_folders(reference, prediction)
     table = {**rows, **summarise(rows)}
@@ -117,7 +127,7 @@ def evaluate(
     if as_json:
         print(json.dumps({name: json_ready(row) for name, row in table.items()}, indent=2))
     else:
-        print(_table_as_text(table))
+        print(table_as_text(table))
 
 
 @app.command()
@@ -133,7 +143,7 @@ def train(
         typer.Option(help="What the colours of a slice are; flair-t1-residue by default."),
     ] = None,
     init: Annotated[
-        str, typer.Option(help="Start: imagenet, none, or the folder of a trained model.")
+        str, typer.Option(help="Start: imagenet, none, or a model's name or folder.")
     ] = "imagenet",
     imagenet_weights: Annotated[
         str,
@@ -162,18 +172,20 @@ def train(
         return
     if data is None or out is None:
         raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to go on")
-    _require_training()
+    _require("torch", "lightning_fabric", "safetensors", "onnx", extra="train")
     from leuko.channels import Preparation
     from leuko.network import SIDE_MAPS, VGG16
     from leuko.recipes import RECIPES
-    from leuko.train import Settings, start
-    from leuko.weights import load_card
+    from leuko.train import CLASSES, Settings, start
+    from leuko.weights import find, load_card
 
     chosen = RECIPES[recipe]
-    preparation, stages, side_maps = Preparation(), VGG16, SIDE_MAPS
+    preparation, stages, side_maps, classes = Preparation(), VGG16, SIDE_MAPS, CLASSES
     if init not in ("imagenet", "none"):
-        card = load_card(Path(init))
-        preparation, stages, side_maps = card.preparation, card.stages, card.side_maps
+        start_folder = find(init)
+        card = load_card(start_folder)
+        preparation, classes = card.preparation, card.classes
+        stages, side_maps = card.stages, card.side_maps
     if channels is not None:
         preparation = replace(preparation, channels=channels)
     settings = Settings(
@@ -182,7 +194,8 @@ def train(
         preparation=preparation,
         stages=stages,
         side_maps=side_maps,
-        init=init if init in ("imagenet", "none") else str(Path(init).resolve()),
+        classes=classes,
+        init=init if init in ("imagenet", "none") else str(start_folder.resolve()),
         imagenet_weights=imagenet_weights,
         seed=seed,
         held_out=held_out,
@@ -198,33 +211,120 @@ def demo(
     ] = Path("leuko-demo"),
     threads: Threads = None,
 ) -> None:
-    """Train a small network on made-up heads, segment an unseen one, measure: about a minute."""
+    """Put known lesions into the MNI152 brain, segment it with the bundled model, measure."""
     if out.exists():
         raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
-    _require_training()
     from leuko import demo
     from leuko.evaluate import evaluate
     from leuko.segment import segment
-    from leuko.train import start
 
-    head = demo.make_heads(out)
-    print(f"made    {demo.TRAINING_HEADS} labelled heads in {out / 'training'}, 1 in {head}")
-    start(out / "run", demo.settings(out / "training"), threads=threads)
-    _fit(out / "run")
-    result = segment(
-        head / "FLAIR.nii.gz",
-        head / "T1.nii.gz",
-        out / "result",
-        model=out / "run",
-        threads=threads,
-    )
-    demo.save_picture(out / "picture.png", head, out / "result" / "wmh.nii.gz")
-    lesions = _count(result.lesions, "lesion")
-    print(f"found   {result.volume_ml:.2f} mL in {lesions} in the unseen head")
+    brain = demo.make_subject(out / "brain")
+    print(f"made    a brain with known lesions in {brain}")
+    result = segment(brain / "FLAIR.nii.gz", brain / "T1.nii.gz", out / "result", threads=threads)
+    demo.save_picture(out / "picture.png", brain, out / "result" / "wmh.nii.gz")
+    lesions = counted(result.lesions, "lesion")
+    seconds = sum(result.seconds.values())
+    print(f"found   {result.volume_ml:.2f} mL in {lesions} in {seconds:.1f} s")
     print(f"mask    {out / 'result' / 'wmh.nii.gz'}")
     print(f"picture {out / 'picture.png'}")
     print()
-    print(_measures_as_text(evaluate(head / "wmh.nii.gz", out / "result" / "wmh.nii.gz")))
+    print(measures_as_text(evaluate(brain / "wmh.nii.gz", out / "result" / "wmh.nii.gz")))
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the subjects.")],
+    number: Annotated[int, typer.Option("-n", min=1, help="Subjects to make.")] = 1,
+    heads: Annotated[
+        Path | None,
+        typer.Option(help="Folder of FreeSurfer label maps; by default the MNI152 brain."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides every random choice.")] = 0,
+) -> None:
+    """Make synthetic subjects: FLAIR, T1, wmh and tissue as NIfTI."""
+    if out.exists():
+        raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
+    _require("torch", extra="train")
+    from leuko.anatomy import from_mni152, load_heads
+    from leuko.synthesis import write_subjects
+
+    anatomies = load_heads(heads) if heads else [from_mni152()]
+    for folder, volume_ml in write_subjects(out, anatomies, number=number, seed=seed):
+        print(f"{folder}  {volume_ml:.2f} mL")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished training.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the model.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Subjects to calibrate on; by default those that trained it."),
+    ] = None,
+) -> None:
+    """Turn a trained model into 8-bit ONNX: a quarter of the size, faster, and without torch."""
+    _require("torch", "onnx", "safetensors", extra="train")
+    from leuko.export import export, require_exportable
+    from leuko.train import training_slices
+    from leuko.weights import ONNX_FILE
+
+    require_exportable(run, out)
+    export(run, out, training_slices(run, data))
+    print(f"model   {out}  {(out / ONNX_FILE).stat().st_size / 1e6:.1f} MB")
+
+
+@models.command("list")
+def list_models() -> None:
+    """The models that --model knows by name, with their licences."""
+    from leuko.weights import installed, load_card
+
+    for name, folder in installed().items():
+        try:
+            licence = load_card(folder).licence
+        except LeukoError as error:
+            licence = f"unknown: {error}"
+        print(f"{name}  {folder}")
+        print(f"  licence {licence}")
+
+
+@models.command("path")
+def model_path(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
+    """The folder of a model."""
+    from leuko.weights import find
+
+    print(find(name))
+
+
+@models.command("verify")
+def verify_model(
+    name: Annotated[str | None, typer.Argument(help="Name or folder; by default all.")] = None,
+) -> None:
+    """Check that the weights of models are those that their cards describe."""
+    from leuko.weights import find, installed, load_card
+
+    damaged = []
+    for model in [name] if name else list(installed()):
+        folder = find(model)
+        try:
+            print(f"{model}  good  sha256 {load_card(folder).weights_sha256}")
+        except LeukoError as error:
+            damaged.append(f"{model}: {error}")
+    if damaged:
+        raise LeukoError("; ".join(damaged))
+
+
+@models.command("pull")
+def pull_model(
+    source: Annotated[str, typer.Argument(help="URL or file of a zipped model folder.")],
+    sha256: Annotated[str | None, typer.Option(help="The archive's SHA-256, to be sure.")] = None,
+) -> None:
+    """Fetch a model into the user's cache, so that --model knows its name."""
+    from leuko.weights import load_card, pull
+
+    folder = pull(source, sha256_expected=sha256)
+    card = load_card(folder)
+    print(f"{card.name}  {folder}")
+    print(f"  licence {card.licence}")
 
 
 def _version(*, asked: bool) -> None:
@@ -251,11 +351,11 @@ def _common(
     pass
 
 
-def _require_training() -> None:
-    """Raises LeukoError without the extra that training needs."""
-    missing = [name for name in ("torch", "lightning_fabric", "safetensors") if not find_spec(name)]
+def _require(*packages: str, extra: str) -> None:
+    """Raises LeukoError without the packages that an extra brings."""
+    missing = [name for name in packages if not find_spec(name)]
     if missing:
-        raise LeukoError(f'training needs {", ".join(missing)}; pip install "leuko[train]"')
+        raise LeukoError(f'this needs {", ".join(missing)}; pip install "leuko[{extra}]"')
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -265,96 +365,24 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _fit(run: Path) -> None:
     """Train with a progress bar, print the measures of the held-out subjects."""
-    _require_training()
+    _require("torch", "lightning_fabric", "safetensors", "onnx", extra="train")
     from leuko.evaluate import mean_with_interval
     from leuko.metrics import MEASURES
     from leuko.train import fit
 
     try:
-        with _progress_bar() as on_step:
+        with progress_bar() as on_step:
             measures = fit(run, on_step=on_step)
     except KeyboardInterrupt:
         print(f"stopped; go on with leuko train --resume {run}", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"model   {run}")
     if measures:
-        print(f"mean of {_count(len(measures), 'held-out subject')}:")
+        print(f"mean of {counted(len(measures), 'held-out subject')}:")
         for shown in MEASURES:
             mean, low, high = mean_with_interval([row[shown.key] for row in measures.values()])
-            print(f"  {shown.name:<24}{_value(mean, shown.unit)}  {_interval(low, high)}".rstrip())
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[["At"], None]]:
-    """A bar on a terminal; elsewhere a line for every tenth of the way."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]:.1f} images/s"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    task = bar.add_task("training", total=None, loss=math.nan, speed=math.nan)
-
-    def on_step(at: "At") -> None:
-        bar.update(
-            task, total=at.steps, completed=at.step, loss=at.loss, speed=at.images_per_second
-        )
-        tenth = max(1, at.steps // 10)
-        if not console.is_terminal and (at.step % tenth == 0 or at.step == at.steps):
-            speed = f"{at.images_per_second:.1f} images/s"
-            print(f"step {at.step}/{at.steps}  loss {at.loss:.4g}  {speed}", file=sys.stderr)
-
-    with bar:
-        yield on_step
-
-
-def _measures_as_text(row: Mapping[str, float]) -> str:
-    from leuko.metrics import MEASURES
-
-    lines = [f"{m.name:<24}{_value(row[m.key], m.unit):<12}{m.better} is better" for m in MEASURES]
-    for side in ("reference", "prediction"):
-        lesions = _count(int(row[f"{side}_lesions"]), "lesion")
-        lines.append(f"{side:<24}{row[f'{side}_ml']:.2f} mL in {lesions}")
-    return "\n".join(lines)
-
-
-def _table_as_text(rows: Mapping[str, Mapping[str, float]]) -> str:
-    from leuko.evaluate import COLUMNS
-
-    width = max(len(name) for name in ("subject", *rows))
-    lines = ["  ".join([f"{'subject':<{width}}", *COLUMNS])]
-    for name, row in rows.items():
-        cells = [f"{_value(row[column], ''):>{len(column)}}" for column in COLUMNS]
-        lines.append("  ".join([f"{name:<{width}}", *cells]))
-    return "\n".join(lines)
-
-
-def _value(value: float, unit: str) -> str:
-    """A number with its unit; undefined measures as n/a."""
-    if math.isnan(value):
-        return "n/a"
-    return f"{value:.3g} {unit}".rstrip() if abs(value) < 1000 else f"{value:.0f} {unit}".rstrip()
-
-
-def _interval(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f"95 % interval {low:.3g} to {high:.3g}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+            interval = interval_text(low, high)
+            print(f"  {shown.name:<24}{with_unit(mean, shown.unit)}  {interval}".rstrip())
 
 
 if __name__ == "__main__":

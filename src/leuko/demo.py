@@ -1,51 +1,114 @@
-"""A first look without data of one's own: made-up heads, a small network, a minute of training."""
+"""A first look without data of one's own: the MNI152 brain, given lesions that are known.
 
-from dataclasses import replace
+nilearn ships the brain's T1 and its tissue maps. A FLAIR is made of the maps, and lesions are put
+into both. No torch: `leuko.synthesis` makes the images that models are trained with.
+"""
+
 from pathlib import Path
 
 import numpy as np
+import scipy.ndimage
 
 from leuko import nifti
 from leuko.channels import Preparation, prepare
+from leuko.errors import LeukoError
 from leuko.figures import method_figure
-from leuko.phantoms import make_phantom
-from leuko.recipes import MODERN, Phase
-from leuko.train import Settings
+from leuko.files import staged
+from leuko.volume import Array, Volume
 
-TRAINING_HEADS = 8
-UNSEEN = "unseen"
-PREPARATION = Preparation(pixel_mm=1.3)  # of the phantoms
-
-
-def make_heads(folder: Path) -> Path:
-    """Labelled made-up heads in `folder/training`, and one more, whose path is returned."""
-    for number in range(TRAINING_HEADS):
-        make_phantom(np.random.default_rng(number)).write(folder / "training" / f"head{number}")
-    make_phantom(np.random.default_rng(TRAINING_HEADS)).write(folder / UNSEEN)
-    return folder / UNSEEN
+SLICE_MM = 3.0
+#                        CSF   grey  white
+FLAIR_GREY = np.array([100.0, 560.0, 470.0])
+LESION_GREY, LESION_ON_T1 = 880.0, 0.7
+CAPS_MM3, DEEP_LESIONS = 8000, 14
 
 
-def settings(data: Path) -> Settings:
-    """A network of three narrow stages, which sees the phantoms at their own pixel size."""
-    rate = 2e-3  # a small network takes larger steps
-    recipe = replace(
-        MODERN, steps=600, phases=(Phase(0.1, 0.0, rate), Phase(0.9, rate, 0.0)), lesion_part=0.7
-    )
-    return Settings(
-        data=str(data),
-        recipe=recipe,
-        preparation=PREPARATION,
-        stages=((16, 16), (32, 32), (64, 64, 64)),
-        init="none",
-        held_out=0.0,
-    )
+def make_subject(folder: Path, seed: int = 0) -> Path:
+    """FLAIR.nii.gz, T1.nii.gz and wmh.nii.gz of one brain with known lesions; returns the folder.
+
+    Raises LeukoError without nilearn, or when the folder cannot be written.
+    """
+    t1, shares = _mni152()
+    rng = np.random.default_rng(seed)
+    lesions = _lesions(shares, rng)
+    weight = scipy.ndimage.gaussian_filter(lesions.astype(np.float32), 0.7)
+    flair = np.tensordot(FLAIR_GREY, shares, axes=1)
+    flair += weight * np.maximum(LESION_GREY - flair, 0)
+    dimmed = t1.data * (1 - (1 - LESION_ON_T1) * weight)
+    thick = round(SLICE_MM / t1.spacing_mm[2])
+    scans = {
+        "FLAIR": _noisy(_averaged(flair, thick), 14, rng),
+        "T1": _noisy(_averaged(dimmed, thick), 16, rng),
+        "wmh": (_averaged(lesions, thick) >= 0.5).astype(np.uint8),
+    }
+    affine = t1.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * (thick - 1) / 2
+    affine[:3, 2] *= thick
+    with staged(folder) as scratch:
+        for name, data in scans.items():
+            nifti.write(scratch / f"{name}.nii.gz", Volume(data, affine, name=name))
+    return folder
 
 
 def save_picture(path: Path, subject: Path, mask: Path) -> None:
-    """A PNG of the middle slice of a subject in which most was found, from scans to mask."""
+    """A PNG of the slice of a subject in which most was found, from scans to mask."""
     flair, t1 = nifti.read(subject / "FLAIR.nii.gz"), nifti.read(subject / "T1.nii.gz")
-    slices, placement = prepare(flair, t1, PREPARATION)
+    slices, placement = prepare(flair, t1, Preparation())
     found = placement.slices(nifti.read_mask(mask).canonical().data.astype(np.uint8)) > 0
-    middle = range(len(slices) // 3, 2 * len(slices) // 3)
-    shown = max(middle, key=lambda n: found[n].sum())
+    shown = int(found.sum(axis=(1, 2)).argmax())
     method_figure(slices[shown], found[shown]).savefig(path, dpi=110, facecolor="black")
+
+
+def _mni152() -> tuple[Volume, Array]:
+    """The template's T1, and the shares of CSF, grey and white matter (3, X, Y, Z), canonical."""
+    try:
+        from nilearn import datasets
+    except ImportError as error:
+        raise LeukoError('the demo needs nilearn; pip install "leuko[demo]"') from error
+    t1, grey, white, mask = (
+        Volume(np.asarray(image.dataobj, dtype=np.float32), image.affine, name="MNI152").canonical()
+        for image in (
+            datasets.load_mni152_template(resolution=1),
+            datasets.load_mni152_gm_template(resolution=1),
+            datasets.load_mni152_wm_template(resolution=1),
+            datasets.load_mni152_brain_mask(resolution=1),
+        )
+    )
+    inside = mask.data > 0
+    csf = np.clip(1 - grey.data - white.data, 0, 1)
+    return t1.with_data(800 / t1.data.max() * t1.data * inside), np.stack(
+        [csf, grey.data, white.data]
+    ) * inside
+
+
+def _lesions(shares: Array, rng: np.random.Generator) -> Array:
+    """Caps and bands along the ventricles, and ovoids deep in white matter, as bool."""
+    white = shares[2] > 0.8
+    deep = scipy.ndimage.distance_transform_edt(shares[1] < 0.5) * white
+    inner = scipy.ndimage.distance_transform_edt(shares.sum(axis=0) > 0.5) > 25
+    far = scipy.ndimage.distance_transform_edt(~((shares[0] > 0.5) & inner))
+    noise = scipy.ndimage.gaussian_filter(rng.normal(size=white.shape), 5)
+    beside = np.abs(np.arange(white.shape[0]) - white.shape[0] // 2)[:, None, None] > 12
+    risk = np.where(white & (deep > 2) & beside, noise / noise.std() - far, -np.inf)
+    lesions: Array = risk >= np.partition(risk.ravel(), -CAPS_MM3)[-CAPS_MM3]
+    places = np.argwhere((deep > 4) & (far > 8) & (far < 30))
+    grid = np.ogrid[tuple(map(slice, white.shape))]
+    for centre in rng.permutation(places)[:DEEP_LESIONS]:
+        axes = rng.uniform(2, 5) * rng.uniform(0.8, 1.4, size=3)
+        lesions |= sum(((x - c) / a) ** 2 for x, c, a in zip(grid, centre, axes, strict=True)) < 1
+    kept: Array = lesions & white
+    return kept
+
+
+def _averaged(data: Array, thick: int) -> Array:
+    """Slices of `thick` voxels along the last axis: their mean; what is left over is dropped."""
+    whole = data.shape[2] // thick * thick
+    mean: Array = data[..., :whole].reshape(*data.shape[:2], -1, thick).mean(axis=3)
+    return mean
+
+
+def _noisy(data: Array, spread: float, rng: np.random.Generator) -> Array:
+    """With Rician noise inside the brain, int16."""
+    noise = rng.normal(scale=spread, size=(2, *data.shape))
+    magnitude: Array = np.hypot(data + noise[0], noise[1]) * (data > 0)
+    return magnitude.astype(np.int16)

@@ -22,7 +22,8 @@ def method_figure(slice_: Array, mask: Array) -> Figure:
         ("colour image", slice_),
         ("segmentation", flair),
     )
-    figure = Figure(figsize=(12.5, 3.1), facecolor="black", layout="constrained")
+    figure = Figure(figsize=(12.5, 3.1), facecolor="black")
+    figure.set_layout_engine("constrained", h_pad=0.1)
     for axes, (title, image) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(_upright(image), cmap="gray", vmin=0, vmax=_brightest(image))
         axes.set_title(title, color="white", fontsize=11)

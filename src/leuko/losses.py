@@ -1,12 +1,24 @@
-"""The two losses.
+"""The two losses, and how labels of lesions alone train a network that knows tissues.
 
 Logits are (N, C, H, W), labels (N, H, W); pixels of the label `dataset.IGNORED` do not count.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from leuko.dataset import IGNORED
+
+
+def wmh_or_not(logits: Tensor) -> Tensor:
+    """Logits (N, 2, H, W) of not-WMH and WMH, from those of C classes of which WMH is the last.
+
+    Exact: the softmax of the two gives WMH the probability that it had among the C, so the other
+    classes keep their shares of the rest.
+    """
+    if logits.shape[1] == 2:
+        return logits
+    return torch.stack([logits[:, :-1].logsumexp(dim=1), logits[:, -1]], dim=1)
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,23 +1,26 @@
-"""A model and slices become probabilities. torch is imported only when a model is loaded."""
+"""A model and slices become probabilities: by onnxruntime, or by torch for what it alone can do.
+
+torch computes models that are not exported, and on GPUs that onnxruntime does not reach; it is
+imported for those alone.
+"""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import onnxruntime
 
-from leuko.channels import centred
+from leuko.channels import HEAD_PART_OF_TISSUE, centred
 from leuko.errors import LeukoError
 from leuko.volume import Array
-from leuko.weights import WEIGHTS_FILE, ModelCard, load_card
-
-if TYPE_CHECKING:
-    from leuko.network import SpecialisedVGG
+from leuko.weights import ONNX_FILE, ModelCard, load_card
 
 Device = Literal["cpu", "cuda", "mps"]
 
-# Slices at once. Fixed, so that no setting of it can change a mask; more gains nothing on a CPU.
+# Slices at once: more gains nothing on a CPU and costs memory.
 BATCH = 4
 
 
@@ -26,21 +29,23 @@ class Model:
     """A network on a device, ready to use, and its card."""
 
     card: ModelCard
-    network: "SpecialisedVGG"
-    device: Device
+    network: Callable[[Array], Array]  # uint8 (N, H, W, 3) to float32 (N, C, H, W)
 
-    def predict(self, slices: Array) -> Array:
-        """Probability of WMH (N, H, W), float32 in [0, 1], of colour slices (N, H, W, 3), uint8."""
-        import torch
+    def predict(self, slices: Array, *, batch: int = BATCH) -> Array:
+        """Probabilities (N, C, H, W), float32, of colour slices (N, H, W, 3), uint8.
 
-        probabilities = np.empty(slices.shape[:3], dtype=np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(slices), BATCH):
-                batch = centred(slices[start : start + BATCH])
-                # permuting NHWC gives channels_last without a copy
-                images = torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device)
-                wmh = self.network(images).softmax(dim=1)[:, -1]
-                probabilities[start : start + BATCH] = wmh.cpu().numpy()
+        They sum to 1 over the model's classes. Slices in which nothing is as bright as a head are
+        background, without a look.
+        """
+        dark = HEAD_PART_OF_TISSUE * self.card.preparation.tissue_grey
+        shown = np.flatnonzero((slices > dark).any(axis=(1, 2, 3)))
+        count, height, width, _ = slices.shape
+        classes = len(self.card.classes)
+        probabilities = np.zeros((count, classes, height, width), dtype=np.float32)
+        probabilities[:, 0] = 1
+        for start in range(0, len(shown), batch):
+            part = shown[start : start + batch]
+            probabilities[part] = self.network(slices[part])
         return probabilities
 
 
@@ -48,25 +53,60 @@ def load(folder: Path, *, device: Device = "cpu", threads: int | None = None) ->
     """The model in a folder, its weights checked, on a device.
 
     `threads` bounds the CPU's; by default those that this process may use. Raises LeukoError for
-    a folder that is no model, for a device that is not there, and without torch.
+    a folder that is no model, for a device that is not there, and where torch is needed and
+    missing.
     """
     card = load_card(folder)
+    threads = threads or available_cpus()
+    providers: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    provider = providers.get(device, "none")
+    if card.weights == ONNX_FILE and provider in onnxruntime.get_available_providers():
+        session = _session(folder / ONNX_FILE, provider, threads)
+        if provider in session.get_providers():  # not if its libraries did not load
+            return Model(card, _onnx_network(session))
     require_device(device)
-    import torch
-    from safetensors.torch import load_file
+    return Model(card, _torch_network(folder, card, device, threads))
 
-    from leuko.network import SpecialisedVGG
 
-    torch.set_num_threads(threads or available_cpus())
-    network = SpecialisedVGG(len(card.classes), card.stages, card.side_maps)
+def _session(path: Path, provider: str, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; it warns of what it falls back to on every start
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except RuntimeError as error:
-        raise LeukoError(
-            f"{folder}: weights and card do not describe one network; copy the folder again"
-        ) from error
+        return onnxruntime.InferenceSession(path, options, providers=[provider])
+    except Exception as error:  # onnxruntime's exceptions have no common class
+        raise LeukoError(f"{path} cannot be used by onnxruntime ({error})") from error
+
+
+def _onnx_network(session: onnxruntime.InferenceSession) -> Callable[[Array], Array]:
+    def run(slices: Array) -> Array:
+        probabilities: Array = session.run(["probabilities"], {"slices": slices})[0]
+        return probabilities
+
+    return run
+
+
+def _torch_network(
+    folder: Path, card: ModelCard, device: Device, threads: int
+) -> Callable[[Array], Array]:
+    try:
+        import torch
+
+        from leuko.export import read_network
+    except ImportError as error:
+        raise _without_torch() from error
+
+    torch.set_num_threads(threads)
+    network = read_network(folder, card)
     network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Model(card, network, device)
+
+    def run(slices: Array) -> Array:
+        # permuting NHWC gives channels_last without a copy
+        images = torch.from_numpy(centred(slices)).permute(0, 3, 1, 2).to(device)
+        with torch.inference_mode():
+            return network(images).softmax(dim=1).cpu().numpy()  # type: ignore[no-any-return]
+
+    return run
 
 
 def require_device(device: Device) -> None:
@@ -82,14 +122,16 @@ def torch_devices() -> dict[Device, bool]:
     try:
         import torch
     except ImportError as error:
-        raise LeukoError(
-            'this needs PyTorch, which is not installed; pip install "leuko[train]"'
-        ) from error
+        raise _without_torch() from error
     return {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
+
+
+def _without_torch() -> LeukoError:
+    return LeukoError('this needs PyTorch, onnx and safetensors; pip install "leuko[train]"')
 
 
 def available_cpus() -> int:

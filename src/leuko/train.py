@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from leuko import imagenet, losses, nifti, runtime
 from leuko.augment import augment
@@ -21,10 +21,12 @@ from leuko.channels import Preparation
 from leuko.dataset import LABEL_VALUES, Subject, find_subjects, load, split
 from leuko.errors import LeukoError
 from leuko.evaluate import Row, compare, json_ready
+from leuko.export import read_network
 from leuko.files import read_json, sha256, staged, write_json
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, Stages
 from leuko.recipes import MODERN, Augmentation, Phase, Recipe, phase_at
 from leuko.segment import Stopwatch, predict, to_mask, versions
+from leuko.volume import Array
 from leuko.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
@@ -35,7 +37,7 @@ RUN_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.ckpt"
 CHECKPOINT_SECONDS = 60.0  # what a kill can cost; writing one takes about a second
 
-CLASSES = ("background", "wmh")
+CLASSES: tuple[str, ...] = ("background", "wmh")
 LOSSES = {
     "summed-cross-entropy": losses.summed_cross_entropy,
     "cross-entropy-dice": losses.cross_entropy_dice,
@@ -52,6 +54,7 @@ class Settings:
     preparation: Preparation = field(default_factory=Preparation)
     stages: Stages = VGG16
     side_maps: int = SIDE_MAPS
+    classes: tuple[str, ...] = CLASSES  # more than two: those of the model to start from
     init: str = "imagenet"  # or "none", or a model folder
     imagenet_weights: str = imagenet.DEFAULT
     seed: int = 0
@@ -72,6 +75,7 @@ class Settings:
                 "recipe": Recipe(**recipe),
                 "preparation": Preparation(**content["preparation"]),
                 "stages": tuple(tuple(widths) for widths in content["stages"]),
+                "classes": tuple(content["classes"]),
             }
         )
 
@@ -164,7 +168,7 @@ def fit(
         images, labels = torch.from_numpy(slices.images), torch.from_numpy(slices.labels)
 
     fabric = Fabric(accelerator=device, devices=1, precision=record["precision"])
-    network = SpecialisedVGG(len(CLASSES), settings.stages, settings.side_maps)
+    network = SpecialisedVGG(len(settings.classes), settings.stages, settings.side_maps)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer: torch.optim.Optimizer
     if recipe.optimiser == "sgd":
@@ -201,7 +205,8 @@ def fit(
                     channels=settings.preparation.channels,
                     generator=generator,
                 )
-                loss = loss_of(model(batch).float(), truth) * len(part) / recipe.images_per_step
+                logits = losses.wmh_or_not(model(batch).float())
+                loss = loss_of(logits, truth) * len(part) / recipe.images_per_step
                 fabric.backward(loss)
                 step_loss += loss.item()
             if not np.isfinite(step_loss):
@@ -227,7 +232,7 @@ def fit(
 
     card = ModelCard(
         name=run.resolve().name,
-        classes=CLASSES,
+        classes=settings.classes,
         preparation=settings.preparation,
         stages=settings.stages,
         side_maps=settings.side_maps,
@@ -255,24 +260,41 @@ def fit(
     return measures
 
 
+def training_slices(run: Path, data: Path | None = None) -> Array:
+    """The colour slices (N, H, W, 3), uint8, of the subjects that a run trained with, or of those
+    in `data`. Raises LeukoError if the scans are gone or changed."""
+    if data is not None:
+        return load(find_subjects(data), load_card(run).preparation).images
+    record = read_json(run / RUN_FILE, what="run") if (run / RUN_FILE).is_file() else {}
+    if record.get("command") != "train":
+        raise LeukoError(f"{run} does not say what it was trained with; give scans with --data")
+    settings = Settings.from_json(record["settings"])
+    return load(_recorded_subjects(record, settings)[0], settings.preparation).images
+
+
 def _initialised(settings: Settings) -> SpecialisedVGG:
     """The network as its training starts."""
     torch.manual_seed(settings.seed)
-    network = SpecialisedVGG(len(CLASSES), settings.stages, settings.side_maps)
+    network = SpecialisedVGG(len(settings.classes), settings.stages, settings.side_maps)
     if settings.init == "imagenet":
         imagenet.transfer(
             network, settings.imagenet_weights, feature_scale=settings.recipe.feature_scale
         )
     elif settings.init != "none":
-        load_card(Path(settings.init))
-        try:
-            network.load_state_dict(load_file(Path(settings.init) / WEIGHTS_FILE))
-        except RuntimeError as error:
-            raise LeukoError(
-                f"{settings.init} is a network of another shape than the one to train; "
-                "start from a model of the same stages and classes"
-            ) from error
+        network = _started(Path(settings.init), settings)
     return network
+
+
+def _started(folder: Path, settings: Settings) -> SpecialisedVGG:
+    """The trained network in a folder, which must be of the shape that is to be trained."""
+    card = load_card(folder)
+    shape = (card.classes, card.stages, card.side_maps)
+    if shape != (settings.classes, settings.stages, settings.side_maps):
+        raise LeukoError(
+            f"{folder} is a network of another shape than the one to train; "
+            "start from a model of the same stages and classes"
+        )
+    return read_network(folder, card)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, phase: Phase, rate: float) -> None:
@@ -335,7 +357,7 @@ def _recorded_subjects(
 def _measured(subject: Subject, model: runtime.Model) -> Row:
     """The measures of a trained model on one labelled subject."""
     flair = nifti.read(subject.flair)
-    probability = predict(flair, nifti.read(subject.t1) if subject.t1 else None, model)
+    probability = predict(flair, nifti.read(subject.t1) if subject.t1 else None, model)[-1]
     mask = to_mask(
         probability,
         model.card.threshold,

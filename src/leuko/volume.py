@@ -95,10 +95,14 @@ class Volume:
         That of the coarsest spacing; on a nearly isotropic grid the one closest to
         superior-inferior, so that slices are axial.
         """
-        spacing = self.spacing_mm
-        if max(spacing) >= NEAR_ISOTROPIC * min(spacing):
-            return int(np.argmax(spacing))
-        return Orientation.of(self.affine).order[2]
+        if self.is_nearly_isotropic:
+            return Orientation.of(self.affine).order[2]
+        return int(np.argmax(self.spacing_mm))
+
+    @property
+    def is_nearly_isotropic(self) -> bool:
+        """Whether no spacing is half as large again as another: then any axis may be sliced."""
+        return max(self.spacing_mm) < NEAR_ISOTROPIC * min(self.spacing_mm)
 
     def with_data(self, data: Array) -> Self:
         """Another image on the same grid."""

@@ -1,17 +1,33 @@
-"""Models on disk: a folder with `model.safetensors` and the `card.json` that says how to use it."""
+"""Models on disk: a folder with the weights and the `card.json` that says how to use them.
 
+Weights are `model.safetensors`, as training writes them, or `model.onnx`, as export does. A model
+is named by its folder, or by its name if it is bundled or in the cache.
+"""
+
+import http.client
+import os
+import shutil
+import urllib.request
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
+
+import platformdirs
 
 from leuko.channels import Preparation
 from leuko.errors import LeukoError
-from leuko.files import read_json, sha256, write_json
+from leuko.files import read_json, sha256, staged, write_json
 
 WEIGHTS_FILE = "model.safetensors"
+ONNX_FILE = "model.onnx"
 CARD_FILE = "card.json"
 FORMAT = 1
+BUNDLED = Path(__file__).parent / "models"
+DEFAULT = "leuko-base"
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,8 @@ class ModelCard:
     stages: tuple[tuple[int, ...], ...]  # maps after each convolution, stage by stage
     side_maps: int  # K, maps of each specialised layer
     training: Mapping[str, Any]  # recipe, start, steps, seed, subjects
+    weights: str = WEIGHTS_FILE  # or ONNX_FILE
+    three_planes: bool = False  # scans that are nearly isotropic are seen along all three axes
     threshold: float = 0.5  # of the WMH probability: the commoner class wins
     smallest_lesion_mm3: float = 5.0  # a speck of a voxel or two at common resolutions
     licence: str = "not stated; set by whoever trained the model and owns the scans"
@@ -34,6 +52,10 @@ class ModelCard:
     def __post_init__(self) -> None:
         if not (0 < self.threshold < 1 and self.smallest_lesion_mm3 >= 0 and self.side_maps > 0):
             raise ValueError("threshold, smallest lesion or number of maps out of range")
+        if self.weights not in (WEIGHTS_FILE, ONNX_FILE):
+            raise ValueError(f"no such file of weights: {self.weights}")
+        if not isinstance(self.name, str):
+            raise TypeError("the name is no text")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, source: Path) -> Self:
@@ -58,7 +80,7 @@ class ModelCard:
 
 def save_card(folder: Path, card: ModelCard) -> ModelCard:
     """Write the card beside the weights that lie in `folder`, with their hash; returns it."""
-    hashed = replace(card, weights_sha256=sha256(folder / WEIGHTS_FILE))
+    hashed = replace(card, weights_sha256=sha256(folder / card.weights))
     write_json(folder / CARD_FILE, asdict(hashed))
     return hashed
 
@@ -70,17 +92,18 @@ def load_card(folder: Path) -> ModelCard:
     """
     if not folder.is_dir():
         raise LeukoError(f"{folder} does not exist; give a model folder, as leuko train makes it")
-    card_path, weights_path = folder / CARD_FILE, folder / WEIGHTS_FILE
+    card_path = folder / CARD_FILE
     if not card_path.is_file():
         hint = (
             f"its training is not finished: leuko train --resume {folder}"
             if (folder / "run.json").is_file()
-            else "give the folder that leuko train wrote"
+            else "give the folder that leuko train or leuko export wrote"
         )
         raise LeukoError(f"{folder} has no {CARD_FILE}; {hint}")
     card = ModelCard.from_json(read_json(card_path, what="model card"), source=card_path)
+    weights_path = folder / card.weights
     if not weights_path.is_file():
-        raise LeukoError(f"{folder} has a card but no {WEIGHTS_FILE}; copy the whole folder again")
+        raise LeukoError(f"{folder} has a card but no {card.weights}; copy the whole folder again")
     found = sha256(weights_path)
     if found != card.weights_sha256:
         raise LeukoError(
@@ -88,3 +111,90 @@ def load_card(folder: Path) -> ModelCard:
             f"expected {card.weights_sha256[:12]}...); copy the model folder again"
         )
     return card
+
+
+def cache_folder() -> Path:
+    """Where pulled models are kept: `LEUKO_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get("LEUKO_CACHE") or platformdirs.user_cache_dir("leuko")) / "models"
+
+
+def installed() -> dict[str, Path]:
+    """The folders of all bundled and pulled models, by name."""
+    return {
+        path.parent.name: path.parent
+        for root in (cache_folder(), BUNDLED)  # a bundled name stands for the bundled model
+        for path in sorted(root.glob(f"*/{CARD_FILE}"))
+    }
+
+
+def find(model: str) -> Path:
+    """The folder of a model, given by name or as a path. Raises LeukoError if there is none."""
+    named = installed()
+    if model in named:
+        return named[model]
+    if Path(model).is_dir():
+        return Path(model)
+    raise LeukoError(
+        f"{model} is neither a model folder nor a model known here ({', '.join(named) or 'none'}); "
+        "see leuko models list"
+    )
+
+
+def pull(source: str, *, sha256_expected: str | None = None) -> Path:
+    """Fetch a model, a zip archive at a URL or on disk, into the cache; its folder there.
+
+    The archive holds the card and the weights, at its top or in one folder. Raises LeukoError,
+    and leaves the cache as it was, if it cannot be read, has another SHA-256 than expected, holds
+    no whole model, or has the name of a model that is there.
+    """
+    with TemporaryDirectory() as temporary:
+        archive = Path(temporary) / "model.zip"
+        _fetch(source, archive)
+        found = sha256(archive)
+        if sha256_expected and found != sha256_expected.lower():
+            raise LeukoError(
+                f"{source} has the SHA-256 {found}, not {sha256_expected}; it was damaged or "
+                "changed, so it was not installed"
+            )
+        unpacked = Path(temporary) / "model"
+        _unpack(archive, unpacked, source)
+        try:
+            card = load_card(unpacked)
+        except LeukoError as error:
+            raise LeukoError(f"{source} holds no whole model: {error}") from error
+        if not card.name or Path(card.name).name != card.name or card.name.startswith("."):
+            raise LeukoError(f"{source} has a model name that cannot be a folder's: {card.name!r}")
+        if card.name in installed():
+            raise LeukoError(f"a model {card.name} is there already: {installed()[card.name]}")
+        target = cache_folder() / card.name
+        with staged(target) as scratch:
+            for file in unpacked.iterdir():
+                shutil.copyfile(file, scratch / file.name)
+    return target
+
+
+def _fetch(source: str, target: Path) -> None:
+    try:
+        if source.startswith(("https://", "http://", "file://")):
+            with urllib.request.urlopen(source, timeout=60) as response, target.open("wb") as file:
+                shutil.copyfileobj(response, file)
+        else:
+            shutil.copyfile(source, target)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise LeukoError(f"{source} could not be fetched ({error})") from error
+
+
+def _unpack(archive: Path, target: Path, source: str) -> None:
+    """The card and the weights of an archive, and nothing else of it, into a folder."""
+    target.mkdir()
+    try:
+        with zipfile.ZipFile(archive) as content:
+            for name in content.namelist():
+                file = Path(name).name
+                if file in (CARD_FILE, WEIGHTS_FILE, ONNX_FILE):
+                    with content.open(name) as stored, (target / file).open("wb") as written:
+                        shutil.copyfileobj(stored, written)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+        raise LeukoError(f"{source} is no zip archive of a model ({error})") from error
+    if not (target / CARD_FILE).is_file():
+        raise LeukoError(f"{source} holds no {CARD_FILE}: it is no model")

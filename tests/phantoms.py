@@ -1,4 +1,4 @@
-"""Made-up heads with known lesions, for the demo and the tests: simple shapes, no anatomy."""
+"""Made-up heads with known lesions, for tests and benchmarks: simple shapes, no anatomy."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,0 +1,99 @@
+"""How good a model is on real labelled scans: the five measures, with T1 and from FLAIR alone.
+
+    python runs/accuracy.py DATA MODEL [--pictures FOLDER]
+
+DATA holds one folder a patient with FLAIR, T1, lesions, and if there are lesions_pathological
+and ventricles. MODEL is a folder or the name of a model.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from leuko import nifti, runtime, weights
+from leuko.evaluate import compare
+from leuko.metrics import dice
+from leuko.segment import predict, to_mask, to_tissue
+from leuko.volume import Array, Volume
+
+COLUMNS = ("dsc", "h95_mm", "avd_percent", "lesion_recall", "lesion_f1")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("--threshold", type=float)
+    parser.add_argument("--pictures", type=Path)
+    options = parser.parse_args()
+    model = runtime.load(weights.find(options.model))
+    threshold = options.threshold or model.card.threshold
+    print("| subject | scans | DSC | H95, mm | AVD, % | recall | F1 | reference, mL | found, mL |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    means: dict[str, list[list[float]]] = {}
+    for folder in sorted(path for path in options.data.iterdir() if path.is_dir()):
+        flair = nifti.read(folder / "FLAIR.nii.gz")
+        for scans in ("FLAIR + T1", "FLAIR"):
+            t1 = nifti.read(folder / "T1.nii.gz") if scans != "FLAIR" else None
+            shares = predict(flair, t1, model)
+            mask = to_mask(
+                shares[-1],
+                threshold,
+                smallest_mm3=model.card.smallest_lesion_mm3,
+                voxel_mm3=flair.voxel_mm3,
+            )
+            for reference in ("lesions", "lesions_pathological"):
+                path = folder / f"{reference}.nii.gz"
+                if not path.is_file():
+                    continue
+                truth = nifti.read_labels(path, values=(0, 1, 2))
+                row = compare(truth, flair.with_data(mask))
+                values = [row[column] for column in COLUMNS]
+                name = folder.name + reference.removeprefix("lesions").replace("_", ", ")
+                if reference == "lesions":
+                    means.setdefault(scans, []).append(values)
+                cells = [f"{v:.2f}" for v in values] + [
+                    f"{row['reference_ml']:.1f}", f"{row['prediction_ml']:.1f}"
+                ]  # fmt: skip
+                print("|", " | ".join([name, scans, *cells]), "|", flush=True)
+                if options.pictures and scans != "FLAIR" and reference == "lesions":
+                    save_picture(options.pictures / f"{folder.name}.png", flair, mask, truth)
+            ventricles = folder / "ventricles.nii.gz"
+            if ventricles.is_file() and "ventricle" in model.card.classes:
+                tissue = to_tissue(shares, mask, flair)
+                found = tissue.data == model.card.classes.index("ventricle")
+                overlap = dice(prediction=found, reference=nifti.read_mask(ventricles).data > 0)
+                print(f"| {folder.name}, ventricles | {scans} | {overlap:.2f} | | | | | | |")
+    for scans, rows in means.items():
+        cells = [f"{v:.3f}" for v in np.nanmean(rows, axis=0)]
+        print("|", " | ".join(["mean", scans, *cells]), "| | |")
+
+
+def save_picture(path: Path, flair: Volume, mask: Array, truth: Volume) -> None:
+    """Twelve slices: found in red, reference in green."""
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grey = flair.canonical()
+    axis = grey.through_plane_axis
+    stacks = [
+        np.moveaxis(flair.with_data(a).canonical().data, axis, 0)
+        for a in (flair.data, mask.astype(np.uint8), (truth.data == 1).astype(np.uint8))
+    ]
+    shown = np.flatnonzero((stacks[1] | stacks[2]).any(axis=(1, 2)))
+    picks = shown[np.linspace(0, len(shown) - 1, 12).astype(int)]
+    figure, axes = plt.subplots(2, 6, figsize=(24, 10))
+    top = np.percentile(grey.data[grey.data > 0], 99.7)
+    for panel, n in zip(axes.flat, picks, strict=True):
+        panel.imshow(stacks[0][n].T, cmap="gray", origin="lower", vmin=0, vmax=top)
+        panel.contour(stacks[2][n].T, [0.5], colors="lime", linewidths=0.7)
+        panel.contour(stacks[1][n].T, [0.5], colors="red", linewidths=0.7)
+        panel.axis("off")
+    figure.tight_layout(pad=0.1)
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Make the bundled model of a trained run: 8 bits, calibrated on synthetic slices, and its card.
+
+    python runs/bundle.py HEADS RUN OUT [--threshold T] [--smallest MM3]
+
+HEADS and RUN are those of runs/train_base.py. It prints how far the 8 bits are from the float
+network on synthetic slices that neither was calibrated on. The result belongs into
+src/leuko/models/leuko-base.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from train_base import HELD_OUT
+
+from leuko import nifti, runtime
+from leuko.anatomy import from_labels
+from leuko.channels import Preparation
+from leuko.export import export
+from leuko.metrics import dice
+from leuko.synthesis import synthesise
+from leuko.volume import Array
+from leuko.weights import load_card, save_card
+
+SEEN = ("head01", "head05", "head09", "head16")  # in training: enough to calibrate on
+CALIBRATION, CHECK = 24, 8  # synthetic scans
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("heads", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--smallest", type=float, default=5.0)
+    options = parser.parse_args()
+    export(options.run, options.out, scans(options.heads, SEEN, 101, CALIBRATION))
+    card = load_card(options.out)
+    save_card(
+        options.out,
+        replace(card, threshold=options.threshold, smallest_lesion_mm3=options.smallest),
+    )
+    slices = scans(options.heads, HELD_OUT, 102, CHECK)
+    masks = [
+        runtime.load(folder).predict(slices)[:, -1] >= options.threshold
+        for folder in (options.out, options.run)
+    ]
+    print(f"WMH Dice of 8 bits and float: {dice(prediction=masks[0], reference=masks[1]):.4f}")
+
+
+def scans(heads: Path, names: tuple[str, ...], seed: int, count: int) -> Array:
+    """Slices of `count` synthetic scans of some heads."""
+    anatomies = [from_labels(nifti.read(heads / f"{name}.nii.gz"), name) for name in names]
+    made = [synthesise(anatomies[k % len(anatomies)], [seed, k]) for k in range(count)]
+    return np.concatenate([scan.slices(Preparation())[0] for scan in made])
+
+
+if __name__ == "__main__":
+    main()

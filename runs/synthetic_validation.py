@@ -1,0 +1,100 @@
+"""How good a model is on synthetic scans of brains that it was never trained on.
+
+    python runs/synthetic_validation.py HEADS MODEL [--labelmaps FOLDER] [--scans 8]
+
+HEADS: the folder of label maps that runs/train_base.py was given; the held-out ones are used.
+--labelmaps: MS patients as tissue (1 CSF, 2 grey, 3 white), lesions and brainmask; the lesions are
+their own. The table has the Dice of each class, mean over scans; of WMH, over the scans that hold
+at least 0.5 mL of it.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import scipy.ndimage
+import torch
+from train_base import HELD_OUT
+
+from leuko import nifti, runtime, weights
+from leuko.anatomy import CLASSES, INDEX, WMH, Anatomy, from_labels, make_anatomy
+from leuko.channels import Preparation
+from leuko.metrics import dice
+from leuko.synthesis import synthesise
+from leuko.volume import Array, Volume
+
+LEAST_ML = 0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("heads", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("--labelmaps", type=Path)
+    parser.add_argument("--scans", type=int, default=8)
+    options = parser.parse_args()
+    model = runtime.load(weights.find(options.model))
+    print("| brain | scans |", " | ".join(CLASSES[1:]), "|")
+    print("|---" * (len(CLASSES) + 1) + "|")
+    sources = {"held-out heads": (held_out(options.heads), CLASSES[1:])}
+    if options.labelmaps:
+        # FAST knows no ventricles, and what it calls CSF or grey is not what the heads do.
+        sources["labelmaps"] = (patients(options.labelmaps), ("grey", "white", "wmh"))
+    for source, (anatomies, classes) in sources.items():
+        rows = []
+        for number, (anatomy, lesions) in enumerate(anatomies):
+            for scan in range(options.scans):
+                made = synthesise(anatomy, [77, number, scan], lesions=lesions)
+                slices, truth = made.slices(Preparation())
+                found = model.predict(slices)
+                labels = np.where(
+                    found[:, -1] >= model.card.threshold, WMH, found[:, :-1].argmax(axis=1)
+                )
+                rows.append(overlaps(labels, truth, made.spacing_mm))
+            means = np.nanmean(rows[-options.scans :], axis=0)
+            print_row(anatomy.name, options.scans, means, classes)
+        print_row(f"mean of {source}", len(rows), np.nanmean(rows, axis=0), classes)
+
+
+def overlaps(labels: Array, truth: Array, spacing_mm: float) -> list[float]:
+    row = [dice(prediction=labels == k, reference=truth == k) for k in range(1, len(CLASSES))]
+    if (truth == WMH).sum() * spacing_mm / 1000 < LEAST_ML:
+        row[-1] = np.nan
+    return row
+
+
+def print_row(name: str, count: int, means: Array, classes: tuple[str, ...]) -> None:
+    cells = [f"{v:.2f}" if c in classes else "" for c, v in zip(CLASSES[1:], means, strict=True)]
+    print("|", " | ".join([name, str(count), *cells]), "|", flush=True)
+
+
+def held_out(folder: Path) -> Iterator[tuple[Anatomy, None]]:
+    for name in HELD_OUT:
+        yield from_labels(nifti.read(folder / f"{name}.nii.gz"), name), None
+
+
+def patients(folder: Path) -> Iterator[tuple[Anatomy, torch.Tensor]]:
+    """Brains of patients at 1 mm, with their own lesions."""
+    for home in sorted(path for path in folder.iterdir() if path.is_dir()):
+        tissue, lesions, brain = (
+            nifti.read(home / f"{name}.nii.gz") for name in ("tissue", "lesions", "brainmask")
+        )
+        labels, own, mask = (at_1_mm(scan) for scan in (tissue, lesions, brain))
+        kinds = np.array([INDEX[k] for k in ("csf", "csf", "cortex", "white")], dtype=np.uint8)
+        indices = np.where(mask > 0, kinds[np.rint(labels).astype(int)], 0).astype(np.uint8)
+        deep = scipy.ndimage.distance_transform_edt(mask > 0) > 25
+        indices[deep & (indices == INDEX["csf"])] = INDEX["ventricle"]
+        indices[own > 0] = INDEX["white"]
+        anatomy = make_anatomy(home.name, indices, lesions=own > 0)
+        yield anatomy, anatomy.lesions
+
+
+def at_1_mm(volume: Volume) -> Array:
+    """Labels on a grid of 1 mm whose axes run R, A, S."""
+    turned = volume.canonical()
+    return scipy.ndimage.zoom(turned.data, turned.spacing_mm, order=0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Label maps become anatomies that images can be made from: whole heads, or the MNI152 brain.
+
+An anatomy says which tissue each cubic millimetre is, and how far it lies from the ventricles and
+from the cortex. Contrast and lesions come later.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.ndimage
+import torch
+from torch import Tensor
+
+from leuko import nifti
+from leuko.errors import LeukoError
+from leuko.files import find_images, image_stem
+from leuko.volume import Array, Volume
+
+CLASSES = ("background", "csf", "ventricle", "grey", "white", "wmh")
+BACKGROUND, CSF, VENTRICLE, GREY, WHITE, WMH = range(len(CLASSES))
+
+Range = tuple[float, float]
+
+
+# White matter that is dark on T1: drawn lesions, and what FreeSurfer calls hypointensities.
+OWN_LESIONS = (25, 57, 77, 78, 79)
+
+
+class Tissue(NamedTuple):
+    """A kind of tissue: its class, the labels that mean it (FreeSurfer's below 500, those of the
+    SynthSeg heads above), and from where to where its grey value lies, white matter being 1."""
+
+    name: str
+    truth: int
+    labels: tuple[int, ...]
+    flair: Range
+    t1: Range
+
+
+# Ratios to white matter as seen on FLAIR and T1 of many scanners, and wider. Drawn per image.
+TISSUES = (
+    Tissue("air", BACKGROUND, (0,), (0.0, 0.02), (0.0, 0.02)),
+    Tissue("csf", CSF, (14, 15, 24, 72), (0.05, 0.45), (0.10, 0.40)),
+    Tissue("ventricle", VENTRICLE, (4, 5, 43, 44), (0.03, 0.40), (0.08, 0.35)),
+    Tissue("choroid plexus", VENTRICLE, (31, 63, 136, 137, 163, 164), (0.5, 1.7), (0.35, 1.1)),
+    Tissue("septum", WHITE, (), (0.8, 1.7), (0.6, 1.0)),
+    Tissue("cortex", GREY, (3, 42), (1.04, 1.45), (0.50, 0.85)),
+    Tissue("caudate", GREY, (11, 50, 26, 58), (1.0, 1.40), (0.60, 0.90)),
+    Tissue("putamen", GREY, (12, 51), (0.95, 1.35), (0.65, 0.92)),
+    Tissue("pallidum", GREY, (13, 52), (0.75, 1.20), (0.80, 1.02)),
+    Tissue("thalamus", GREY, (10, 49), (0.95, 1.30), (0.70, 0.95)),
+    Tissue("hippocampus", GREY, (17, 18, 53, 54), (1.05, 1.50), (0.55, 0.85)),
+    Tissue("white", WHITE, (2, 41, *OWN_LESIONS, *range(251, 256)), (1.0, 1.0), (1.0, 1.0)),
+    Tissue("ventral diencephalon", WHITE, (28, 60, 85), (0.90, 1.25), (0.80, 1.0)),
+    Tissue("brain stem", WHITE, (16,), (0.85, 1.25), (0.80, 1.02)),
+    Tissue("cerebellar cortex", GREY, (8, 47), (0.95, 1.40), (0.55, 0.88)),
+    Tissue("cerebellar white", WHITE, (7, 46), (0.85, 1.15), (0.88, 1.05)),
+    Tissue("dura", CSF, (), (0.2, 1.8), (0.2, 1.3)),
+    Tissue("vessel", BACKGROUND, (30, 62, 502, 514), (0.05, 1.3), (0.1, 1.2)),
+    Tissue("bone", BACKGROUND, (515,), (0.02, 0.30), (0.03, 0.35)),
+    Tissue("marrow", BACKGROUND, (516,), (0.2, 2.2), (0.5, 2.0)),
+    Tissue("fat and muscle", BACKGROUND, (507,), (0.3, 2.6), (0.6, 2.6)),
+    Tissue("skin", BACKGROUND, (511,), (0.3, 2.0), (0.4, 1.8)),
+    Tissue("eye", BACKGROUND, (506,), (0.03, 0.40), (0.15, 0.45)),
+    Tissue("other soft tissue", BACKGROUND, (508, 509, 530), (0.4, 1.6), (0.4, 1.2)),
+    Tissue("spinal cord", BACKGROUND, (512,), (0.85, 1.20), (0.80, 1.0)),
+)
+INDEX = {tissue.name: number for number, tissue in enumerate(TISSUES)}
+FARTHEST_MM = 40.0  # distances are kept up to here
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """One head or brain at 1 mm, all arrays (X, Y, Z), axes R, A, S."""
+
+    name: str
+    tissue: Tensor  # uint8, indices into TISSUES
+    ventricle_mm: Tensor  # float16, distance to the lateral ventricles, negative inside
+    cortex_mm: Tensor  # float16, distance to the cortex
+    lesions: Tensor  # bool, the subject's own
+    low: tuple[int, int, int]  # box of the brain, voxels
+    high: tuple[int, int, int]
+
+    @property
+    def has_skull(self) -> bool:
+        return bool((self.tissue == INDEX["bone"]).any())
+
+    def to(self, device: torch.device) -> "Anatomy":
+        """The same on another device."""
+        return replace(
+            self,
+            tissue=self.tissue.to(device),
+            ventricle_mm=self.ventricle_mm.to(device),
+            cortex_mm=self.cortex_mm.to(device),
+            lesions=self.lesions.to(device),
+        )
+
+
+def load_heads(folder: Path) -> list[Anatomy]:
+    """The anatomies of all label maps in a folder, sorted by name.
+
+    Raises LeukoError when there is none, or one holds no brain.
+    """
+    paths = [path for path in find_images(folder) if path.is_file()]
+    if not paths:
+        raise LeukoError(f"{folder} holds no label maps; expected NIfTI with FreeSurfer's labels")
+    return [from_labels(nifti.read(path), image_stem(path)) for path in paths]
+
+
+def from_labels(labels: Volume, name: str) -> Anatomy:
+    """The anatomy of a label map with FreeSurfer's numbers, at 1 mm.
+
+    The septum is what lies between the two ventricles, the dura where CSF meets bone: neither has
+    a label; parcels of the cortex (1000 to 2999) are cortex. Raises LeukoError for other numbers,
+    for voxels of another size, and if there is no white matter, cortex or ventricle.
+    """
+    if not np.allclose(labels.spacing_mm, 1, atol=0.05):
+        size = " x ".join(f"{mm:.2f}" for mm in labels.spacing_mm)
+        raise LeukoError(f"{labels.name} has voxels of {size} mm; expected 1 mm: resample it")
+    data = np.rint(labels.canonical().data).astype(np.int32)
+    data[(data >= 1000) & (data < 3000)] = 3
+    unknown = set(np.unique(data).tolist()) - {label for kind in TISSUES for label in kind.labels}
+    if unknown:
+        raise LeukoError(f"{labels.name} holds labels that are not FreeSurfer's: {min(unknown)}")
+    table = np.zeros(1000, dtype=np.uint8)
+    for number, kind in enumerate(TISSUES):
+        table[list(kind.labels)] = number
+    tissue = table[data]
+    near = [_dilated(np.isin(data, side), 2) for side in ((4, 136), (43, 163))]
+    tissue[near[0] & near[1] & np.isin(tissue, _indices("white", "choroid plexus"))] = INDEX[
+        "septum"
+    ]
+    tissue[_dilated(tissue == INDEX["bone"], 1) & (tissue == INDEX["csf"])] = INDEX["dura"]
+    return make_anatomy(name, tissue, lesions=np.isin(data, OWN_LESIONS))
+
+
+def from_mni152() -> Anatomy:
+    """The anatomy of the MNI152 brain, from the tissue maps that nilearn ships (no download)."""
+    try:
+        from nilearn import datasets
+    except ImportError as error:
+        raise LeukoError(
+            'this needs nilearn, which is not installed; pip install "leuko[demo]"'
+        ) from error
+    grey, white, mask = (
+        Volume(np.asarray(image.dataobj, dtype=np.float32), image.affine, name="MNI152")
+        for image in (
+            datasets.load_mni152_gm_template(resolution=1),
+            datasets.load_mni152_wm_template(resolution=1),
+            datasets.load_mni152_brain_mask(resolution=1),
+        )
+    )
+    brain = mask.canonical()
+    shares = np.stack([1 - grey.data - white.data, grey.data, white.data])
+    kinds = np.array(_indices("csf", "cortex", "white"), dtype=np.uint8)
+    tissue = np.where(mask.data > 0, kinds[shares.argmax(axis=0)], 0).astype(np.uint8)
+    tissue = mask.with_data(tissue).canonical().data
+    grid = np.stack(np.meshgrid(*map(np.arange, tissue.shape), indexing="ij"), axis=-1)
+    x, y, z = np.moveaxis(grid @ brain.affine[:3, :3].T + brain.affine[:3, 3], -1, 0)
+    # Boxes in MNI space, mm; the maps tell neither ventricles nor what lies below the tentorium.
+    lateral = (np.abs(x) < 42) & (y > -62) & (y < 38) & (z > -22) & (z < 32)
+    third = (np.abs(x) < 5) & (z < 14)
+    inner = scipy.ndimage.distance_transform_edt(mask.canonical().data > 0) > 22
+    tissue[(tissue == INDEX["csf"]) & lateral & ~third & inner] = INDEX["ventricle"]
+    stem = (np.abs(x) < 18) & (y > -42) & (y < -12) & (z < -14)
+    below = (z < -16) & (y < -38) & ~stem
+    for region, kind, becomes in (
+        (stem, "white", "brain stem"),
+        (stem, "cortex", "brain stem"),
+        (below, "white", "cerebellar white"),
+        (below, "cortex", "cerebellar cortex"),
+    ):
+        tissue[region & (tissue == INDEX[kind])] = INDEX[becomes]
+    return make_anatomy("mni152", tissue, lesions=np.zeros(tissue.shape, dtype=bool))
+
+
+def make_anatomy(name: str, tissue: Array, *, lesions: Array) -> Anatomy:
+    """An anatomy of tissue indices (X, Y, Z), its distances measured."""
+    truth = np.array([kind.truth for kind in TISSUES])[tissue]
+    if not all(
+        (kind == value).any()
+        for kind, value in ((truth, WHITE), (truth, VENTRICLE), (tissue, INDEX["cortex"]))
+    ):
+        raise LeukoError(f"{name} holds no brain with white matter, cortex and lateral ventricles")
+    brain = np.argwhere(truth >= VENTRICLE)
+    ventricle = truth == VENTRICLE
+    return Anatomy(
+        name,
+        torch.from_numpy(tissue),
+        _distance(ventricle) - _distance(~ventricle),
+        _distance(tissue == INDEX["cortex"]),
+        torch.from_numpy(lesions),
+        tuple(brain.min(axis=0).tolist()),
+        tuple(brain.max(axis=0).tolist()),
+    )
+
+
+def _distance(mask: Array) -> Tensor:
+    """Millimetres to the nearest voxel of a mask, half a voxel less: 0 at its surface."""
+    distance = scipy.ndimage.distance_transform_edt(~mask).astype(np.float32)
+    return torch.from_numpy(np.clip(distance - 0.5, 0, FARTHEST_MM).astype(np.float16))
+
+
+def _dilated(mask: Array, voxels: int) -> Array:
+    return scipy.ndimage.binary_dilation(mask, iterations=voxels)
+
+
+def _indices(*names: str) -> Sequence[int]:
+    return [INDEX[name] for name in names]

@@ -1,0 +1,212 @@
+"""A trained network becomes one ONNX file, in 8-bit integers, and the network again.
+
+The only module that knows onnx. The file takes slices as `prepare` makes them, uint8
+(N, H, W, 3), and gives probabilities, float32 (N, C, H, W); N is free, H and W are multiples
+of 16. The specialised layers and the fusion stay in float: they are a fiftieth of the work, and
+their sum decides.
+"""
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from leuko.errors import LeukoError
+from leuko.files import staged
+from leuko.network import SpecialisedVGG
+from leuko.volume import Array
+from leuko.weights import ONNX_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
+
+OPSET = 17
+# What the calibration sees: the ranges of the maps hardly move beyond some tens of slices. All
+# their maps are in memory at once, 40 MB a slice at full width, so slices are cut to this size.
+CALIBRATION_SLICES, CALIBRATION_PIXELS = 32, 160
+# Maps above this percentile are clipped: a rare peak would coarsen all the others.
+PERCENTILE = 99.999
+
+
+def export(model: Path, out: Path, slices: Array) -> ModelCard:
+    """Write the trained model of a folder as 8-bit ONNX with its card into another; the card.
+
+    `slices` (N, H, W, 3), uint8, are to calibrate on: images like those that the model will see.
+    Raises LeukoError when `model` is none or exported already, or `out` is not empty.
+    """
+    card = require_exportable(model, out)
+    network = read_network(model, card)
+    with staged(out) as scratch:
+        onnx.save(quantised(to_onnx(network), slices), str(scratch / ONNX_FILE))
+        return save_card(scratch, replace(card, weights=ONNX_FILE))
+
+
+def require_exportable(model: Path, out: Path) -> ModelCard:
+    """The card of a model that can be exported to `out`. Raises LeukoError if it cannot."""
+    card = load_card(model)
+    if card.weights != WEIGHTS_FILE:
+        raise LeukoError(f"{model} is exported already")
+    if out.is_dir() and any(out.iterdir()):
+        raise LeukoError(f"{out} is not empty; choose a new folder with -o")
+    return card
+
+
+def to_onnx(network: SpecialisedVGG) -> onnx.ModelProto:
+    """The network with its centring and softmax as an ONNX graph in float32."""
+    nodes: list[onnx.NodeProto] = []
+    constants = {name: value.detach().numpy() for name, value in network.state_dict().items()}
+
+    def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    constants["centre"] = np.array(127, np.float32)
+    x = add("Cast", ["slices"], "grey", to=TensorProto.FLOAT)
+    x = add("Transpose", [add("Sub", [x, "centre"], "centred")], "input", perm=[0, 3, 1, 2])
+    shares = np.split(constants.pop("fusion.weight"), len(network.stages), axis=1)
+    total = ""
+    for level, (stage, share) in enumerate(zip(network.stages, shares, strict=True)):
+        if level:
+            x = add("MaxPool", [x], f"pool{level}", kernel_shape=[2, 2], strides=[2, 2])
+        for index in range(0, len(stage), 2):  # type: ignore[arg-type]
+            name = f"stages.{level}.{index}"
+            parameters = [f"{name}.weight", f"{name}.bias"]
+            x = add("Conv", [x, *parameters], name, pads=[1, 1, 1, 1], kernel_shape=[3, 3])
+            x = add("Relu", [x], f"{name}.relu")
+        name = f"sides.{level}"
+        parameters = [f"{name}.weight", f"{name}.bias"]
+        side = add("Conv", [x, *parameters], name, pads=[1, 1, 1, 1], kernel_shape=[3, 3])
+        constants[f"fusion.weight.{level}"] = share
+        bias = ["fusion.bias"] if level == 0 else []
+        scores = add("Conv", [side, f"fusion.weight.{level}", *bias], f"fusion.{level}")
+        if level:
+            constants[f"scales{level}"] = np.array([1, 1, 2**level, 2**level], np.float32)
+            scores = add(
+                "Resize",
+                [scores, "", f"scales{level}"],
+                f"resized.{level}",
+                mode="linear",
+                coordinate_transformation_mode="half_pixel",
+            )
+        total = add("Add", [total, scores], f"sum.{level}") if level else scores
+    add("Softmax", [total], "probabilities", axis=1)
+    classes = len(constants["fusion.bias"])
+    graph = helper.make_graph(
+        nodes,
+        "leuko",
+        [helper.make_tensor_value_info("slices", TensorProto.UINT8, ["n", "h", "w", 3])],
+        [
+            helper.make_tensor_value_info(
+                "probabilities", TensorProto.FLOAT, ["n", classes, "h", "w"]
+            )
+        ],
+        [
+            numpy_helper.from_array(np.ascontiguousarray(value), name)
+            for name, value in constants.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
+
+
+def quantised(model: onnx.ModelProto, slices: Array) -> onnx.ModelProto:
+    """The stages in 8-bit integers (QDQ): maps by their range on `slices`, weights by channel.
+
+    Weights keep 7 of the 8 bits: processors without VNNI add pairs of products in 16 bits, which
+    would overflow with 8. So every processor gives the same answer.
+    """
+    top, left = (max(0, (n - CALIBRATION_PIXELS) // 2) for n in slices.shape[1:3])
+    middle = slices[:, top:, left:][:, :CALIBRATION_PIXELS, :CALIBRATION_PIXELS]
+    chosen = middle[np.linspace(0, len(slices) - 1, CALIBRATION_SLICES).astype(int)]
+    float_nodes = [
+        node.name for node in model.graph.node if node.name.startswith(("sides", "fusion"))
+    ]
+    root = logging.getLogger()  # onnxruntime advises through it on every call
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # it prints too
+            source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+            onnx.save(model, str(source))
+            quantize_static(
+                str(source),
+                str(target),
+                _Slices(chosen),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv", "MaxPool"],
+                per_channel=True,
+                reduce_range=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=float_nodes,
+                calibrate_method=CalibrationMethod.Percentile,
+                extra_options={"CalibPercentile": PERCENTILE},
+            )
+            return onnx.load(str(target))
+    finally:
+        root.setLevel(level)
+
+
+def read_network(model: Path, card: ModelCard) -> SpecialisedVGG:
+    """The network of a model folder in float32; of an exported one as near as 7 bits allow.
+
+    Raises LeukoError when weights and card do not describe one network.
+    """
+    network = SpecialisedVGG(len(card.classes), card.stages, card.side_maps)
+    try:
+        if card.weights == WEIGHTS_FILE:
+            state = load_file(model / WEIGHTS_FILE)
+        else:
+            state = _dequantised_state(model / ONNX_FILE, card, list(network.state_dict()))
+        network.load_state_dict(state)
+    except (KeyError, RuntimeError, DecodeError, SafetensorError) as error:
+        raise LeukoError(
+            f"{model}: weights and card do not describe one network; copy the folder again"
+        ) from error
+    return network
+
+
+def _dequantised_state(path: Path, card: ModelCard, names: list[str]) -> dict[str, torch.Tensor]:
+    stored = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in onnx.load(str(path)).graph.initializer
+    }
+    shares = [stored[f"fusion.weight.{level}"] for level in range(len(card.stages))]
+    stored["fusion.weight"] = np.concatenate(shares, axis=1)
+    return {name: torch.from_numpy(_dequantised(stored, name).copy()) for name in names}
+
+
+def _dequantised(stored: dict[str, Array], name: str) -> Array:
+    if name in stored:
+        return stored[name]
+    integers = stored[f"{name}_quantized"].astype(np.float32)
+    scale = stored[f"{name}_quantized_scale" if name.endswith("bias") else f"{name}_scale"]
+    return integers * scale.reshape(-1, *[1] * (integers.ndim - 1))
+
+
+class _Slices(CalibrationDataReader):  # type: ignore[misc]
+    """Hands slices to onnxruntime's calibration, one at a time."""
+
+    def __init__(self, slices: Array) -> None:
+        self._slices: Iterator[Array] = iter(slices)
+
+    def get_next(self) -> dict[str, Array] | None:
+        image = next(self._slices, None)
+        return None if image is None else {"slices": image[None]}

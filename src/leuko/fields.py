@@ -1,0 +1,32 @@
+"""Smooth random fields and blur, of which synthetic images are made."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def smooth_noise(
+    shape: Sequence[int], scale: float | Sequence[float], generator: torch.Generator
+) -> Tensor:
+    """Noise of about unit spread that varies over `scale` voxels, of the given shape (D, H, W)."""
+    scales = [scale] * 3 if isinstance(scale, float | int) else scale
+    coarse = [max(2, math.ceil(n / s) + 1) for n, s in zip(shape, scales, strict=True)]
+    noise = torch.randn(1, 1, *coarse, generator=generator, device=generator.device)
+    # Linear interpolation averages: 1.4 brings the spread back to about 1.
+    return 1.4 * F.interpolate(noise, tuple(shape), mode="trilinear", align_corners=True)[0, 0]
+
+
+def blurred(stack: Tensor, sigma: float) -> Tensor:
+    """In-plane Gaussian blur of (N, H, W), sigma in pixels."""
+    along, across = (_gaussian(n, sigma, stack.device) for n in stack.shape[-2:])
+    return along @ stack @ across.T
+
+
+def _gaussian(pixels: int, sigma: float, device: torch.device) -> Tensor:
+    """The matrix (pixels, pixels) that blurs a line; its rows sum to 1."""
+    at = torch.arange(pixels, device=device)
+    weights = torch.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2)
+    return weights / weights.sum(dim=1, keepdim=True)

@@ -1,0 +1,85 @@
+"""How numbers and progress look on a terminal."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leuko.train import Progress as At
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[["At"], None]]:
+    """A bar on a terminal; elsewhere a line for every tenth of the way."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]:.1f} images/s"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("training", total=None, loss=math.nan, speed=math.nan)
+
+    def on_step(at: "At") -> None:
+        bar.update(
+            task, total=at.steps, completed=at.step, loss=at.loss, speed=at.images_per_second
+        )
+        tenth = max(1, at.steps // 10)
+        if not console.is_terminal and (at.step % tenth == 0 or at.step == at.steps):
+            speed = f"{at.images_per_second:.1f} images/s"
+            print(f"step {at.step}/{at.steps}  loss {at.loss:.4g}  {speed}", file=sys.stderr)
+
+    with bar:
+        yield on_step
+
+
+def measures_as_text(row: Mapping[str, float]) -> str:
+    from leuko.metrics import MEASURES
+
+    lines = [
+        f"{m.name:<24}{with_unit(row[m.key], m.unit):<12}{m.better} is better" for m in MEASURES
+    ]
+    for side in ("reference", "prediction"):
+        lesions = counted(int(row[f"{side}_lesions"]), "lesion")
+        lines.append(f"{side:<24}{row[f'{side}_ml']:.2f} mL in {lesions}")
+    return "\n".join(lines)
+
+
+def table_as_text(rows: Mapping[str, Mapping[str, float]]) -> str:
+    from leuko.evaluate import COLUMNS
+
+    width = max(len(name) for name in ("subject", *rows))
+    lines = ["  ".join([f"{'subject':<{width}}", *COLUMNS])]
+    for name, row in rows.items():
+        cells = [f"{with_unit(row[column], ''):>{len(column)}}" for column in COLUMNS]
+        lines.append("  ".join([f"{name:<{width}}", *cells]))
+    return "\n".join(lines)
+
+
+def with_unit(value: float, unit: str) -> str:
+    """A number with its unit; undefined measures as n/a."""
+    if math.isnan(value):
+        return "n/a"
+    return f"{value:.3g} {unit}".rstrip() if abs(value) < 1000 else f"{value:.0f} {unit}".rstrip()
+
+
+def interval_text(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"95 % interval {low:.3g} to {high:.3g}"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,271 @@
+"""Synthetic scans: reproducible, true to their labels, and as varied as real ones."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from leuko import nifti, synthesis
+from leuko.anatomy import (
+    BACKGROUND,
+    CLASSES,
+    CSF,
+    INDEX,
+    TISSUES,
+    VENTRICLE,
+    WHITE,
+    WMH,
+    from_labels,
+    from_mni152,
+    load_heads,
+)
+from leuko.channels import Preparation, prepare
+from leuko.errors import LeukoError
+from leuko.fields import blurred, smooth_noise
+from leuko.pathology import KINDS, draw_lesions
+from leuko.scanner import extracted
+from leuko.synthesis import Choice, choose, synthesise, write_subjects
+from leuko.volume import Volume
+
+SIZE = (64, 64)
+
+
+def label_map():
+    """A ball of a head with FreeSurfer's numbers: scalp, bone, CSF, cortex, white, ventricles."""
+    x, y, z = np.ogrid[-36:36, -36:36, -36:36]
+    radius = np.sqrt(x**2 + y**2 + z**2)
+    labels = np.zeros(radius.shape, np.int16)
+    for limit, label in ((35, 507), (32, 515), (29, 24), (27, 3), (24, 2)):
+        labels[radius < limit] = label
+    labels[(radius < 24) & (x >= 0)] = 41
+    labels[(radius < 27) & (radius >= 24) & (x >= 0)] = 42
+    for side, label in ((-5, 4), (5, 43)):
+        labels[((x - side) / 4) ** 2 + (y / 12) ** 2 + (z / 6) ** 2 < 1] = label
+    labels[np.broadcast_to((np.abs(x) < 7) & (np.abs(y) < 7) & (z < -16), labels.shape)
+           & (radius < 24)] = 16  # fmt: skip
+    labels[22:24, 40:44, 34:38] = 25
+    return Volume(labels, np.eye(4), name="ball")
+
+
+@pytest.fixture(scope="module")
+def ball():
+    return from_labels(label_map(), "ball")
+
+
+def a_choice(**changes):
+    return replace(
+        Choice(
+            axis=2, slices=12, thickness_mm=4.0, spacing_mm=4.0, parts=2, head=True, with_t1=True,
+            wider_mm=0.0, thicker_mm=0.0,
+        ),
+        **changes,
+    )  # fmt: skip
+
+
+def made(ball, seed=0, **changes):
+    return synthesise(ball, seed, choice=a_choice(**changes), size=SIZE, still=True)
+
+
+def test_an_anatomy_knows_what_labels_do_not_say(ball):
+    names = {TISSUES[index].name for index in ball.tissue.unique().tolist()}
+    assert {"septum", "dura", "bone", "brain stem", "ventricle"} <= names
+    assert ball.lesions.sum() == 32
+    assert ball.has_skull
+    inside = ball.tissue == INDEX["ventricle"]
+    assert (ball.ventricle_mm[inside] < 0).all()
+    assert (ball.ventricle_mm[ball.tissue == INDEX["cortex"]] > 5).all()
+    assert (ball.cortex_mm[ball.tissue == INDEX["cortex"]] == 0).all()
+
+
+def test_labels_without_a_brain_are_refused(tmp_path):
+    with pytest.raises(LeukoError, match="holds no brain with white matter"):
+        from_labels(Volume(np.full((8, 8, 8), 24), np.eye(4), name="csf"), "csf")
+    with pytest.raises(LeukoError, match="holds no brain with white matter, cortex"):
+        from_labels(label_map().with_data(np.where(label_map().data == 3, 24, 0)), "no cortex")
+    with pytest.raises(LeukoError, match="holds no label maps"):
+        load_heads(tmp_path)
+
+
+def test_a_folder_of_label_maps_is_loaded(tmp_path):
+    nifti.write(tmp_path / "ball.nii.gz", label_map())
+    (head,) = load_heads(tmp_path)
+    assert head.name == "ball"
+
+
+def test_the_mni_brain_has_its_parts():
+    brain = from_mni152()
+    counts = {TISSUES[k].name: n for k, n in enumerate(brain.tissue.flatten().bincount().tolist())}
+    assert not brain.has_skull
+    assert 10_000 < counts["ventricle"] < 50_000  # mm3, of an adult
+    assert 500_000 < counts["white"] + counts["cerebellar white"] < 800_000
+    assert counts["cerebellar cortex"] > 50_000
+    assert counts["brain stem"] > 10_000
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_lesions_lie_in_white_or_grey_matter(ball, seed):
+    lesions = draw_lesions(ball, np.random.default_rng(seed), atlas=[torch.ones(182, 218, 182) > 0])
+    places = {TISSUES[index].name for index in ball.tissue[lesions].unique().tolist()}
+    assert places <= {"white", "thalamus", "putamen", "brain stem", "cortex", "cerebellar white"}
+
+
+def test_there_are_brains_without_lesions_and_with_many(ball):
+    volumes = [draw_lesions(ball, np.random.default_rng(seed)).sum().item() for seed in range(40)]
+    assert volumes.count(0) > 40 * KINDS["none"] / 4
+    assert max(volumes) > 50 * min(v for v in volumes if v)
+
+
+def test_lesions_of_the_atlas_are_carried_over(ball, monkeypatch):
+    monkeypatch.setattr("leuko.pathology.KINDS", {"carried": 1.0})
+    left = torch.zeros(182, 218, 182, dtype=torch.bool)
+    left[:80] = True
+    found = [
+        draw_lesions(replace(ball, lesions=ball.lesions & False), np.random.default_rng(s),
+                     atlas=[left]) for s in range(6)
+    ]  # fmt: skip
+    for lesions in found:
+        x = lesions.nonzero()[:, 0]
+        assert (x < 34).all() or (x > 38).all()  # of one half, or flipped to the other
+
+
+def test_one_seed_gives_one_scan(ball):
+    first, again, other = (synthesise(ball, seed, size=SIZE) for seed in ([3, 4], [3, 4], [3, 5]))
+    assert torch.equal(first.flair, again.flair)
+    assert torch.equal(first.truth, again.truth)
+    assert first.flair.shape != other.flair.shape or not torch.equal(first.flair, other.flair)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("head", [True, False])
+def test_scans_are_finite_and_labels_are_classes(ball, axis, head):
+    scan = synthesise(ball, 5, choice=a_choice(axis=axis, head=head), size=SIZE)
+    assert scan.flair.shape == scan.t1.shape == scan.truth.shape == (12, *SIZE)
+    for image in (scan.flair, scan.t1):
+        assert torch.isfinite(image).all()
+        assert (image >= 0).all()
+    assert scan.truth.max() < len(CLASSES)
+    if not head:
+        assert (scan.truth[scan.flair == 0] == BACKGROUND).all()
+        assert (scan.flair[scan.truth == WHITE] > 0).all()
+
+
+def test_the_sequences_do_what_they_do(ball):
+    seen = []
+    for seed in range(30):
+        scan = made(ball, seed)
+        flair, t1 = (
+            [image[scan.truth == k].median().item() for k in (CSF, VENTRICLE, WHITE)]
+            for image in (scan.flair, scan.t1)
+        )
+        assert flair[1] < flair[2]
+        assert t1[1] < t1[2]
+        lesion = scan.truth == WMH
+        if lesion.sum() > 100:
+            seen.append(scan.flair[lesion].median().item() / flair[2])
+    assert len(seen) > 5
+    assert min(seen) > 1
+    assert max(seen) > 1.4
+
+
+def test_thickness_keeps_volumes(ball):
+    thin = made(ball, 8, slices=48, thickness_mm=1.0, spacing_mm=1.0, parts=1)
+    thick = made(ball, 8, slices=12, thickness_mm=4.0, spacing_mm=4.0, parts=4)
+    for label in (VENTRICLE, WHITE):
+        volumes = [(scan.truth == label).sum().item() * scan.spacing_mm for scan in (thin, thick)]
+        assert volumes[0] == pytest.approx(volumes[1], rel=0.12)
+
+
+def test_ventricles_widen_and_narrow(ball):
+    narrow, same, wide = (
+        (made(ball, 1, wider_mm=mm).truth == VENTRICLE).sum().item() for mm in (-1.5, 0.0, 1.5)
+    )
+    assert 0 < narrow < same < wide
+
+
+def test_cortex_fills_sulci(ball):
+    same, thick = ((made(ball, 1, thicker_mm=mm).truth == CSF).sum().item() for mm in (0.0, 1.2))
+    assert thick < same
+
+
+def test_without_t1_its_channel_is_empty(ball):
+    scan = made(ball, 2, with_t1=False)
+    images, labels = scan.slices(Preparation(t1_optional=True))
+    assert images.shape == (12, *SIZE, 3)
+    assert labels.shape == (12, *SIZE)
+    assert scan.t1 is None
+    assert not images[..., 2].any()
+    assert images[..., 1].any()
+
+
+def test_slices_are_what_prepare_would_make(ball):
+    """The shortcut of training and the way of real files meet."""
+    scan = made(ball, 6, thickness_mm=4.0)
+    volumes = scan.volumes()
+    expected, placement = prepare(volumes["FLAIR"], volumes["T1"], Preparation())
+    images, _ = scan.slices(Preparation())
+    height, width = expected.shape[1:3]
+    top, left = round(placement.rows.start), round(placement.columns.start)
+    cut = images[:, max(0, top) : top + height, max(0, left) : left + width]
+    kept = expected[:, max(0, -top) :, max(0, -left) :][:, : cut.shape[1], : cut.shape[2]]
+    difference = np.abs(cut.astype(int) - kept)[..., 1:]
+    assert np.percentile(difference, 99) <= 3
+
+
+def test_a_choice_is_as_asked(ball):
+    choices = [choose(ball, np.random.default_rng(seed)) for seed in range(60)]
+    assert {c.axis for c in choices} == {0, 1, 2}
+    assert {c.head for c in choices} == {c.with_t1 for c in choices} == {True, False}
+    assert max(c.thickness_mm for c in choices) > 6
+    assert all(c.spacing_mm >= 4 for c in choices)
+    bare = replace(ball, tissue=torch.where(ball.tissue >= INDEX["bone"], 0, ball.tissue))
+    assert not any(choose(bare, np.random.default_rng(seed)).head for seed in range(20))
+
+
+def test_subjects_are_written_on_one_grid(ball, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthesis, "choose", lambda *_, **__: a_choice(head=False))
+    ((folder, volume_ml),) = write_subjects(tmp_path, [ball], number=1, seed=4)
+    scans = {name: nifti.read(folder / f"{name}.nii.gz") for name in ("FLAIR", "T1", "tissue")}
+    wmh = nifti.read_mask(folder / "wmh.nii.gz")
+    for scan in scans.values():
+        assert scan.shares_grid_with(wmh)
+    assert volume_ml == pytest.approx(wmh.data.sum() * wmh.voxel_mm3 / 1000)
+    np.testing.assert_array_equal(scans["tissue"].data == WMH, wmh.data > 0)
+
+
+def test_parcels_are_cortex_and_other_labels_are_refused():
+    labels = label_map()
+    parcels = np.where(labels.data == 3, 1015, labels.data)
+    cortex = from_labels(labels.with_data(parcels), "parcels").cortex_mm
+    assert torch.equal(cortex, from_labels(labels, "ball").cortex_mm)
+    with pytest.raises(LeukoError, match="labels that are not FreeSurfer's: 999"):
+        from_labels(labels.with_data(np.where(labels.data == 3, 999, labels.data)), "other")
+    with pytest.raises(LeukoError, match=r"voxels of 2.00 x 1.00 x 1.00 mm; expected 1 mm"):
+        from_labels(Volume(labels.data, np.diag([2.0, 1, 1, 1]), name="ball"), "ball")
+
+
+def test_noise_is_smooth_and_of_about_unit_spread():
+    generator = torch.Generator().manual_seed(0)
+    noise = smooth_noise((40, 40, 40), 4, generator)
+    assert 0.6 < noise.std() < 1.3
+    assert noise.diff(dim=0).abs().mean() < 0.4 * noise.std()
+
+
+def test_blur_keeps_what_is_even_and_spreads_a_point():
+    assert torch.allclose(blurred(torch.ones(1, 9, 9), 2.0), torch.ones(1, 9, 9))
+    point = torch.zeros(1, 41, 41)
+    point[0, 20, 20] = 1
+    spread = blurred(point, 2.0)
+    assert spread.sum() == pytest.approx(1, abs=1e-3)
+    at = torch.arange(41.0) - 20
+    assert (spread[0].sum(0) * at**2).sum().sqrt() == pytest.approx(2.0, rel=0.02)
+
+
+def test_an_imperfect_mask_still_holds_the_brain():
+    brain = torch.zeros(5, 64, 64)
+    brain[:, 16:48, 16:48] = 1
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        kept = extracted(brain, np.random.default_rng(seed), generator)
+        assert kept[:, 22:42, 22:42].all()
+        assert not kept[:, :6].any()

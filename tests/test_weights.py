@@ -1,0 +1,113 @@
+"""Models by name: found, listed, fetched whole or not at all."""
+
+import json
+import shutil
+import zipfile
+
+import pytest
+
+from leuko import weights
+from leuko.errors import LeukoError
+from leuko.files import sha256
+from leuko.weights import CARD_FILE, WEIGHTS_FILE, find, installed, load_card, pull
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEUKO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models"
+
+
+@pytest.fixture
+def archive(model, tmp_path):
+    """The phantoms' model, zipped as a folder."""
+    path = tmp_path / "phantom.zip"
+    with zipfile.ZipFile(path, "w") as content:
+        for name in (CARD_FILE, WEIGHTS_FILE):
+            content.write(model / name, f"phantom/{name}")
+        content.writestr("phantom/README.md", "hello")
+        content.writestr("../escape.txt", "no")
+    return path
+
+
+def test_the_bundled_model_is_whole():
+    card = load_card(find("leuko-base"))
+    assert card.name == "leuko-base"
+    assert card.classes == ("background", "csf", "ventricle", "grey", "white", "wmh")
+    assert card.preparation.t1_optional
+    assert "not stated" not in card.licence
+    assert sum(p.stat().st_size for p in find("leuko-base").iterdir()) <= 16e6
+
+
+def test_a_model_is_pulled_and_found_by_name(archive, cache, model):
+    folder = pull(str(archive))
+    assert folder == cache / "phantom-model" == find("phantom-model")
+    assert sorted(path.name for path in folder.iterdir()) == [CARD_FILE, WEIGHTS_FILE]
+    assert load_card(folder) == load_card(model)
+    assert set(installed()) == {"leuko-base", "phantom-model"}
+    with pytest.raises(LeukoError, match="is there already"):
+        pull(str(archive))
+
+
+def test_a_url_will_do(archive):
+    assert load_card(pull(archive.as_uri(), sha256_expected=sha256(archive)))
+
+
+def test_a_wrong_hash_installs_nothing(archive, cache):
+    with pytest.raises(LeukoError, match="not 00ff; it was damaged"):
+        pull(str(archive), sha256_expected="00ff")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no archive", "is no zip archive"),
+        (None, "could not be fetched"),
+    ],
+)
+def test_what_is_no_archive_is_refused(tmp_path, cache, content, message):
+    path = tmp_path / "some.zip"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LeukoError, match=message):
+        pull(str(path))
+    assert not cache.exists()
+
+
+def test_an_archive_without_card_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as content:
+        content.writestr("note.txt", "hello")
+    with pytest.raises(LeukoError, match="holds no card"):
+        pull(str(tmp_path / "a.zip"))
+
+
+def changed(archive, target, **changes):
+    """The same archive with another card."""
+    with zipfile.ZipFile(archive) as before, zipfile.ZipFile(target, "w") as after:
+        card = json.loads(before.read(f"phantom/{CARD_FILE}")) | changes
+        after.writestr(CARD_FILE, json.dumps(card))
+        after.writestr(WEIGHTS_FILE, before.read(f"phantom/{WEIGHTS_FILE}"))
+    return target
+
+
+def test_a_tampered_model_is_not_installed(archive, tmp_path, cache):
+    bad = changed(archive, tmp_path / "bad.zip", weights_sha256="0" * 64)
+    with pytest.raises(LeukoError, match="not the file that its card describes"):
+        pull(str(bad))
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("name", ["../out", "", ".hidden", "a/b", "leuko-base"])
+def test_a_name_that_cannot_be_is_refused(archive, tmp_path, cache, name):
+    bad = changed(archive, tmp_path / "bad.zip", name=name)
+    with pytest.raises(LeukoError, match=r"cannot be a folder's|is there already"):
+        pull(str(bad))
+    assert not cache.exists()
+
+
+def test_an_unknown_name_lists_what_is_there(tmp_path):
+    with pytest.raises(LeukoError, match=r"nobody is neither .* \(leuko-base\)"):
+        find("nobody")
+    shutil.copytree(weights.BUNDLED / "leuko-base", tmp_path / "copy")
+    assert find(str(tmp_path / "copy")) == tmp_path / "copy"
