@@ -42,7 +42,7 @@ HELD_OUT = ("head04", "head12", "head18")  # never trained on: they validate
 SUBJECTS = 24  # in a chunk: the slices that are drawn from for a while
 REUSE = 3  # times that a slice of a chunk is drawn, about
 BATCH = 8
-RATE, WARM_STEPS, FALL = 3e-4, 300, 0.35
+WARM_STEPS, FALL = 300, 0.35
 AVERAGE = 0.999
 AUGMENTATION = Augmentation(
     scale=(0.9, 1.15), rotation_degrees=12, flip=True, gain=0.1, gamma=0.15, noise_grey=3
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--width", type=float, help="of a new run, 1 by default; or to widen to")
+    parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -77,7 +78,7 @@ def main() -> None:
     state = load_state(options.run / "checkpoint.pt", options.width)
     network = build(state["width"]).to(device, memory_format=torch.channels_last)
     average = build(state["width"]).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=0.01)
     network.load_state_dict(state["network"])
     average.load_state_dict(state["average"])
     if "optimizer" in state:
@@ -95,7 +96,7 @@ def main() -> None:
             ahead.append(submit(pool, heads, atlas, chunk + 1))
         slices = Slices(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
         made = time.monotonic() - begun
-        loss = train_chunk(slices, network, average, optimizer, state, options.steps)
+        loss = train_chunk(slices, network, average, optimizer, state, options)
         chunk += 1
         state |= {
             "chunk": chunk,
@@ -135,7 +136,7 @@ def train_chunk(
     average: SpecialisedVGG,
     optimizer: torch.optim.Optimizer,
     state: dict,
-    steps: int,
+    options: argparse.Namespace,
 ) -> float:
     """The mean loss over one chunk of slices; network, average and state are changed in place."""
     device = next(network.parameters()).device
@@ -143,9 +144,9 @@ def train_chunk(
     generator = torch.Generator(device).manual_seed(state["chunk"])
     lesion = Slices(slices.images, (slices.labels == len(CLASSES) - 1).astype(np.uint8))
     images, labels = torch.from_numpy(slices.images), torch.from_numpy(slices.labels)
-    total, count = 0.0, min(len(images) * REUSE // BATCH, steps - state["step"])
+    total, count = 0.0, min(len(images) * REUSE // BATCH, options.steps - state["step"])
     for _ in range(count):
-        optimizer.param_groups[0]["lr"] = rate_at(state["step"] - state["since"], steps, state)
+        optimizer.param_groups[0]["lr"] = rate_at(state, options)
         drawn = torch.from_numpy(lesion.draw(BATCH, lesion_part=0.5, rng=rng))
         batch, truth = augment(
             images[drawn].to(device),
@@ -171,10 +172,11 @@ def train_chunk(
     return total / count
 
 
-def rate_at(step: int, steps: int, state: dict) -> float:
+def rate_at(state: dict, options: argparse.Namespace) -> float:
     """The learning rate: a warm start, constant, then a straight fall to zero at the end."""
-    left = (steps - state["step"]) / (FALL * steps)
-    return RATE * min(1.0, (step + 1) / WARM_STEPS, left)
+    warm = (state["step"] - state["since"] + 1) / WARM_STEPS
+    left = (options.steps - state["step"]) / (FALL * (options.steps - state["since"]))
+    return options.rate * min(1.0, warm, left)
 
 
 def build(width: float) -> SpecialisedVGG:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from leuko.anatomy import INDEX, Anatomy
@@ -76,7 +77,7 @@ def _vascular(
     candidates = risk[allowed]
     count = min(int(1000 * volume_ml), int(0.45 * len(candidates)))
     threshold = torch.topk(candidates, max(count, 1)).values[-1]
-    return allowed & (risk >= threshold)
+    return _rounded(risk >= threshold) & allowed
 
 
 def _sclerosis(
@@ -102,7 +103,7 @@ def _sclerosis(
     place = white | below | deep_grey
     if rng.random() < 0.5:  # leukocortical lesions
         place = place | (tissue == INDEX["cortex"])
-    shares = rng.dirichlet([3.0, 1.5, 0.7, 1.0, 0.4, 2.5])
+    shares = rng.dirichlet([3.0, 2.0, 0.7, 1.4, 0.5, 2.5])
     counts = rng.multinomial(1 + int(rng.exponential(18)), shares)
     size_mm = math.exp(rng.normal(math.log(2.6), 0.35))
     lesions = torch.zeros_like(white)
@@ -118,7 +119,12 @@ def _sclerosis(
                 frame = _outward_frame(from_ventricle, centre, frame)
                 axes = radius * np.array([rng.uniform(1.2, 2.2), 0.75, 0.75])
             _add_ovoid(lesions, rough, centre, frame, axes)
-    return lesions & place
+    return _rounded(lesions) & place
+
+
+def _rounded(lesions: Tensor) -> Tensor:
+    """Lesions without specks and ragged edges, as readers draw them: the majority of 3x3x3."""
+    return F.avg_pool3d(lesions.float()[None], 3, stride=1, padding=1)[0] >= 0.5
 
 
 def _outward_frame(from_ventricle: Tensor, centre: Sequence[int], frame: np.ndarray) -> np.ndarray:

@@ -12,11 +12,11 @@ def acquired(image: Tensor, rng: np.random.Generator, generator: torch.Generator
     image = blurred(image, rng.uniform(0.2, 0.95))
     shape = image.shape
     bias = smooth_noise(shape, (max(4.0, shape[0] / 2.5), 70, 70), generator)
-    image = image * torch.exp(rng.uniform(0, 0.28) * (rng.random() < 0.7) * bias)
+    image = image * torch.exp(rng.uniform(0, 0.2) * (rng.random() < 0.7) * bias)
     if rng.random() < 0.1:
         shift, axis = int(rng.integers(20, shape[1] // 2)), int(rng.integers(1, 3))
         image = image + rng.uniform(0.01, 0.06) * torch.roll(image, shift, axis)
-    sigma = rng.uniform(0.0, 0.03) if rng.random() < 0.7 else rng.uniform(0.03, 0.09)
+    sigma = rng.uniform(0.0, 0.03) if rng.random() < 0.7 else rng.uniform(0.03, 0.07)
     noise = torch.randn(2, *shape, generator=generator, device=image.device)
     if rng.random() < 0.4:  # interpolated after the acquisition
         width = rng.uniform(0.4, 0.8)

@@ -35,6 +35,8 @@ from leuko.volume import Array, Volume
 # The least part of a slice's thickness that a lesion must fill to be labelled: readers mark what
 # they see, and a lesion that fills less than half of a thick slice is still seen.
 LABELLED_PART = 0.4
+# The least brightness of a lesion on FLAIR, white matter being 1.
+LEAST_CONTRAST = 1.18
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,9 +288,9 @@ def _flair(
         dirt = (0.7 * coarse + 0.3 * fine).clamp(min=0) * torch.exp(-outside / 25)
         image = image + white * (rng.uniform(0, 0.22) * dirt)
     # The lining of the ventricles: a bright line, thinner than a millimetre and a half.
-    if rng.random() < 0.7:
+    if rng.random() < 0.6:
         line = torch.exp(-((outside / rng.uniform(0.5, 0.9)) ** 2)) * (from_ventricle > -0.3)
-        image = image + white * (rng.uniform(0, 0.9) * (1 + 0.5 * coarse).clamp(min=0)) * line
+        image = image + white * (rng.uniform(0, 0.8) * (1 + 0.5 * coarse).clamp(min=0)) * line
     # Flow in the CSF.
     if rng.random() < 0.45:
         fluid = _table([k.name in ("csf", "ventricle") for k in TISSUES], device)[tissue]
@@ -297,7 +299,8 @@ def _flair(
     # Lesions: brighter than all grey matter, with soft edges, a haze around, sometimes cavities.
     brightest = max(means[INDEX["cortex"]], means[INDEX["thalamus"]])
     level = brightest * rng.uniform(1.08, 1.75)
-    varied = level * (1 + rng.uniform(0, 0.25) * fine).clamp(min=0.72)
+    # Never so dim that no reader would see it: that would teach to guess.
+    varied = (level * (1 + rng.uniform(0, 0.25) * fine)).clamp(min=LEAST_CONTRAST)
     soft = blurred(lesion, rng.uniform(0.3, 1.1))
     weight = (soft * rng.uniform(1.0, 1.4)).clamp(max=1)
     if rng.random() < 0.5:
@@ -336,7 +339,7 @@ def _painted(
 ) -> Tensor:
     """Each tissue at its grey value, which varies from region to region and from pixel to pixel."""
     brain = np.array([k.truth > BACKGROUND for k in TISSUES])
-    spread = np.where(brain, rng.uniform(0.01, 0.07), 0.25)
+    spread = np.where(brain, rng.uniform(0.005, 0.045), 0.25)
     spread[INDEX["cortex"]] *= 1.5
     far = means * spread * rng.normal(size=len(TISSUES))
     near = means * spread * rng.normal(size=len(TISSUES))
