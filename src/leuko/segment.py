@@ -66,8 +66,7 @@ def segment(
 
     A model that knows tissues gives `tissue.nii.gz` too. All are on the grid of the FLAIR as it
     was stored. `model` is a folder or a name; `threshold` and `smallest_lesion_mm3` default to
-    the model's own. Raises LeukoError; `out` then holds what it
-    held before.
+    the model's own. Raises LeukoError; `out` then holds what it held before.
     """
     _refuse_foreign_files(out)
     watch = Stopwatch()
