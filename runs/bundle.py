@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from train_base import HELD_OUT
 
-from leuko import nifti, runtime
-from leuko.anatomy import from_labels
+from leuko import runtime
+from leuko.anatomy import load_head
 from leuko.channels import Preparation
 from leuko.export import export
 from leuko.metrics import dice
@@ -51,7 +51,7 @@ def main() -> None:
 
 def scans(heads: Path, names: tuple[str, ...], seed: int, count: int) -> Array:
     """Slices of `count` synthetic scans of some heads."""
-    anatomies = [from_labels(nifti.read(heads / f"{name}.nii.gz"), name) for name in names]
+    anatomies = [load_head(heads / f"{name}.nii.gz") for name in names]
     made = [synthesise(anatomies[k % len(anatomies)], [seed, k]) for k in range(count)]
     return np.concatenate([scan.slices(Preparation())[0] for scan in made])
 

@@ -18,7 +18,7 @@ import torch
 from train_base import HELD_OUT
 
 from leuko import nifti, runtime, weights
-from leuko.anatomy import CLASSES, INDEX, WMH, Anatomy, from_labels, make_anatomy
+from leuko.anatomy import CLASSES, INDEX, WMH, Anatomy, load_head, make_anatomy
 from leuko.channels import Preparation
 from leuko.metrics import dice
 from leuko.synthesis import synthesise
@@ -71,7 +71,7 @@ def print_row(name: str, count: int, means: Array, classes: tuple[str, ...]) -> 
 
 def held_out(folder: Path) -> Iterator[tuple[Anatomy, None]]:
     for name in HELD_OUT:
-        yield from_labels(nifti.read(folder / f"{name}.nii.gz"), name), None
+        yield load_head(folder / f"{name}.nii.gz"), None
 
 
 def patients(folder: Path) -> Iterator[tuple[Anatomy, torch.Tensor]]:

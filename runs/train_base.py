@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from leuko import losses, nifti
-from leuko.anatomy import CLASSES, Anatomy, from_labels
+from leuko.anatomy import CLASSES, Anatomy, load_head
 from leuko.augment import augment
 from leuko.channels import Preparation
 from leuko.dataset import Slices
-from leuko.files import staged
+from leuko.files import image_stem, staged
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
 from leuko.recipes import Augmentation
 from leuko.segment import versions
@@ -66,9 +66,9 @@ def main() -> None:
     device = torch.device(options.device)
 
     heads = [
-        from_labels(nifti.read(path), path.name.removesuffix(".nii.gz")).to(device)
+        load_head(path).to(device)
         for path in sorted(options.heads.glob("*.nii.gz"))
-        if path.name.removesuffix(".nii.gz") not in HELD_OUT
+        if image_stem(path) not in HELD_OUT
     ]
     atlas = [
         torch.from_numpy(nifti.read_mask(path).canonical().data > 0).to(device)

@@ -107,7 +107,12 @@ def load_heads(folder: Path) -> list[Anatomy]:
     paths = [path for path in find_images(folder) if path.is_file()]
     if not paths:
         raise LeukoError(f"{folder} holds no label maps; expected NIfTI with FreeSurfer's labels")
-    return [from_labels(nifti.read(path), image_stem(path)) for path in paths]
+    return [load_head(path) for path in paths]
+
+
+def load_head(path: Path) -> Anatomy:
+    """The anatomy of one label map, named by its file. Raises LeukoError as `from_labels` does."""
+    return from_labels(nifti.read(path), image_stem(path))
 
 
 def from_labels(labels: Volume, name: str) -> Anatomy:
