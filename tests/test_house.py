@@ -19,7 +19,7 @@ LAYERS = (
     {"runtime", "dataset", "synthesis"},
     {"export", "pathology", "scanner"},
     {"metrics", "imagenet", "weights", "anatomy"},
-    {"nifti", "channels", "lesions", "network", "figures"},
+    {"nifti", "channels", "lesions", "network", "figures", "mni152"},
     {"volume", "files", "recipes", "fields"},
     {"errors"},
 )
@@ -32,7 +32,7 @@ ONLY_IN = {
     "onnxruntime": {"export", "runtime"},
     "safetensors": {"export", "train"},
     "platformdirs": {"weights"},
-    "nilearn": {"anatomy", "demo"},
+    "nilearn": {"mni152"},
     "lightning_fabric": {"train"},
     "matplotlib": {"figures"},
 }

@@ -14,7 +14,7 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
-from leuko import nifti
+from leuko import mni152, nifti
 from leuko.errors import LeukoError
 from leuko.files import find_images, image_stem
 from leuko.volume import Array, Volume
@@ -143,32 +143,20 @@ def from_labels(labels: Volume, name: str) -> Anatomy:
 
 
 def from_mni152() -> Anatomy:
-    """The anatomy of the MNI152 brain, from the tissue maps that nilearn ships (no download)."""
-    try:
-        from nilearn import datasets
-    except ImportError as error:
-        raise LeukoError(
-            'this needs nilearn, which is not installed; pip install "leuko[demo]"'
-        ) from error
-    grey, white, mask = (
-        Volume(np.asarray(image.dataobj, dtype=np.float32), image.affine, name="MNI152")
-        for image in (
-            datasets.load_mni152_gm_template(resolution=1),
-            datasets.load_mni152_wm_template(resolution=1),
-            datasets.load_mni152_brain_mask(resolution=1),
-        )
-    )
-    brain = mask.canonical()
-    shares = np.stack([1 - grey.data - white.data, grey.data, white.data])
+    """The anatomy of the MNI152 brain, from the tissue maps that nilearn ships.
+
+    Raises LeukoError without nilearn.
+    """
+    t1, shares = mni152.load()
     kinds = np.array(_indices("csf", "cortex", "white"), dtype=np.uint8)
-    tissue = np.where(mask.data > 0, kinds[shares.argmax(axis=0)], 0).astype(np.uint8)
-    tissue = mask.with_data(tissue).canonical().data
+    brain: Array = shares.sum(axis=0) > 0
+    tissue = np.where(brain, kinds[shares.argmax(axis=0)], 0).astype(np.uint8)
     grid = np.stack(np.meshgrid(*map(np.arange, tissue.shape), indexing="ij"), axis=-1)
-    x, y, z = np.moveaxis(grid @ brain.affine[:3, :3].T + brain.affine[:3, 3], -1, 0)
+    x, y, z = np.moveaxis(grid @ t1.affine[:3, :3].T + t1.affine[:3, 3], -1, 0)
     # Boxes in MNI space, mm; the maps tell neither ventricles nor what lies below the tentorium.
     lateral = (np.abs(x) < 42) & (y > -62) & (y < 38) & (z > -22) & (z < 32)
     third = (np.abs(x) < 5) & (z < 14)
-    inner = scipy.ndimage.distance_transform_edt(mask.canonical().data > 0) > 22
+    inner = scipy.ndimage.distance_transform_edt(brain) > 22
     tissue[(tissue == INDEX["csf"]) & lateral & ~third & inner] = INDEX["ventricle"]
     stem = (np.abs(x) < 18) & (y > -42) & (y < -12) & (z < -14)
     below = (z < -16) & (y < -38) & ~stem

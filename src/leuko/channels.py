@@ -8,7 +8,7 @@ of one modality instead. What those papers leave open is a field of `Preparation
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import diplib
 import numpy as np
@@ -65,39 +65,58 @@ SAME_PIXEL = 0.005
 
 
 def prepare(
-    flair: Volume, t1: Volume | None, preparation: Preparation, *, across: int | None = None
+    flair: Volume, t1: Volume | None, preparation: Preparation
 ) -> tuple[Array, "Placement"]:
     """Colour slices (N, H, W, 3), uint8, and the placement that takes results back.
 
-    The N slices are those across an axis of R, A, S, by default the FLAIR's thick one; H and W
-    are multiples of 16 that hold the head at `pixel_mm`; beyond the scan is 0. `t1` may stand on
-    another grid; it is resampled through both affines.
+    The N slices are the FLAIR's own; H and W are multiples of 16 that hold the head at `pixel_mm`;
+    beyond the scan is 0. `t1` may stand on another grid; it is resampled through both affines.
 
     Raises LeukoError if the channels need a T1 that is missing, is the FLAIR itself, or lies
     elsewhere.
     """
-    if preparation.needs_t1 and t1 is None:
-        raise LeukoError(
-            f"this model needs a T1 (its channels are {preparation.channels}) and none was given; "
-            "give one with --t1"
-        )
-    flair_grey = flair.with_data(requantise(flair, preparation.tissue_grey)).canonical()
-    head = flair_grey.data > HEAD_PART_OF_TISSUE * preparation.tissue_grey
-    placement = place(flair, head, preparation.pixel_mm, across=across)
-    flair_slices = placement.slices(flair_grey.data)
-    t1_slices = np.zeros_like(flair_slices)
-    if preparation.uses_t1 and t1 is not None:
-        t1_slices = placement.slices(_matched_t1(flair, t1, head, preparation))
+    return Pair.of(flair, t1, preparation).slices()
 
-    match preparation.channels:
-        case "flair-t1-residue":
-            pixel_mm2 = placement.pixel_mm[0] * placement.pixel_mm[1]
-            residue = area_residue(flair_slices, round(preparation.opening_mm2 / pixel_mm2))
-            return np.stack([residue, flair_slices, t1_slices], axis=-1), placement
-        case "flair-3-slices":
-            return _with_neighbours(flair_slices), placement
-        case "t1-3-slices":
-            return _with_neighbours(t1_slices), placement
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A FLAIR and its T1 in 8 bit on one grid, to be sliced across any axis."""
+
+    scan: Volume  # the FLAIR as it was stored
+    flair: Array  # uint8 (X, Y, Z), axes running R, A, S
+    t1: Array  # likewise; 0 without a T1
+    preparation: Preparation
+
+    @classmethod
+    def of(cls, flair: Volume, t1: Volume | None, preparation: Preparation) -> Self:
+        """Raises LeukoError as `prepare` does."""
+        if preparation.needs_t1 and t1 is None:
+            raise LeukoError(
+                f"this model needs a T1 (its channels are {preparation.channels}) and none was "
+                "given; give one with --t1"
+            )
+        grey = flair.with_data(requantise(flair, preparation.tissue_grey)).canonical().data
+        t1_grey = np.zeros_like(grey)
+        if preparation.uses_t1 and t1 is not None:
+            t1_grey = _matched_t1(flair, t1, _head(grey, preparation), preparation)
+        return cls(flair, grey, t1_grey, preparation)
+
+    def slices(self, across: int | None = None) -> tuple[Array, "Placement"]:
+        """Those of `prepare`, across an axis of R, A, S; by default the FLAIR's thick one."""
+        preparation = self.preparation
+        placement = place(
+            self.scan, _head(self.flair, preparation), preparation.pixel_mm, across=across
+        )
+        flair, t1 = (placement.slices(grey) for grey in (self.flair, self.t1))
+        match preparation.channels:
+            case "flair-t1-residue":
+                pixel_mm2 = placement.pixel_mm[0] * placement.pixel_mm[1]
+                residue = area_residue(flair, round(preparation.opening_mm2 / pixel_mm2))
+                return np.stack([residue, flair, t1], axis=-1), placement
+            case "flair-3-slices":
+                return _with_neighbours(flair), placement
+            case "t1-3-slices":
+                return _with_neighbours(t1), placement
 
 
 def centred(slices: Array) -> Array:
@@ -272,6 +291,12 @@ def _with_neighbours(slices: Array) -> Array:
     """Slices n-1, n, n+1 as colours (N, H, W, 3); the end slices stand in for what lies beyond."""
     padded = np.pad(slices, ((1, 1), (0, 0), (0, 0)), mode="edge")
     return np.stack([padded[:-2], padded[1:-1], padded[2:]], axis=-1)
+
+
+def _head(flair: Array, preparation: Preparation) -> Array:
+    """What is as bright as a head, as bool, of a FLAIR in 8 bit."""
+    head: Array = flair > HEAD_PART_OF_TISSUE * preparation.tissue_grey
+    return head
 
 
 def _matched_t1(flair: Volume, t1: Volume, head: Array, preparation: Preparation) -> Array:

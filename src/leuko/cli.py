@@ -172,7 +172,7 @@ def train(
         return
     if data is None or out is None:
         raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to go on")
-    _require("torch", "lightning_fabric", "safetensors", "onnx", extra="train")
+    _require_training_packages()
     from leuko.channels import Preparation
     from leuko.network import SIDE_MAPS, VGG16
     from leuko.recipes import RECIPES
@@ -244,7 +244,7 @@ def synth(
     """Make synthetic subjects: FLAIR, T1, wmh and tissue as NIfTI."""
     if out.exists():
         raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
-    _require("torch", extra="train")
+    _require_training_packages()
     from leuko.anatomy import from_mni152, load_heads
     from leuko.synthesis import write_subjects
 
@@ -263,7 +263,7 @@ def export(
     ] = None,
 ) -> None:
     """Turn a trained model into 8-bit ONNX: a quarter of the size, faster, and without torch."""
-    _require("torch", "onnx", "safetensors", extra="train")
+    _require_training_packages()
     from leuko.export import export, require_exportable
     from leuko.train import training_slices
     from leuko.weights import ONNX_FILE
@@ -351,11 +351,12 @@ def _common(
     pass
 
 
-def _require(*packages: str, extra: str) -> None:
-    """Raises LeukoError without the packages that an extra brings."""
+def _require_training_packages() -> None:
+    """Raises LeukoError without what the extra `train` brings."""
+    packages = ("torch", "lightning_fabric", "safetensors", "onnx")
     missing = [name for name in packages if not find_spec(name)]
     if missing:
-        raise LeukoError(f'this needs {", ".join(missing)}; pip install "leuko[{extra}]"')
+        raise LeukoError(f'this needs {", ".join(missing)}; pip install "leuko[train]"')
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -365,7 +366,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _fit(run: Path) -> None:
     """Train with a progress bar, print the measures of the held-out subjects."""
-    _require("torch", "lightning_fabric", "safetensors", "onnx", extra="train")
+    _require_training_packages()
     from leuko.evaluate import mean_with_interval
     from leuko.metrics import MEASURES
     from leuko.train import fit

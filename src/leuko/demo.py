@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage
 
-from leuko import nifti
+from leuko import mni152, nifti
 from leuko.channels import Preparation, prepare
-from leuko.errors import LeukoError
 from leuko.figures import method_figure
 from leuko.files import staged
 from leuko.volume import Array, Volume
@@ -19,7 +18,8 @@ from leuko.volume import Array, Volume
 SLICE_MM = 3.0
 #                        CSF   grey  white
 FLAIR_GREY = np.array([100.0, 560.0, 470.0])
-LESION_GREY, LESION_ON_T1 = 880.0, 0.7
+LESION_GREY = 880.0
+T1_GREY, LESION_ON_T1 = 800.0, 0.7  # of the brightest voxel; part of what was there
 CAPS_MM3, DEEP_LESIONS = 8000, 14
 
 
@@ -28,13 +28,13 @@ def make_subject(folder: Path, seed: int = 0) -> Path:
 
     Raises LeukoError without nilearn, or when the folder cannot be written.
     """
-    t1, shares = _mni152()
+    t1, shares = mni152.load()
     rng = np.random.default_rng(seed)
     lesions = _lesions(shares, rng)
     weight = scipy.ndimage.gaussian_filter(lesions.astype(np.float32), 0.7)
     flair = np.tensordot(FLAIR_GREY, shares, axes=1)
     flair += weight * np.maximum(LESION_GREY - flair, 0)
-    dimmed = t1.data * (1 - (1 - LESION_ON_T1) * weight)
+    dimmed = T1_GREY / t1.data.max() * t1.data * (1 - (1 - LESION_ON_T1) * weight)
     thick = round(SLICE_MM / t1.spacing_mm[2])
     scans = {
         "FLAIR": _noisy(_averaged(flair, thick), 14, rng),
@@ -57,28 +57,6 @@ def save_picture(path: Path, subject: Path, mask: Path) -> None:
     found = placement.slices(nifti.read_mask(mask).canonical().data.astype(np.uint8)) > 0
     shown = int(found.sum(axis=(1, 2)).argmax())
     method_figure(slices[shown], found[shown]).savefig(path, dpi=110, facecolor="black")
-
-
-def _mni152() -> tuple[Volume, Array]:
-    """The template's T1, and the shares of CSF, grey and white matter (3, X, Y, Z), canonical."""
-    try:
-        from nilearn import datasets
-    except ImportError as error:
-        raise LeukoError('the demo needs nilearn; pip install "leuko[demo]"') from error
-    t1, grey, white, mask = (
-        Volume(np.asarray(image.dataobj, dtype=np.float32), image.affine, name="MNI152").canonical()
-        for image in (
-            datasets.load_mni152_template(resolution=1),
-            datasets.load_mni152_gm_template(resolution=1),
-            datasets.load_mni152_wm_template(resolution=1),
-            datasets.load_mni152_brain_mask(resolution=1),
-        )
-    )
-    inside = mask.data > 0
-    csf = np.clip(1 - grey.data - white.data, 0, 1)
-    return t1.with_data(800 / t1.data.max() * t1.data * inside), np.stack(
-        [csf, grey.data, white.data]
-    ) * inside
 
 
 def _lesions(shares: Array, rng: np.random.Generator) -> Array:

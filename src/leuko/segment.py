@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from leuko import nifti, runtime, weights
-from leuko.channels import prepare
+from leuko.channels import Pair
 from leuko.errors import LeukoError
 from leuko.files import read_json, sha256, staged, write_json
 from leuko.lesions import drop_small, find_lesions
@@ -162,9 +162,11 @@ def predict(
     all_planes = model.card.three_planes and flair.is_nearly_isotropic
     shares = np.zeros((len(model.card.classes), *flair.data.shape), dtype=np.float32)
     axes = range(3) if all_planes else (None,)
+    with watch.stage("prepare"):
+        pair = Pair.of(flair, t1, model.card.preparation)
     for axis in axes:
         with watch.stage("prepare"):
-            slices, placement = prepare(flair, t1, model.card.preparation, across=axis)
+            slices, placement = pair.slices(axis)
         with watch.stage("predict"):
             probabilities = model.predict(slices)
         with watch.stage("restore"):
