@@ -12,6 +12,7 @@ times as fast; --width 1 on such a run doubles every map without changing what i
 import argparse
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,7 +41,7 @@ DATA = (
 )
 HELD_OUT = ("head04", "head12", "head18")  # never trained on: they validate
 SUBJECTS = 24  # in a chunk: the slices that are drawn from for a while
-REUSE = 3  # times that a slice of a chunk is drawn, about
+REUSE = 2  # times that a slice of a chunk is drawn, about
 BATCH = 8
 WARM_STEPS, FALL = 300, 0.35
 AVERAGE = 0.999
@@ -65,15 +66,7 @@ def main() -> None:
     end = time.monotonic() + 60 * options.minutes
     device = torch.device(options.device)
 
-    heads = [
-        load_head(path).to(device)
-        for path in sorted(options.heads.glob("*.nii.gz"))
-        if image_stem(path) not in HELD_OUT
-    ]
-    atlas = [
-        torch.from_numpy(nifti.read_mask(path).canonical().data > 0).to(device)
-        for path in (sorted(options.atlas.glob("*.nii.gz")) if options.atlas else [])
-    ]
+    heads, atlas = load_sources(options.heads, options.atlas, device)
     options.run.mkdir(parents=True, exist_ok=True)
     state = load_state(options.run / "checkpoint.pt", options.width)
     network = build(state["width"]).to(device, memory_format=torch.channels_last)
@@ -120,6 +113,20 @@ def main() -> None:
     pool.shutdown(cancel_futures=True)
 
 
+def load_sources(
+    heads: Path, atlas: Path | None, device: torch.device
+) -> tuple[list[Anatomy], list[Tensor]]:
+    """The heads to train on, and the lesion masks to carry over."""
+    return [
+        load_head(path).to(device)
+        for path in sorted(heads.glob("*.nii.gz"))
+        if image_stem(path) not in HELD_OUT
+    ], [
+        torch.from_numpy(nifti.read_mask(path).canonical().data > 0).to(device)
+        for path in (sorted(atlas.glob("*.nii.gz")) if atlas else [])
+    ]
+
+
 def submit(pool: ThreadPoolExecutor, heads: list[Anatomy], atlas: list[Tensor], chunk: int) -> list:
     return [pool.submit(make, heads, atlas, [chunk, subject]) for subject in range(SUBJECTS)]
 
@@ -137,6 +144,7 @@ def train_chunk(
     optimizer: torch.optim.Optimizer,
     state: dict,
     options: argparse.Namespace,
+    objective: Callable[[Tensor, Tensor], Tensor] = losses.cross_entropy_dice,
 ) -> float:
     """The mean loss over one chunk of slices; network, average and state are changed in place."""
     device = next(network.parameters()).device
@@ -157,7 +165,7 @@ def train_chunk(
         )
         with torch.autocast(device.type, torch.bfloat16):
             logits = network(batch)
-        loss = losses.cross_entropy_dice(logits.float(), truth)
+        loss = objective(logits.float(), truth)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()

@@ -28,7 +28,7 @@ from leuko.scanner import extracted
 from leuko.synthesis import Choice, choose, synthesise, write_subjects
 from leuko.volume import Volume
 
-SIZE = (64, 64)
+SIZE = (96, 96)
 
 
 def label_map():
@@ -64,7 +64,7 @@ def a_choice(**changes):
 
 
 def made(ball, seed=0, **changes):
-    return synthesise(ball, seed, choice=a_choice(**changes), size=SIZE, still=True)
+    return synthesise(ball, seed, choice=a_choice(**changes), size=SIZE)
 
 
 def test_an_anatomy_knows_what_labels_do_not_say(ball):

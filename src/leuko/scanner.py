@@ -9,7 +9,7 @@ from leuko.fields import blurred, smooth_noise
 
 def acquired(image: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
     """What the scanner adds: blur, bias field, ghosts, Rician noise, gamma, a clipped top."""
-    image = blurred(image, rng.uniform(0.2, 0.95))
+    image = blurred(image, rng.uniform(0.4, 1.0))
     shape = image.shape
     bias = smooth_noise(shape, (max(4.0, shape[0] / 2.5), 70, 70), generator)
     image = image * torch.exp(rng.uniform(0, 0.2) * (rng.random() < 0.7) * bias)

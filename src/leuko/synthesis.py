@@ -32,11 +32,12 @@ from leuko.pathology import draw_lesions
 from leuko.scanner import acquired, extracted
 from leuko.volume import Array, Volume
 
-# The least part of a slice's thickness that a lesion must fill to be labelled: readers mark what
-# they see, and a lesion that fills less than half of a thick slice is still seen.
-LABELLED_PART = 0.4
-# The least brightness of a lesion on FLAIR, white matter being 1.
-LEAST_CONTRAST = 1.18
+# The least part of a lesion's full brightness that is labelled, once its edges are soft and slices
+# have their thickness: readers mark what they see, and see a little less than half.
+LABELLED_PART = 0.35
+# The least brightness of a lesion on FLAIR, white matter being 1: the dimmest tenth of the lesions
+# of real scans has a median of 1.15 to 1.3.
+LEAST_CONTRAST = 1.22
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +127,7 @@ def choose(anatomy: Anatomy, rng: np.random.Generator, *, every_mm: float = 4.0)
         parts=min(3, max(1, round(thickness / 1.5))),
         head=anatomy.has_skull and bool(rng.random() < 0.5),
         with_t1=bool(rng.random() < 0.75),
-        wider_mm=float(np.clip(rng.normal(0, 1.2), -2.5, 3)),
+        wider_mm=float(np.clip(rng.normal(0, 1.2), -1.5, 3)),
         thicker_mm=float(max(0, rng.uniform(-1.0, 1.6))),
     )
 
@@ -139,24 +140,23 @@ def synthesise(
     choice: Choice | None = None,
     lesions: Tensor | None = None,
     size: tuple[int, int] = (160, 192),
-    still: bool = False,
 ) -> Scan:
     """A random scan of an anatomy, on the anatomy's device; all follows from the seed.
 
     Slices are `size` pixels of 1 mm around the brain. `atlas`: masks in MNI space that may be
-    carried over; `lesions` (X, Y, Z), bool, are taken instead of random ones. `still` leaves
-    pose and shape as they are.
+    carried over; `lesions` (X, Y, Z), bool, are taken instead of random ones.
     """
     rng = np.random.default_rng(seed)
     choice = choice or choose(anatomy, rng)
     generator = torch.Generator(anatomy.tissue.device).manual_seed(int(rng.integers(2**62)))
     if lesions is None:
         lesions = draw_lesions(anatomy, rng, atlas=atlas, wider_mm=choice.wider_mm)
-    points = _points(anatomy, choice, size, rng, generator, still=still)
+    points = _points(anatomy, choice, size, rng, generator)
 
     tissue, from_ventricle, lesion = _sampled(anatomy, lesions, points, choice)
-    truth, brain = _truth(tissue, lesion, choice)
-    flair = _flair(tissue, lesion, choice, rng, generator, from_ventricle=from_ventricle)
+    soft = blurred(lesion, rng.uniform(0.3, 1.1))
+    truth, brain = _truth(tissue, soft, choice)
+    flair = _flair(tissue, soft, choice, rng, generator, from_ventricle=from_ventricle)
     t1 = None
     if choice.with_t1:
         if rng.random() < 0.5:  # aligned, but not quite
@@ -183,8 +183,6 @@ def _points(
     size: tuple[int, int],
     rng: np.random.Generator,
     generator: torch.Generator,
-    *,
-    still: bool,
 ) -> Tensor:
     """Where the samples of all slices lie: voxels of the anatomy (N * parts, H, W, 3)."""
     device = anatomy.tissue.device
@@ -194,15 +192,12 @@ def _points(
     )
     across = (across[:, None] + within).flatten() + rng.uniform(-2, 2)
     rows, columns = (
-        torch.arange(n, device=device) - (n - 1) / 2 + (0 if still else rng.uniform(-12, 12))
-        for n in size
+        torch.arange(n, device=device) - (n - 1) / 2 + rng.uniform(-12, 12) for n in size
     )
     grid = torch.meshgrid(across, rows, columns, indexing="ij")
     order = {0: (0, 1, 2), 1: (1, 0, 2), 2: (1, 2, 0)}[choice.axis]
     points = torch.stack([grid[k] for k in order], dim=-1)  # (F, H, W, 3), mm around the brain
     centre = torch.tensor(anatomy.low, device=device) + torch.tensor(anatomy.high, device=device)
-    if still:
-        return points + centre / 2
 
     turn = np.radians(rng.normal(0, 6, size=3))
     matrix = np.eye(3)
@@ -245,25 +240,29 @@ def _sampled(
     from_ventricle = from_ventricle - choice.wider_mm
     yields = _table([k.truth >= WHITE or k.name == "caudate" for k in TISSUES], tissue.device)
     widened = (from_ventricle < 0) & yields[tissue]
-    narrowed = (from_ventricle >= 0) & (tissue == INDEX["ventricle"])
+    cavity = (tissue == INDEX["ventricle"]) | (tissue == INDEX["choroid plexus"])
+    narrowed = (from_ventricle >= 0) & cavity
     tissue = torch.where(widened, INDEX["ventricle"], tissue)
     tissue = torch.where(narrowed, INDEX["white"], tissue)
     solid = _table([k.truth > VENTRICLE for k in TISSUES], tissue.device)[tissue]
     return tissue, from_ventricle, (lesion & solid & inside).float()
 
 
-def _truth(tissue: Tensor, lesion: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-    """Classes (N, H, W), the commonest through each slice's thickness, and the share of brain."""
+def _truth(tissue: Tensor, soft: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    """Classes (N, H, W), the commonest through each slice's thickness, and the share of brain.
+
+    `soft`: lesions (N * parts, H, W), 0 to 1, with their soft edges.
+    """
     classes = _table([k.truth for k in TISSUES], tissue.device)[tissue]
     shares = torch.stack([_slabs((classes == k).float(), choice) for k in range(len(CLASSES) - 1)])
     truth = shares.argmax(dim=0)
-    marked = _slabs(lesion, choice) >= LABELLED_PART
+    marked = _slabs(soft, choice) >= LABELLED_PART
     return torch.where(marked, WMH, truth), shares[VENTRICLE:].sum(dim=0)
 
 
 def _flair(
     tissue: Tensor,
-    lesion: Tensor,
+    soft: Tensor,
     choice: Choice,
     rng: np.random.Generator,
     generator: torch.Generator,
@@ -276,7 +275,7 @@ def _flair(
     device = tissue.device
 
     # Cortex shines in places: insula, cingulate, hippocampus.
-    shine = rng.uniform(0, 0.5) * (rng.random() < 0.7)
+    shine = rng.uniform(0, 0.35) * (rng.random() < 0.7)
     grey = tissue == INDEX["cortex"]
     image = image + grey * (shine * (fine + 0.4 * coarse - 0.3).clamp(0, 1.2))
     # White matter is brighter far back and beside the ventricles, without being a lesion.
@@ -298,16 +297,15 @@ def _flair(
 
     # Lesions: brighter than all grey matter, with soft edges, a haze around, sometimes cavities.
     brightest = max(means[INDEX["cortex"]], means[INDEX["thalamus"]])
-    level = brightest * rng.uniform(1.08, 1.75)
+    level = brightest * rng.uniform(1.15, 1.75)
     # Never so dim that no reader would see it: that would teach to guess.
     varied = (level * (1 + rng.uniform(0, 0.25) * fine)).clamp(min=LEAST_CONTRAST)
-    soft = blurred(lesion, rng.uniform(0.3, 1.1))
     weight = (soft * rng.uniform(1.0, 1.4)).clamp(max=1)
     if rng.random() < 0.5:
-        haze = blurred(lesion, rng.uniform(2, 4)) * white * rng.uniform(0, 0.4)
+        haze = blurred(soft, rng.uniform(2, 4)) * white * rng.uniform(0, 0.4)
         weight = torch.maximum(weight, haze)
     if rng.random() < 0.25:
-        core = (blurred(lesion, 2.5) - 0.75).clamp(0, 0.25) * 4 * (fine > 0.3)
+        core = (blurred(soft, 2.5) - 0.75).clamp(0, 0.25) * 4 * (fine > 0.3)
         varied = varied + core * (means[INDEX["csf"]] - varied) * rng.uniform(0.3, 1)
     image = torch.where(image > varied, image, image + weight * (varied - image))
     return _slabs(image, choice)
@@ -342,7 +340,7 @@ def _painted(
     spread = np.where(brain, rng.uniform(0.005, 0.045), 0.25)
     spread[INDEX["cortex"]] *= 1.5
     far = means * spread * rng.normal(size=len(TISSUES))
-    near = means * spread * rng.normal(size=len(TISSUES))
+    near = 0.6 * means * spread * rng.normal(size=len(TISSUES))
     device = tissue.device
     return (
         _table(means, device)[tissue]

@@ -1,0 +1,147 @@
+"""Which loss finds small lesions: one trained start goes on for some steps under each of several.
+
+    python runs/small_lesions.py HEADS RUN DATA [--atlas DIR] [--steps 250]
+
+HEADS and RUN are those of runs/train_base.py, DATA the real scans of runs/accuracy.py. Every loss
+sees the same slices in the same order. The threshold is that of the best DSC + F1 on synthetic
+scans of the held-out heads; DSC, lesion recall and lesion F1 are means over scans.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+import train_base
+from synthetic_validation import held_out
+from torch import Tensor
+
+from leuko import losses, nifti, runtime
+from leuko.anatomy import WMH
+from leuko.channels import Preparation
+from leuko.dataset import Slices
+from leuko.lesions import drop_small
+from leuko.metrics import dice, lesion_detection
+from leuko.segment import predict
+from leuko.synthesis import synthesise
+from leuko.volume import Array
+
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
+SMALLEST_MM3 = 10.0
+SCANS = 4  # of each held-out head
+LEAST_ML = 0.5  # of WMH in a scan that counts
+Case = tuple[Array, Array, float]  # probability, reference, mm3 of a voxel
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("heads", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--atlas", type=Path)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--rate", type=float, default=1e-4)
+    options = parser.parse_args()
+    heads, atlas = train_base.load_sources(options.heads, options.atlas, torch.device("cpu"))
+    parts = [train_base.make(heads, atlas, [99, k]) for k in range(3 * options.steps // 100)]
+    slices = Slices(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    print("| loss | threshold | synthetic: DSC | recall | F1 | real: DSC | recall | F1 |")
+    print("|---" * 8 + "|")
+    for name, objective in LOSSES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            go_on(slices, Path(folder), objective, options)
+            model = runtime.load(Path(folder))
+        cases = synthetic_cases(options.heads, model)
+        synthetic = {t: scores(cases, t) for t in THRESHOLDS}
+        threshold = max(THRESHOLDS, key=lambda t: synthetic[t][0] + synthetic[t][2])
+        real = scores(real_cases(options.data, model), threshold)
+        cells = [f"{value:.3f}" for value in (*synthetic[threshold], *real)]
+        print("|", " | ".join([name, f"{threshold}", *cells]), "|", flush=True)
+
+
+def tversky(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy and the Tversky loss, a missed pixel 7/3 as dear as a false one.
+
+    Salehi et al. 2017, alpha 0.3, beta 0.7.
+    """
+    wmh, truth = logits.softmax(dim=1)[:, WMH], (labels == WMH).float()
+    hit, false, missed = (wmh * truth).sum(), (wmh * (1 - truth)).sum(), ((1 - wmh) * truth).sum()
+    return F.cross_entropy(logits, labels) + 1 - (hit + 1) / (hit + 0.3 * false + 0.7 * missed + 1)
+
+
+def per_lesion(logits: Tensor, labels: Tensor) -> Tensor:
+    """The usual loss, and the mean over lesions (of a slice) of what is missed of each."""
+    missed = 1 - logits.softmax(dim=1)[:, WMH]
+    box = np.zeros((3, 3, 3), dtype=bool)
+    box[1] = True
+    found, count = scipy.ndimage.label((labels == WMH).numpy(), box)
+    shares = torch.zeros(count + 1).scatter_reduce(
+        0, torch.from_numpy(found).long().flatten(), missed.flatten(), "mean", include_self=False
+    )
+    return losses.cross_entropy_dice(logits, labels) + shares[1:].sum() / max(count, 1)
+
+
+def focal(logits: Tensor, labels: Tensor) -> Tensor:
+    """Focal cross-entropy (Lin et al. 2017, gamma 2) and Dice."""
+    entropy = F.cross_entropy(logits, labels, reduction="none")
+    overlap = losses.cross_entropy_dice(logits, labels) - entropy.mean()
+    return ((1 - torch.exp(-entropy)) ** 2 * entropy).mean() + overlap
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross-entropy and Dice": losses.cross_entropy_dice,
+    "cross-entropy and Tversky": tversky,
+    "and the mean over lesions": per_lesion,
+    "focal and Dice": focal,
+}
+
+
+def go_on(slices: Slices, out: Path, objective: Callable, options: argparse.Namespace) -> None:
+    state = train_base.load_state(options.run / "checkpoint.pt", None)
+    network, average = (train_base.build(state["width"]) for _ in range(2))
+    network.to(memory_format=torch.channels_last)
+    network.load_state_dict(state["average"])
+    average.load_state_dict(state["average"])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=0.01)
+    state |= {"step": 0, "since": 0, "chunk": 0}
+    train_base.train_chunk(slices, network, average, optimizer, state, options, objective)
+    train_base.save_model(out, network, state)
+
+
+def synthetic_cases(heads: Path, model: runtime.Model) -> list[Case]:
+    cases = []
+    for number, (anatomy, _) in enumerate(held_out(heads)):
+        for scan in range(SCANS):
+            made = synthesise(anatomy, [88, number, scan])
+            slices, truth = made.slices(Preparation())
+            if (truth == WMH).sum() * made.spacing_mm >= 1000 * LEAST_ML:
+                cases.append((model.predict(slices)[:, WMH], truth == WMH, made.spacing_mm))
+    return cases
+
+
+def real_cases(data: Path, model: runtime.Model) -> list[Case]:
+    cases = []
+    for folder in sorted(path for path in data.iterdir() if path.is_dir()):
+        flair, t1 = (nifti.read(folder / f"{name}.nii.gz") for name in ("FLAIR", "T1"))
+        truth = nifti.read_labels(folder / "lesions.nii.gz", values=(0, 1, 2)).data == 1
+        cases.append((predict(flair, t1, model)[-1], truth, flair.voxel_mm3))
+    return cases
+
+
+def scores(cases: list[Case], threshold: float) -> Array:
+    """Mean DSC, lesion recall and lesion F1."""
+    rows = []
+    for probability, truth, voxel_mm3 in cases:
+        mask = drop_small(probability >= threshold, voxel_mm3=voxel_mm3, smallest_mm3=SMALLEST_MM3)
+        recall, f1 = lesion_detection(prediction=mask, reference=truth)
+        rows.append([dice(prediction=mask, reference=truth), recall, f1])
+    mean: Array = np.mean(rows, axis=0)
+    return mean
+
+
+if __name__ == "__main__":
+    main()
