@@ -296,6 +296,14 @@ def test_scans_that_are_no_pair_are_refused(leuko, phantom, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_image_as_output_folder_is_refused(leuko, phantom, model, tmp_path):
+    phantom.write(tmp_path)
+    flair, out = tmp_path / "FLAIR.nii.gz", tmp_path / "mask.nii.gz"
+    answer = leuko("segment", "--flair", flair, "--model", model, "-o", out)
+    assert_one_line_error(answer, "mask.nii.gz names an image; give -o a folder")
+    assert not out.exists()
+
+
 def test_a_missing_t1_is_named(leuko, heads, model, tmp_path):
     flair = heads / "head0" / "FLAIR.nii.gz"
     answer = leuko("segment", "--flair", flair, "--model", model, "-o", tmp_path / "out")

@@ -301,6 +301,17 @@ def test_labels_that_are_all_zero_are_valid(tmp_path):
     assert not nifti.read_mask(path).data.any()
 
 
+@pytest.mark.parametrize(
+    ("values", "warned"),
+    [((0, 1), False), ((0, 255), False), ((0, 1, 2), True), ((0, 0.3, 0.9), True)],
+)
+def test_a_prediction_that_is_no_mask_is_warned_of(tmp_path, caplog, values, warned):
+    data = np.resize(np.array(values, np.float32), SHAPE)
+    nifti.read_mask(save(tmp_path / "found.nii.gz", data))
+    assert bool(caplog.records) == warned
+    assert all("found.nii.gz is no mask" in record.getMessage() for record in caplog.records)
+
+
 @pytest.mark.parametrize("strange", [2, 7, -1, 0.5])
 def test_undeclared_label_values_are_named(tmp_path, strange):
     labels = np.zeros(SHAPE, np.float32)
@@ -347,7 +358,7 @@ DAMAGED = "is damaged or cut short"
 SINGULAR = "singular voxel-to-world matrix"
 BAD = {
     "missing": ("scan.nii.gz", lambda _: None, "does not exist"),
-    "folder": ("scan.nii.gz", lambda path: path.mkdir(), "is not a file"),
+    "folder": ("scan.nii.gz", lambda path: path.mkdir(), "is a folder"),
     "text": ("scan.nii.gz", write_text, UNREADABLE),
     "text, uncompressed": ("scan.nii", write_text, UNREADABLE),
     "text, named as text": ("scan.txt", write_text, UNREADABLE),

@@ -51,12 +51,17 @@ def make_subject(folder: Path, seed: int = 0) -> Path:
 
 
 def save_picture(path: Path, subject: Path, mask: Path) -> None:
-    """A PNG of the slice of a subject in which most was found, from scans to mask."""
+    """A PNG of the slice of a subject in which most was found, from scans to mask and truth."""
     flair, t1 = nifti.read(subject / "FLAIR.nii.gz"), nifti.read(subject / "T1.nii.gz")
     slices, placement = prepare(flair, t1, Preparation())
-    found = placement.slices(nifti.read_mask(mask).canonical().data.astype(np.uint8)) > 0
+    found, known = (
+        placement.slices(nifti.read_mask(path).canonical().data.astype(np.uint8)) > 0
+        for path in (mask, subject / "wmh.nii.gz")
+    )
     shown = int(found.sum(axis=(1, 2)).argmax())
-    method_figure(slices[shown], found[shown]).savefig(path, dpi=110, facecolor="black")
+    method_figure(slices[shown], found[shown], known[shown]).savefig(
+        path, dpi=110, facecolor="black"
+    )
 
 
 def _lesions(shares: Array, rng: np.random.Generator) -> Array:

@@ -5,14 +5,15 @@ from matplotlib.figure import Figure
 
 from leuko.volume import Array
 
-OUTLINE = "#ff4d00"  # told apart from grey, and from yellow fat, by colour-blind people too
+# Told apart from grey, from yellow fat and from each other by colour-blind people too.
+FOUND, KNOWN = "#ff4d00", "#36c9ff"
 
 
-def method_figure(slice_: Array, mask: Array) -> Figure:
-    """One slice on its way: FLAIR, T1, residue, colour image, the mask's outline on FLAIR.
+def method_figure(slice_: Array, mask: Array, reference: Array) -> Figure:
+    """One slice on its way: FLAIR, T1, residue, colour image, the outlines of mask and reference.
 
     `slice_` (H, W, 3), uint8, has residue, FLAIR and T1 as its colours, its rows running to the
-    right and its columns to the front; `mask` (H, W) is boolean.
+    right and its columns to the front; `mask` and `reference` (H, W) are boolean.
     """
     residue, flair, t1 = np.moveaxis(slice_, -1, 0)
     panels = (
@@ -20,7 +21,7 @@ def method_figure(slice_: Array, mask: Array) -> Figure:
         ("T1", t1),
         ("residue of area opening", residue),
         ("colour image", slice_),
-        ("segmentation", flair),
+        ("found (orange), known (blue)", flair),
     )
     figure = Figure(figsize=(12.5, 3.1), facecolor="black")
     figure.set_layout_engine("constrained", h_pad=0.1)
@@ -28,7 +29,8 @@ def method_figure(slice_: Array, mask: Array) -> Figure:
         axes.imshow(_upright(image), cmap="gray", vmin=0, vmax=_brightest(image))
         axes.set_title(title, color="white", fontsize=11)
         axes.set_axis_off()
-    figure.axes[-1].contour(_upright(mask), levels=[0.5], colors=[OUTLINE], linewidths=1.5)
+    for outlined, colour in ((reference, KNOWN), (mask, FOUND)):
+        figure.axes[-1].contour(_upright(outlined), levels=[0.5], colors=[colour], linewidths=1)
     return figure
 
 

@@ -64,10 +64,13 @@ def read_labels(path: Path, *, values: Collection[int]) -> Volume:
 
 def read_mask(path: Path) -> Volume:
     """A predicted mask as bool, by the challenge's rule: integer voxels count from 1 to 1000,
-    floating-point ones from 0.5 to 1000. All zeros is a valid mask."""
+    floating-point ones from 0.5 to 1000. All zeros is a valid mask; more than two values are
+    warned of: a probability map has a threshold of its own, and a scan is no mask."""
     image = _load(path)
     data = _voxels(image, path, may_be_empty=True)
     lowest = 1 if np.issubdtype(data.dtype, np.integer) else 0.5
+    if (data[data != 0] != data.max()).any():
+        log.warning("%s is no mask of 0 and 1; all from %g to 1000 counts as WMH", path, lowest)
     return Volume((data >= lowest) & (data <= 1000), _affine(image, path), name=path.name)
 
 
@@ -93,6 +96,8 @@ def write(path: Path, volume: Volume) -> None:
 
 
 def _load(path: Path) -> Any:
+    if path.is_dir():
+        raise LeukoError(f"{path} is a folder; give the image in it")
     if not path.is_file():
         raise LeukoError(f"{path} does not exist or is not a file; check the path")
     content = _content(path)

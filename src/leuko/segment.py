@@ -135,7 +135,10 @@ def segment(
 
 
 def _refuse_foreign_files(out: Path) -> None:
-    """Raises LeukoError where writing would replace an expert's labels or a training run."""
+    """Raises LeukoError where writing would replace an expert's labels or a training run, and
+    for the name of an image."""
+    if out.name.endswith((".nii", ".nii.gz")):
+        raise LeukoError(f"{out} names an image; give -o a folder, the mask will be in it")
     record = out / RECORD_FILE
     ours = record.is_file() and read_json(record, what="record").get("command") == "segment"
     there = [
