@@ -6,7 +6,8 @@ HEADS: whole heads as FreeSurfer label maps. --atlas: lesion masks in MNI space.
 the same RUN and it goes on from its last checkpoint. The training ends after --steps: the rate is
 constant, then falls to zero over the last part. RUN is a model folder all the while: the moving
 average of the weights, in half precision. A network may start at half the width, which trains three
-times as fast; --width 1 on such a run doubles every map without changing what it computes.
+times as fast; --width 1 on such a run doubles every map without changing what it computes. --start
+takes the weights of another run, or of runs/average.py, and goes on counting from its steps.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from leuko.recipes import Augmentation
 from leuko.segment import versions
 from leuko.synthesis import synthesise
 from leuko.volume import Array
-from leuko.weights import WEIGHTS_FILE, ModelCard, save_card
+from leuko.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
 
 LICENCE = "Apache-2.0"
 DATA = (
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--width", type=float, help="of a new run, 1 by default; or to widen to")
+    parser.add_argument("--start", type=Path, help="model folder that a new run starts from")
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -68,7 +70,7 @@ def main() -> None:
 
     heads, atlas = load_sources(options.heads, options.atlas, device)
     options.run.mkdir(parents=True, exist_ok=True)
-    state = load_state(options.run / "checkpoint.pt", options.width)
+    state = load_state(options.run / "checkpoint.pt", options.width, options.start)
     network = build(state["width"]).to(device, memory_format=torch.channels_last)
     average = build(state["width"]).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=0.01)
@@ -192,21 +194,35 @@ def build(width: float) -> SpecialisedVGG:
     return SpecialisedVGG(len(CLASSES), stages)
 
 
-def load_state(path: Path, width: float | None) -> dict:
-    if not path.is_file():
-        torch.manual_seed(0)
-        width = width or 1.0
-        start = build(width).state_dict()
-        return {
-            "width": width, "step": 0, "since": 0, "chunk": 0, "network": start, "average": start,
-        }  # fmt: skip
-    state = torch.load(path, map_location="cpu", weights_only=True)
+def load_state(path: Path, width: float | None, start: Path | None) -> dict:
+    if path.is_file():
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        state = started(start) if start else begun(width or 1.0)
     while width and state["width"] < width:
-        state["network"] = state["average"] = widened(state["average"])
+        state |= both(widened(state["average"]))
         state["width"] *= 2
         state["since"] = state["step"]
         state.pop("optimizer", None)
     return state
+
+
+def begun(width: float) -> dict:
+    torch.manual_seed(0)
+    weights = build(width).state_dict()
+    return {"width": width, "step": 0, "since": 0, "chunk": 0} | both(weights)
+
+
+def started(folder: Path) -> dict:
+    card = load_card(folder)
+    step = card.training["steps"]
+    weights = {k: v.float() for k, v in safetensors.torch.load_file(folder / WEIGHTS_FILE).items()}
+    counts = {"step": step, "since": step, "chunk": step}  # other images than the runs before it
+    return {"width": card.stages[0][0] / VGG16[0][0]} | counts | both(weights)
+
+
+def both(weights: dict[str, Tensor]) -> dict:
+    return {"network": weights, "average": weights}
 
 
 def widened(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -227,8 +243,7 @@ def widened(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_model(run: Path, average: SpecialisedVGG, state: dict) -> None:
-    """The moving average of the weights, in half precision, and its card."""
-    tensors = {k: v.half().contiguous().cpu() for k, v in average.state_dict().items()}
+    """The moving average of the weights and its card."""
     stages = tuple(tuple(int(state["width"] * maps) for maps in stage) for stage in VGG16)
     card = ModelCard(
         name="leuko-base",
@@ -247,6 +262,12 @@ def save_model(run: Path, average: SpecialisedVGG, state: dict) -> None:
         licence=LICENCE,
         leuko_version=versions()["leuko"],
     )
+    save_weights(run, average.state_dict(), card)
+
+
+def save_weights(run: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
+    """A model folder, in half precision."""
+    tensors = {k: v.half().contiguous().cpu() for k, v in weights.items()}
     with staged(run) as scratch:
         (scratch / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
         save_card(scratch, card)

@@ -1,0 +1,31 @@
+"""The mean of the weights of runs of one network, as a run that can be bundled or trained on.
+
+    python runs/average.py RUN RUN... OUT
+
+RUN and OUT are folders of runs/train_base.py. Where the runs are stages of one training, the mean
+lies between them and is often better than each (model soups, Wortsman et al. 2022).
+"""
+
+import argparse
+from pathlib import Path
+
+import safetensors.torch
+from train_base import save_weights
+
+from leuko.weights import WEIGHTS_FILE, load_card
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    cards = [load_card(run) for run in options.runs]
+    weights = [safetensors.torch.load_file(run / WEIGHTS_FILE) for run in options.runs]
+    mean = {name: sum(part[name].float() for part in weights) / len(weights) for name in weights[0]}
+    longest = max(cards, key=lambda card: card.training["steps"])
+    save_weights(options.out, mean, longest)
+
+
+if __name__ == "__main__":
+    main()
