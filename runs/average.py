@@ -7,6 +7,7 @@ lies between them and is often better than each (model soups, Wortsman et al. 20
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -23,8 +24,9 @@ def main() -> None:
     cards = [load_card(run) for run in options.runs]
     weights = [safetensors.torch.load_file(run / WEIGHTS_FILE) for run in options.runs]
     mean = {name: sum(part[name].float() for part in weights) / len(weights) for name in weights[0]}
-    longest = max(cards, key=lambda card: card.training["steps"])
-    save_weights(options.out, mean, longest)
+    cards.sort(key=lambda card: card.training["steps"])
+    training = {**cards[-1].training, "mean_of_steps": [card.training["steps"] for card in cards]}
+    save_weights(options.out, mean, replace(cards[-1], training=training))
 
 
 if __name__ == "__main__":

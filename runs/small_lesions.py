@@ -108,13 +108,15 @@ def go_on(slices: Slices, out: Path, objective: Callable, options: argparse.Name
     average.load_state_dict(state["average"])
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=0.01)
     state |= {"step": 0, "since": 0, "chunk": 0}
-    train_base.train_chunk(slices, network, average, optimizer, state, options, objective)
+    while state["step"] < options.steps:
+        train_base.train_chunk(slices, network, average, optimizer, state, options, objective)
+        state["chunk"] += 1  # draws others of the same slices
     train_base.save_model(out, network, state)
 
 
 def synthetic_cases(heads: Path, model: runtime.Model) -> list[Case]:
     cases = []
-    for number, (anatomy, _) in enumerate(held_out(heads)):
+    for number, anatomy in enumerate(held_out(heads)):
         for scan in range(SCANS):
             made = synthesise(anatomy, [88, number, scan])
             slices, truth = made.slices(Preparation())

@@ -5,7 +5,8 @@
 HEADS: the folder of label maps that runs/train_base.py was given; the held-out ones are used.
 --labelmaps: MS patients as tissue (1 CSF, 2 grey, 3 white), lesions and brainmask; the lesions are
 their own. The table has the Dice of each class, mean over scans; of WMH, over the scans that hold
-at least 0.5 mL of it.
+at least 0.5 mL of it. Its last rows are the pooled Dice, of the WMH of all scans of a
+kind together.
 """
 
 import argparse
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import scipy.ndimage
-import torch
 from train_base import HELD_OUT
 
 from leuko import nifti, runtime, weights
@@ -37,24 +37,30 @@ def main() -> None:
     model = runtime.load(weights.find(options.model))
     print("| brain | scans |", " | ".join(CLASSES[1:]), "|")
     print("|---" * (len(CLASSES) + 1) + "|")
-    sources = {"held-out heads": (held_out(options.heads), CLASSES[1:])}
+    sources = {"held-out heads": (held_out(options.heads), False, CLASSES[1:])}
     if options.labelmaps:
         # FAST knows no ventricles, and what it calls CSF or grey is not what the heads do.
-        sources["labelmaps"] = (patients(options.labelmaps), ("grey", "white", "wmh"))
-    for source, (anatomies, classes) in sources.items():
+        sources["labelmaps"] = (patients(options.labelmaps), True, ("grey", "white", "wmh"))
+    for source, (anatomies, own, classes) in sources.items():
         rows = []
-        for number, (anatomy, lesions) in enumerate(anatomies):
+        twice_shared_ml = summed_ml = 0.0
+        for number, anatomy in enumerate(anatomies):
             for scan in range(options.scans):
-                made = synthesise(anatomy, [77, number, scan], lesions=lesions)
+                made = synthesise(anatomy, [77, number, scan], own_lesions=own)
                 slices, truth = made.slices(Preparation())
                 found = model.predict(slices)
                 labels = np.where(
                     found[:, -1] >= model.card.threshold, WMH, found[:, :-1].argmax(axis=1)
                 )
                 rows.append(overlaps(labels, truth, made.spacing_mm))
+                found_wmh, true_wmh = labels == WMH, truth == WMH
+                twice_shared_ml += 2 * (found_wmh & true_wmh).sum() * made.spacing_mm / 1000
+                summed_ml += (found_wmh.sum() + true_wmh.sum()) * made.spacing_mm / 1000
             means = np.nanmean(rows[-options.scans :], axis=0)
             print_row(anatomy.name, options.scans, means, classes)
         print_row(f"mean of {source}", len(rows), np.nanmean(rows, axis=0), classes)
+        together = np.full(len(CLASSES) - 1, twice_shared_ml / summed_ml)
+        print_row(f"all WMH of {source}", len(rows), together, ("wmh",))
 
 
 def overlaps(labels: Array, truth: Array, spacing_mm: float) -> list[float]:
@@ -69,12 +75,12 @@ def print_row(name: str, count: int, means: Array, classes: tuple[str, ...]) -> 
     print("|", " | ".join([name, str(count), *cells]), "|", flush=True)
 
 
-def held_out(folder: Path) -> Iterator[tuple[Anatomy, None]]:
+def held_out(folder: Path) -> Iterator[Anatomy]:
     for name in HELD_OUT:
-        yield load_head(folder / f"{name}.nii.gz"), None
+        yield load_head(folder / f"{name}.nii.gz")
 
 
-def patients(folder: Path) -> Iterator[tuple[Anatomy, torch.Tensor]]:
+def patients(folder: Path) -> Iterator[Anatomy]:
     """Brains of patients at 1 mm, with their own lesions."""
     for home in sorted(path for path in folder.iterdir() if path.is_dir()):
         tissue, lesions, brain = (
@@ -86,8 +92,7 @@ def patients(folder: Path) -> Iterator[tuple[Anatomy, torch.Tensor]]:
         deep = scipy.ndimage.distance_transform_edt(mask > 0) > 25
         indices[deep & (indices == INDEX["csf"])] = INDEX["ventricle"]
         indices[own > 0] = INDEX["white"]
-        anatomy = make_anatomy(home.name, indices, lesions=own > 0)
-        yield anatomy, anatomy.lesions
+        yield make_anatomy(home.name, indices, lesions=own > 0)
 
 
 def at_1_mm(volume: Volume) -> Array:

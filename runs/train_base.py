@@ -184,8 +184,9 @@ def train_chunk(
 
 def rate_at(state: dict, options: argparse.Namespace) -> float:
     """The learning rate: a warm start, constant, then a straight fall to zero at the end."""
-    warm = (state["step"] - state["since"] + 1) / WARM_STEPS
-    left = (options.steps - state["step"]) / (FALL * (options.steps - state["since"]))
+    steps = options.steps - state["since"]
+    warm = (state["step"] - state["since"] + 1) / min(WARM_STEPS, steps / 10)
+    left = (options.steps - state["step"]) / (FALL * steps)
     return options.rate * min(1.0, warm, left)
 
 
@@ -194,7 +195,7 @@ def build(width: float) -> SpecialisedVGG:
     return SpecialisedVGG(len(CLASSES), stages)
 
 
-def load_state(path: Path, width: float | None, start: Path | None) -> dict:
+def load_state(path: Path, width: float | None, start: Path | None = None) -> dict:
     if path.is_file():
         state = torch.load(path, map_location="cpu", weights_only=True)
     else:

@@ -20,7 +20,7 @@ from leuko.metrics import dice
 from leuko.network import SpecialisedVGG
 from leuko.segment import segment
 from leuko.train import training_slices
-from leuko.weights import CARD_FILE, ONNX_FILE, WEIGHTS_FILE, load_card
+from leuko.weights import CARD_FILE, ONNX_FILE, WEIGHTS_FILE, load_card, save_card
 
 
 @pytest.fixture(scope="module")
@@ -143,13 +143,28 @@ def test_a_tampered_model_is_refused(exported, heads, tmp_path):
 
 
 def test_a_file_that_is_no_network_is_refused(exported, tmp_path):
-    from leuko.weights import save_card
-
     card = load_card(exported)
     (tmp_path / ONNX_FILE).write_bytes(b"no network")
     save_card(tmp_path, card)
     with pytest.raises(LeukoError, match="cannot be used by onnxruntime"):
         runtime.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": ("background", "csf", "wmh")},
+        {"stages": ((4, 4), (4, 4))},
+    ],
+)
+def test_a_card_of_another_network_is_refused(exported, tmp_path, change):
+    (tmp_path / ONNX_FILE).write_bytes((exported / ONNX_FILE).read_bytes())
+    card = save_card(tmp_path, replace(load_card(exported), **change))
+    with pytest.raises(LeukoError, match="do not describe one network"):
+        read_network(tmp_path, card)
+    if "classes" in change:
+        with pytest.raises(LeukoError, match="do not describe one network"):
+            runtime.load(tmp_path)
 
 
 def test_a_model_that_does_not_know_its_scans_needs_some(exported):

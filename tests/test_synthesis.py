@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from leuko import nifti, synthesis
 from leuko.anatomy import (
     BACKGROUND,
     CLASSES,
     CSF,
+    GREY,
     INDEX,
     TISSUES,
     VENTRICLE,
@@ -19,13 +21,14 @@ from leuko.anatomy import (
     from_labels,
     from_mni152,
     load_heads,
+    reshape,
 )
 from leuko.channels import Preparation, prepare
 from leuko.errors import LeukoError
 from leuko.fields import blurred, smooth_noise
 from leuko.pathology import KINDS, draw_lesions
 from leuko.scanner import extracted
-from leuko.synthesis import Choice, choose, synthesise, write_subjects
+from leuko.synthesis import Choice, _face, _truth, choose, synthesise, write_subjects
 from leuko.volume import Volume
 
 SIZE = (96, 96)
@@ -57,7 +60,7 @@ def a_choice(**changes):
     return replace(
         Choice(
             axis=2, slices=12, thickness_mm=4.0, spacing_mm=4.0, parts=2, head=True, with_t1=True,
-            wider_mm=0.0, thicker_mm=0.0,
+            ventricle_widening_mm=0.0, sulcal_filling_mm=0.0,
         ),
         **changes,
     )  # fmt: skip
@@ -91,6 +94,18 @@ def test_a_folder_of_label_maps_is_loaded(tmp_path):
     nifti.write(tmp_path / "ball.nii.gz", label_map())
     (head,) = load_heads(tmp_path)
     assert head.name == "ball"
+
+
+def test_sulci_that_a_map_leaves_empty_hold_csf():
+    labels = label_map()
+    brain = np.where(labels.data >= 500, 0, labels.data)
+    sulcus = np.zeros(brain.shape, bool)
+    sulcus[32:35, 40:, 40:] = True
+    opened = np.where(sulcus | (brain == 24), 0, brain)
+    tissue = from_labels(labels.with_data(opened), "aseg").tissue.numpy()
+    deep = sulcus & (np.linalg.norm(np.indices(brain.shape) - 35.5, axis=0) < 24)
+    assert (tissue[deep] == INDEX["csf"]).all()
+    assert (tissue[:, :, :4] == INDEX["air"]).all()
 
 
 def test_the_mni_brain_has_its_parts():
@@ -176,15 +191,76 @@ def test_thickness_keeps_volumes(ball):
         assert volumes[0] == pytest.approx(volumes[1], rel=0.12)
 
 
+def test_lesions_reach_up_to_narrowed_ventricles(ball):
+    """No rim of white matter between the two."""
+    beside = (ball.ventricle_mm >= 0) & (ball.ventricle_mm < 3) & (ball.tissue == INDEX["white"])
+    narrow = reshape(
+        replace(ball, lesions=beside), ventricle_widening_mm=-1.5, sulcal_filling_mm=0.0
+    )
+    rim = (narrow.ventricle_mm >= 0) & (ball.ventricle_mm < 0)
+    near = F.max_pool3d(beside.float()[None], 3, stride=1, padding=1)[0] > 0
+    touched = rim & (narrow.tissue == INDEX["white"]) & near
+    assert touched.sum() > 100
+    assert narrow.lesions[touched].all()
+    wide = reshape(replace(ball, lesions=beside), ventricle_widening_mm=2.0, sulcal_filling_mm=0.0)
+    assert 0 < wide.lesions.sum() < beside.sum()
+    assert not (wide.lesions & (wide.tissue == INDEX["ventricle"])).any()
+
+
+def test_a_lesion_in_a_part_of_a_thick_slice_is_labelled_if_it_shows():
+    """One sample of five does not, two do."""
+    tissue = torch.full((5, 16, 16), INDEX["white"])
+    lesion = torch.zeros(5, 16, 16)
+    lesion[1, 4:12, 4:12] = 1
+    one, _ = _truth(tissue, lesion, a_choice(slices=1, parts=5))
+    lesion[2] = lesion[1]
+    two, _ = _truth(tissue, lesion, a_choice(slices=1, parts=5))
+    assert (one == WHITE).all()
+    assert (two == WMH).sum() == 64
+
+
+def test_every_lesion_is_bright_on_flair_and_some_have_cavities_dark_on_both(ball):
+    large = (ball.tissue == INDEX["white"]) & (ball.ventricle_mm > 3)
+    ratios, cavities = [], 0
+    for seed in range(24):
+        scan = synthesise(
+            replace(ball, lesions=large), seed, own_lesions=True, size=SIZE,
+            choice=a_choice(head=False, thickness_mm=1.0, parts=1),
+        )  # fmt: skip
+        flair, t1 = (image[scan.truth == WMH] for image in (scan.flair, scan.t1))
+        ratios.append(flair.median() / scan.flair[scan.truth == GREY].median())
+        dark = flair < 0.5 * flair.median()
+        if dark.float().mean() > 0.01:
+            cavities += 1
+            assert t1[dark].median() < t1.median()
+    assert min(ratios) > 1
+    assert 3 <= cavities <= 16
+
+
+def test_defacing_blanks_what_lies_in_front_of_the_brain(ball):
+    choice = a_choice(slices=60, thickness_mm=1.0, spacing_mm=1.0, parts=1)
+    x, y, z = torch.meshgrid(*[torch.arange(72.0)] * 3, indexing="ij")
+    points = torch.stack([x, y, z], dim=-1).permute(2, 0, 1, 3)[6:66]
+    face = _face(ball, points, choice)
+    tissue = ball.tissue.permute(2, 0, 1)[6:66]
+    upper = slice(44, None)  # 38 mm above the lowest of the brain
+    assert not face[upper][tissue[upper] == INDEX["white"]].any()
+    assert face[0, 36, 71]
+    assert not face[:, 36, 0].any()
+
+
 def test_ventricles_widen_and_narrow(ball):
     narrow, same, wide = (
-        (made(ball, 1, wider_mm=mm).truth == VENTRICLE).sum().item() for mm in (-1.5, 0.0, 1.5)
+        (made(ball, 1, ventricle_widening_mm=mm).truth == VENTRICLE).sum().item()
+        for mm in (-1.5, 0.0, 1.5)
     )
     assert 0 < narrow < same < wide
 
 
 def test_cortex_fills_sulci(ball):
-    same, thick = ((made(ball, 1, thicker_mm=mm).truth == CSF).sum().item() for mm in (0.0, 1.2))
+    same, thick = (
+        (made(ball, 1, sulcal_filling_mm=mm).truth == CSF).sum().item() for mm in (0.0, 1.2)
+    )
     assert thick < same
 
 
@@ -218,6 +294,7 @@ def test_a_choice_is_as_asked(ball):
     assert {c.head for c in choices} == {c.with_t1 for c in choices} == {True, False}
     assert max(c.thickness_mm for c in choices) > 6
     assert all(c.spacing_mm >= 4 for c in choices)
+    assert all(c.thickness_mm / c.parts <= 1.6 for c in choices)
     bare = replace(ball, tissue=torch.where(ball.tissue >= INDEX["bone"], 0, ball.tissue))
     assert not any(choose(bare, np.random.default_rng(seed)).head for seed in range(20))
 
@@ -233,21 +310,24 @@ def test_subjects_are_written_on_one_grid(ball, tmp_path, monkeypatch):
     np.testing.assert_array_equal(scans["tissue"].data == WMH, wmh.data > 0)
 
 
-def test_parcels_are_cortex_and_other_labels_are_refused():
+def test_parcels_are_tissues_and_other_labels_are_refused(ball):
     labels = label_map()
-    parcels = np.where(labels.data == 3, 1015, labels.data)
-    cortex = from_labels(labels.with_data(parcels), "parcels").cortex_mm
-    assert torch.equal(cortex, from_labels(labels, "ball").cortex_mm)
+    for parcel in (1015, 2035, 11101, 12175):
+        parcels = np.where(labels.data == 3, parcel, labels.data)
+        assert torch.equal(from_labels(labels.with_data(parcels), "p").tissue, ball.tissue)
+    for parcel in (3001, 4035, 5002):
+        parcels = np.where(labels.data == 2, parcel, labels.data)
+        assert torch.equal(from_labels(labels.with_data(parcels), "p").tissue, ball.tissue)
     with pytest.raises(LeukoError, match="labels that are not FreeSurfer's: 999"):
         from_labels(labels.with_data(np.where(labels.data == 3, 999, labels.data)), "other")
     with pytest.raises(LeukoError, match=r"voxels of 2.00 x 1.00 x 1.00 mm; expected 1 mm"):
         from_labels(Volume(labels.data, np.diag([2.0, 1, 1, 1]), name="ball"), "ball")
 
 
-def test_noise_is_smooth_and_of_about_unit_spread():
+def test_noise_is_smooth_and_of_its_spread():
     generator = torch.Generator().manual_seed(0)
     noise = smooth_noise((40, 40, 40), 4, generator)
-    assert 0.6 < noise.std() < 1.3
+    assert noise.std() == pytest.approx(0.75, abs=0.1)
     assert noise.diff(dim=0).abs().mean() < 0.4 * noise.std()
 
 

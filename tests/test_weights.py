@@ -75,6 +75,26 @@ def test_what_is_no_archive_is_refused(tmp_path, cache, content, message):
     assert not cache.exists()
 
 
+def test_what_is_larger_than_any_model_is_not_fetched(archive, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "LARGEST_BYTES", archive.stat().st_size - 1)
+    for source in (str(archive), archive.as_uri()):
+        with pytest.raises(LeukoError, match="larger than any model"):
+            pull(source)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as content:
+        content.writestr(CARD_FILE, " " * archive.stat().st_size)
+    with pytest.raises(LeukoError, match="larger than any model"):
+        pull(str(tmp_path / "bomb.zip"))
+    assert not cache.exists()
+
+
+def test_a_folder_with_the_name_of_a_model_is_asked_about(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(weights.BUNDLED / "leuko-base", "leuko-base")
+    with pytest.raises(LeukoError, match=r"write \./leuko-base for the folder"):
+        find("leuko-base")
+    assert find("./leuko-base").samefile(tmp_path / "leuko-base")
+
+
 def test_an_archive_without_card_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as content:
         content.writestr("note.txt", "hello")
@@ -98,7 +118,7 @@ def test_a_tampered_model_is_not_installed(archive, tmp_path, cache):
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("name", ["../out", "", ".hidden", "a/b", "leuko-base"])
+@pytest.mark.parametrize("name", ["../out", "", ".hidden", "a/b", "a b", "x" * 65, "leuko-base"])
 def test_a_name_that_cannot_be_is_refused(archive, tmp_path, cache, name):
     bad = changed(archive, tmp_path / "bad.zip", name=name)
     with pytest.raises(LeukoError, match=r"cannot be a folder's|is there already"):

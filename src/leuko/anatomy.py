@@ -4,6 +4,7 @@ An anatomy says which tissue each cubic millimetre is, and how far it lies from 
 from the cortex. Contrast and lesions come later.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.ndimage
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from leuko import mni152, nifti
@@ -43,15 +45,15 @@ class Tissue(NamedTuple):
 # Ratios to white matter as seen on FLAIR and T1 of many scanners, and wider. Drawn per image.
 TISSUES = (
     Tissue("air", BACKGROUND, (0,), (0.0, 0.02), (0.0, 0.02)),
-    Tissue("csf", CSF, (14, 15, 24, 72), (0.05, 0.45), (0.10, 0.40)),
-    Tissue("ventricle", VENTRICLE, (4, 5, 43, 44), (0.03, 0.40), (0.08, 0.35)),
+    Tissue("csf", CSF, (14, 15, 24, 72), (0.05, 0.45), (0.10, 0.50)),
+    Tissue("ventricle", VENTRICLE, (4, 5, 43, 44), (0.03, 0.40), (0.08, 0.48)),
     Tissue("choroid plexus", VENTRICLE, (31, 63, 136, 137, 163, 164), (0.5, 1.7), (0.35, 1.1)),
     Tissue("septum", WHITE, (), (0.8, 1.7), (0.6, 1.0)),
-    Tissue("cortex", GREY, (3, 42), (1.04, 1.45), (0.50, 0.85)),
+    Tissue("cortex", GREY, (3, 42), (1.04, 1.45), (0.50, 0.92)),
     Tissue("caudate", GREY, (11, 50, 26, 58), (1.0, 1.40), (0.60, 0.90)),
-    Tissue("putamen", GREY, (12, 51), (0.95, 1.35), (0.65, 0.92)),
+    Tissue("putamen", GREY, (12, 51, 80, 81, 82), (0.95, 1.35), (0.65, 1.00)),
     Tissue("pallidum", GREY, (13, 52), (0.75, 1.20), (0.80, 1.02)),
-    Tissue("thalamus", GREY, (10, 49), (0.95, 1.30), (0.70, 0.95)),
+    Tissue("thalamus", GREY, (10, 49), (0.95, 1.30), (0.70, 1.00)),
     Tissue("hippocampus", GREY, (17, 18, 53, 54), (1.05, 1.50), (0.55, 0.85)),
     Tissue("white", WHITE, (2, 41, *OWN_LESIONS, *range(251, 256)), (1.0, 1.0), (1.0, 1.0)),
     Tissue("ventral diencephalon", WHITE, (28, 60, 85), (0.90, 1.25), (0.80, 1.0)),
@@ -70,6 +72,7 @@ TISSUES = (
 )
 INDEX = {tissue.name: number for number, tissue in enumerate(TISSUES)}
 FARTHEST_MM = 40.0  # distances are kept up to here
+SULCUS_VOXELS = 4  # half the width of the widest gap in a brain that CSF fills
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,15 +121,17 @@ def load_head(path: Path) -> Anatomy:
 def from_labels(labels: Volume, name: str) -> Anatomy:
     """The anatomy of a label map with FreeSurfer's numbers, at 1 mm.
 
-    The septum is what lies between the two ventricles, the dura where CSF meets bone: neither has
-    a label; parcels of the cortex (1000 to 2999) are cortex. Raises LeukoError for other numbers,
-    for voxels of another size, and if there is no white matter, cortex or ventricle.
+    The septum is what lies between the two ventricles, the dura where CSF meets bone, and CSF also
+    fills the sulci of maps that leave them empty: none of them has a label. Parcels are cortex
+    (1000 to 2999, 11100 to 12999) or white matter (3000 to 5002). Raises LeukoError for other
+    numbers, for voxels of another size, and if there is no white matter, cortex or ventricle.
     """
     if not np.allclose(labels.spacing_mm, 1, atol=0.05):
         size = " x ".join(f"{mm:.2f}" for mm in labels.spacing_mm)
         raise LeukoError(f"{labels.name} has voxels of {size} mm; expected 1 mm: resample it")
     data = np.rint(labels.canonical().data).astype(np.int32)
-    data[(data >= 1000) & (data < 3000)] = 3
+    for first, last, label in ((1000, 2999, 3), (3000, 5002, 2), (11100, 12999, 3)):
+        data[(data >= first) & (data <= last)] = label
     unknown = set(np.unique(data).tolist()) - {label for kind in TISSUES for label in kind.labels}
     if unknown:
         raise LeukoError(f"{labels.name} holds labels that are not FreeSurfer's: {min(unknown)}")
@@ -134,6 +139,8 @@ def from_labels(labels: Volume, name: str) -> Anatomy:
     for number, kind in enumerate(TISSUES):
         table[list(kind.labels)] = number
     tissue = table[data]
+    sulci = scipy.ndimage.binary_closing(tissue > 0, iterations=SULCUS_VOXELS) & (tissue == 0)
+    tissue[sulci] = INDEX["csf"]
     near = [_dilated(np.isin(data, side), 2) for side in ((4, 136), (43, 163))]
     tissue[near[0] & near[1] & np.isin(tissue, _indices("white", "choroid plexus"))] = INDEX[
         "septum"
@@ -168,6 +175,27 @@ def from_mni152() -> Anatomy:
     ):
         tissue[region & (tissue == INDEX[kind])] = INDEX[becomes]
     return make_anatomy("mni152", tissue, lesions=np.zeros(tissue.shape, dtype=bool))
+
+
+def reshape(anatomy: Anatomy, *, ventricle_widening_mm: float, sulcal_filling_mm: float) -> Anatomy:
+    """The anatomy with ventricles widened into what surrounds them (negative: narrowed), and with
+    as many mm of cortex in its sulci. Lesions reach up to the ventricles, as before.
+    """
+    tissue, lesions = anatomy.tissue, anatomy.lesions
+    filled = (anatomy.cortex_mm < sulcal_filling_mm) & (tissue == INDEX["csf"])
+    tissue = torch.where(filled, INDEX["cortex"], tissue)
+    from_ventricle = anatomy.ventricle_mm - ventricle_widening_mm
+    white = torch.tensor([k.truth >= WHITE for k in TISSUES], device=tissue.device)
+    yields = white[tissue.long()] | (tissue == INDEX["caudate"])
+    cavity = (tissue == INDEX["ventricle"]) | (tissue == INDEX["choroid plexus"])
+    opened, closed = yields & (from_ventricle < 0), cavity & (from_ventricle >= 0)
+    tissue = torch.where(opened, INDEX["ventricle"], tissue)
+    tissue = torch.where(closed, INDEX["white"], tissue)
+    if ventricle_widening_mm < 0:
+        reach = math.ceil(-ventricle_widening_mm)
+        near = F.max_pool3d(lesions.float()[None], 2 * reach + 1, stride=1, padding=reach)[0] > 0
+        lesions = lesions | (near & closed)
+    return replace(anatomy, tissue=tissue, ventricle_mm=from_ventricle, lesions=lesions & ~opened)
 
 
 def make_anatomy(name: str, tissue: Array, *, lesions: Array) -> Anatomy:

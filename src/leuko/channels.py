@@ -97,7 +97,9 @@ class Pair:
             )
         grey = flair.with_data(requantise(flair, preparation.tissue_grey)).canonical().data
         t1_grey = np.zeros_like(grey)
-        if preparation.uses_t1 and t1 is not None:
+        if t1 is not None and not preparation.uses_t1:
+            log.warning("the model looks at the FLAIR alone: %s is not used", t1.name)
+        elif t1 is not None:
             t1_grey = _matched_t1(flair, t1, _head(grey, preparation), preparation)
         return cls(flair, grey, t1_grey, preparation)
 

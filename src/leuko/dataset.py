@@ -1,7 +1,7 @@
 """Labelled subjects on disk become slices in memory, ready to draw batches from."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,16 +107,9 @@ def split(subjects: Sequence[Subject], *, held_out: float, seed: int) -> tuple[l
     )
 
 
-def load(
-    subjects: Sequence[Subject],
-    preparation: Preparation,
-    on_subject: Callable[[Subject], None] = lambda _: None,
-) -> Slices:
+def load(subjects: Sequence[Subject], preparation: Preparation) -> Slices:
     """Prepare all slices of the subjects; smaller ones are centred on the largest's canvas."""
-    parts = []
-    for subject in subjects:
-        on_subject(subject)
-        parts.append(_subject_slices(subject, preparation))
+    parts = [_subject_slices(subject, preparation) for subject in subjects]
     height = max(images.shape[1] for images, _ in parts)
     width = max(images.shape[2] for images, _ in parts)
     return Slices(

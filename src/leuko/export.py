@@ -169,14 +169,14 @@ def read_network(model: Path, card: ModelCard) -> SpecialisedVGG:
 
     Raises LeukoError when weights and card do not describe one network.
     """
-    network = SpecialisedVGG(len(card.classes), card.stages, card.side_maps)
     try:
+        network = SpecialisedVGG(len(card.classes), card.stages, card.side_maps)
         if card.weights == WEIGHTS_FILE:
             state = load_file(model / WEIGHTS_FILE)
         else:
             state = _dequantised_state(model / ONNX_FILE, card, list(network.state_dict()))
         network.load_state_dict(state)
-    except (KeyError, RuntimeError, DecodeError, SafetensorError) as error:
+    except (KeyError, ValueError, RuntimeError, DecodeError, SafetensorError) as error:
         raise LeukoError(
             f"{model}: weights and card do not describe one network; copy the folder again"
         ) from error

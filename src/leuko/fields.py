@@ -11,11 +11,11 @@ from torch import Tensor
 def smooth_noise(
     shape: Sequence[int], scale: float | Sequence[float], generator: torch.Generator
 ) -> Tensor:
-    """Noise of about unit spread that varies over `scale` voxels, of the given shape (D, H, W)."""
+    """Noise (D, H, W) that varies over `scale` voxels; its standard deviation is about 0.75."""
     scales = [scale] * 3 if isinstance(scale, float | int) else scale
     coarse = [max(2, math.ceil(n / s) + 1) for n, s in zip(shape, scales, strict=True)]
     noise = torch.randn(1, 1, *coarse, generator=generator, device=generator.device)
-    # Linear interpolation averages: 1.4 brings the spread back to about 1.
+    # Linear interpolation averages, most of all between the coarse points.
     return 1.4 * F.interpolate(noise, tuple(shape), mode="trilinear", align_corners=True)[0, 0]
 
 

@@ -25,12 +25,10 @@ def draw_lesions(
     rng: np.random.Generator,
     *,
     atlas: Sequence[Tensor] = (),
-    wider_mm: float = 0.0,
 ) -> Tensor:
     """A random mask of lesions (X, Y, Z), bool, on an anatomy and its device.
 
-    `atlas` are masks in MNI space (X, Y, Z) that may be carried over. `wider_mm` is by how much
-    the ventricles will be widened.
+    `atlas` are masks in MNI space (X, Y, Z) that may be carried over.
     """
     generator = torch.Generator(anatomy.tissue.device).manual_seed(int(rng.integers(2**62)))
     kinds = [kind for kind in KINDS if atlas or kind != "carried"]
@@ -42,17 +40,15 @@ def draw_lesions(
     if rng.random() < 0.5:
         lesions |= anatomy.lesions
     if kind in ("vascular", "both"):
-        lesions |= _vascular(anatomy, rng, generator, wider_mm)
+        lesions |= _vascular(anatomy, rng, generator)
     if kind in ("ms", "both"):
-        lesions |= _sclerosis(anatomy, rng, generator, wider_mm)
+        lesions |= _sclerosis(anatomy, rng, generator)
     if kind == "carried":
         lesions |= _carried(anatomy, rng, atlas)
     return lesions
 
 
-def _vascular(
-    anatomy: Anatomy, rng: np.random.Generator, generator: torch.Generator, wider_mm: float
-) -> Tensor:
+def _vascular(anatomy: Anatomy, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
     """The voxels of white matter with the highest risk, as many as a drawn volume holds.
 
     Risk falls with the distance from the ventricles, is low beside the cortex, and has noise at
@@ -62,7 +58,7 @@ def _vascular(
     if rng.random() < 0.25:
         for name in ("thalamus", "putamen", "brain stem"):
             allowed = allowed | (anatomy.tissue == INDEX[name])
-    from_ventricle = (anatomy.ventricle_mm.float() - wider_mm).clamp(min=0)
+    from_ventricle = anatomy.ventricle_mm.float().clamp(min=0)
     volume_ml = math.exp(rng.uniform(math.log(0.2), math.log(130)))
     # Large loads are confluent around the ventricles; small ones may be anywhere.
     band = rng.uniform(0.3, 3.0) * (1 if volume_ml < 20 else 1.5)
@@ -80,13 +76,11 @@ def _vascular(
     return _rounded(risk >= threshold) & allowed
 
 
-def _sclerosis(
-    anatomy: Anatomy, rng: np.random.Generator, generator: torch.Generator, wider_mm: float
-) -> Tensor:
+def _sclerosis(anatomy: Anatomy, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
     """Ovoids with rough outlines at the places that multiple sclerosis prefers."""
     tissue = anatomy.tissue
     white = tissue == INDEX["white"]
-    from_ventricle = anatomy.ventricle_mm.float() - wider_mm
+    from_ventricle = anatomy.ventricle_mm.float()
     below = (tissue == INDEX["brain stem"]) | (tissue == INDEX["cerebellar white"])
     deep_grey = (tissue == INDEX["thalamus"]) | (tissue == INDEX["pallidum"])
     middle = (anatomy.low[0] + anatomy.high[0]) / 2
@@ -104,22 +98,22 @@ def _sclerosis(
     if rng.random() < 0.5:  # leukocortical lesions
         place = place | (tissue == INDEX["cortex"])
     shares = rng.dirichlet([3.0, 2.0, 0.7, 1.4, 0.5, 2.5])
-    counts = rng.multinomial(1 + int(rng.exponential(18)), shares)
-    size_mm = math.exp(rng.normal(math.log(2.6), 0.35))
+    counts = rng.multinomial(1 + int(rng.exponential(30)), shares)
+    size_mm = math.exp(rng.normal(math.log(1.9), 0.35))
     lesions = torch.zeros_like(white)
     for (name, site), count in zip(sites.items(), counts, strict=True):
         voxels = site.nonzero()
         if count == 0 or len(voxels) == 0:
             continue
         for centre in voxels[rng.integers(len(voxels), size=count)].tolist():
-            radius = min(14.0, size_mm * math.exp(rng.normal(0, 0.5)))
+            radius = float(np.clip(size_mm * math.exp(rng.normal(0, 0.55)), 1.2, 14))
             axes = radius * np.exp(rng.normal(0, 0.25, size=3))
             frame = np.linalg.qr(rng.normal(size=(3, 3)))[0]
             if name in ("periventricular", "callosal") and rng.random() < 0.7:
                 frame = _outward_frame(from_ventricle, centre, frame)
                 axes = radius * np.array([rng.uniform(1.2, 2.2), 0.75, 0.75])
             _add_ovoid(lesions, rough, centre, frame, axes)
-    return _rounded(lesions) & place
+    return lesions & place
 
 
 def _rounded(lesions: Tensor) -> Tensor:

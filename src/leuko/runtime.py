@@ -62,6 +62,7 @@ def load(folder: Path, *, device: Device = "cpu", threads: int | None = None) ->
     provider = providers.get(device, "none")
     if card.weights == ONNX_FILE and provider in onnxruntime.get_available_providers():
         session = _session(folder / ONNX_FILE, provider, threads)
+        _require_fit(session, card, folder)
         if provider in session.get_providers():  # not if its libraries did not load
             return Model(card, _onnx_network(session))
     require_device(device)
@@ -76,6 +77,19 @@ def _session(path: Path, provider: str, threads: int) -> onnxruntime.InferenceSe
         return onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions have no common class
         raise LeukoError(f"{path} cannot be used by onnxruntime ({error})") from error
+
+
+def _require_fit(session: onnxruntime.InferenceSession, card: ModelCard, folder: Path) -> None:
+    """Raises LeukoError unless the file takes slices and gives the classes of its card."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    found = [(value.name, value.type, value.shape[-1:]) for value in inputs] + [
+        (value.name, value.type, value.shape[1:2]) for value in outputs
+    ]
+    if found != [
+        ("slices", "tensor(uint8)", [3]),
+        ("probabilities", "tensor(float)", [len(card.classes)]),
+    ]:
+        raise LeukoError(f"{folder}: weights and card do not describe one network; copy it again")
 
 
 def _onnx_network(session: onnxruntime.InferenceSession) -> Callable[[Array], Array]:

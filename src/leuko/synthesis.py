@@ -5,9 +5,11 @@ thickness, contrast, what shines without being a lesion, bias, noise, blur, skul
 follows from one seed is the same on every run on one kind of device.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from leuko.anatomy import (
     WMH,
     Anatomy,
     Range,
+    reshape,
 )
 from leuko.channels import Preparation, area_residue, requantise
 from leuko.fields import blurred, smooth_noise
@@ -38,6 +41,7 @@ LABELLED_PART = 0.35
 # The least brightness of a lesion on FLAIR, white matter being 1: the dimmest tenth of the lesions
 # of real scans has a median of 1.15 to 1.3.
 LEAST_CONTRAST = 1.22
+LONGEST_SAMPLE_MM = 1.6  # through the thickness of a slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +89,18 @@ class Choice:
     parts: int  # samples through the thickness of a slice
     head: bool  # with skull and scalp, as the scanner saw it
     with_t1: bool
-    wider_mm: float  # by how much the ventricles are
-    thicker_mm: float  # by how much cortex fills the sulci
+    ventricle_widening_mm: float
+    sulcal_filling_mm: float  # by cortex
+
+
+class Samples(NamedTuple):
+    """What lies at the points of a scan, all (N * parts, H, W)."""
+
+    tissue: Tensor  # int64, indices into TISSUES
+    ventricle_mm: Tensor  # distance from the lateral ventricles, negative inside
+    lesion: Tensor  # 0 or 1
+    damage: Tensor  # noise: above about 1 a lesion has lost its tissue
+    back: Tensor  # 0 at the front of the brain, 1 at its back
 
 
 def write_subjects(
@@ -114,8 +128,8 @@ def choose(anatomy: Anatomy, rng: np.random.Generator, *, every_mm: float = 4.0)
 
     Slices stand at least `every_mm` apart: neighbours of thin slices teach nothing new.
     """
-    axis = int(rng.choice(3, p=[0.1, 0.1, 0.8]))
-    thickness = 1.0 if rng.random() < 0.45 else float(rng.uniform(1.5, 7.0))
+    axis = int(rng.choice(3, p=[0.15, 0.15, 0.7]))
+    thickness = 1.0 if rng.random() < 0.45 else float(rng.uniform(1.5, 8.0))
     spacing = thickness if rng.random() < 0.6 else thickness * float(rng.uniform(1.0, 1.3))
     extent = anatomy.high[axis] - anatomy.low[axis] + 24
     stride = max(spacing, every_mm)
@@ -124,11 +138,11 @@ def choose(anatomy: Anatomy, rng: np.random.Generator, *, every_mm: float = 4.0)
         slices=int(extent / stride),
         thickness_mm=thickness,
         spacing_mm=stride,
-        parts=min(3, max(1, round(thickness / 1.5))),
+        parts=math.ceil(thickness / LONGEST_SAMPLE_MM),
         head=anatomy.has_skull and bool(rng.random() < 0.5),
         with_t1=bool(rng.random() < 0.75),
-        wider_mm=float(np.clip(rng.normal(0, 1.2), -1.5, 3)),
-        thicker_mm=float(max(0, rng.uniform(-1.0, 1.6))),
+        ventricle_widening_mm=float(np.clip(rng.normal(0, 1.2), -1.5, 3)),
+        sulcal_filling_mm=float(max(0, rng.uniform(-1.0, 1.6))),
     )
 
 
@@ -138,31 +152,37 @@ def synthesise(
     *,
     atlas: Sequence[Tensor] = (),
     choice: Choice | None = None,
-    lesions: Tensor | None = None,
+    own_lesions: bool = False,
     size: tuple[int, int] = (160, 192),
 ) -> Scan:
     """A random scan of an anatomy, on the anatomy's device; all follows from the seed.
 
     Slices are `size` pixels of 1 mm around the brain. `atlas`: masks in MNI space that may be
-    carried over; `lesions` (X, Y, Z), bool, are taken instead of random ones.
+    carried over; with `own_lesions` the lesions are the anatomy's, not random ones.
     """
     rng = np.random.default_rng(seed)
     choice = choice or choose(anatomy, rng)
     generator = torch.Generator(anatomy.tissue.device).manual_seed(int(rng.integers(2**62)))
-    if lesions is None:
-        lesions = draw_lesions(anatomy, rng, atlas=atlas, wider_mm=choice.wider_mm)
+    anatomy = reshape(
+        anatomy,
+        ventricle_widening_mm=choice.ventricle_widening_mm,
+        sulcal_filling_mm=choice.sulcal_filling_mm,
+    )
+    if not own_lesions:
+        anatomy = replace(anatomy, lesions=draw_lesions(anatomy, rng, atlas=atlas))
+    damage = smooth_noise(anatomy.tissue.shape, 9, generator)
     points = _points(anatomy, choice, size, rng, generator)
 
-    tissue, from_ventricle, lesion = _sampled(anatomy, lesions, points, choice)
-    soft = blurred(lesion, rng.uniform(0.3, 1.1))
-    truth, brain = _truth(tissue, soft, choice)
-    flair = _flair(tissue, soft, choice, rng, generator, from_ventricle=from_ventricle)
+    samples = _sampled(anatomy, damage, points)
+    lesion_part = blurred(samples.lesion, rng.uniform(0.3, 1.1))
+    truth, brain = _truth(samples.tissue, lesion_part, choice)
+    flair = _flair(samples, lesion_part, choice, rng, generator)
     t1 = None
     if choice.with_t1:
         if rng.random() < 0.5:  # aligned, but not quite
             points = points + torch.as_tensor(rng.normal(0, 0.6, size=3), device=points.device)
-            tissue, _, lesion = _sampled(anatomy, lesions, points.float(), choice)
-        t1 = _t1(tissue, lesion, choice, rng, generator)
+            samples = _sampled(anatomy, damage, points.float())
+        t1 = _t1(samples, choice, rng, generator)
 
     flair = acquired(flair, rng, generator)
     t1 = None if t1 is None else acquired(t1, rng, generator)
@@ -220,55 +240,43 @@ def _points(
     return points + centre / 2
 
 
-def _sampled(
-    anatomy: Anatomy, lesions: Tensor, points: Tensor, choice: Choice
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Tissue (int64), distance from the ventricles and lesion (0 or 1) at points, all (F, H, W).
-
-    The ventricles are widened into what surrounds them, or narrowed; cortex fills the sulci.
-    """
+def _sampled(anatomy: Anatomy, damage: Tensor, points: Tensor) -> Samples:
     sizes = torch.tensor(anatomy.tissue.shape, device=points.device)
     nearest = points.round().long()
     inside = ((nearest >= 0) & (nearest < sizes)).all(dim=-1)
     nearest = torch.minimum(nearest.clamp_(min=0), sizes - 1)
     index = (nearest[..., 0] * sizes[1] + nearest[..., 1]) * sizes[2] + nearest[..., 2]
     tissue = torch.where(inside, anatomy.tissue.flatten()[index], 0).long()
-    from_ventricle = anatomy.ventricle_mm.flatten()[index].float()
-    lesion = lesions.flatten()[index]
-    filled = anatomy.cortex_mm.flatten()[index] < choice.thicker_mm
-    tissue = torch.where(filled & (tissue == INDEX["csf"]), INDEX["cortex"], tissue)
-    from_ventricle = from_ventricle - choice.wider_mm
-    yields = _table([k.truth >= WHITE or k.name == "caudate" for k in TISSUES], tissue.device)
-    widened = (from_ventricle < 0) & yields[tissue]
-    cavity = (tissue == INDEX["ventricle"]) | (tissue == INDEX["choroid plexus"])
-    narrowed = (from_ventricle >= 0) & cavity
-    tissue = torch.where(widened, INDEX["ventricle"], tissue)
-    tissue = torch.where(narrowed, INDEX["white"], tissue)
     solid = _table([k.truth > VENTRICLE for k in TISSUES], tissue.device)[tissue]
-    return tissue, from_ventricle, (lesion & solid & inside).float()
+    front, length = anatomy.high[1], anatomy.high[1] - anatomy.low[1]
+    return Samples(
+        tissue,
+        anatomy.ventricle_mm.flatten()[index].float(),
+        (anatomy.lesions.flatten()[index] & solid).float(),
+        damage.flatten()[index],
+        (front - points[..., 1]) / length,
+    )
 
 
-def _truth(tissue: Tensor, soft: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-    """Classes (N, H, W), the commonest through each slice's thickness, and the share of brain.
+def _truth(tissue: Tensor, lesion_part: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    """Classes (N, H, W), the commonest through each slice's thickness, and the part of brain.
 
-    `soft`: lesions (N * parts, H, W), 0 to 1, with their soft edges.
+    `lesion_part`: lesions (N * parts, H, W), 0 to 1, with their soft edges.
     """
     classes = _table([k.truth for k in TISSUES], tissue.device)[tissue]
-    shares = torch.stack([_slabs((classes == k).float(), choice) for k in range(len(CLASSES) - 1)])
-    truth = shares.argmax(dim=0)
-    marked = _slabs(soft, choice) >= LABELLED_PART
-    return torch.where(marked, WMH, truth), shares[VENTRICLE:].sum(dim=0)
+    parts = torch.stack([_slabs((classes == k).float(), choice) for k in range(len(CLASSES) - 1)])
+    marked = _slabs(lesion_part, choice) >= LABELLED_PART
+    return torch.where(marked, WMH, parts.argmax(dim=0)), parts[VENTRICLE:].sum(dim=0)
 
 
 def _flair(
-    tissue: Tensor,
-    soft: Tensor,
+    samples: Samples,
+    lesion_part: Tensor,
     choice: Choice,
     rng: np.random.Generator,
     generator: torch.Generator,
-    *,
-    from_ventricle: Tensor,
 ) -> Tensor:
+    tissue = samples.tissue
     means = _means([k.flair for k in TISSUES], rng)
     coarse, fine = _fields(tissue.shape, choice, generator)
     image = _painted(tissue, means, coarse, fine, rng)
@@ -280,7 +288,8 @@ def _flair(
     image = image + grey * (shine * (fine + 0.4 * coarse - 0.3).clamp(0, 1.2))
     # White matter is brighter far back and beside the ventricles, without being a lesion.
     white = _table([k.truth == WHITE for k in TISSUES], device)[tissue]
-    outside = from_ventricle.clamp(min=0)
+    outside = samples.ventricle_mm.clamp(min=0)
+    image = image + white * (rng.uniform(0, 0.1) * (2 * samples.back - 1).clamp(0, 1))
     if rng.random() < 0.6:
         image = image + white * (rng.uniform(0, 0.18) * torch.exp(-outside / rng.uniform(3, 9)))
     if rng.random() < 0.5:  # "dirty" white matter: broad, faint, without an edge
@@ -288,36 +297,34 @@ def _flair(
         image = image + white * (rng.uniform(0, 0.22) * dirt)
     # The lining of the ventricles: a bright line, thinner than a millimetre and a half.
     if rng.random() < 0.6:
-        line = torch.exp(-((outside / rng.uniform(0.5, 0.9)) ** 2)) * (from_ventricle > -0.3)
+        line = torch.exp(-((outside / rng.uniform(0.5, 0.9)) ** 2)) * (samples.ventricle_mm > -0.3)
         image = image + white * (rng.uniform(0, 0.8) * (1 + 0.5 * coarse).clamp(min=0)) * line
     # Flow in the CSF.
     if rng.random() < 0.45:
         fluid = _table([k.name in ("csf", "ventricle") for k in TISSUES], device)[tissue]
         image = image + fluid * (rng.uniform(0.2, 1.3) * (coarse + 0.5 * fine - 0.9).clamp(0, 1))
 
-    # Lesions: brighter than all grey matter, with soft edges, a haze around, sometimes cavities.
+    # Lesions: brighter than cortex and thalamus, with soft edges, sometimes a haze around.
     brightest = max(means[INDEX["cortex"]], means[INDEX["thalamus"]])
-    level = brightest * rng.uniform(1.15, 1.75)
+    uneven = 1 + rng.uniform(0, 0.2) * coarse + rng.uniform(0, 0.2) * fine
     # Never so dim that no reader would see it: that would teach to guess.
-    varied = (level * (1 + rng.uniform(0, 0.25) * fine)).clamp(min=LEAST_CONTRAST)
-    weight = (soft * rng.uniform(1.0, 1.4)).clamp(max=1)
+    level = (brightest * rng.uniform(1.08, 1.7) * uneven).clamp(min=LEAST_CONTRAST)
+    weight = (lesion_part * rng.uniform(1.0, 1.4)).clamp(max=1)
     if rng.random() < 0.5:
-        haze = blurred(soft, rng.uniform(2, 4)) * white * rng.uniform(0, 0.4)
+        haze = blurred(lesion_part, rng.uniform(2, 4)) * white * rng.uniform(0, 0.4)
         weight = torch.maximum(weight, haze)
-    if rng.random() < 0.25:
-        core = (blurred(soft, 2.5) - 0.75).clamp(0, 0.25) * 4 * (fine > 0.3)
-        varied = varied + core * (means[INDEX["csf"]] - varied) * rng.uniform(0.3, 1)
-    image = torch.where(image > varied, image, image + weight * (varied - image))
+    image = torch.where(image > level, image, image + weight * (level - image))
+    if rng.random() < 0.35:  # cavities
+        inner = ((blurred(lesion_part, 2.0) - 0.6) / 0.3).clamp(0, 1)
+        cavity = inner * (2 * samples.damage - 1.6).clamp(0, 1) * rng.uniform(0.3, 1)
+        image = image + cavity * (means[INDEX["csf"]] - image)
     return _slabs(image, choice)
 
 
 def _t1(
-    tissue: Tensor,
-    lesion: Tensor,
-    choice: Choice,
-    rng: np.random.Generator,
-    generator: torch.Generator,
+    samples: Samples, choice: Choice, rng: np.random.Generator, generator: torch.Generator
 ) -> Tensor:
+    tissue = samples.tissue
     means = _means([k.t1 for k in TISSUES], rng)
     if rng.random() < 0.25:  # with contrast medium
         for name in ("vessel", "choroid plexus", "dura"):
@@ -327,9 +334,12 @@ def _t1(
     if rng.random() < 0.4:  # white matter is uneven on T1 too, lesion or not
         white = _table([k.truth == WHITE for k in TISSUES], tissue.device)[tissue]
         image = image - white * (rng.uniform(0, 0.15) * (0.6 * coarse + 0.4 * fine).clamp(min=0))
-    level = rng.uniform(0.35, 1.0) * (1 + rng.uniform(0, 0.25) * fine).clamp(min=0.4)
-    weight = blurred(lesion, rng.uniform(0.4, 1.2))
-    return _slabs(image + weight * (torch.minimum(level, image) - image), choice)
+    # Lesions are hardly to clearly dark; where tissue is lost, as dark as a "black hole".
+    hole = rng.uniform(0, 0.55) * (2 * samples.damage - 1.2).clamp(0, 1)
+    level = rng.uniform(0.6, 1.0) * (1 + rng.uniform(0, 0.2) * fine) - hole
+    weight = blurred(samples.lesion, rng.uniform(0.4, 1.2))
+    level = torch.minimum(level.clamp(min=means[INDEX["csf"]]), image)
+    return _slabs(image + weight * (level - image), choice)
 
 
 def _painted(

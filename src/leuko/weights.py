@@ -5,13 +5,16 @@ is named by its folder, or by its name if it is bundled or in the cache.
 """
 
 import http.client
+import math
 import os
+import re
 import shutil
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -26,6 +29,8 @@ WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
 CARD_FILE = "card.json"
 FORMAT = 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a model that is pulled: a folder's
+LARGEST_BYTES = 1_000_000_000  # of an archive and of each file in it; the largest VGG-16 is 0.5 GB
 BUNDLED = Path(__file__).parent / "models"
 DEFAULT = "leuko-base"
 
@@ -50,12 +55,22 @@ class ModelCard:
     leuko_version: str = ""
 
     def __post_init__(self) -> None:
-        if not (0 < self.threshold < 1 and self.smallest_lesion_mm3 >= 0 and self.side_maps > 0):
-            raise ValueError("threshold, smallest lesion or number of maps out of range")
-        if self.weights not in (WEIGHTS_FILE, ONNX_FILE):
-            raise ValueError(f"no such file of weights: {self.weights}")
-        if not isinstance(self.name, str):
-            raise TypeError("the name is no text")
+        right = {
+            "name": _is_line(self.name),
+            "licence": _is_line(self.licence),
+            "weights": self.weights in (WEIGHTS_FILE, ONNX_FILE),
+            "weights_sha256": isinstance(self.weights_sha256, str),
+            "classes": all(map(_is_line, self.classes)) and self.classes[-1:] == ("wmh",),
+            "stages": all(map(_is_count, [len(self.stages), *map(len, self.stages)])),
+            "maps": all(map(_is_count, [self.side_maps, *chain(*self.stages)])),
+            "three_planes": isinstance(self.three_planes, bool),
+            "threshold": 0 < self.threshold < 1,
+            "smallest_lesion_mm3": 0 <= self.smallest_lesion_mm3 < math.inf,
+            "training": isinstance(self.training, Mapping),
+        }
+        wrong = [name for name, is_right in right.items() if not is_right]
+        if wrong:
+            raise ValueError(f"wrong {', '.join(wrong)}")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, source: Path) -> Self:
@@ -128,9 +143,15 @@ def installed() -> dict[str, Path]:
 
 
 def find(model: str) -> Path:
-    """The folder of a model, given by name or as a path. Raises LeukoError if there is none."""
+    """The folder of a model, given by name or as a path. Raises LeukoError if there is none, or
+    if it could be either of two."""
     named = installed()
     if model in named:
+        if (Path(model) / CARD_FILE).is_file():
+            raise LeukoError(
+                f"{model} is a model folder here and also the name of a model; "
+                f"write ./{model} for the folder, or go elsewhere"
+            )
         return named[model]
     if Path(model).is_dir():
         return Path(model)
@@ -162,7 +183,7 @@ def pull(source: str, *, sha256_expected: str | None = None) -> Path:
             card = load_card(unpacked)
         except LeukoError as error:
             raise LeukoError(f"{source} holds no whole model: {error}") from error
-        if not card.name or Path(card.name).name != card.name or card.name.startswith("."):
+        if not NAME.fullmatch(card.name):
             raise LeukoError(f"{source} has a model name that cannot be a folder's: {card.name!r}")
         if card.name in installed():
             raise LeukoError(f"a model {card.name} is there already: {installed()[card.name]}")
@@ -176,10 +197,11 @@ def pull(source: str, *, sha256_expected: str | None = None) -> Path:
 def _fetch(source: str, target: Path) -> None:
     try:
         if source.startswith(("https://", "http://", "file://")):
-            with urllib.request.urlopen(source, timeout=60) as response, target.open("wb") as file:
-                shutil.copyfileobj(response, file)
+            with urllib.request.urlopen(source, timeout=60) as response:
+                _save(response.read, target, source)
         else:
-            shutil.copyfile(source, target)
+            with Path(source).open("rb") as file:
+                _save(file.read, target, source)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise LeukoError(f"{source} could not be fetched ({error})") from error
 
@@ -192,9 +214,26 @@ def _unpack(archive: Path, target: Path, source: str) -> None:
             for name in content.namelist():
                 file = Path(name).name
                 if file in (CARD_FILE, WEIGHTS_FILE, ONNX_FILE):
-                    with content.open(name) as stored, (target / file).open("wb") as written:
-                        shutil.copyfileobj(stored, written)
+                    with content.open(name) as stored:
+                        _save(stored.read, target / file, source)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
         raise LeukoError(f"{source} is no zip archive of a model ({error})") from error
     if not (target / CARD_FILE).is_file():
         raise LeukoError(f"{source} holds no {CARD_FILE}: it is no model")
+
+
+def _save(read: Callable[[int], bytes], target: Path, source: str) -> None:
+    """Write what is read in pieces. Raises LeukoError when it is more than any model has."""
+    with target.open("wb") as file:
+        while piece := read(1 << 20):
+            if file.tell() + len(piece) > LARGEST_BYTES:
+                raise LeukoError(f"{source} is larger than any model: it was not installed")
+            file.write(piece)
+
+
+def _is_line(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 < value <= 4096
