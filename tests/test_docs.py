@@ -1,5 +1,6 @@
 """The documents say what the program does."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -75,8 +76,41 @@ def test_the_readme_shows_what_the_demo_prints(capsys, tmp_path):
     assert shape(shown.group(1)) == shape(printed)
 
 
-def test_the_readme_and_the_card_give_the_same_accuracy():
-    rows = re.findall(r"^\| mean .*$", text("docs/model-card.md"), re.MULTILINE)
-    assert rows
+def table(page, first):
+    """The cells of the rows that start with a text."""
+    lines = [line for line in text(page).splitlines() if line.startswith(f"| {first}")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_card_and_the_experiments_give_the_same_accuracy():
+    rows = [row for first in ("mean ", "all WMH") for row in table("docs/model-card.md", first)]
+    assert len(rows) == 6
     for row in rows:
-        assert row in text("EXPERIMENTS.md"), row
+        assert row in table("EXPERIMENTS.md", row[0]), row
+
+
+@pytest.mark.parametrize("patients", ["Ljubljana", "MSLesSeg", "Tabriz"])
+def test_the_readme_gives_the_means_of_the_card(patients):
+    shown = table("README.md", patients)
+    assert len(shown) == 2
+    for _, scans, dsc, f1 in shown:
+        rows = [
+            row
+            for row in table("docs/model-card.md", patients.lower())
+            if row[1] == scans and "," not in row[0]
+        ]
+        for mean, column in ((dsc, 2), (f1, 6)):
+            values = [float(row[column]) for row in rows]
+            assert float(mean) == pytest.approx(sum(values) / len(values), abs=0.0101)
+
+
+def test_the_card_says_what_the_model_is():
+    card = json.loads((ROOT / "src/leuko/models/leuko-base/card.json").read_text())
+    page = text("docs/model-card.md")
+    assert f"{card['training']['steps']:,} steps" in page
+    for steps in card["training"]["mean_of_steps"]:
+        assert f"{steps:,}" in page
+    assert str([stage[0] for stage in card["stages"]])[1:-1] in page
+    assert f"{card['smallest_lesion_mm3']:g} mm³" in page
+    size = (ROOT / "src/leuko/models/leuko-base/model.onnx").stat().st_size
+    assert f"{size / 1e6:.1f} MB" in page
