@@ -169,6 +169,15 @@ def test_training_from_a_model_keeps_its_settings(leuko, heads, model, tmp_path)
     assert card.stages == load_card(model).stages
 
 
+@pytest.fixture
+def interruptible():
+    """A process in the background of a shell ignores interrupts, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_training_says_how_to_go_on(heads, model, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "leuko.cli", "train", heads, "-o", run, "--init", model]
