@@ -14,7 +14,7 @@ import numpy as np
 from leuko import nifti, runtime, weights
 from leuko.evaluate import compare
 from leuko.metrics import dice
-from leuko.segment import predict, to_mask, to_tissue
+from leuko.predict import predict, to_mask, to_tissue
 from leuko.volume import Array, Volume
 
 COLUMNS = ("dsc", "h95_mm", "avd_percent", "lesion_recall", "lesion_f1")

@@ -26,7 +26,7 @@ from leuko.channels import Preparation
 from leuko.dataset import Slices
 from leuko.lesions import drop_small
 from leuko.metrics import dice, lesion_detection
-from leuko.segment import predict
+from leuko.predict import predict
 from leuko.synthesis import synthesise
 from leuko.volume import Array
 

@@ -30,7 +30,7 @@ from leuko.dataset import Slices
 from leuko.files import image_stem, staged
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
 from leuko.recipes import Augmentation
-from leuko.segment import versions
+from leuko.record import versions
 from leuko.synthesis import synthesise
 from leuko.volume import Array
 from leuko.weights import WEIGHTS_FILE, ModelCard, load_card, save_card

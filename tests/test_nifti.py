@@ -103,6 +103,38 @@ SCANS = {
 }
 
 
+@pytest.mark.parametrize("make", [nib.Nifti1Pair, nib.Nifti2Pair])
+@pytest.mark.parametrize("endings", [(".img", ".hdr"), (".img.gz", ".hdr.gz")])
+def test_a_pair_is_read_by_either_half_as_if_it_were_one_file(tmp_path, make, endings):
+    one = save(
+        tmp_path / "one.nii", make={nib.Nifti1Pair: nib.Nifti1Image}.get(make, nib.Nifti2Image)
+    )
+    save(tmp_path / f"two{endings[0]}", make=make)
+    expected = nifti.read(one)
+    for ending in endings:
+        volume = nifti.read(tmp_path / f"two{ending}")
+        assert np.array_equal(volume.data, expected.data)
+        assert np.array_equal(volume.affine, expected.affine)
+        nifti.write(tmp_path / "result.nii", volume)
+        written, known = raw_header(tmp_path / "result.nii"), raw_header(one)
+        assert all(np.array_equal(written[name], known[name]) for name in GRID_FIELDS)
+
+
+@pytest.mark.parametrize("number_type", [np.uint8, np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("ending", [".mgz", ".mgh"])
+def test_an_image_of_freesurfer_keeps_its_place(tmp_path, number_type, ending):
+    path = tmp_path / f"scan{ending}"
+    nib.save(nib.MGHImage(grey(number_type), oblique()), path)
+    volume = nifti.read(path)
+    assert np.array_equal(volume.data, grey(number_type))
+    assert volume.data.dtype == number_type
+    assert np.allclose(volume.affine, oblique(), atol=1e-4)
+    nifti.write(tmp_path / "result.nii", volume)
+    header = raw_header(tmp_path / "result.nii")
+    for form in (header.get_sform(), header.get_qform()):
+        assert np.allclose(form, oblique(), atol=1e-4)
+
+
 @pytest.fixture(params=SCANS)
 def scan(request, tmp_path):
     name, make = SCANS[request.param]
@@ -344,16 +376,31 @@ def singular(column):
     return affine
 
 
-def pair(path):
-    """scan.img beside scan.hdr."""
-    nib.save(nib.Nifti1Pair(grey(), oblique()), path.with_suffix(".img"))
+def half(path):
+    """scan.img without scan.hdr, or the other way round."""
+    save(path.with_suffix(".img"), make=nib.Nifti1Pair)
+    other = {".img": ".hdr", ".hdr": ".img"}[path.suffix]
+    path.with_suffix(other).unlink()
+
+
+def analyze(path):
+    """The format before NIfTI: no word of which side is left."""
+    nib.save(nib.AnalyzeImage(grey(), np.eye(4)), path)
+
+
+def claiming(path, shape):
+    """A file of some hundred bytes whose header promises a great image."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float64)
+    header.set_data_shape(shape)
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(600)))
 
 
 def write_text(path):
     path.write_text("These are not the voxels\nthat you are looking for.\n" * 30)
 
 
-UNREADABLE = "cannot be read as NIfTI"
+UNREADABLE = "cannot be read as an image"
 DAMAGED = "is damaged or cut short"
 SINGULAR = "singular voxel-to-world matrix"
 BAD = {
@@ -364,8 +411,15 @@ BAD = {
     "text, named as text": ("scan.txt", write_text, UNREADABLE),
     "empty": ("scan.nii.gz", lambda path: path.touch(), UNREADABLE),
     "empty, uncompressed": ("scan.nii", lambda path: path.touch(), UNREADABLE),
-    "hdr of a pair": ("scan.hdr", pair, "half of a .hdr and .img pair"),
-    "img of a pair": ("scan.img", pair, "convert it"),
+    "hdr alone": ("scan.hdr", half, "put scan.img beside it"),
+    "img alone": ("scan.img", half, "put scan.hdr beside it"),
+    "Analyze": ("scan.img", analyze, "which side is left"),
+    "100 GB claimed": (
+        "scan.nii.gz",
+        lambda path: claiming(path, (2300,) * 3),
+        "bytes more than there are",
+    ),
+    "not FreeSurfer's": ("scan.mgz", write_text, UNREADABLE),
     "4-D": ("scan.nii", lambda path: save(path, grey(shape=(*SHAPE, 2))), "5x6x7x2"),
     "2-D": ("scan.nii", lambda path: save(path, grey(shape=(5, 6))), "5x6;"),
     "one slice": ("scan.nii", lambda path: save(path, grey(shape=(5, 6, 1))), "5x6x1"),

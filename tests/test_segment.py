@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +15,10 @@ from leuko.channels import prepare
 from leuko.errors import LeukoError
 from leuko.evaluate import evaluate
 from leuko.files import sha256
-from leuko.segment import segment, to_mask
+from leuko.itk import without_bias
+from leuko.predict import to_mask
+from leuko.segment import segment
+from leuko.volume import Volume
 from leuko.weights import CARD_FILE, WEIGHTS_FILE
 
 
@@ -67,6 +73,7 @@ def test_the_record_says_what_was_done(unseen, model, result):
     assert list(record["seconds"]) == [
         "load model",
         "read",
+        "align",
         "prepare",
         "predict",
         "restore",
@@ -275,3 +282,100 @@ def test_the_tissues_of_another_model_do_not_stay(unseen, model, tmp_path):
     assert (tmp_path / "tissue.nii.gz").is_file()
     run(unseen, model, tmp_path)
     assert not (tmp_path / "tissue.nii.gz").exists()
+
+
+def test_what_is_excluded_is_no_wmh_and_is_reported_apart(unseen, model, result, tmp_path):
+    flair = nifti.read(unseen / "FLAIR.nii.gz")
+    found = nifti.read_mask(result / "wmh.nii.gz").data
+    exclude = np.zeros(found.shape, np.uint8)
+    exclude[: found.shape[0] // 2] = 1
+    nifti.write(tmp_path / "infarct.nii.gz", flair.with_data(exclude))
+    answer = run(unseen, model, tmp_path / "out", exclude=tmp_path / "infarct.nii.gz")
+    assert not (answer.mask.data[exclude > 0]).any()
+    inside, outside = found[exclude > 0].sum(), found[exclude == 0].sum()
+    assert answer.mask.data.sum() == pytest.approx(outside, abs=10)  # a lesion may be cut in two
+    ml = flair.voxel_mm3 / 1000
+    assert answer.excluded.volume_ml == pytest.approx(exclude.sum() * ml)
+    assert answer.excluded.wmh_ml == pytest.approx(inside * ml, rel=0.2)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["excluded_ml"]["volume_ml"] == answer.excluded.volume_ml
+    assert record["settings"]["exclude"]["sha256"] == sha256(tmp_path / "infarct.nii.gz")
+
+
+def test_an_exclusion_mask_on_another_grid_is_refused(unseen, model, tmp_path):
+    flair = nifti.read(unseen / "FLAIR.nii.gz")
+    mask = Volume(np.ones((5, 5, 5), np.uint8), flair.affine)
+    nifti.write(tmp_path / "infarct.nii.gz", mask)
+    with pytest.raises(LeukoError, match="not on the same voxel grid"):
+        run(unseen, model, tmp_path / "out", exclude=tmp_path / "infarct.nii.gz")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bias_field_is_taken_out(unseen, model, tmp_path):
+    flair = nifti.read(unseen / "FLAIR.nii.gz")
+    ramp = np.linspace(0.7, 1.3, flair.data.shape[0])[:, None, None]
+    biased = flair.with_data((flair.data * ramp).astype(np.float32))
+    corrected = without_bias(biased, threads=2)
+    head = flair.data > np.percentile(flair.data, 60)
+
+    def unevenness(scan):
+        ratio = (scan.data / np.maximum(flair.data, 1))[head]
+        return ratio.std() / ratio.mean()
+
+    assert unevenness(corrected) < 0.6 * unevenness(biased)
+    for name, scan in (("FLAIR", biased), ("T1", nifti.read(unseen / "T1.nii.gz"))):
+        nifti.write(tmp_path / f"{name}.nii.gz", scan)
+    run(tmp_path, model, tmp_path / "out", bias_correction=True)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["settings"]["bias_correction"] is True
+    assert "correct bias" in record["seconds"]
+
+
+def test_warnings_are_kept_in_the_record(unseen, model, tmp_path):
+    image = nib.load(unseen / "FLAIR.nii.gz")
+    for name in ("FLAIR", "T1"):
+        scan = nib.load(unseen / f"{name}.nii.gz")
+        scan.set_sform(None, code=0)
+        scan.set_qform(None, code=0)
+        nib.save(nib.Nifti1Image(np.asarray(scan.dataobj), None, scan.header),
+                 tmp_path / f"{name}.nii.gz")  # fmt: skip
+    answer = run(tmp_path, model, tmp_path / "out")
+    assert image.shape == answer.mask.data.shape
+    assert any("neither sform nor qform" in warning for warning in answer.warnings)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["warnings"] == answer.warnings
+
+
+def test_a_run_that_is_killed_leaves_no_folder_or_a_whole_one(unseen, model, tmp_path):
+    """At random moments; a new folder appears in one step, an old one is whole by its record."""
+    command = [
+        sys.executable, "-m", "leuko.cli", "segment", "--flair", unseen / "FLAIR.nii.gz",
+        "--t1", unseen / "T1.nii.gz", "--model", model, "--threads", 1,
+    ]  # fmt: skip
+    names = {"wmh.nii.gz", "wmh_prob.nii.gz", "run.json"}
+    begun = time.monotonic()
+    subprocess.run([*map(str, command), "-o", tmp_path / "whole"], check=True)
+    seconds = time.monotonic() - begun
+    rng = np.random.default_rng(0)
+    for trial, moment in enumerate(rng.uniform(0.5 * seconds, 1.1 * seconds, size=6)):
+        out = tmp_path / str(trial)
+        process = subprocess.Popen([*map(str, command), "-o", out])
+        time.sleep(moment)
+        process.kill()
+        process.wait()
+        found = {path.name for path in out.iterdir()} if out.exists() else set()
+        assert found in (set(), names)
+
+
+def test_two_runs_into_one_folder_leave_one_whole_result(unseen, model, tmp_path):
+    command = [
+        sys.executable, "-m", "leuko.cli", "segment", "--flair", unseen / "FLAIR.nii.gz",
+        "--t1", unseen / "T1.nii.gz", "--model", model, "-o", tmp_path / "out", "--threshold",
+    ]  # fmt: skip
+    processes = [subprocess.Popen([*map(str, command), t]) for t in ("0.2", "0.9")]
+    assert [process.wait() for process in processes] == [0, 0]
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    mask = nifti.read_mask(tmp_path / "out" / "wmh.nii.gz")
+    probability = nifti.read(tmp_path / "out" / "wmh_prob.nii.gz").data
+    assert not (mask.data & (probability < record["settings"]["threshold"])).any()
+    assert mask.data.sum() * mask.voxel_mm3 / 1000 == pytest.approx(record["volume_ml"], abs=1e-3)
+    assert not list(tmp_path.rglob(".leuko-*"))

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from leuko.cli_models import models
 from leuko.errors import LeukoError
 from leuko.terminal import (
     counted,
@@ -33,7 +34,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-models = typer.Typer(help="List, find, check and fetch models.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
 Device = Annotated[Literal["cpu", "cuda", "mps"], typer.Option(help="Where the network runs.")]
@@ -58,9 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @app.command()
 def segment(
-    flair: Annotated[Path, typer.Option(help="FLAIR scan, NIfTI.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the results into.")],
-    t1: Annotated[Path | None, typer.Option(help="T1 scan of the same brain, aligned.")] = None,
+    flair: Annotated[
+        Path | None, typer.Option(help="FLAIR: an image file, or a folder of one DICOM series.")
+    ] = None,
+    t1: Annotated[Path | None, typer.Option(help="T1 of the same brain, likewise.")] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="Folder of DICOM files in which FLAIR and T1 are found.")
+    ] = None,
+    flair_series: Annotated[
+        int | None, typer.Option(help="Of a study: the number of the FLAIR's series.")
+    ] = None,
+    t1_series: Annotated[
+        int | None, typer.Option(help="Of a study: the number of the T1's series.")
+    ] = None,
     model: Annotated[
         str, typer.Option(help="A model's name (leuko models list) or folder.")
     ] = "leuko-base",
@@ -70,28 +81,61 @@ def segment(
     min_lesion_mm3: Annotated[
         float | None, typer.Option(help="Smallest lesion kept; by default the model's.")
     ] = None,
+    align: Annotated[
+        Literal["auto", "always", "never"],
+        typer.Option(help="Bring the T1 to the FLAIR: where it is needed, always, never."),
+    ] = "auto",
+    exclude: Annotated[
+        Path | None,
+        typer.Option(help="Mask on the FLAIR's grid (infarct, tumour) where nothing is WMH."),
+    ] = None,
+    bias_correction: Annotated[
+        bool, typer.Option("--bias-correction", help="Correct the scans' bias fields first (N4).")
+    ] = False,
+    save_intermediate: Annotated[
+        bool, typer.Option("--save-intermediate", help="Keep the aligned T1 and its transform.")
+    ] = False,
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
     """Segment one brain: write the mask, its probability, the tissues and a record."""
-    from leuko.segment import segment
+    from leuko.inputs import Scan, read_study
+    from leuko.segment import FILES, segment
 
+    scans: tuple[Path | Scan, Path | Scan | None]
+    if study is not None and flair is None and t1 is None:
+        scans = read_study(study, flair=flair_series, t1=t1_series)
+    elif flair is not None and study is None:
+        scans = flair, t1
+    else:
+        raise LeukoError("give --flair, and --t1 if there is one; or --study alone")
     result = segment(
-        flair,
-        t1,
+        scans[0],
+        scans[1],
         out,
         model=model,
         threshold=threshold,
         smallest_lesion_mm3=min_lesion_mm3,
+        alignment=align,
+        exclude=exclude,
+        bias_correction=bias_correction,
+        save_intermediate=save_intermediate,
         device=device,
         threads=threads,
     )
     print(f"WMH volume  {result.volume_ml:.2f} mL in {counted(result.lesions, 'lesion')}")
-    print(f"mask        {out / 'wmh.nii.gz'}")
-    print(f"probability {out / 'wmh_prob.nii.gz'}")
-    if result.tissue is not None:
-        print(f"tissue      {out / 'tissue.nii.gz'}")
-    print(f"record      {out / 'run.json'}")
+    if result.excluded is not None:
+        print(
+            f"excluded    {result.excluded.volume_ml:.2f} mL, in which "
+            f"{result.excluded.wmh_ml:.2f} mL would be WMH"
+        )
+    if result.alignment is not None:
+        moved_mm, off_mm = result.alignment.moved_mm, result.alignment.off_mm
+        how = f"moved by {moved_mm:.1f} mm" if moved_mm else f"not moved, off by {off_mm:.1f} mm"
+        print(f"T1          {how}")
+    for name, what in FILES.items():
+        if (out / name).is_file():
+            print(f"{what:<11} {out / name}")
     print(f"done in {sum(result.seconds.values()):.1f} s", file=sys.stderr)
 
 
@@ -271,60 +315,6 @@ def export(
     require_exportable(run, out)
     export(run, out, training_slices(run, data))
     print(f"model   {out}  {(out / ONNX_FILE).stat().st_size / 1e6:.1f} MB")
-
-
-@models.command("list")
-def list_models() -> None:
-    """The models that --model knows by name, with their licences."""
-    from leuko.weights import installed, load_card
-
-    for name, folder in installed().items():
-        try:
-            licence = load_card(folder).licence
-        except LeukoError as error:
-            licence = f"unknown: {error}"
-        print(f"{name}  {folder}")
-        print(f"  licence {licence}")
-
-
-@models.command("path")
-def model_path(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
-    """The folder of a model."""
-    from leuko.weights import find
-
-    print(find(name))
-
-
-@models.command("verify")
-def verify_model(
-    name: Annotated[str | None, typer.Argument(help="Name or folder; by default all.")] = None,
-) -> None:
-    """Check that the weights of models are those that their cards describe."""
-    from leuko.weights import find, installed, load_card
-
-    damaged = []
-    for model in [name] if name else list(installed()):
-        folder = find(model)
-        try:
-            print(f"{model}  good  sha256 {load_card(folder).weights_sha256}")
-        except LeukoError as error:
-            damaged.append(f"{model}: {error}")
-    if damaged:
-        raise LeukoError("; ".join(damaged))
-
-
-@models.command("pull")
-def pull_model(
-    source: Annotated[str, typer.Argument(help="URL or file of a zipped model folder.")],
-    sha256: Annotated[str | None, typer.Option(help="The archive's SHA-256, to be sure.")] = None,
-) -> None:
-    """Fetch a model into the user's cache, so that --model knows its name."""
-    from leuko.weights import load_card, pull
-
-    folder = pull(source, sha256_expected=sha256)
-    card = load_card(folder)
-    print(f"{card.name}  {folder}")
-    print(f"  licence {card.licence}")
 
 
 def _version(*, asked: bool) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,33 +12,77 @@ from typing import Any
 
 from leuko.errors import LeukoError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A scratch folder whose files move into `folder`, the record last, once all are written.
+    """A scratch folder that becomes `folder`, or whose files move into it, once all are written.
 
-    If anything fails inside, `folder` keeps what it held (and is not there if it was not).
+    A new folder appears whole, in one step. In one that holds files already the old records
+    (*.json) go first and the new ones come last: without a record a result is not whole. If
+    anything fails inside, `folder` keeps what it held (and is not there if it was not).
     Raises LeukoError when `folder` cannot be made or written.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = [path for path in folder.parents if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".leuko-", dir=folder))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        home = folder if folder.is_dir() and any(folder.iterdir()) else folder.parent
+        scratch = Path(tempfile.mkdtemp(prefix=".leuko-", dir=home))
+        scratch.chmod(0o777 & ~_umask())
     except OSError as error:
         raise LeukoError(
             f"cannot write into {folder}: {error.strerror}; choose another output folder"
         ) from error
     try:
         yield scratch
-        for path in sorted(scratch.iterdir(), key=lambda path: path.suffix == ".json"):
-            path.replace(folder / path.name)
+        _publish(scratch, folder)
     except OSError as error:
         raise LeukoError(f"writing into {folder} failed: {error.strerror or error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         for path in made:
-            if not any(path.iterdir()):
+            if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
+
+
+def _publish(scratch: Path, folder: Path) -> None:
+    try:
+        scratch.rename(folder)  # of an empty folder, or none
+    except OSError:
+        if not folder.is_dir():
+            raise
+    else:
+        return
+    with _locked(folder):
+        records = [path for path in scratch.iterdir() if path.suffix == ".json"]
+        for path in records:
+            (folder / path.name).unlink(missing_ok=True)
+        for path in sorted(scratch.iterdir(), key=lambda path: path in records):
+            path.replace(folder / path.name)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Other processes that would lock the folder wait, where the system can do that."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def find_images(folder: Path) -> list[Path]:

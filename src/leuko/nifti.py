@@ -1,7 +1,8 @@
-"""NIfTI files in and out, the grid kept exactly. The only module that knows nibabel."""
+"""Image files in, NIfTI files out, the grid kept exactly. The only module that knows nibabel."""
 
 import gzip
 import logging
+import math
 import zlib
 from collections.abc import Collection
 from pathlib import Path
@@ -18,7 +19,8 @@ log = logging.getLogger(__name__)
 
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI's codes: unknown, m, mm, micron
 GZIP = b"\x1f\x8b"
-LARGEST_BYTES = 1 << 30  # a head at half a millimetre in float64 fits
+MGH = bytes((0, 0, 0, 1))  # the version that each file of FreeSurfer opens with
+LARGEST_BYTES = 600 << 20  # a head at half a millimetre in float64 fits
 
 # Direction cosines stored as float32 or as quaternions are off by up to 1e-6; what is off by
 # more, but not by more than 1e-3, is rounding in a converter, not a shear.
@@ -27,12 +29,12 @@ NOT_A_SHEAR = 1e-3
 
 
 def read(path: Path) -> Volume:
-    """A 3-D NIfTI image, stored scaling applied, with its affine in mm.
+    """A 3-D image (NIfTI in one file or two, or .mgz), stored scaling applied, its affine in mm.
 
     Values keep the type of the file where it has no scaling (an integer file gives an integer
     array) and are floating point otherwise. A trailing axis of length 1 is dropped.
 
-    Raises LeukoError for what cannot be a brain image: not a NIfTI file, damaged, not 3-D, all
+    Raises LeukoError for what cannot be a brain image: no such file, damaged, not 3-D, all
     zeros, NaN or infinite voxels, an affine that cannot be inverted, spacing that is not positive.
     """
     image = _load(path)
@@ -100,30 +102,88 @@ def _load(path: Path) -> Any:
         raise LeukoError(f"{path} is a folder; give the image in it")
     if not path.is_file():
         raise LeukoError(f"{path} does not exist or is not a file; check the path")
-    content = _content(path)
-    for kind in (nib.Nifti1Image, nib.Nifti2Image):
-        if kind.header_class.may_contain_header(content):
-            break
-    else:
-        raise LeukoError(
-            f"{path} cannot be read as NIfTI; expected a .nii or .nii.gz file: convert it, or copy "
-            "it again if it is damaged"
-        )
-    # Unchecked: nibabel's own check replaces bad voxel sizes, with hardly a word.
-    header = kind.header_class(content[: kind.header_class.sizeof_hdr], check=False)
-    if header["magic"] != kind.header_class.single_magic:
-        raise LeukoError(f"{path} is one half of a .hdr and .img pair; convert them to .nii.gz")
-    spacing = header["pixdim"][1:4].astype(float)
-    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        shown = ", ".join(f"{s:g}" for s in spacing)
-        raise LeukoError(f"{path} declares voxel sizes {shown} mm; all must be above 0: mend them")
+    twin = other_half(path)
+    content = _content(path) if twin is None else _joined(path, twin)
+    kind = _kind(content, path)
     try:
         image: Any = kind.from_bytes(content)
+        voxel_bytes = image.dataobj.dtype.itemsize * math.prod(int(n) for n in image.shape)
+        missing = image.header.get_data_offset() + voxel_bytes - len(content)
     except Exception as error:  # a damaged header makes nibabel fail in more ways than it documents
         raise LeukoError(
             f"{path} has a damaged header ({first_line(error)}); convert or copy it again"
         ) from error
-    return image
+    if missing > 0:  # nibabel would ask for all that memory first
+        raise LeukoError(
+            f"{path} is damaged or cut short: its header declares {missing} bytes more than there "
+            "are; copy or convert it again"
+        )
+    return _as_nifti(image, path) if kind is nib.MGHImage else image
+
+
+def _kind(content: bytes, path: Path) -> Any:
+    """The nibabel class of an image, by its first bytes."""
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        if kind.header_class.may_contain_header(content):
+            # Unchecked: nibabel's own check replaces bad voxel sizes, with hardly a word.
+            header = kind.header_class(content[: kind.header_class.sizeof_hdr], check=False)
+            spacing = header["pixdim"][1:4].astype(float)
+            if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+                shown = ", ".join(f"{s:g}" for s in spacing)
+                raise LeukoError(
+                    f"{path} declares voxel sizes {shown} mm; all must be above 0: mend them"
+                )
+            return kind
+    if content[:4] == MGH:
+        return nib.MGHImage
+    raise LeukoError(
+        f"{path} cannot be read as an image; expected NIfTI (.nii, .nii.gz, .img and .hdr) or "
+        "FreeSurfer's .mgz: convert it, or copy it again if it is damaged"
+    )
+
+
+def _as_nifti(image: Any, path: Path) -> Any:
+    """An image of FreeSurfer, whose voxel-to-world matrix becomes both forms."""
+    mended = nib.Nifti1Image(_voxels(image, path, may_be_empty=True), image.affine)
+    mended.header.set_xyzt_units("mm")
+    for place in (mended.set_sform, mended.set_qform):
+        place(image.affine, code=1)
+    return mended
+
+
+def other_half(path: Path) -> Path | None:
+    """The file beside a .hdr or .img that holds the rest of the image; None for one-file formats.
+
+    Raises LeukoError when it is missing.
+    """
+    for ending, other in ((".hdr", ".img"), (".img", ".hdr")):
+        for packed in ("", ".gz"):
+            if path.name.endswith(ending + packed):
+                stem = path.name.removesuffix(ending + packed)
+                for twin in (path.with_name(stem + other + p) for p in ("", ".gz")):
+                    if twin.is_file():
+                        return twin
+                raise LeukoError(f"{path} stands alone; put {stem}{other} beside it")
+    return None
+
+
+def _joined(path: Path, twin: Path) -> bytes:
+    """A pair of .hdr and .img as the one file that it would be."""
+    described, pictured = (path, twin) if ".hdr" in path.suffixes else (twin, path)
+    start = _content(described)
+    for kind in (nib.Nifti1Pair, nib.Nifti2Pair):
+        size = kind.header_class.sizeof_hdr
+        if kind.header_class.may_contain_header(start):
+            header = kind.header_class(start[:size], check=False)
+            voxels = _content(pictured)[max(0, int(header["vox_offset"])) :]
+            header["magic"] = kind.header_class.single_magic
+            header["vox_offset"] = size + 4  # four bytes say that no extension follows
+            described_grid: bytes = header.binaryblock
+            return described_grid + bytes(4) + voxels
+    raise LeukoError(
+        f"{path} is half of a pair that is not NIfTI (Analyze does not say which side is left); "
+        "convert it to .nii.gz"
+    )
 
 
 def _content(path: Path) -> bytes:
@@ -138,7 +198,7 @@ def _content(path: Path) -> bytes:
                 size += len(part)
                 if size > LARGEST_BYTES:
                     raise LeukoError(
-                        f"{path} holds more than {LARGEST_BYTES >> 30} GiB; expected one 3-D image"
+                        f"{path} holds more than {LARGEST_BYTES >> 20} MB; expected one 3-D image"
                     )
     except (EOFError, OSError, zlib.error) as error:
         raise LeukoError(

@@ -1,27 +1,52 @@
 """The main job, told in order: two scans and a model become a mask, a probability map, numbers."""
 
-import importlib.metadata
+import logging
 import math
-import platform
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from leuko import nifti, runtime, weights
+from leuko import guards, inputs, nifti, runtime, weights
+from leuko.align import Alignment, Mode, align
 from leuko.channels import Pair
 from leuko.errors import LeukoError
 from leuko.files import read_json, sha256, staged, write_json
-from leuko.lesions import drop_small, find_lesions
-from leuko.volume import Array, Volume
+from leuko.inputs import Scan
+from leuko.itk import without_bias
+from leuko.lesions import find_lesions
+from leuko.predict import predict_pair, to_mask, to_tissue
+from leuko.record import Stopwatch, kept_warnings, versions
+from leuko.volume import Array, Orientation, Volume, require_same_grid, resample_onto
+from leuko.weights import ModelCard
+
+log = logging.getLogger(__name__)
 
 MASK_FILE = "wmh.nii.gz"
 PROBABILITY_FILE = "wmh_prob.nii.gz"
 TISSUE_FILE = "tissue.nii.gz"
+DICOM_FILE = "wmh.dcm"
+T1_FILE, TRANSFORM_FILE = "t1_aligned.nii.gz", "t1_to_flair.tfm"
 RECORD_FILE = "run.json"
+FILES = {
+    MASK_FILE: "mask",
+    PROBABILITY_FILE: "probability",
+    TISSUE_FILE: "tissue",
+    DICOM_FILE: "DICOM",
+    T1_FILE: "aligned T1",
+    TRANSFORM_FILE: "transform",
+    RECORD_FILE: "record",
+}
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """What an exclusion mask took out of the result, in mL."""
+
+    volume_ml: float  # of the mask
+    wmh_ml: float  # of what would have been called WMH in it
 
 
 @dataclass(frozen=True)
@@ -33,104 +58,139 @@ class Segmentation:
     tissue: Volume | None  # uint8, the model's classes; None if it knows background and WMH alone
     volume_ml: float
     lesions: int
+    excluded: Excluded | None
+    alignment: Alignment | None  # of the T1, where the model looked at one
+    warnings: list[str]
     seconds: dict[str, float]
 
 
-@dataclass
-class Stopwatch:
-    """Seconds by stage, in the order in which the stages were first run."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str, *, before: float = 0.0) -> Iterator[None]:
-        """Time a stage; `before` are the seconds that an earlier, interrupted try has spent."""
-        start = time.perf_counter() - before
-        yield
-        spent = self.seconds.get(name, 0.0) + time.perf_counter() - start
-        self.seconds[name] = round(spent, 3)
-
-
 def segment(
-    flair: Path,
-    t1: Path | None,
+    flair: Path | Scan,
+    t1: Path | Scan | None,
     out: Path,
     *,
     model: str | Path = weights.DEFAULT,
     threshold: float | None = None,
     smallest_lesion_mm3: float | None = None,
+    alignment: Mode = "auto",
+    bias_correction: bool = False,
+    exclude: Path | None = None,
+    save_intermediate: bool = False,
     device: runtime.Device = "cpu",
     threads: int | None = None,
 ) -> Segmentation:
     """Segment one brain and write `wmh.nii.gz`, `wmh_prob.nii.gz` and `run.json` into `out`.
 
-    A model that knows tissues gives `tissue.nii.gz` too. All are on the grid of the FLAIR as it
-    was stored. `model` is a folder or a name; `threshold` and `smallest_lesion_mm3` default to
-    the model's own. Raises LeukoError; `out` then holds what it held before.
+    A model that knows tissues gives `tissue.nii.gz` too, a FLAIR from DICOM `wmh.dcm`, and
+    `save_intermediate` the T1 on the FLAIR's grid and the transform that brought it there. All
+    are on the grid of the FLAIR as it was stored. `model` is a folder or a name; `threshold` and
+    `smallest_lesion_mm3` default to the model's own. In `exclude`, a mask on that grid, nothing
+    is WMH. Raises LeukoError, also when the T1 does not come to lie on the FLAIR; `out` then
+    holds what it held before.
     """
     _refuse_foreign_files(out)
     watch = Stopwatch()
-    with staged(out) as scratch:
+    threads = threads or runtime.available_cpus()
+    with staged(out) as scratch, kept_warnings() as warnings:
         with watch.stage("load model"):
             folder = weights.find(str(model))
             loaded = runtime.load(folder, device=device, threads=threads)
-        if threshold is None:
-            threshold = loaded.card.threshold
-        if smallest_lesion_mm3 is None:
-            smallest_lesion_mm3 = loaded.card.smallest_lesion_mm3
-        if not 0 < threshold < 1:
-            raise LeukoError(f"the threshold {threshold:g} is not between 0 and 1")
-        if not 0 <= smallest_lesion_mm3 < math.inf:
-            raise LeukoError(f"the smallest lesion of {smallest_lesion_mm3:g} mm3 is no volume")
+        card = loaded.card
+        threshold, smallest_lesion_mm3 = _limits(card, threshold, smallest_lesion_mm3)
         with watch.stage("read"):
-            flair_scan = nifti.read(flair)
-            t1_scan = nifti.read(t1) if t1 else None
-        shares = predict(flair_scan, t1_scan, loaded, watch)
-        probability = shares[-1]
-        mask = to_mask(
-            probability, threshold, smallest_mm3=smallest_lesion_mm3, voxel_mm3=flair_scan.voxel_mm3
+            flair_source, t1_source = _opened(flair), _opened(t1) if t1 else None
+            outside = _outside(exclude, flair_source.volume) if exclude else None
+        flair_scan, t1_scan, moved = (
+            flair_source.volume,
+            t1_source.volume if t1_source else None,
+            None,
         )
+        if bias_correction:
+            with watch.stage("correct bias"):
+                flair_scan = without_bias(flair_scan, threads=threads)
+                t1_scan = t1_scan and without_bias(t1_scan, threads=threads)
+        if t1_scan is not None and card.preparation.uses_t1:
+            with watch.stage("align"):
+                moved = _alignment(flair_scan, t1_scan, alignment, threads)
+                t1_scan = moved.apply(t1_scan)
+        with watch.stage("prepare"):
+            pair = Pair.of(flair_scan, t1_scan, card.preparation)
+        probabilities = predict_pair(pair, loaded, watch)
+        probability = probabilities[-1]
+        mask = to_mask(
+            probability if outside is None else probability * outside,
+            threshold,
+            smallest_mm3=smallest_lesion_mm3,
+            voxel_mm3=flair_scan.voxel_mm3,
+        )
+        tissue = to_tissue(probabilities, mask, flair_scan) if len(card.classes) > 2 else None
+        if tissue is not None and card.classes == guards.TISSUES:
+            with watch.stage("check"):
+                case = guards.Case(
+                    flair_source.volume.canonical(),
+                    pair.t1 if t1 else None,
+                    tissue.canonical().data,
+                )
+                for warning in guards.warnings(case):
+                    log.warning("%s", warning)
         result = Segmentation(
             mask=flair_scan.with_data(mask.astype(np.uint8)),
             probability=flair_scan.with_data(probability),
-            tissue=to_tissue(shares, mask, flair_scan) if len(shares) > 2 else None,
-            volume_ml=float(mask.sum()) * flair_scan.voxel_mm3 / 1000,
+            tissue=tissue,
+            volume_ml=_ml(mask, flair_scan),
             lesions=find_lesions(mask)[1],
+            excluded=None
+            if outside is None
+            else Excluded(
+                volume_ml=_ml(~outside, flair_scan),
+                wmh_ml=_ml(~outside & (probability >= threshold), flair_scan),
+            ),
+            alignment=moved,
+            warnings=warnings,
             seconds=watch.seconds,
         )
         with watch.stage("write"):
             nifti.write(scratch / MASK_FILE, result.mask)
             nifti.write(scratch / PROBABILITY_FILE, result.probability)
-            if result.tissue is not None:
-                nifti.write(scratch / TISSUE_FILE, result.tissue)
-        write_json(
-            scratch / RECORD_FILE,
-            {
-                "command": "segment",
-                "versions": versions(),
-                "inputs": {
-                    name: {"path": str(path), "sha256": sha256(path)}
-                    for name, path in (("flair", flair), ("t1", t1))
-                    if path
-                },
-                "model": {
-                    "name": loaded.card.name,
-                    "path": str(folder),
-                    "weights_sha256": loaded.card.weights_sha256,
-                },
-                "settings": {
-                    "threshold": threshold,
-                    "smallest_lesion_mm3": smallest_lesion_mm3,
-                    "device": device,
-                },
-                "volume_ml": round(result.volume_ml, 4),
-                "lesions": result.lesions,
-                "tissue_ml": _volumes_ml(result.tissue, loaded.card.classes),
-                "seconds": watch.seconds,
+            if tissue is not None:
+                nifti.write(scratch / TISSUE_FILE, tissue)
+            inputs.write_dicom(scratch / DICOM_FILE, result.mask, flair_source)
+            if save_intermediate and t1_scan is not None and moved is not None:
+                nifti.write(scratch / T1_FILE, resample_onto(t1_scan, flair_scan))
+                moved.write(scratch / TRANSFORM_FILE)
+        record = {
+            "command": "segment",
+            "versions": versions(),
+            "inputs": {
+                name: {"path": str(scan.path), "sha256": scan.sha256()}
+                for name, scan in (("flair", flair_source), ("t1", t1_source))
+                if scan
             },
-        )
-    if result.tissue is None:  # one of an earlier model
-        (out / TISSUE_FILE).unlink(missing_ok=True)
+            "model": {
+                "name": card.name,
+                "path": str(folder),
+                "weights_sha256": card.weights_sha256,
+            },
+            "settings": {
+                "threshold": threshold,
+                "smallest_lesion_mm3": smallest_lesion_mm3,
+                "alignment": alignment,
+                "bias_correction": bias_correction,
+                "exclude": exclude and {"path": str(exclude), "sha256": sha256(exclude)},
+                "device": device,
+            },
+            "warnings": warnings,
+            "volume_ml": round(result.volume_ml, 4),
+            "lesions": result.lesions,
+            "excluded_ml": result.excluded and asdict(result.excluded),
+            "tissue_ml": _volumes_ml(tissue, card.classes),
+            "alignment": moved and _described(moved),
+            "seconds": watch.seconds,
+        }
+        write_json(scratch / RECORD_FILE, record)
+        written = {path.name for path in scratch.iterdir()}
+    for name in FILES.keys() - written:  # of an earlier run with another model or other scans
+        (out / name).unlink(missing_ok=True)
     return result
 
 
@@ -141,11 +201,7 @@ def _refuse_foreign_files(out: Path) -> None:
         raise LeukoError(f"{out} names an image; give -o a folder, the mask will be in it")
     record = out / RECORD_FILE
     ours = record.is_file() and read_json(record, what="record").get("command") == "segment"
-    there = [
-        name
-        for name in (MASK_FILE, PROBABILITY_FILE, TISSUE_FILE, RECORD_FILE)
-        if (out / name).exists()
-    ]
+    there = [name for name in FILES if (out / name).exists()]
     if there and not ours:
         raise LeukoError(
             f"{out / there[0]} is there and was not written by leuko segment; "
@@ -153,35 +209,64 @@ def _refuse_foreign_files(out: Path) -> None:
         )
 
 
-def predict(
-    flair: Volume, t1: Volume | None, model: runtime.Model, watch: Stopwatch | None = None
-) -> Array:
-    """Probabilities (C, X, Y, Z) of the model's classes on the grid of the FLAIR, float32 in
-    [0, 1]; the last is WMH. Where the model saw nothing all are 0.
-
-    A model of three planes sees a nearly isotropic scan along each axis; the mean is returned.
-    """
-    watch = watch or Stopwatch()
-    all_planes = model.card.three_planes and flair.is_nearly_isotropic
-    shares = np.zeros((len(model.card.classes), *flair.data.shape), dtype=np.float32)
-    axes = range(3) if all_planes else (None,)
-    with watch.stage("prepare"):
-        pair = Pair.of(flair, t1, model.card.preparation)
-    for axis in axes:
-        with watch.stage("prepare"):
-            slices, placement = pair.slices(axis)
-        with watch.stage("predict"):
-            probabilities = model.predict(slices)
-        with watch.stage("restore"):
-            for k in range(len(shares)):  # one class at a time: they are large
-                shares[k] += placement.restore(probabilities[:, k]) / len(axes)
-    return np.clip(shares, 0, 1, out=shares)
+def _opened(scan: Path | Scan) -> Scan:
+    return scan if isinstance(scan, Scan) else inputs.read(scan)
 
 
-def to_tissue(shares: Array, mask: Array, flair: Volume) -> Volume:
-    """The most probable class of each voxel, uint8; WMH just where the mask is."""
-    classes = shares[:-1].argmax(axis=0)
-    return flair.with_data(np.where(mask, len(shares) - 1, classes).astype(np.uint8))
+def _limits(
+    card: ModelCard, threshold: float | None, smallest_mm3: float | None
+) -> tuple[float, float]:
+    """The threshold and the smallest lesion, by default the model's own."""
+    threshold = card.threshold if threshold is None else threshold
+    smallest_mm3 = card.smallest_lesion_mm3 if smallest_mm3 is None else smallest_mm3
+    if not 0 < threshold < 1:
+        raise LeukoError(f"the threshold {threshold:g} is not between 0 and 1")
+    if not 0 <= smallest_mm3 < math.inf:
+        raise LeukoError(f"the smallest lesion of {smallest_mm3:g} mm3 is no volume")
+    return threshold, smallest_mm3
+
+
+def _outside(exclude: Path, flair: Volume) -> Array:
+    """Where WMH may be, bool (X, Y, Z) as the FLAIR is stored. Raises LeukoError for a mask on
+    another grid."""
+    mask = nifti.read_mask(exclude)
+    require_same_grid(mask, flair)
+    outside: Array = ~Orientation.of(flair.affine).undo(mask.canonical().data)
+    return outside
+
+
+def _alignment(flair: Volume, t1: Volume, mode: Mode, threads: int) -> Alignment:
+    """Raises LeukoError when the T1 was to be brought to the FLAIR and that failed."""
+    found = align(flair, t1, mode=mode, threads=threads)
+    if found.is_sure:
+        return found
+    evidence = (
+        f"{t1.name} does not lie on {flair.name} (moved by 4 mm it loses "
+        f"{100 * found.sharpness:.0f} % of what the two have in common, expected 30 % or more)"
+    )
+    if mode == "never":
+        log.warning("%s: are both of one person, and aligned?", evidence)
+        return found
+    raise LeukoError(
+        f"{evidence}: are both of one person? Leave --t1 out, or give --align never if you know "
+        "that they are aligned"
+    )
+
+
+def _described(alignment: Alignment) -> dict[str, Any]:
+    """An alignment for JSON, which knows no infinity."""
+    return {
+        "moved_mm": round(alignment.moved_mm, 3),
+        "off_mm": round(alignment.off_mm, 3) if math.isfinite(alignment.off_mm) else None,
+        "sharpness": round(alignment.sharpness, 4),
+        "mutual_information_before": round(alignment.information_before, 4),
+        "mutual_information": round(alignment.information, 4),
+        "flair_to_t1": alignment.matrix.round(6).tolist(),
+    }
+
+
+def _ml(mask: Array, grid: Volume) -> float:
+    return float(np.count_nonzero(mask)) * grid.voxel_mm3 / 1000
 
 
 def _volumes_ml(tissue: Volume | None, classes: Sequence[str]) -> dict[str, float] | None:
@@ -192,22 +277,3 @@ def _volumes_ml(tissue: Volume | None, classes: Sequence[str]) -> dict[str, floa
         name: round(float(count) * tissue.voxel_mm3 / 1000, 3)
         for name, count in list(zip(classes, counts, strict=True))[1:]
     }
-
-
-def to_mask(
-    probability: Array, threshold: float, *, smallest_mm3: float, voxel_mm3: float
-) -> Array:
-    """Voxels at or above the threshold, without lesions smaller than `smallest_mm3`, as bool."""
-    return drop_small(probability >= threshold, voxel_mm3=voxel_mm3, smallest_mm3=smallest_mm3)
-
-
-def versions() -> dict[str, str]:
-    """Of Leuko and all that can change its numbers."""
-    names = ("leuko", "numpy", "scipy", "nibabel", "diplib", "onnxruntime", "torch")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -24,8 +24,9 @@ from leuko.evaluate import Row, compare, json_ready
 from leuko.export import read_network
 from leuko.files import read_json, sha256, staged, write_json
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, Stages
+from leuko.predict import predict, to_mask
 from leuko.recipes import MODERN, Augmentation, Phase, Recipe, phase_at
-from leuko.segment import Stopwatch, predict, to_mask, versions
+from leuko.record import Stopwatch, versions
 from leuko.volume import Array
 from leuko.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 

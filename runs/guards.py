@@ -1,0 +1,109 @@
+"""Which guards speak on real scans as they are, and on scans with a fault that was made.
+
+    python runs/guards.py DATA [DATA ...] [--model leuko-base]
+
+DATA: folders with FLAIR and T1. For each pair: as it is; FLAIR and T1 swapped; the T1 given as the
+FLAIR, alone; CSF made bright, as on T2; the upper half alone; clipped; taken in motion (a quarter
+of the lines of k-space each from another position, about 3 mm and 3 degrees apart).
+"""
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scipy.ndimage
+
+from leuko import nifti
+from leuko.errors import LeukoError
+from leuko.inputs import Scan
+from leuko.segment import segment
+from leuko.volume import Array, Volume
+
+Pair = tuple[Volume, Volume | None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path, nargs="+")
+    parser.add_argument("--model", default="leuko-base")
+    options = parser.parse_args()
+    logging.getLogger("leuko").addHandler(logging.NullHandler())
+    for home in sorted(
+        path.parent for data in options.data for path in data.glob("*/FLAIR.nii.gz")
+    ):
+        flair, t1 = (nifti.read(home / f"{name}.nii.gz") for name in ("FLAIR", "T1"))
+        plain, tissue = said(flair, t1, options.model)
+        print(f"\n{home.name}\n  as it is: {plain}", flush=True)
+        for name, fault in FAULTS.items():
+            print(f"  {name}: {said(*fault(flair, t1, tissue), options.model)[0]}", flush=True)
+
+
+def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | None]:
+    """What is warned of or refused, and the tissues."""
+    scans = [scan and Scan(Path(scan.name), scan, []) for scan in (flair, t1)]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            result = segment(scans[0], scans[1], Path(folder) / "out", model=model)
+        except LeukoError as error:
+            return f"REFUSED {error}", None
+    return "; ".join(result.warnings) or "nothing", result.tissue and result.tissue.data
+
+
+def swapped(flair: Volume, t1: Volume, _: Array | None) -> Pair:
+    return t1, flair
+
+
+def t1_alone(_: Volume, t1: Volume, __: Array | None) -> Pair:
+    return t1, None
+
+
+def like_t2(flair: Volume, t1: Volume, tissue: Array | None) -> Pair:
+    white = np.median(flair.data[tissue == 4])
+    fluid = scipy.ndimage.gaussian_filter(np.isin(tissue, (1, 2)).astype(np.float32), 0.7)
+    return flair.with_data(flair.data * (1 - fluid) + 2.2 * white * fluid), t1
+
+
+def upper_half(flair: Volume, t1: Volume, _: Array | None) -> Pair:
+    grid = flair.canonical()
+    middle = grid.data.shape[2] // 2
+    affine = grid.affine.copy()
+    affine[:3, 3] += middle * affine[:3, 2]
+    return Volume(grid.data[:, :, middle:], affine, name=flair.name), t1
+
+
+def clipped(flair: Volume, t1: Volume, tissue: Array | None) -> Pair:
+    return flair.with_data(np.minimum(flair.data, np.percentile(flair.data[tissue == 3], 80))), t1
+
+
+def in_motion(flair: Volume, t1: Volume, _: Array | None) -> Pair:
+    rng = np.random.default_rng(0)
+    axis = flair.through_plane_axis
+    stack = np.moveaxis(flair.data.astype(float), axis, 0)
+    shaken = np.empty_like(stack)
+    for number, image in enumerate(stack):
+        lines = np.fft.fftshift(np.fft.fft2(image))
+        turn = np.sort(rng.choice(image.shape[1], 3, replace=False))
+        part = np.searchsorted(turn, np.arange(image.shape[1]))
+        for k in (1, 2, 3):
+            moved = scipy.ndimage.rotate(image, rng.normal(0, 3), reshape=False, order=1)
+            moved = scipy.ndimage.shift(moved, rng.normal(0, 3, 2), order=1)
+            lines[:, part == k] = np.fft.fftshift(np.fft.fft2(moved))[:, part == k]
+        shaken[number] = np.abs(np.fft.ifft2(np.fft.ifftshift(lines)))
+    return flair.with_data(np.moveaxis(shaken, 0, axis).astype(np.float32)), t1
+
+
+FAULTS: dict[str, Callable[[Volume, Volume, Array | None], Pair]] = {
+    "swapped": swapped,
+    "T1 alone": t1_alone,
+    "bright CSF": like_t2,
+    "upper half": upper_half,
+    "clipped": clipped,
+    "in motion": in_motion,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The commands about models: list, path, verify, pull."""
+
+from typing import Annotated
+
+import typer
+
+from leuko.errors import LeukoError
+
+models = typer.Typer(help="List, find, check and fetch models.", no_args_is_help=True)
+
+
+@models.command("list")
+def list_models() -> None:
+    """The models that --model knows by name, with their licences."""
+    from leuko.weights import installed, load_card
+
+    for name, folder in installed().items():
+        try:
+            licence = load_card(folder).licence
+        except LeukoError as error:
+            licence = f"unknown: {error}"
+        print(f"{name}  {folder}")
+        print(f"  licence {licence}")
+
+
+@models.command("path")
+def model_path(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
+    """The folder of a model."""
+    from leuko.weights import find
+
+    print(find(name))
+
+
+@models.command("verify")
+def verify_model(
+    name: Annotated[str | None, typer.Argument(help="Name or folder; by default all.")] = None,
+) -> None:
+    """Check that the weights of models are those that their cards describe."""
+    from leuko.weights import find, installed, load_card
+
+    damaged = []
+    for model in [name] if name else list(installed()):
+        folder = find(model)
+        try:
+            print(f"{model}  good  sha256 {load_card(folder).weights_sha256}")
+        except LeukoError as error:
+            damaged.append(f"{model}: {error}")
+    if damaged:
+        raise LeukoError("; ".join(damaged))
+
+
+@models.command("pull")
+def pull_model(
+    source: Annotated[str, typer.Argument(help="URL or file of a zipped model folder.")],
+    sha256: Annotated[str | None, typer.Option(help="The archive's SHA-256, to be sure.")] = None,
+) -> None:
+    """Fetch a model into the user's cache, so that --model knows its name."""
+    from leuko.weights import load_card, pull
+
+    folder = pull(source, sha256_expected=sha256)
+    card = load_card(folder)
+    print(f"{card.name}  {folder}")
+    print(f"  licence {card.licence}")

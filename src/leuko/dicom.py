@@ -1,0 +1,302 @@
+"""Folders of DICOM files become Volumes, and a mask becomes a DICOM segmentation.
+
+The only module that knows pydicom and highdicom, the extra `dicom`. What a Volume cannot describe
+truly, such as a tilted gantry or a missing slice, is refused with the reason.
+"""
+
+import importlib.metadata
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from leuko.errors import LeukoError, first_line
+from leuko.volume import Array, Volume
+
+log = logging.getLogger(__name__)
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+FEWEST_SLICES = 8  # fewer are a localiser, or a stack that was not sent whole
+SAME_DIRECTION = 1e-3  # between slices, cosines as text differ in the fourth digit
+UNEVEN = 0.05  # of the spacing: text rounds positions to about a hundredth of a millimetre
+TILT = 0.01  # sine of the angle between the stack and the normal of its slices
+
+FLAIR_NAMES = re.compile(r"flair|tirm|dark.?fluid", re.IGNORECASE)
+T1_NAMES = re.compile(r"t1|mp-?rage|bravo|spgr|fspgr|tfl", re.IGNORECASE)
+OTHER_NAMES = re.compile(
+    r"loc|scout|survey|adc|dwi|diff|trace|swi|mip|phase|pwi|perf|asl|bold|fmri|tof|angio|mra",
+    re.IGNORECASE,
+)
+ENHANCED_NAMES = re.compile(r"\+ ?c\b|\bgd\b|gad|post|contrast|\bkm\b|\bce\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Series:
+    """The files of one series and what its headers say of the sequence."""
+
+    paths: tuple[Path, ...]
+    number: int
+    description: str
+    kind: str  # "flair", "t1" or "other"
+    enhanced: bool  # with contrast medium, as far as the headers tell
+
+    def __str__(self) -> str:
+        return f"{self.number} ({self.description or 'no description'}, {len(self.paths)} files)"
+
+
+def find_series(folder: Path) -> list[Series]:
+    """The image series in a folder and the folders below it, by their number.
+
+    Raises LeukoError when there is none.
+    """
+    groups: dict[str, list[tuple[Path, Any]]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+        except (InvalidDicomError, OSError):
+            continue
+        if "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header:
+            groups.setdefault(str(header.get("SeriesInstanceUID")), []).append((path, header))
+    if not groups:
+        raise LeukoError(f"{folder} holds no DICOM images; give a NIfTI file or a DICOM folder")
+    found = [_described(files) for files in groups.values()]
+    return sorted(found, key=lambda series: series.number)
+
+
+def find_pair(
+    folder: Path, *, flair: int | None = None, t1: int | None = None
+) -> tuple[Series, Series | None]:
+    """The FLAIR and the T1 of a study, by the names and the parameters of its sequences.
+
+    `flair` and `t1` are numbers of series that decide. A T1 without contrast medium is preferred.
+    Raises LeukoError when there is no FLAIR, or when several series could be meant.
+    """
+    series = find_series(folder)
+    first = _the_one(series, "flair", flair, folder)
+    if first is None:
+        listed = "; ".join(str(s) for s in series)
+        raise LeukoError(f"{folder} has no series that is clearly a FLAIR: {listed}")
+    return first, _the_one(series, "t1", t1, folder)
+
+
+def the_series(folder: Path) -> Series:
+    """The one series in a folder. Raises LeukoError when there is none, or several."""
+    series = find_series(folder)
+    if len(series) > 1:
+        listed = "; ".join(str(s) for s in series)
+        raise LeukoError(
+            f"{folder} holds {len(series)} series: {listed}; give one series' folder, or all of "
+            "them with --study"
+        )
+    return series[0]
+
+
+def read_series(series: Series) -> Volume:
+    """A series as a Volume (columns, rows, slices), rescaled grey values, affine to RAS mm.
+
+    Raises LeukoError for a stack that is no regular grid: tilted, with slices missing or uneven,
+    or several images at one place.
+    """
+    name = f"series {series}"
+    frames = sorted(_frames(series, name), key=lambda frame: frame.height)
+    first, last = frames[0], frames[-1]
+    if len(frames) < FEWEST_SLICES:
+        raise LeukoError(f"{name} has {len(frames)} slices; expected a whole head")
+    for frame in frames:
+        if np.abs(frame.directions - first.directions).max() > SAME_DIRECTION:
+            raise LeukoError(f"{name} mixes slices of several directions; separate them")
+        if frame.pixels.shape != first.pixels.shape or frame.spacing_mm != first.spacing_mm:
+            raise LeukoError(f"{name} mixes slices of several sizes; separate them")
+    step = (last.position - first.position) / (len(frames) - 1)
+    _require_regular(np.array([frame.height for frame in frames]), name)
+    lateral = np.linalg.norm(step - first.normal * (step @ first.normal))
+    if lateral > TILT * np.linalg.norm(step):
+        angle = np.degrees(np.arcsin(lateral / np.linalg.norm(step)))
+        raise LeukoError(
+            f"{name} was taken with a tilted gantry ({angle:.1f} degrees); resample it onto a "
+            "straight grid first (dcm2niix does)"
+        )
+    affine = np.eye(4)
+    affine[:3, 0] = first.directions[0] * first.spacing_mm[1]
+    affine[:3, 1] = first.directions[1] * first.spacing_mm[0]
+    affine[:3, 2], affine[:3, 3] = step, first.position
+    data = np.stack([frame.pixels.T for frame in frames], axis=-1)
+    if not data.any():
+        raise LeukoError(f"{name} is all zeros; is it the right series?")
+    return Volume(data, LPS_TO_RAS @ affine, name=name)
+
+
+def write_segmentation(path: Path, mask: Volume, source: Series) -> None:
+    """Write a mask, on the grid that `read_series` gave for `source`, as a DICOM SEG of WMH."""
+    import highdicom
+    from pydicom.sr.coding import Code
+
+    images = [pydicom.dcmread(file) for file in source.paths]
+    version = importlib.metadata.version("leuko")
+    kind = highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC
+    segment = highdicom.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="White matter hyperintensity",
+        segmented_property_category=Code("49755003", "SCT", "Morphologically abnormal structure"),
+        segmented_property_type=Code("110702", "DCM", "White Matter T2 Hyperintensity"),
+        algorithm_type=kind,
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name="Leuko", version=version, family=Code("123110", "DCM", "Artificial Intelligence")
+        ),
+        anatomic_regions=[Code("68523003", "SCT", "Cerebral white matter")],
+    )
+    if len(images) > 1:
+        normal = _Frame.of(images[0]).normal
+        images.sort(key=lambda image: float(np.array(image.ImagePositionPatient, float) @ normal))
+    segmentation = highdicom.seg.Segmentation(
+        source_images=images,
+        pixel_array=np.ascontiguousarray((mask.data > 0).T.astype(np.uint8)),
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[segment],
+        series_instance_uid=highdicom.UID(),
+        series_number=9000 + source.number % 1000,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="Leuko",
+        manufacturer_model_name="Leuko",
+        software_versions=version,
+        device_serial_number="none",
+        omit_empty_frames=bool(mask.data.any()),
+    )
+    segmentation.save_as(path)
+
+
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """One slice: where it lies, LPS mm, and its grey values (rows, columns)."""
+
+    position: Array
+    directions: Array  # (2, 3): of increasing columns, of increasing rows
+    spacing_mm: tuple[float, float]  # between rows, between columns
+    pixels: Array
+
+    @property
+    def normal(self) -> Array:
+        normal: Array = np.cross(*self.directions)
+        return normal
+
+    @property
+    def height(self) -> float:
+        return float(self.position @ self.normal)
+
+    @classmethod
+    def of(cls, *sources: Any, pixels: Array | None = None) -> "_Frame":
+        """From the data sets of a slice, the first that has an element decides."""
+
+        def value(name: str) -> Any:
+            return next(source[name].value for source in sources if name in source)
+
+        return cls(
+            position=np.array(value("ImagePositionPatient"), dtype=float),
+            directions=np.array(value("ImageOrientationPatient"), dtype=float).reshape(2, 3),
+            spacing_mm=(float(value("PixelSpacing")[0]), float(value("PixelSpacing")[1])),
+            pixels=np.zeros((0, 0)) if pixels is None else pixels,
+        )
+
+
+def _frames(series: Series, name: str) -> Iterator[_Frame]:
+    """Raises LeukoError when a file cannot be decoded or says not where it lies."""
+    for path in series.paths:
+        try:
+            image = pydicom.dcmread(path)
+            pixels = image.pixel_array
+            if "PerFrameFunctionalGroupsSequence" not in image:
+                yield _Frame.of(image, pixels=_rescaled(pixels, image))
+                continue
+            shared = _groups(image.SharedFunctionalGroupsSequence[0])
+            for k, frame in enumerate(image.PerFrameFunctionalGroupsSequence):
+                groups = [*_groups(frame), *shared]
+                yield _Frame.of(*groups, pixels=_rescaled(pixels[k], *groups))
+        except Exception as error:  # a damaged file fails in more ways than pydicom documents
+            raise LeukoError(f"{name}: {path} cannot be read ({first_line(error)})") from error
+
+
+def _groups(frame: Any) -> list[Any]:
+    """The items of a frame's functional groups."""
+    return [element.value[0] for element in frame if element.VR == "SQ" and element.value]
+
+
+def _rescaled(pixels: Array, *sources: Any) -> Array:
+    for source in sources:
+        if "RescaleSlope" in source:
+            slope, intercept = float(source.RescaleSlope), float(source.get("RescaleIntercept", 0))
+            if (slope, intercept) != (1.0, 0.0):
+                return (slope * pixels + intercept).astype(np.float32)
+    return pixels
+
+
+def _require_regular(heights: Array, name: str) -> None:
+    gaps = np.diff(heights)
+    usual = float(np.median(gaps))
+    if gaps.min() <= 0.01 * max(usual, 0.01):
+        raise LeukoError(
+            f"{name} has several images at one place (echoes, times or phases); separate them"
+        )
+    missing = np.rint(gaps / usual) - 1
+    if np.abs(gaps - usual * (missing + 1)).max() > UNEVEN * usual:
+        raise LeukoError(f"{name} has uneven distances between slices; resample it first")
+    if missing.any():
+        raise LeukoError(
+            f"{name} misses {int(missing.sum())} slices between others; send the series again"
+        )
+
+
+def _described(files: Sequence[tuple[Path, Any]]) -> Series:
+    _, header = files[0]
+    description = str(header.get("SeriesDescription", ""))
+    names = f"{description} {header.get('ProtocolName', '')} {header.get('SequenceName', '')}"
+    enhanced = bool(header.get("ContrastBolusAgent")) or bool(ENHANCED_NAMES.search(description))
+    series = Series(
+        paths=tuple(path for path, _ in files),
+        number=int(header.get("SeriesNumber") or 0),
+        description=description,
+        kind="other",
+        enhanced=enhanced,
+    )
+    return replace(series, kind=_kind(header, names, len(files)))
+
+
+def _kind(header: Any, names: str, files: int) -> str:
+    """What a series is: by its echo and inversion times where they are given, else by its name."""
+    slices = max(files, int(header.get("NumberOfFrames") or 1))
+    if slices < FEWEST_SLICES or OTHER_NAMES.search(names):
+        return "other"
+    echo, inversion = (float(header.get(key) or 0) for key in ("EchoTime", "InversionTime"))
+    late_echo = echo > 50 if echo else not T1_NAMES.search(names)
+    if late_echo and (FLAIR_NAMES.search(names) or inversion > 1500):
+        return "flair"
+    if not late_echo and T1_NAMES.search(names):
+        return "t1"
+    return "other"
+
+
+def _the_one(
+    series: Sequence[Series], kind: str, number: int | None, folder: Path
+) -> Series | None:
+    if number is not None:
+        meant = [s for s in series if s.number == number]
+        if len(meant) != 1:
+            listed = ", ".join(str(s.number) for s in series)
+            raise LeukoError(f"{folder} has no one series {number}; it has {listed}")
+        return meant[0]
+    meant = [s for s in series if s.kind == kind]
+    plain = [s for s in meant if not s.enhanced]
+    meant = plain or meant
+    if len(meant) > 1:
+        listed = "; ".join(str(s) for s in meant)
+        raise LeukoError(
+            f"{folder} has {len(meant)} series that could be the {kind.upper()}: {listed}; "
+            f"choose one with --{kind}-series NUMBER"
+        )
+    return meant[0] if meant else None

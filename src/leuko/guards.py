@@ -1,0 +1,165 @@
+"""What speaks against a result: each guard looks at one thing and says what it saw, or nothing.
+
+All work on arrays whose axes run R, A, S, after the network: where the tissues lie, and how much
+there is of each, tells a FLAIR from a T1 and a head from a phantom. The limits lie between what
+real scans show and what made faults do (`runs/guards.py`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.ndimage
+
+from leuko.volume import Array, Volume
+
+TISSUES = ("background", "csf", "ventricle", "grey", "white", "wmh")
+
+THICKEST_MM = 7.0
+BRAIN_ML = (600.0, 2400.0)  # with its CSF
+LEAST_CSF_PART = 0.05  # of the brain with its CSF; real scans have 0.1 to 0.3
+BRIGHT_CSF = 0.85  # of white matter; real FLAIR has 0.2 to 0.65
+LEAST_WHITE_PER_GREY = 0.45  # 0.6 to 1.05 on FLAIR; 0.15 to 0.36 where a T1 is taken for one
+LARGEST_CUT = 0.25  # the brain on an outermost slice, as part of its largest slice
+CLIPPED_PART = 1e-3  # of the brain at the largest grey value
+ENHANCED, ENHANCED_PART = 1.15, 0.01  # T1 of choroid plexus by white matter; part of ventricles
+STREAK_PART, STREAK_COHERENCE = 0.0015, 1.7  # see `_streaks`
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A segmented pair."""
+
+    flair: Volume  # its axes running R, A, S
+    t1: Array | None  # on the grid of the FLAIR, any scale
+    tissue: Array  # uint8, indices into TISSUES, on the same grid
+
+    @cached_property
+    def ml(self) -> dict[str, float]:
+        counts = np.bincount(self.tissue.ravel(), minlength=len(TISSUES))
+        return dict(zip(TISSUES, counts * self.flair.voxel_mm3 / 1000, strict=True))
+
+    @cached_property
+    def brain_ml(self) -> float:
+        return sum(self.ml.values()) - self.ml["background"]
+
+    def median(self, image: Array, tissue: str) -> float:
+        values = image[self.tissue == TISSUES.index(tissue)]
+        return float(np.median(values)) if len(values) else float("nan")
+
+
+def warnings(case: Case) -> Iterator[str]:
+    """What speaks against the segmentation of a pair, with the evidence."""
+    low, high = BRAIN_ML
+    if not low <= case.brain_ml <= high:
+        yield (
+            f"{case.brain_ml:.0f} mL of brain and CSF were found, expected {low:.0f} to "
+            f"{high:.0f}: is {case.flair.name} a whole head, its voxel sizes in mm?"
+        )
+        return
+    yield from _sequence(case)
+    yield from _enhanced(case)
+    yield from _cut(case)
+    thickest = max(case.flair.spacing_mm)
+    if thickest > THICKEST_MM:
+        yield (
+            f"slices lie {thickest:.1f} mm apart: small lesions and thin bands are missed, "
+            "volumes are rough"
+        )
+    brain = case.flair.data[case.tissue > 0]
+    clipped = float((brain == case.flair.data.max()).mean())
+    if clipped > CLIPPED_PART:
+        yield (
+            f"{100 * clipped:.1f} % of the brain has the largest grey value of the FLAIR: it was "
+            "clipped, lesions may have merged with what is around them"
+        )
+    strength, coherence = _streaks(case)
+    if strength > STREAK_PART and coherence > STREAK_COHERENCE:
+        yield (
+            f"streaks beside the head of {100 * strength:.1f} % of the tissue's signal: the FLAIR "
+            "was taken in motion; look at the mask"
+        )
+
+
+def _sequence(case: Case) -> Iterator[str]:
+    white_per_grey = (case.ml["white"] + case.ml["wmh"]) / max(case.ml["grey"], 1e-3)
+    csf_part = (case.ml["csf"] + case.ml["ventricle"]) / case.brain_ml
+    if white_per_grey < LEAST_WHITE_PER_GREY:
+        swapped = "; were FLAIR and T1 swapped?" if case.t1 is not None else ""
+        yield (
+            f"{case.flair.name} does not look like a FLAIR: on it white matter, which should be "
+            f"darker than grey, makes up {white_per_grey:.2f} of grey matter's volume, expected "
+            f"{LEAST_WHITE_PER_GREY} at least{swapped}"
+        )
+        return
+    white = case.median(case.flair.data, "white")
+    fluid = max(case.median(case.flair.data, name) / white for name in ("csf", "ventricle"))
+    if csf_part < LEAST_CSF_PART or fluid > BRIGHT_CSF:
+        yield (
+            f"{case.flair.name} does not look like a FLAIR: {100 * csf_part:.0f} % of the brain is "
+            f"CSF, {fluid:.2f} times as bright as white matter, expected "
+            f"{100 * LEAST_CSF_PART:.0f} % and {BRIGHT_CSF} at most; is it a T2?"
+        )
+
+
+def _enhanced(case: Case) -> Iterator[str]:
+    if case.t1 is None:
+        return
+    white = case.median(case.t1, "white")
+    inside = case.t1[case.tissue == TISSUES.index("ventricle")]
+    part = float((inside > ENHANCED * white).mean()) if len(inside) else 0.0
+    if part > ENHANCED_PART:
+        yield (
+            f"the T1 seems to be contrast-enhanced: {100 * part:.1f} % of the ventricles are as "
+            "bright on it as enhanced choroid plexus; a T1 without contrast medium is better"
+        )
+
+
+def _cut(case: Case) -> Iterator[str]:
+    for axis, sides in enumerate(("left and right", "back and front", "bottom and top")):
+        others = tuple(k for k in range(3) if k != axis)
+        area = np.count_nonzero(case.tissue, axis=others)
+        ends = np.array([area[0], area[-1]]) / max(area.max(), 1)
+        for end, side in zip(ends, sides.split(" and "), strict=True):
+            if end > LARGEST_CUT:
+                yield (
+                    f"the brain is cut off at its {side}: the outermost slice holds "
+                    f"{100 * end:.0f} % of the largest one's area; volumes are too small"
+                )
+
+
+def _streaks(case: Case) -> tuple[float, float]:
+    """Ghosts of a moving head beside it: strength, by white matter, and coherence, 1 for noise.
+
+    In each slice the air before and behind the head (or left and right of it) is averaged along
+    that way. Noise leaves a flat profile; ghosts leave streaks, whose spread is compared with
+    that of the air's pixels. Medians over slices of the stronger of the two ways.
+    """
+    axis = case.flair.through_plane_axis
+    white = case.median(case.flair.data, "white")
+    slices = np.moveaxis(np.clip(case.flair.data / white, 0, 0.25), axis, 0)
+    in_plane_mm = np.delete(np.array(case.flair.spacing_mm), axis)
+    margin, smooth = 8 / in_plane_mm, 6 / in_plane_mm
+    found = [(0.0, 0.0)]
+    for image in slices:
+        head = scipy.ndimage.binary_opening(image > 0.24, iterations=2)
+        if head.sum() * in_plane_mm.prod() < 6000:
+            continue
+        places = np.argwhere(head)
+        low = np.maximum(places.min(axis=0) - margin, 0).astype(int)
+        high = np.ceil(places.max(axis=0) + 1 + margin).astype(int)
+        ways = [(0.0, 0.0)]
+        for way in range(2):
+            turned = np.moveaxis(image, way, 0)[:, low[1 - way] : high[1 - way]]
+            air = np.concatenate([turned[: low[way]], turned[high[way] :]])
+            if len(air) < 6:
+                continue
+            profile = air.mean(axis=0)
+            trend = scipy.ndimage.gaussian_filter1d(profile, smooth[1 - way])
+            spread = float((profile - trend).std())
+            noise = float((air - trend).std()) / np.sqrt(len(air))
+            ways.append((spread, spread / noise if noise else 0.0))
+        found.append(max(ways))
+    strength, coherence = np.median(found, axis=0)
+    return float(strength), float(coherence)

@@ -1,0 +1,75 @@
+"""Scans as they are given: an image file, a folder of DICOM files, or a whole study."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from leuko import nifti
+from leuko.errors import LeukoError
+from leuko.files import find_images, sha256
+from leuko.volume import Volume
+
+if TYPE_CHECKING:
+    from leuko.dicom import Series
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One image and where it came from."""
+
+    path: Path
+    volume: Volume
+    files: Sequence[Path]
+    series: "Series | None" = None  # of a scan from DICOM
+
+    def sha256(self) -> str:
+        """Of the file; of several, of their hashes in the order of their names."""
+        if len(self.files) == 1:
+            return sha256(self.files[0])
+        hashes = "".join(sha256(file) for file in sorted(self.files))
+        return hashlib.sha256(hashes.encode()).hexdigest()
+
+
+def read(path: Path) -> Scan:
+    """An image file, or the one series in a folder of DICOM files.
+
+    Raises LeukoError as `nifti.read` and `dicom.read_series` do, and without pydicom.
+    """
+    if not path.is_dir():
+        twin = nifti.other_half(path)
+        return Scan(path, nifti.read(path), [path] if twin is None else [path, twin])
+    if find_images(path):
+        raise LeukoError(f"{path} is a folder; give the image in it")
+    return _from_series(path, _dicom().the_series(path))
+
+
+def read_study(
+    folder: Path, *, flair: int | None = None, t1: int | None = None
+) -> tuple[Scan, Scan | None]:
+    """The FLAIR and the T1 in a folder of DICOM files of one visit.
+
+    `flair` and `t1` are numbers of series that decide. Raises LeukoError as `dicom.find_pair`.
+    """
+    first, second = _dicom().find_pair(folder, flair=flair, t1=t1)
+    return _from_series(folder, first), second and _from_series(folder, second)
+
+
+def write_dicom(path: Path, mask: Volume, source: Scan) -> None:
+    """A mask as a DICOM segmentation of the scan that it is of, if that came from DICOM."""
+    if source.series is not None:
+        _dicom().write_segmentation(path, mask, source.series)
+
+
+def _from_series(folder: Path, series: "Series") -> Scan:
+    return Scan(folder, _dicom().read_series(series), series.paths, series)
+
+
+def _dicom() -> ModuleType:
+    try:
+        from leuko import dicom
+    except ImportError as error:
+        raise LeukoError('DICOM needs pydicom and highdicom; pip install "leuko[dicom]"') from error
+    return dicom

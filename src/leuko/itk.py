@@ -1,0 +1,36 @@
+"""What SimpleITK does for us: images as its own, and bias fields. See also `align`."""
+
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813, the name in its own documentation
+
+from leuko.volume import Volume
+
+N4_SHRINK_MM = 4.0  # the field is smooth: it is sought on a grid of about this spacing
+HEAD = 0.25  # of the mean of what is not air
+
+
+def as_image(scan: Volume) -> Any:
+    """The volume as SimpleITK's; axes that are not perpendicular are made so. World RAS, not LPS:
+    only distances between such images have a meaning."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(scan.data.transpose(2, 1, 0)))
+    left, _, right = np.linalg.svd(scan.affine[:3, :3] / scan.spacing_mm)
+    image.SetDirection((left @ right).ravel().tolist())
+    image.SetSpacing(scan.spacing_mm)
+    image.SetOrigin(scan.affine[:3, 3].tolist())
+    return image
+
+
+def without_bias(scan: Volume, *, threads: int) -> Volume:
+    """The scan divided by its bias field, float32. N4, Tustison et al. 2010."""
+    image = as_image(scan.with_data(np.clip(scan.data, 0, None).astype(np.float32)))
+    positive = scan.data[scan.data > 0]
+    head = as_image(scan.with_data((scan.data > HEAD * positive.mean()).astype(np.uint8)))
+    shrink = [max(1, round(N4_SHRINK_MM / mm)) for mm in scan.spacing_mm]
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetMaximumNumberOfIterations([50, 50, 50])
+    n4.SetNumberOfThreads(threads)
+    n4.Execute(sitk.Shrink(image, shrink), sitk.Shrink(head, shrink))
+    field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).transpose(2, 1, 0)
+    return scan.with_data((scan.data / np.exp(field)).astype(np.float32))

@@ -1,0 +1,47 @@
+"""A model sees a pair of scans: probabilities on the FLAIR's grid, and what follows from them."""
+
+import numpy as np
+
+from leuko.channels import Pair
+from leuko.lesions import drop_small
+from leuko.record import Stopwatch
+from leuko.runtime import Model
+from leuko.volume import Array, Volume
+
+
+def predict(flair: Volume, t1: Volume | None, model: Model) -> Array:
+    """Probabilities (C, X, Y, Z) of the model's classes on the grid of the FLAIR, float32 in
+    [0, 1]; the last is WMH. Where the model saw nothing all are 0. The T1 must be aligned.
+
+    A model of three planes sees a nearly isotropic scan along each axis; the mean is returned.
+    """
+    return predict_pair(Pair.of(flair, t1, model.card.preparation), model, Stopwatch())
+
+
+def predict_pair(pair: Pair, model: Model, watch: Stopwatch) -> Array:
+    """As `predict`, of scans that are in 8 bit already; the stages are timed."""
+    all_planes = model.card.three_planes and pair.scan.is_nearly_isotropic
+    axes = range(3) if all_planes else (None,)
+    mean = np.zeros((len(model.card.classes), *pair.scan.data.shape), dtype=np.float32)
+    for axis in axes:
+        with watch.stage("prepare"):
+            slices, placement = pair.slices(axis)
+        with watch.stage("predict"):
+            probabilities = model.predict(slices)
+        with watch.stage("restore"):
+            for k in range(len(mean)):  # one class at a time: they are large
+                mean[k] += placement.restore(probabilities[:, k]) / len(axes)
+    return np.clip(mean, 0, 1, out=mean)
+
+
+def to_mask(
+    probability: Array, threshold: float, *, smallest_mm3: float, voxel_mm3: float
+) -> Array:
+    """Voxels at or above the threshold, without lesions smaller than `smallest_mm3`, as bool."""
+    return drop_small(probability >= threshold, voxel_mm3=voxel_mm3, smallest_mm3=smallest_mm3)
+
+
+def to_tissue(probabilities: Array, mask: Array, flair: Volume) -> Volume:
+    """The most probable class of each voxel, uint8; WMH just where the mask is."""
+    classes = probabilities[:-1].argmax(axis=0)
+    return flair.with_data(np.where(mask, len(probabilities) - 1, classes).astype(np.uint8))

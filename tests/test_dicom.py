@@ -1,0 +1,233 @@
+"""DICOM folders in and segmentations out, on a phantom whose six sides all differ."""
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("highdicom")
+
+from leuko import dicom  # noqa: E402, after the check that its libraries are there
+from leuko.errors import LeukoError  # noqa: E402
+from leuko.volume import Volume  # noqa: E402
+
+SHAPE = (20, 24, 12)  # columns, rows, slices
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MR, STUDY = "1.2.840.10008.5.1.4.1.1.4", "1.2.3"
+
+
+def grid(turned=(0, 0, 0), spacing_mm=(0.9, 1.1, 3.0)):
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", turned, degrees=True).as_matrix() * spacing_mm
+    affine[:3, 3] = -11, -17, 5
+    return affine
+
+
+def series_in(folder):
+    return dicom.read_series(dicom.the_series(folder))
+
+
+def lopsided(affine):
+    """A head that is marked at its right, front and top, in the world of `affine`."""
+    data = np.full(SHAPE, 100, np.int16)
+    world = np.moveaxis(np.indices(SHAPE), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+    for axis, grey in enumerate((200, 300, 400)):  # R, A, S
+        data[world[..., axis] > np.quantile(world[..., axis], 0.9)] = grey
+    return Volume(data, affine)
+
+
+def write_series(folder, volume, *, number=2, uid="1.2.3.4", change=None, **elements):
+    """A volume as one file a slice; `change(data set, slice)` may spoil it, or drop it: False."""
+    folder.mkdir(parents=True, exist_ok=True)
+    affine = LPS @ volume.affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    for k in range(volume.data.shape[2]):
+        ds = pydicom.Dataset()
+        ds.SOPClassUID, ds.SOPInstanceUID = MR, f"{uid}.{k + 1}"
+        ds.PatientID, ds.PatientName, ds.PatientBirthDate, ds.PatientSex = "p", "A^B", "", ""
+        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SeriesNumber = STUDY, uid, number
+        ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = "1.2.9", ""
+        ds.StudyID, ds.StudyDate, ds.StudyTime, ds.AccessionNumber = "1", "", "", ""
+        ds.ReferringPhysicianName, ds.Modality, ds.Manufacturer = "", "MR", "made"
+        ds.InstanceNumber = volume.data.shape[2] - k  # the order of files is not that of slices
+        ds.SeriesDescription, ds.EchoTime, ds.InversionTime = "t2_flair_tra", 90, 2500
+        ds.ImageOrientationPatient = [*(affine[:3, 0] / spacing[0]), *(affine[:3, 1] / spacing[1])]
+        ds.ImagePositionPatient = list(affine[:3, :3] @ [0, 0, k] + affine[:3, 3])
+        ds.PixelSpacing, ds.SliceThickness = [spacing[1], spacing[0]], spacing[2]
+        ds.Columns, ds.Rows = volume.data.shape[:2]
+        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+        ds.PixelData = np.ascontiguousarray(volume.data[:, :, k].T).astype("<i2").tobytes()
+        for name, value in elements.items():
+            setattr(ds, name, value)
+        if change is not None and change(ds, k) is False:
+            continue
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        for value in (ds.ImageOrientationPatient, ds.ImagePositionPatient):
+            assert len(value) in {3, 6}
+        ds.save_as(folder / f"{uid}-{ds.InstanceNumber:03d}.dcm", enforce_file_format=True)
+    return folder
+
+
+# --- in ---
+
+
+@pytest.mark.parametrize("turned", [(0, 0, 0), (90, 0, 0), (0, 90, 10), (-8, 5, 12)])
+def test_every_voxel_of_a_series_is_where_it_was(tmp_path, turned):
+    made = lopsided(grid(turned))
+    volume = series_in(write_series(tmp_path / "flair", made))
+    world = np.random.default_rng(0).integers(0, SHAPE, size=(50, 3))
+    places = world @ made.affine[:3, :3].T + made.affine[:3, 3]
+    back = np.linalg.inv(volume.affine)
+    found = np.rint(places @ back[:3, :3].T + back[:3, 3]).astype(int)
+    assert np.array_equal(volume.data[tuple(found.T)], made.data[tuple(world.T)])
+    assert sorted(volume.spacing_mm) == pytest.approx([0.9, 1.1, 3.0], abs=1e-4)
+
+
+def test_grey_values_are_rescaled(tmp_path):
+    made = lopsided(grid())
+    folder = write_series(tmp_path / "flair", made, RescaleSlope=2, RescaleIntercept=-10)
+    assert series_in(folder).data.max() == 2 * made.data.max() - 10
+
+
+def shift(ds, axis, mm):
+    position = list(ds.ImagePositionPatient)
+    position[axis] += mm
+    ds.ImagePositionPatient = position
+
+
+def tilt(ds, k):
+    shift(ds, 1, 0.4 * k)
+
+
+def turn(ds, k):
+    if k == 3:
+        ds.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+
+
+def enlarge(ds, k):
+    if k == 3:
+        ds.PixelSpacing = [2, 2]
+
+
+def twice(ds, k):
+    if k == 5:
+        shift(ds, 2, -3)
+
+
+def scramble(ds, k):
+    if k == 5:
+        ds.PixelData = ds.PixelData[:-40]
+
+
+REFUSED = {
+    "gantry tilt": (tilt, "tilted gantry (7.6 degrees)"),
+    "a missing slice": (lambda _, k: k != 4, "misses 1 slices"),
+    "two missing slices": (lambda _, k: k not in {4, 7}, "misses 2 slices"),
+    "uneven slices": (lambda ds, k: shift(ds, 2, 1.0 * (k > 5)), "uneven distances"),
+    "two images at one place": (twice, "several images at one place"),
+    "several directions": (turn, "several directions"),
+    "several sizes": (enlarge, "several sizes"),
+    "damaged pixels": (scramble, "cannot be read"),
+    "few slices": (lambda _, k: k < 4, "has 4 slices"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_stack_that_is_no_regular_grid_is_refused_with_the_reason(tmp_path, case):
+    change, words = REFUSED[case]
+    folder = write_series(tmp_path / "flair", lopsided(grid()), change=change)
+    with pytest.raises(LeukoError, match=words.replace("(", r"\(").replace(")", r"\)")) as caught:
+        series_in(folder)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path):
+    (tmp_path / "note.txt").write_text("no image")
+    with pytest.raises(LeukoError, match="no DICOM images"):
+        series_in(tmp_path)
+
+
+def test_a_folder_of_two_series_is_refused_by_name(tmp_path):
+    write_series(tmp_path, lopsided(grid()))
+    write_series(tmp_path, lopsided(grid()), uid="1.2.3.5", number=3, SeriesDescription="other")
+    with pytest.raises(LeukoError, match=r"2 series: 2 \(t2_flair_tra, 12 files\); 3 \(other"):
+        series_in(tmp_path)
+
+
+# --- a study ---
+
+T1 = {"SeriesDescription": "t1_mprage_sag", "EchoTime": 2.5, "InversionTime": 900}
+
+
+def study(folder, *others):
+    write_series(folder / "a", lopsided(grid()))
+    write_series(folder / "b", lopsided(grid()), uid="1.2.3.5", number=3, **T1)
+    for k, other in enumerate(others):
+        write_series(folder / f"c{k}", lopsided(grid()), uid=f"1.2.3.6{k}", number=10 + k, **other)
+    return folder
+
+
+def test_flair_and_t1_are_found_in_a_study(tmp_path):
+    study(
+        tmp_path,
+        {"SeriesDescription": "ep2d_diff_ADC", "EchoTime": 90, "InversionTime": 0},
+        {"SeriesDescription": "localizer", "EchoTime": 5, "InversionTime": 0},
+        {"SeriesDescription": "t2_tse_tra", "EchoTime": 100, "InversionTime": 0},
+        {**T1, "SeriesDescription": "t1_mprage_sag +C", "ContrastBolusAgent": "Gd"},
+    )
+    flair, t1 = dicom.find_pair(tmp_path)
+    assert (flair.number, t1.number) == (2, 3)
+
+
+def test_a_t1_by_name_with_an_inversion_is_no_t2_flair(tmp_path):
+    write_series(
+        tmp_path, lopsided(grid()), SeriesDescription="T1 FLAIR", EchoTime=9, InversionTime=900
+    )
+    assert [s.kind for s in dicom.find_series(tmp_path)] == ["t1"]
+
+
+def test_an_ambiguous_study_asks_and_takes_the_answer(tmp_path):
+    study(tmp_path, {"SeriesDescription": "flair_cor"})
+    with pytest.raises(LeukoError, match=r"2 series that could be the FLAIR.*--flair-series"):
+        dicom.find_pair(tmp_path)
+    flair, t1 = dicom.find_pair(tmp_path, flair=10)
+    assert (flair.number, t1.number) == (10, 3)
+    with pytest.raises(LeukoError, match="no one series 99; it has 2, 3, 10"):
+        dicom.find_pair(tmp_path, flair=99)
+
+
+def test_a_study_without_a_flair_lists_what_it_has(tmp_path):
+    write_series(tmp_path, lopsided(grid()), **T1)
+    with pytest.raises(LeukoError, match=r"no series that is clearly a FLAIR: 2 \(t1_mprage_sag"):
+        dicom.find_pair(tmp_path)
+
+
+# --- out ---
+
+
+@pytest.mark.parametrize("turned", [(0, 0, 0), (90, 0, 0), (-8, 5, 12)])
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_segmentation_marks_the_right_the_front_and_the_top(tmp_path, turned, empty):
+    made = lopsided(grid(turned))
+    (series,) = dicom.find_series(write_series(tmp_path / "flair", made))
+    volume = dicom.read_series(series)
+    mask = volume.with_data((volume.data > (999 if empty else 150)).astype(np.uint8))
+    path = tmp_path / "wmh.dcm"
+    dicom.write_segmentation(path, mask, series)
+
+    written = pydicom.dcmread(path)
+    segment = written.SegmentSequence[0]
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "110702"
+    assert segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "49755003"
+    assert segment.AnatomicRegionSequence[0].CodeValue == "68523003"
+    assert written.StudyInstanceUID == STUDY
+    marked = np.zeros(mask.data.shape, np.uint8)
+    frames = written.pixel_array.reshape(-1, *written.pixel_array.shape[-2:])
+    for frame, item in zip(frames, written.PerFrameFunctionalGroupsSequence, strict=True):
+        position = np.array(item.PlanePositionSequence[0].ImagePositionPatient, float)
+        place = np.linalg.inv(LPS @ volume.affine) @ [*position, 1]
+        assert np.abs(place[:2]).max() < 0.01
+        marked[:, :, round(place[2])] = frame.T
+    assert np.array_equal(marked, mask.data)

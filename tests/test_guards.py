@@ -1,0 +1,120 @@
+"""Each guard speaks when its fault is made, and is silent on a whole head."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from leuko.guards import TISSUES, Case, warnings
+from leuko.volume import Volume
+
+AIR, CSF, VENTRICLE, GREY, WHITE, WMH = range(len(TISSUES))
+#                      air csf ventricle grey white wmh
+FLAIR_GREY = np.array([5, 40, 30, 120, 100, 170.0])
+T1_GREY = np.array([5, 40, 30, 70, 100, 80.0])
+AFFINE = np.diag([2.0, 2.0, 4.0, 1.0])
+
+
+def a_case(radii=(70, 64, 56, 18), low=0, spoil=None):
+    """A ball of a brain in air, as FLAIR, T1 and tissues; its lowest slices may be missing."""
+    x, y, z = np.ogrid[-52:52, -52:52, -22 + low : 22]
+    radius = np.sqrt((2 * x) ** 2 + (2 * y) ** 2 + (4 * z) ** 2)
+    tissue = np.zeros(radius.shape, np.uint8)
+    for limit, kind in zip(radii, (CSF, GREY, WHITE, VENTRICLE), strict=True):
+        tissue[radius < limit] = kind
+    tissue[38:41, 38:41, 21:23] = WMH
+    rng = np.random.default_rng(0)
+    flair, t1 = (
+        np.abs(grey[tissue] + rng.normal(0, 1, tissue.shape)) for grey in (FLAIR_GREY, T1_GREY)
+    )
+    if spoil:
+        spoil(flair, t1, tissue)
+    return Case(Volume(flair, AFFINE, name="FLAIR.nii.gz"), t1, tissue)
+
+
+def said(case):
+    return list(warnings(case))
+
+
+def test_a_whole_head_gives_no_warning():
+    assert said(a_case()) == []
+    assert said(replace(a_case(), t1=None)) == []
+
+
+def test_a_t1_in_place_of_the_flair_is_seen_by_its_little_white_matter():
+    case = a_case(radii=(70, 64, 40, 18))
+    (message,) = said(case)
+    assert "does not look like a FLAIR" in message
+    assert "were FLAIR and T1 swapped?" in message
+    (message,) = said(replace(case, t1=None))
+    assert "swapped" not in message
+
+
+def test_a_t2_is_seen_by_its_missing_dark_csf():
+    (message,) = said(a_case(radii=(64.4, 64, 56, 18)))
+    assert "is it a T2?" in message
+
+
+@pytest.mark.parametrize("radii", [(40, 36, 30, 8), (1000, 90, 80, 20)])
+def test_what_is_no_head_is_seen_by_its_size(radii):
+    (message,) = said(a_case(radii=radii))
+    assert "mL of brain and CSF were found" in message
+
+
+def test_a_brain_that_is_cut_off_is_seen_at_the_outermost_slice():
+    (message,) = said(a_case(low=16))
+    assert "cut off at its bottom" in message
+
+
+def test_a_side_that_is_cut_off_is_named():
+    case = a_case()
+    half = Case(
+        Volume(case.flair.data[:78], AFFINE, name="FLAIR.nii.gz"), case.t1[:78], case.tissue[:78]
+    )
+    (message,) = said(half)
+    assert "cut off at its right" in message
+
+
+def test_thick_slices_are_named():
+    case = a_case()
+    thick = Volume(case.flair.data[:, :, ::2], AFFINE @ np.diag([1, 1, 2, 1]), name="F")
+    (message,) = said(Case(thick, case.t1[:, :, ::2], case.tissue[:, :, ::2]))
+    assert "slices lie 8.0 mm apart" in message
+
+
+def test_enhanced_choroid_plexus_is_seen_on_the_t1():
+    def enhance(_, t1, tissue):
+        t1[(tissue == VENTRICLE) & (np.arange(104)[:, None, None] < 46)] = 140
+
+    (message,) = said(a_case(spoil=enhance))
+    assert "contrast-enhanced" in message
+
+
+def test_clipped_brightness_is_seen_in_the_brain():
+    def clip(flair, *_):
+        np.minimum(flair, 122, out=flair)
+
+    (message,) = said(a_case(spoil=clip))
+    assert "was clipped" in message
+
+
+def test_motion_is_seen_by_its_streaks_in_the_air():
+    """Parts of k-space that belong to a head somewhere else."""
+
+    def shake(flair, _, tissue):
+        folds = np.random.default_rng(1).uniform(0.5, 1.5, (26, 26, 1)).repeat(4, 0).repeat(4, 1)
+        flair *= np.where(tissue > 0, folds, 1)
+        lines = np.fft.fftshift(np.fft.fft2(flair, axes=(0, 1)), axes=1)
+        for first, shift in ((20, (3, 2)), (47, (-2, 3)), (70, (2, -3))):
+            moved = np.roll(flair, shift, axis=(0, 1))
+            lines[:, first:] = np.fft.fftshift(np.fft.fft2(moved, axes=(0, 1)), axes=1)[:, first:]
+        flair[:] = np.abs(np.fft.ifft2(np.fft.ifftshift(lines, axes=1), axes=(0, 1)))
+
+    messages = said(a_case(spoil=shake))
+    assert any("taken in motion" in message for message in messages)
+
+
+def test_nothing_found_is_no_head():
+    case = a_case()
+    (message,) = said(replace(case, tissue=np.zeros_like(case.tissue)))
+    assert message.startswith("0 mL of brain")
