@@ -1,6 +1,6 @@
 """How good a model is on real labelled scans: the five measures, with T1 and from FLAIR alone.
 
-    python runs/accuracy.py DATA MODEL [--pictures FOLDER]
+    python runs/accuracy.py DATA MODEL [--pictures FOLDER] [--bias-correction]
 
 DATA holds one folder a patient with FLAIR, T1, lesions, and if there are lesions_pathological
 and ventricles. MODEL is a folder or the name of a model.
@@ -13,6 +13,7 @@ import numpy as np
 
 from leuko import nifti, runtime, weights
 from leuko.evaluate import compare
+from leuko.itk import without_bias
 from leuko.metrics import dice
 from leuko.predict import predict, to_mask, to_tissue
 from leuko.volume import Array, Volume
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--bias-correction", action="store_true")
     options = parser.parse_args()
     model = runtime.load(weights.find(options.model))
     threshold = options.threshold or model.card.threshold
@@ -36,7 +38,10 @@ def main() -> None:
         flair = nifti.read(folder / "FLAIR.nii.gz")
         for scans in ("FLAIR + T1", "FLAIR"):
             t1 = nifti.read(folder / "T1.nii.gz") if scans != "FLAIR" else None
-            shares = predict(flair, t1, model)
+            pair = flair, t1
+            if options.bias_correction:
+                pair = tuple(scan and without_bias(scan, threads=2) for scan in pair)
+            shares = predict(*pair, model)
             mask = to_mask(
                 shares[-1],
                 threshold,

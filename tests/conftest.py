@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from leuko import train
 from leuko.channels import Preparation
+from leuko.cli import main
 from leuko.recipes import MODERN, Phase
 from leuko.train import Settings
 from leuko.volume import Volume
@@ -16,6 +18,11 @@ from phantoms import Phantom, make_phantom
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 SMALL = {"shape": (48, 56, 12), "spacing_mm": (3.0, 3.0, 8.0), "lesions": 10}
+
+# Derandomised: a suite that fails now and then says nothing about the change at hand.
+settings.register_profile("usual", deadline=None, max_examples=100, derandomize=True)
+settings.register_profile("thorough", deadline=None, max_examples=1000, derandomize=False)
+settings.load_profile("usual")
 
 
 def pytest_collection_modifyitems(items):
@@ -29,6 +36,22 @@ def pytest_collection_modifyitems(items):
 def real() -> Path:
     """The folder of real scans."""
     return REAL
+
+
+@pytest.fixture
+def leuko(capsys):
+    """Run a command; give back its exit code and what it printed to stdout and stderr."""
+
+    def run(*arguments):
+        code = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as end:
+            code = end.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
 
 
 @pytest.fixture

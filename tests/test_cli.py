@@ -17,25 +17,8 @@ import pytest
 import torch
 
 from leuko import nifti
-from leuko.cli import main
 from leuko.weights import load_card
 from phantoms import make_phantom
-
-
-@pytest.fixture
-def leuko(capsys):
-    """Run a command; give back its exit code and what it printed to stdout and stderr."""
-
-    def run(*arguments):
-        code = 0
-        try:
-            main([str(a) for a in arguments])
-        except SystemExit as end:
-            code = end.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 def assert_one_line_error(answer, *words):

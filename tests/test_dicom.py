@@ -1,5 +1,7 @@
 """DICOM folders in and segmentations out, on a phantom whose six sides all differ."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -7,9 +9,12 @@ from scipy.spatial.transform import Rotation
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
-from leuko import dicom  # noqa: E402, after the check that its libraries are there
+from conftest import SMALL  # noqa: E402, after the check that its libraries are there
+from leuko import dicom, nifti  # noqa: E402
 from leuko.errors import LeukoError  # noqa: E402
+from leuko.segment import segment  # noqa: E402
 from leuko.volume import Volume  # noqa: E402
+from phantoms import make_phantom  # noqa: E402
 
 SHAPE = (20, 24, 12)  # columns, rows, slices
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -64,8 +69,6 @@ def write_series(folder, volume, *, number=2, uid="1.2.3.4", change=None, **elem
             continue
         ds.file_meta = pydicom.dataset.FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        for value in (ds.ImageOrientationPatient, ds.ImagePositionPatient):
-            assert len(value) in {3, 6}
         ds.save_as(folder / f"{uid}-{ds.InstanceNumber:03d}.dcm", enforce_file_format=True)
     return folder
 
@@ -121,7 +124,20 @@ def scramble(ds, k):
         ds.PixelData = ds.PixelData[:-40]
 
 
+def colour(ds, _):
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
+    ds.PixelData = bytes(3 * ds.Rows * ds.Columns)
+
+
+def unplaced(ds, k):
+    if k == 2:
+        del ds.ImageOrientationPatient
+
+
 REFUSED = {
+    "colours": (colour, "no grey image"),
+    "no direction": (unplaced, "does not say where it lies"),
     "gantry tilt": (tilt, "tilted gantry (7.6 degrees)"),
     "a missing slice": (lambda _, k: k != 4, "misses 1 slices"),
     "two missing slices": (lambda _, k: k not in {4, 7}, "misses 2 slices"),
@@ -141,6 +157,32 @@ def test_a_stack_that_is_no_regular_grid_is_refused_with_the_reason(tmp_path, ca
     with pytest.raises(LeukoError, match=words.replace("(", r"\(").replace(")", r"\)")) as caught:
         series_in(folder)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_gaps_between_slices_are_named(tmp_path, caplog):
+    made = lopsided(grid())
+    series_in(write_series(tmp_path / "usual", made, SliceThickness=2.5))
+    assert not caplog.records
+    series_in(write_series(tmp_path / "wide", made, SliceThickness=2))
+    assert "slices of 2 mm lie 3 mm apart" in caplog.text
+
+
+def test_a_series_that_declares_more_than_a_head_is_refused_before_it_is_decoded(tmp_path):
+    folder = write_series(tmp_path / "flair", lopsided(grid()), Rows=30000, Columns=30000)
+    with pytest.raises(LeukoError, match=r"declares \d+ MB; expected one 3-D image"):
+        series_in(folder)
+
+
+def test_a_damaged_file_is_left_out_with_a_warning(tmp_path, caplog):
+    folder = write_series(tmp_path / "flair", lopsided(grid()))
+    first, last = (sorted(folder.iterdir())[k] for k in (0, -1))
+    first.write_bytes(b"no DICOM")
+    deflated = pydicom.dcmread(last)
+    deflated.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    deflated.save_as(last)
+    assert series_in(folder).data.shape[2] == SHAPE[2] - 2
+    assert f"{first} is left out" in caplog.text
+    assert "deflated" in caplog.text
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path):
@@ -223,11 +265,52 @@ def test_a_segmentation_marks_the_right_the_front_and_the_top(tmp_path, turned, 
     assert segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "49755003"
     assert segment.AnatomicRegionSequence[0].CodeValue == "68523003"
     assert written.StudyInstanceUID == STUDY
-    marked = np.zeros(mask.data.shape, np.uint8)
-    frames = written.pixel_array.reshape(-1, *written.pixel_array.shape[-2:])
-    for frame, item in zip(frames, written.PerFrameFunctionalGroupsSequence, strict=True):
+    assert np.array_equal(marked(written, volume), mask.data)
+
+
+def marked(segmentation, volume):
+    """The frames of a segmentation, each placed by its own header, on the grid of `volume`."""
+    mask = np.zeros(volume.data.shape, np.uint8)
+    pixels = segmentation.pixel_array
+    frames = pixels.reshape(-1, *pixels.shape[-2:])
+    for frame, item in zip(frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
         position = np.array(item.PlanePositionSequence[0].ImagePositionPatient, float)
         place = np.linalg.inv(LPS @ volume.affine) @ [*position, 1]
         assert np.abs(place[:2]).max() < 0.01
-        marked[:, :, round(place[2])] = frame.T
-    assert np.array_equal(marked, mask.data)
+        mask[:, :, round(place[2])] = frame.T
+    return mask
+
+
+# --- from end to end ---
+
+
+@pytest.mark.parametrize("how", ["a study", "two folders"])
+def test_a_mask_comes_back_on_the_series_that_it_is_of(leuko, model, tmp_path, how):
+    head = make_phantom(np.random.default_rng(99), **SMALL)
+    write_series(tmp_path / "study" / "flair", head.flair)
+    write_series(tmp_path / "study" / "t1", head.t1, uid="1.2.3.5", number=3, **T1)
+    given = {
+        "a study": ["--study", tmp_path / "study"],
+        "two folders": ["--flair", tmp_path / "study/flair", "--t1", tmp_path / "study/t1"],
+    }[how]
+    code, printed, err = leuko("segment", *given, "-o", tmp_path / "out", "--model", model)
+    assert code == 0, err
+    assert ("FLAIR       series 2 (t2_flair_tra, 12 files)" in printed) == (how == "a study")
+
+    segment(write(head.flair, tmp_path), write(head.t1, tmp_path), tmp_path / "known", model=model)
+    known, found = (
+        nifti.read_mask(tmp_path / name / "wmh.nii.gz").canonical() for name in ("known", "out")
+    )
+    assert known.data.sum() > 50
+    assert found.shares_grid_with(known)
+    assert np.array_equal(found.data, known.data)
+    flair = series_in(tmp_path / "study" / "flair")
+    segmentation = pydicom.dcmread(tmp_path / "out" / "wmh.dcm")
+    assert np.array_equal(flair.with_data(marked(segmentation, flair)).canonical().data, known.data)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["inputs"]["t1"]["series"] == "3 (t1_mprage_sag, 12 files)"
+
+
+def write(volume, folder):
+    nifti.write(folder / f"{volume.name}.nii.gz", volume)
+    return folder / f"{volume.name}.nii.gz"

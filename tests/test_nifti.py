@@ -84,6 +84,12 @@ def big_endian(path):
     assert path.read_bytes()[:4] == struct.pack(">i", 348)
 
 
+def in_metres():
+    form = oblique()
+    form[:3] /= 1000
+    return {"sform": form, "qform": form}
+
+
 SCANS = {
     "int16": ("scan.nii", save),
     "compressed": ("scan.nii.gz", save),
@@ -94,7 +100,7 @@ SCANS = {
     "big-endian": ("scan.nii", big_endian),
     "NIfTI-2": ("scan.nii", lambda path: save(path, make=nib.Nifti2Image)),
     "compressed NIfTI-2": ("scan.nii.gz", lambda path: save(path, make=nib.Nifti2Image)),
-    "metres": ("scan.nii", lambda path: save(path, units="meter")),
+    "metres": ("scan.nii", lambda path: save(path, **in_metres(), units="meter")),
     "sform only": ("scan.nii", lambda path: save(path, codes=(4, 0))),
     "qform only": ("scan.nii", lambda path: save(path, codes=(0, 2))),
     "neither form": ("scan.nii", lambda path: save(path, codes=(0, 0))),
@@ -222,6 +228,15 @@ def test_a_volume_made_in_memory_is_placed_by_both_forms(tmp_path):
 
 
 # --- how the grid is understood ---
+
+
+@pytest.mark.parametrize("mm", [1000.0, 0.001])
+def test_voxel_sizes_in_another_unit_than_the_header_says_are_refused(tmp_path, mm):
+    scaled = np.diag([mm, mm, mm, 1]) @ oblique()
+    path = save(tmp_path / "scan.nii", sform=scaled, qform=scaled)
+    with pytest.raises(LeukoError) as caught:
+        nifti.read(path)
+    assert_helpful(caught, path, "mend its voxel sizes or their unit")
 
 
 @pytest.mark.parametrize("trailing", [(1,), (1, 1), (1, 1, 1)])
@@ -396,6 +411,11 @@ def claiming(path, shape):
     path.write_bytes(gzip.compress(header.binaryblock + bytes(600)))
 
 
+def patch_mgh(path, offset, value):
+    nib.save(nib.MGHImage(grey(np.float32), oblique()), path)
+    patch(path, offset, ">f", value)
+
+
 def write_text(path):
     path.write_text("These are not the voxels\nthat you are looking for.\n" * 30)
 
@@ -430,6 +450,16 @@ BAD = {
     "NaN in the sform": (
         "scan.nii",
         lambda path: patch(save(path), SFORM, "<f", np.nan),
+        SINGULAR,
+    ),
+    "affine beyond all numbers": (
+        "scan.nii",
+        lambda path: save(path, sform=np.diag([1e300, 1, 1, 1]), make=nib.Nifti2Image),
+        SINGULAR,
+    ),
+    "infinite place of FreeSurfer's": (
+        "scan.mgh",
+        lambda path: patch_mgh(path, 30, np.inf),
         SINGULAR,
     ),
     "colour": (

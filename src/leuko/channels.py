@@ -16,7 +16,7 @@ import scipy.ndimage
 import scipy.sparse
 
 from leuko.errors import LeukoError
-from leuko.volume import Array, Orientation, Volume, coverage, resample_onto
+from leuko.volume import LARGEST_VOXELS, Array, Orientation, Volume, coverage, resample_onto
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +236,10 @@ class Placement:
 
 
 def place(flair: Volume, head: Array, pixel_mm: float, *, across: int | None = None) -> Placement:
-    """The model's grid over the box of the head, a canonical mask on the grid of `flair`."""
+    """The model's grid over the box of the head, a canonical mask on the grid of `flair`.
+
+    Raises LeukoError where that would be larger than a head can be.
+    """
     grid = flair.canonical()
     across = grid.through_plane_axis if across is None else across
     axes = [axis for axis in range(3) if axis != across]
@@ -246,6 +249,12 @@ def place(flair: Volume, head: Array, pixel_mm: float, *, across: int | None = N
         inside = np.flatnonzero(profile > 0.002 * profile.max())  # specks of noise are no head
         low, high = int(inside[0]), int(inside[-1]) + 1
         lines.append(_line(head.shape[axis], low, high, pixel_mm / grid.spacing_mm[axis]))
+    pixels = head.shape[across] * lines[0].pixels * lines[1].pixels
+    if pixels > LARGEST_VOXELS:
+        raise LeukoError(
+            f"{flair.name} would need {pixels / 1e6:.0f} million pixels of {pixel_mm:g} mm; "
+            "expected a head: mend its voxel sizes"
+        )
     rows_mm, columns_mm = (
         line.step * grid.spacing_mm[axis] for line, axis in zip(lines, axes, strict=True)
     )

@@ -123,6 +123,9 @@ def segment(
         device=device,
         threads=threads,
     )
+    for name, scan in zip(("FLAIR", "T1"), scans, strict=True):
+        if isinstance(scan, Scan):
+            print(f"{name:<11} series {scan.series}")
     print(f"WMH volume  {result.volume_ml:.2f} mL in {counted(result.lesions, 'lesion')}")
     if result.excluded is not None:
         print(
@@ -132,7 +135,7 @@ def segment(
     if result.alignment is not None:
         moved_mm, off_mm = result.alignment.moved_mm, result.alignment.off_mm
         how = f"moved by {moved_mm:.1f} mm" if moved_mm else f"not moved, off by {off_mm:.1f} mm"
-        print(f"T1          {how}")
+        print(f"alignment   T1 {how}")
     for name, what in FILES.items():
         if (out / name).is_file():
             print(f"{what:<11} {out / name}")

@@ -6,25 +6,31 @@ truly, such as a tilted gantry or a missing slice, is refused with the reason.
 
 import importlib.metadata
 import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from leuko.errors import LeukoError, first_line
-from leuko.volume import Array, Volume
+from leuko.files import LARGEST_BYTES
+from leuko.volume import Array, Volume, require_head_size
 
 log = logging.getLogger(__name__)
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+DICOM_ENDINGS = (".dcm", ".ima")
 FEWEST_SLICES = 8  # fewer are a localiser, or a stack that was not sent whole
 SAME_DIRECTION = 1e-3  # between slices, cosines as text differ in the fourth digit
 UNEVEN = 0.05  # of the spacing: text rounds positions to about a hundredth of a millimetre
+LARGEST_GAP = 0.35  # of a slice's thickness; clinical protocols leave 0.1 to 0.3
 TILT = 0.01  # sine of the angle between the stack and the normal of its slices
 
 FLAIR_NAMES = re.compile(r"flair|tirm|dark.?fluid", re.IGNORECASE)
@@ -45,6 +51,7 @@ class Series:
     description: str
     kind: str  # "flair", "t1" or "other"
     enhanced: bool  # with contrast medium, as far as the headers tell
+    declared_bytes: int  # of its pixels, as float32
 
     def __str__(self) -> str:
         return f"{self.number} ({self.description or 'no description'}, {len(self.paths)} files)"
@@ -57,11 +64,8 @@ def find_series(folder: Path) -> list[Series]:
     """
     groups: dict[str, list[tuple[Path, Any]]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        try:
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-        except (InvalidDicomError, OSError):
-            continue
-        if "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header:
+        header = _header(path)
+        if header is not None:
             groups.setdefault(str(header.get("SeriesInstanceUID")), []).append((path, header))
     if not groups:
         raise LeukoError(f"{folder} holds no DICOM images; give a NIfTI file or a DICOM folder")
@@ -104,6 +108,10 @@ def read_series(series: Series) -> Volume:
     or several images at one place.
     """
     name = f"series {series}"
+    if series.declared_bytes > LARGEST_BYTES:
+        raise LeukoError(
+            f"{name} declares {series.declared_bytes >> 20} MB; expected one 3-D image"
+        )
     frames = sorted(_frames(series, name), key=lambda frame: frame.height)
     first, last = frames[0], frames[-1]
     if len(frames) < FEWEST_SLICES:
@@ -122,6 +130,7 @@ def read_series(series: Series) -> Volume:
             f"{name} was taken with a tilted gantry ({angle:.1f} degrees); resample it onto a "
             "straight grid first (dcm2niix does)"
         )
+    _warn_of_gaps(float(np.linalg.norm(step)), first.thickness_mm, name)
     affine = np.eye(4)
     affine[:3, 0] = first.directions[0] * first.spacing_mm[1]
     affine[:3, 1] = first.directions[1] * first.spacing_mm[0]
@@ -129,7 +138,9 @@ def read_series(series: Series) -> Volume:
     data = np.stack([frame.pixels.T for frame in frames], axis=-1)
     if not data.any():
         raise LeukoError(f"{name} is all zeros; is it the right series?")
-    return Volume(data, LPS_TO_RAS @ affine, name=name)
+    volume = Volume(data, LPS_TO_RAS @ affine, name=name)
+    require_head_size(volume)
+    return volume
 
 
 def write_segmentation(path: Path, mask: Volume, source: Series) -> None:
@@ -172,6 +183,24 @@ def write_segmentation(path: Path, mask: Volume, source: Series) -> None:
     segmentation.save_as(path)
 
 
+def _header(path: Path) -> Any:
+    """All but the pixels of a DICOM image; None for any other file, and for a damaged one."""
+    try:
+        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            log.warning("%s is left out: deflated DICOM, which may unpack beyond all measure", path)
+            return None
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        placed = "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
+    except InvalidDicomError:
+        if path.suffix.lower() in DICOM_ENDINGS:
+            log.warning("%s is left out: it is not DICOM", path)
+        return None
+    except Exception as error:  # noqa: BLE001, a damaged file fails in more ways than documented
+        log.warning("%s is left out: damaged (%s)", path, first_line(error))
+        return None
+    return header if placed else None
+
+
 @dataclass(frozen=True, eq=False)
 class _Frame:
     """One slice: where it lies, LPS mm, and its grey values (rows, columns)."""
@@ -179,6 +208,7 @@ class _Frame:
     position: Array
     directions: Array  # (2, 3): of increasing columns, of increasing rows
     spacing_mm: tuple[float, float]  # between rows, between columns
+    thickness_mm: float  # nan where it is not given
     pixels: Array
 
     @property
@@ -194,14 +224,24 @@ class _Frame:
     def of(cls, *sources: Any, pixels: Array | None = None) -> "_Frame":
         """From the data sets of a slice, the first that has an element decides."""
 
-        def value(name: str) -> Any:
-            return next(source[name].value for source in sources if name in source)
+        def numbers(name: str) -> Array:
+            value = next((source[name].value for source in sources if name in source), np.nan)
+            return np.array(value, dtype=float)
 
+        position, directions, spacing_mm = (
+            numbers(name)
+            for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+        )
+        if not all(np.isfinite(place).all() for place in (position, directions, spacing_mm)):
+            raise ValueError("it does not say where it lies")
+        if pixels is not None and pixels.ndim != 2:
+            raise ValueError("it is no grey image of one slice")
         return cls(
-            position=np.array(value("ImagePositionPatient"), dtype=float),
-            directions=np.array(value("ImageOrientationPatient"), dtype=float).reshape(2, 3),
-            spacing_mm=(float(value("PixelSpacing")[0]), float(value("PixelSpacing")[1])),
-            pixels=np.zeros((0, 0)) if pixels is None else pixels,
+            position.reshape(3),
+            directions.reshape(2, 3),
+            (float(spacing_mm[0]), float(spacing_mm[1])),
+            float(numbers("SliceThickness")),
+            np.zeros((0, 0)) if pixels is None else pixels,
         )
 
 
@@ -214,6 +254,7 @@ def _frames(series: Series, name: str) -> Iterator[_Frame]:
             if "PerFrameFunctionalGroupsSequence" not in image:
                 yield _Frame.of(image, pixels=_rescaled(pixels, image))
                 continue
+            pixels = pixels.reshape(-1, *pixels.shape[-2:])
             shared = _groups(image.SharedFunctionalGroupsSequence[0])
             for k, frame in enumerate(image.PerFrameFunctionalGroupsSequence):
                 groups = [*_groups(frame), *shared]
@@ -252,27 +293,46 @@ def _require_regular(heights: Array, name: str) -> None:
         )
 
 
+def _warn_of_gaps(apart_mm: float, thickness_mm: float, name: str) -> None:
+    if apart_mm > (1 + LARGEST_GAP) * thickness_mm > 0:
+        log.warning(
+            "%s: slices of %.2g mm lie %.2g mm apart; what lies between them was not seen",
+            name,
+            thickness_mm,
+            apart_mm,
+        )
+
+
 def _described(files: Sequence[tuple[Path, Any]]) -> Series:
-    _, header = files[0]
+    header = files[0][1]
     description = str(header.get("SeriesDescription", ""))
     names = f"{description} {header.get('ProtocolName', '')} {header.get('SequenceName', '')}"
-    enhanced = bool(header.get("ContrastBolusAgent")) or bool(ENHANCED_NAMES.search(description))
-    series = Series(
+    frames = sum(int(_number(h, "NumberOfFrames") or 1) for _, h in files)
+    slice_bytes = 4 * max(_number(h, "Rows") * _number(h, "Columns") for _, h in files)
+    return Series(
         paths=tuple(path for path, _ in files),
-        number=int(header.get("SeriesNumber") or 0),
+        number=int(_number(header, "SeriesNumber")),
         description=description,
-        kind="other",
-        enhanced=enhanced,
+        kind=_kind(header, names, frames),
+        enhanced=bool(header.get("ContrastBolusAgent")) or bool(ENHANCED_NAMES.search(description)),
+        declared_bytes=int(frames * slice_bytes),
     )
-    return replace(series, kind=_kind(header, names, len(files)))
 
 
-def _kind(header: Any, names: str, files: int) -> str:
+def _number(header: Any, name: str) -> float:
+    """0 where there is none, or what is there is no number."""
+    try:
+        number = float(header.get(name) or 0)
+    except (TypeError, ValueError):
+        return 0.0
+    return number if math.isfinite(number) else 0.0
+
+
+def _kind(header: Any, names: str, slices: int) -> str:
     """What a series is: by its echo and inversion times where they are given, else by its name."""
-    slices = max(files, int(header.get("NumberOfFrames") or 1))
     if slices < FEWEST_SLICES or OTHER_NAMES.search(names):
         return "other"
-    echo, inversion = (float(header.get(key) or 0) for key in ("EchoTime", "InversionTime"))
+    echo, inversion = _number(header, "EchoTime"), _number(header, "InversionTime")
     late_echo = echo > 50 if echo else not T1_NAMES.search(names)
     if late_echo and (FLAIR_NAMES.search(names) or inversion > 1500):
         return "flair"

@@ -17,6 +17,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+LARGEST_BYTES = 600 << 20  # of an image: a head at half a millimetre in float64 fits
+
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
@@ -27,6 +29,8 @@ def staged(folder: Path) -> Iterator[Path]:
     anything fails inside, `folder` keeps what it held (and is not there if it was not).
     Raises LeukoError when `folder` cannot be made or written.
     """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise LeukoError(f"{folder} is there and is no folder; choose another output folder")
     made = [path for path in folder.parents if not path.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from leuko import nifti
 from leuko.errors import LeukoError
 from leuko.files import find_images, sha256
+from leuko.record import kept_warnings
 from leuko.volume import Volume
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Scan:
     volume: Volume
     files: Sequence[Path]
     series: "Series | None" = None  # of a scan from DICOM
+    warnings: Sequence[str] = ()  # what was said when it was read
 
     def sha256(self) -> str:
         """Of the file; of several, of their hashes in the order of their names."""
@@ -53,8 +55,10 @@ def read_study(
 
     `flair` and `t1` are numbers of series that decide. Raises LeukoError as `dicom.find_pair`.
     """
-    first, second = _dicom().find_pair(folder, flair=flair, t1=t1)
-    return _from_series(folder, first), second and _from_series(folder, second)
+    with kept_warnings() as warnings:
+        first, second = _dicom().find_pair(folder, flair=flair, t1=t1)
+        pair = _from_series(folder, first), second and _from_series(folder, second)
+    return replace(pair[0], warnings=warnings), pair[1]
 
 
 def write_dicom(path: Path, mask: Volume, source: Scan) -> None:

@@ -5,6 +5,7 @@ import logging
 import math
 import zlib
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from leuko.errors import LeukoError, first_line
-from leuko.volume import Array, Volume
+from leuko.files import LARGEST_BYTES
+from leuko.volume import Array, Volume, require_head_size
 
 log = logging.getLogger(__name__)
 
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI's codes: unknown, m, mm, micron
 GZIP = b"\x1f\x8b"
 MGH = bytes((0, 0, 0, 1))  # the version that each file of FreeSurfer opens with
-LARGEST_BYTES = 600 << 20  # a head at half a millimetre in float64 fits
+
+# A grid whose axes are so short, or whose directions have so small a determinant, has no depth.
+TINY_MM, FLAT = 1e-9, 1e-6
 
 # Direction cosines stored as float32 or as quaternions are off by up to 1e-6; what is off by
 # more, but not by more than 1e-3, is rounding in a converter, not a shear.
@@ -35,14 +39,14 @@ def read(path: Path) -> Volume:
     array) and are floating point otherwise. A trailing axis of length 1 is dropped.
 
     Raises LeukoError for what cannot be a brain image: no such file, damaged, not 3-D, all
-    zeros, NaN or infinite voxels, an affine that cannot be inverted, spacing that is not positive.
+    zeros, NaN or infinite voxels, an affine that cannot be inverted, spacing that is not positive,
+    an extent that no head has.
     """
     image = _load(path)
     data = _voxels(image, path)
-    affine = _affine(image, path)
     header = image.header.copy()
     header.set_data_shape(data.shape)
-    return Volume(data, affine, header=header, name=path.name)
+    return replace(_placed(data, image, path), header=header)
 
 
 def read_labels(path: Path, *, values: Collection[int]) -> Volume:
@@ -61,7 +65,7 @@ def read_labels(path: Path, *, values: Collection[int]) -> Volume:
             f"{path} holds the label values {shown}; expected only {expected}: "
             "is this the label file, or a probability map?"
         )
-    return Volume(data.astype(np.uint8), _affine(image, path), name=path.name)
+    return _placed(data.astype(np.uint8), image, path)
 
 
 def read_mask(path: Path) -> Volume:
@@ -73,7 +77,7 @@ def read_mask(path: Path) -> Volume:
     lowest = 1 if np.issubdtype(data.dtype, np.integer) else 0.5
     if (data[data != 0] != data.max()).any():
         log.warning("%s is no mask of 0 and 1; all from %g to 1000 counts as WMH", path, lowest)
-    return Volume((data >= lowest) & (data <= 1000), _affine(image, path), name=path.name)
+    return _placed((data >= lowest) & (data <= 1000), image, path)
 
 
 def write(path: Path, volume: Volume) -> None:
@@ -144,6 +148,7 @@ def _kind(content: bytes, path: Path) -> Any:
 
 def _as_nifti(image: Any, path: Path) -> Any:
     """An image of FreeSurfer, whose voxel-to-world matrix becomes both forms."""
+    _require_invertible(image.affine, path)
     mended = nib.Nifti1Image(_voxels(image, path, may_be_empty=True), image.affine)
     mended.header.set_xyzt_units("mm")
     for place in (mended.set_sform, mended.set_qform):
@@ -200,6 +205,8 @@ def _content(path: Path) -> bytes:
                     raise LeukoError(
                         f"{path} holds more than {LARGEST_BYTES >> 20} MB; expected one 3-D image"
                     )
+    except PermissionError as error:
+        raise LeukoError(f"{path} may not be read; check its permissions") from error
     except (EOFError, OSError, zlib.error) as error:
         raise LeukoError(
             f"{path} is damaged or cut short ({first_line(error)}); copy or convert it again"
@@ -234,6 +241,12 @@ def _voxels(image: Any, path: Path, *, may_be_empty: bool = False) -> Array:
     return native
 
 
+def _placed(data: Array, image: Any, path: Path) -> Volume:
+    volume = Volume(data, _affine(image, path), name=path.name)
+    require_head_size(volume)
+    return volume
+
+
 def _affine(image: Any, path: Path) -> Array:
     header = image.header
     affine = np.array(image.affine, dtype=float)
@@ -241,14 +254,19 @@ def _affine(image: Any, path: Path) -> Array:
     if unit not in UNIT_MM:
         raise LeukoError(f"{path} has lengths in the unknown unit {unit}; mend its header")
     affine[:3] *= UNIT_MM[unit]
-    scale = np.linalg.norm(affine[:3, :3], axis=0).prod()
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * scale:
+    _require_invertible(affine, path)
+    _warn_of_conflict(header, UNIT_MM[unit], path)
+    return _orthonormalised(affine, path)
+
+
+def _require_invertible(affine: Array, path: Path) -> None:
+    axes = affine[:3, :3]
+    usable = np.abs(affine[:3]).max() < 1 / TINY_MM and np.abs(axes).max(axis=0).min() > TINY_MM
+    if not usable or abs(np.linalg.det(axes / np.linalg.norm(axes, axis=0))) <= FLAT:
         raise LeukoError(
             f"{path} has a singular voxel-to-world matrix; mend its sform or qform "
             "(nibabel or c3d can set them)"
         )
-    _warn_of_conflict(header, UNIT_MM[unit], path)
-    return _orthonormalised(affine, path)
 
 
 def _warn_of_conflict(header: Any, unit_mm: float, path: Path) -> None:

@@ -99,6 +99,7 @@ def segment(
         threshold, smallest_lesion_mm3 = _limits(card, threshold, smallest_lesion_mm3)
         with watch.stage("read"):
             flair_source, t1_source = _opened(flair), _opened(t1) if t1 else None
+            warnings[:0] = flair_source.warnings
             outside = _outside(exclude, flair_source.volume) if exclude else None
         flair_scan, t1_scan, moved = (
             flair_source.volume,
@@ -162,7 +163,11 @@ def segment(
             "command": "segment",
             "versions": versions(),
             "inputs": {
-                name: {"path": str(scan.path), "sha256": scan.sha256()}
+                name: {
+                    "path": str(scan.path),
+                    "series": scan.series and str(scan.series),
+                    "sha256": scan.sha256(),
+                }
                 for name, scan in (("flair", flair_source), ("t1", t1_source))
                 if scan
             },

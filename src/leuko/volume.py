@@ -21,6 +21,10 @@ Array = NDArray[Any]
 # round in the sixth digit, and a tenth of a voxel is below what any reader can see.
 SAME_GRID_VOXELS = 0.1
 
+# What no head in a scanner is beyond; voxel sizes in another unit than the header says are.
+SMALLEST_VOXEL_MM, LARGEST_MM = 0.05, 2000.0
+LARGEST_VOXELS = 1 << 27  # a head at 0.4 mm
+
 ROUNDING = 1e-3  # voxels: more than any arithmetic on affines, less than anything to see
 
 # Below this ratio of coarsest to finest spacing a scan has no thick-slice direction of its own.
@@ -127,6 +131,21 @@ class Volume:
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.data.shape])).reshape(3, -1)
         offset = (self.affine - other.affine)[:3] @ np.vstack([corners, np.ones(8)])
         return bool(np.abs(offset).max() <= SAME_GRID_VOXELS * min(self.spacing_mm))
+
+
+def require_head_size(volume: Volume) -> None:
+    """Raises LeukoError for voxels or a field of view of a size that no scan of a head has."""
+    if volume.data.size > LARGEST_VOXELS:
+        raise LeukoError(
+            f"{volume.name} has {volume.data.size / 1e6:.0f} million voxels; expected a head of at "
+            f"most {LARGEST_VOXELS / 1e6:.0f} million: resample it"
+        )
+    extent_mm = np.array(volume.spacing_mm) * volume.data.shape
+    if min(volume.spacing_mm) < SMALLEST_VOXEL_MM or extent_mm.max() > LARGEST_MM:
+        shown = " x ".join(f"{mm:.3g}" for mm in extent_mm)
+        raise LeukoError(
+            f"{volume.name} spans {shown} mm; expected a head: mend its voxel sizes or their unit"
+        )
 
 
 def require_same_grid(first: Volume, second: Volume) -> None:
