@@ -22,11 +22,13 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
+from scipy.spatial.transform import Rotation
 from skimage.morphology import area_opening
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from leuko import nifti, runtime, weights
+from leuko.align import align
 from leuko.channels import Preparation, area_residue, prepare, requantise
 from leuko.files import read_json
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
@@ -68,6 +70,7 @@ def main() -> None:
         for name, measurement in {
             "area opening": measure_area_opening(repeats),
             "preparation": measure_preparation(*pair, repeats),
+            "alignment": measure_alignment(*thick, repeats),
             "network": measure_network(model, repeats),
             "training": measure_training(scratch, repeats),
             "8 bits": measure_eight_bits(repeats),
@@ -105,6 +108,22 @@ def measure_preparation(flair: Path, t1: Path, repeats: int) -> Iterator[Row]:
     seconds = median(timed(lambda: prepare(*scans, Preparation())) for _ in range(repeats))
     size = "x".join(map(str, scans[0].data.shape))
     yield Row(f"preparation, {size} and a 1 mm T1", seconds, "s", "below 2", seconds < 2)
+
+
+def measure_alignment(flair: Path, t1: Path, repeats: int) -> Iterator[Row]:
+    """A look at a pair that is aligned, and the registration of one that is not."""
+    scans = nifti.read(flair), nifti.read(t1)
+    motion = np.eye(4)
+    motion[:3, :3] = Rotation.from_euler("xyz", (12, -10, 8), degrees=True).as_matrix()
+    motion[:3, 3] = 20, -10, 15
+    moved = replace(scans[1], affine=motion @ scans[1].affine)
+    threads = runtime.available_cpus()
+    look = median(timed(lambda: align(*scans, threads=threads)) for _ in range(repeats))
+    yield Row("a look whether a T1 is aligned", look, "s")
+    registered = median(
+        timed(lambda: align(scans[0], moved, threads=threads)) for _ in range(repeats)
+    )
+    yield Row("registration of a moved T1", registered, "s", "at most 4", registered <= 4)
 
 
 def measure_network(model: Path, repeats: int) -> Iterator[Row]:

@@ -1,11 +1,12 @@
 """How exact the alignment of a T1 with its FLAIR is, on raw pairs moved at random.
 
-    python runs/registration.py DATA [--motions 20]
+    python runs/registration.py DATA [--motions 20] [--upper 1]
 
 DATA: folders with FLAIR, T1 and T1_to_FLAIR.txt, ITK's transform of the database that they are
-from, the reference. Each T1 is registered as it is and after random rigid motions of up to 20
-degrees and 40 mm. The error is that of the points of the head, mean, in mm; a failure is one above
-1 mm. "Another's" are T1 scans of other patients: they must be refused.
+from, the reference; without one the two count as aligned. Each T1, or its upper part alone, is
+registered as it is and after random rigid motions of up to 20 degrees and 40 mm. The error is that
+of the points of the head, mean, in mm; a failure is one above 1 mm. "Another's" are T1 scans of
+other patients: they must be refused.
 """
 
 import argparse
@@ -30,12 +31,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("--motions", type=int, default=20)
+    parser.add_argument("--upper", type=float, default=1.0)
     options = parser.parse_args()
     rng = np.random.default_rng(7)
     threads = available_cpus()
-    homes = [path.parent for path in sorted(options.data.glob("*/T1_to_FLAIR.txt"))]
+    homes = [path.parent for path in sorted(options.data.glob("*/T1.nii.gz"))]
     scans = {
-        home.name: [nifti.read(home / f"{name}.nii.gz") for name in ("FLAIR", "T1")]
+        home.name: (
+            nifti.read(home / "FLAIR.nii.gz"),
+            upper(nifti.read(home / "T1.nii.gz"), options.upper),
+        )
         for home in homes
     }
     print("| pair | motions | error, mm: mean | worst | failures | not flagged | s: mean | worst |")
@@ -68,8 +73,18 @@ def main() -> None:
     print(f"\nanother's T1: {len(others)} pairs, {len(others) - sum(others)} refused")
 
 
+def upper(scan: Volume, part: float) -> Volume:
+    grid = scan.canonical()
+    low = round((1 - part) * grid.data.shape[2])
+    affine = grid.affine.copy()
+    affine[:3, 3] += low * affine[:3, 2]
+    return Volume(grid.data[:, :, low:], affine, name=scan.name)
+
+
 def read_itk(path: Path) -> Array:
-    """The affine (4, 4) of an ITK text file, in RAS."""
+    """The affine (4, 4) of an ITK text file, in RAS; of none, that which changes nothing."""
+    if not path.is_file():
+        return np.eye(4)
     values = {
         line.split(":")[0]: np.array(line.split(":")[1].split(), dtype=float)
         for line in path.read_text().splitlines()

@@ -250,11 +250,11 @@ def _alignment(flair: Volume, t1: Volume, mode: Mode, threads: int) -> Alignment
         f"{100 * found.sharpness:.0f} % of what the two have in common, expected 30 % or more)"
     )
     if mode == "never":
-        log.warning("%s: are both of one person, and aligned?", evidence)
+        log.warning("%s: are both of one person, not swapped, and aligned?", evidence)
         return found
     raise LeukoError(
-        f"{evidence}: are both of one person? Leave --t1 out, or give --align never if you know "
-        "that they are aligned"
+        f"{evidence}: are both of one person, and not swapped? Leave --t1 out, or give --align "
+        "never if you know that they are aligned"
     )
 
 
