@@ -55,11 +55,11 @@ def warnings(case: Case) -> Iterator[str]:
     if not low <= case.brain_ml <= high:
         yield (
             f"{case.brain_ml:.0f} mL of brain and CSF were found, expected {low:.0f} to "
-            f"{high:.0f}: is {case.flair.name} a whole head, its voxel sizes in mm?"
+            f"{high:.0f}: is {case.flair.name} a FLAIR of a whole head, its voxel sizes in mm?"
         )
         return
-    yield from _sequence(case)
-    yield from _enhanced(case)
+    no_flair = list(_sequence(case))
+    yield from no_flair or _enhanced(case)
     yield from _cut(case)
     thickest = max(case.flair.spacing_mm)
     if thickest > THICKEST_MM:

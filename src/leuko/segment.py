@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from leuko import guards, inputs, nifti, runtime, weights
-from leuko.align import Alignment, Mode, align
+from leuko.align import LEAST_SHARPNESS, LOST_MM, Alignment, Mode, align
 from leuko.channels import Pair
 from leuko.errors import LeukoError
 from leuko.files import read_json, sha256, staged, write_json
@@ -245,10 +245,15 @@ def _alignment(flair: Volume, t1: Volume, mode: Mode, threads: int) -> Alignment
     found = align(flair, t1, mode=mode, threads=threads)
     if found.is_sure:
         return found
-    evidence = (
-        f"{t1.name} does not lie on {flair.name} (moved by 4 mm it loses "
-        f"{100 * found.sharpness:.0f} % of what the two have in common, expected 30 % or more)"
-    )
+    if found.sharpness < LEAST_SHARPNESS:
+        seen = (
+            f"moved by 4 mm it loses {100 * found.sharpness:.0f} % of what the two have in common, "
+            f"expected {100 * LEAST_SHARPNESS:.0f} % or more"
+        )
+    else:
+        way = f"{found.off_mm:.1f} mm away" if math.isfinite(found.off_mm) else "near"
+        seen = f"a better place is {way}, expected {LOST_MM:.1f} mm at most"
+    evidence = f"{t1.name} does not lie on {flair.name} ({seen})"
     if mode == "never":
         log.warning("%s: are both of one person, not swapped, and aligned?", evidence)
         return found
