@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage
 
-from leuko import nifti
+from leuko import guards, nifti
 from leuko.errors import LeukoError
 from leuko.inputs import Scan
 from leuko.segment import segment
@@ -49,7 +49,19 @@ def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | Non
             result = segment(scans[0], scans[1], Path(folder) / "out", model=model)
         except LeukoError as error:
             return f"REFUSED {error}", None
-    return "; ".join(result.warnings) or "nothing", result.tissue and result.tissue.data
+    if result.tissue is None:
+        raise SystemExit("the guards need a model that knows tissues")
+    grid = flair.canonical()
+    case = guards.Case(grid, None, result.tissue.canonical().data)
+    white = case.median(grid.data, "white")
+    fluid = [case.median(grid.data, name) / white for name in ("csf", "ventricle")]
+    seen = (
+        f"[{case.brain_ml:.0f} mL; white to grey "
+        f"{(case.ml['white'] + case.ml['wmh']) / case.ml['grey']:.2f}; CSF "
+        f"{100 * (case.ml['csf'] + case.ml['ventricle']) / case.brain_ml:.0f} %, "
+        f"{max(fluid):.2f} of white] "
+    )
+    return seen + ("; ".join(result.warnings) or "nothing"), result.tissue.data
 
 
 def swapped(flair: Volume, t1: Volume, _: Array | None) -> Pair:

@@ -43,8 +43,11 @@ def main() -> None:
         )
         for home in homes
     }
-    print("| pair | motions | error, mm: mean | worst | failures | not flagged | s: mean | worst |")
-    print("|---" * 8 + "|")
+    print(
+        "| pair | motions | error, mm: mean | worst | failures | not flagged | s: mean | worst "
+        "| lost 4 mm away, least | nats before, least | nats after, least |"
+    )
+    print("|---" * 11 + "|")
     for home in homes:
         flair, t1 = scans[home.name]
         reference, points = read_itk(home / "T1_to_FLAIR.txt"), head_points(flair)
@@ -55,22 +58,31 @@ def main() -> None:
             found = align(flair, replace(t1, affine=motion @ t1.affine), threads=threads)
             seconds = time.perf_counter() - start
             off = points @ (found.matrix - motion @ reference).T
-            rows.append((np.linalg.norm(off[:, :3], axis=1).mean(), seconds, found.is_sure))
-        errors, spent, sure = (np.array(column) for column in zip(*rows, strict=True))
+            error = np.linalg.norm(off[:, :3], axis=1).mean()
+            evidence = found.sharpness, found.information_before, found.information
+            rows.append((error, seconds, found.is_sure, *evidence))
+        errors, spent, sure, *evidence = (np.array(column) for column in zip(*rows, strict=True))
         failed = errors > 1
         print(
             f"| {home.name} | {options.motions} | {errors.mean():.2f} | {errors.max():.2f} "
             f"| {failed.sum()} | {(failed & sure).sum()} "
-            f"| {spent.mean():.1f} | {spent.max():.1f} |",
+            f"| {spent.mean():.1f} | {spent.max():.1f} | "
+            + " | ".join(f"{values.min():.2f}" for values in evidence)
+            + " |",
             flush=True,
         )
     others = [
-        align(scans[a][0], scans[b][1], threads=threads).is_sure
+        align(scans[a][0], scans[b][1], threads=threads)
         for a in scans
         for b in scans
         if a.split("_")[0] != b.split("_")[0]
     ]
-    print(f"\nanother's T1: {len(others)} pairs, {len(others) - sum(others)} refused")
+    refused = sum(not found.is_sure for found in others)
+    print(
+        f"\nanother's T1: {len(others)} pairs, {refused} refused; lost 4 mm away: at most "
+        f"{max(found.sharpness for found in others):.2f}, of "
+        f"{max(found.information for found in others):.2f} nats at most"
+    )
 
 
 def upper(scan: Volume, part: float) -> Volume:

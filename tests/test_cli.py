@@ -402,6 +402,13 @@ def test_models_are_listed_found_and_checked(leuko, tmp_path, monkeypatch, model
     assert out.startswith("phantom-model  ")
 
 
+def test_the_number_of_a_series_chooses_from_a_study_alone(leuko, heads, tmp_path):
+    result = leuko(
+        "segment", "--flair", heads / "head0/FLAIR.nii.gz", "--t1-series", "3", "-o", tmp_path / "o"
+    )
+    assert_one_line_error(result, "choose from a --study")
+
+
 def test_one_file_given_twice_is_an_error(leuko, phantom, tmp_path):
     phantom.write(tmp_path)
     flair = tmp_path / "FLAIR.nii.gz"

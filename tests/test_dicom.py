@@ -10,7 +10,8 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
 from conftest import SMALL  # noqa: E402, after the check that its libraries are there
-from leuko import dicom, nifti  # noqa: E402
+from leuko import dicom, inputs, nifti  # noqa: E402
+from leuko.dicom_seg import write_segmentation  # noqa: E402
 from leuko.errors import LeukoError  # noqa: E402
 from leuko.segment import segment  # noqa: E402
 from leuko.volume import Volume  # noqa: E402
@@ -139,8 +140,11 @@ REFUSED = {
     "colours": (colour, "no grey image"),
     "no direction": (unplaced, "does not say where it lies"),
     "gantry tilt": (tilt, "tilted gantry (7.6 degrees)"),
-    "a missing slice": (lambda _, k: k != 4, "misses 1 slices"),
-    "two missing slices": (lambda _, k: k not in {4, 7}, "misses 2 slices"),
+    "a missing slice": (lambda _, k: k != 4, "lacks 1 of its slices, the first after slice 4"),
+    "two missing slices": (
+        lambda _, k: k not in {4, 7},
+        "lacks 2 of its slices, the first after slice 4",
+    ),
     "uneven slices": (lambda ds, k: shift(ds, 2, 1.0 * (k > 5)), "uneven distances"),
     "two images at one place": (twice, "several images at one place"),
     "several directions": (turn, "several directions"),
@@ -183,6 +187,24 @@ def test_a_damaged_file_is_left_out_with_a_warning(tmp_path, caplog):
     assert series_in(folder).data.shape[2] == SHAPE[2] - 2
     assert f"{first} is left out" in caplog.text
     assert "deflated" in caplog.text
+
+
+def test_copies_of_a_slice_are_one_slice(tmp_path):
+    folder = write_series(tmp_path / "flair", lopsided(grid()))
+    first = min(folder.iterdir())
+    (folder / "copy of it.dcm").write_bytes(first.read_bytes())
+    assert series_in(folder).data.shape == SHAPE
+
+
+def test_one_slice_and_a_mixed_folder_ask_for_a_folder_of_dicom(tmp_path):
+    folder = write_series(tmp_path / "flair", lopsided(grid()))
+    with pytest.raises(LeukoError, match=r"is one file of DICOM; give its folder"):
+        inputs.read(min(folder.iterdir()))
+    nifti.write(folder / "mask.nii.gz", lopsided(grid()))
+    with pytest.raises(
+        LeukoError, match=r"holds mask.nii.gz; give the image, or a folder of DICOM"
+    ):
+        inputs.read(folder)
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path):
@@ -236,7 +258,9 @@ def test_an_ambiguous_study_asks_and_takes_the_answer(tmp_path):
         dicom.find_pair(tmp_path)
     flair, t1 = dicom.find_pair(tmp_path, flair=10)
     assert (flair.number, t1.number) == (10, 3)
-    with pytest.raises(LeukoError, match="no one series 99; it has 2, 3, 10"):
+    with pytest.raises(
+        LeukoError, match=r"has no series 99: 2 \(t2_flair_tra, 12 files\) in .*; give the folder"
+    ):
         dicom.find_pair(tmp_path, flair=99)
 
 
@@ -244,6 +268,54 @@ def test_a_study_without_a_flair_lists_what_it_has(tmp_path):
     write_series(tmp_path, lopsided(grid()), **T1)
     with pytest.raises(LeukoError, match=r"no series that is clearly a FLAIR: 2 \(t1_mprage_sag"):
         dicom.find_pair(tmp_path)
+
+
+def test_series_of_one_number_from_two_studies_are_told_by_their_folders(tmp_path):
+    study(tmp_path)
+    write_series(tmp_path / "second", lopsided(grid()), uid="1.2.3.9", number=2)
+    with pytest.raises(LeukoError, match=r"has 2 series 2: .* in .*/a; .* in .*/second; give the"):
+        dicom.find_pair(tmp_path, flair=2)
+
+
+def test_a_study_without_a_t1_says_what_was_left_out(tmp_path, caplog):
+    write_series(tmp_path / "a", lopsided(grid()))
+    write_series(tmp_path / "b", lopsided(grid()), uid="1.2.3.5", number=4, SeriesDescription="ax",
+                 EchoTime=15, InversionTime=0)  # fmt: skip
+    assert dicom.find_pair(tmp_path)[1] is None
+    assert "no T1 was found" in caplog.text
+    assert "left out: 4 (ax, 12 files)" in caplog.text
+
+
+def pair_in(tmp_path, **t1):
+    folders = (
+        write_series(tmp_path / "a", lopsided(grid())),
+        write_series(tmp_path / "b", lopsided(grid()), uid="1.2.3.5", number=3, **T1 | t1),
+    )
+    return [inputs.read(folder) for folder in folders]
+
+
+def test_two_patients_are_told_by_their_headers(tmp_path):
+    with pytest.raises(LeukoError, match="different patient IDs"):
+        inputs.require_pair(*pair_in(tmp_path, PatientID="q"))
+
+
+def test_two_visits_are_told_by_their_headers(tmp_path, caplog):
+    inputs.require_pair(*pair_in(tmp_path))
+    assert not caplog.records
+    inputs.require_pair(*pair_in(tmp_path, StudyInstanceUID="1.2.4", StudyDate="20250101"))
+    assert "are of different studies (no date, 20250101)" in caplog.text
+
+
+def test_a_t1_in_place_of_the_flair_is_told_by_its_header(tmp_path):
+    flair, t1 = pair_in(tmp_path)
+    with pytest.raises(LeukoError, match=r"series 3 .* is a T1 by its headers.* swapped\?"):
+        inputs.require_pair(t1, flair)
+
+
+def test_results_do_not_go_into_the_folder_of_a_series(tmp_path, model):
+    folder = write_series(tmp_path / "flair", lopsided(grid()))
+    with pytest.raises(LeukoError, match="holds the scans; choose another folder"):
+        segment(folder, None, folder, model=model)
 
 
 # --- out ---
@@ -257,7 +329,7 @@ def test_a_segmentation_marks_the_right_the_front_and_the_top(tmp_path, turned, 
     volume = dicom.read_series(series)
     mask = volume.with_data((volume.data > (999 if empty else 150)).astype(np.uint8))
     path = tmp_path / "wmh.dcm"
-    dicom.write_segmentation(path, mask, series)
+    write_segmentation(path, mask, series)
 
     written = pydicom.dcmread(path)
     segment = written.SegmentSequence[0]
@@ -265,6 +337,7 @@ def test_a_segmentation_marks_the_right_the_front_and_the_top(tmp_path, turned, 
     assert segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "49755003"
     assert segment.AnatomicRegionSequence[0].CodeValue == "68523003"
     assert written.StudyInstanceUID == STUDY
+    assert written.SeriesDescription.startswith("WMH (Leuko")
     assert np.array_equal(marked(written, volume), mask.data)
 
 

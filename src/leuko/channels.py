@@ -57,7 +57,7 @@ MULTIPLE = 16
 # Air and noise lie below a quarter of the tissue's grey value in every scan seen.
 HEAD_PART_OF_TISSUE = 0.25
 # A scan whose T1 covers less of the FLAIR's head than this has the wrong T1, or none that helps.
-SMALLEST_COVERAGE = 0.5
+SMALLEST_COVERAGE, WHOLE_COVERAGE = 0.5, 0.985
 # Of the histogram of log grey values: 5 % is wider than its noise and narrower than grey to white.
 LOG_BIN, LOG_SMOOTHING = 0.01, 0.05
 # A part of a per cent of the in-plane spacing: resampling would blur and gain nothing.
@@ -319,9 +319,14 @@ def _matched_t1(flair: Volume, t1: Volume, head: Array, preparation: Preparation
     if covered < SMALLEST_COVERAGE:
         raise LeukoError(
             f"{t1.name} covers {covered:.0%} of the head in {flair.name}; the two must show the "
-            "same brain in one space: check that they belong together, or register the T1 first"
+            "same brain: check that they belong together"
         )
-    if covered < 0.99:
-        log.warning("%s covers only %.0f %% of the head in %s", t1.name, 100 * covered, flair.name)
+    if covered < WHOLE_COVERAGE:
+        log.warning(
+            "%s covers only %.0f %% of the head in %s; elsewhere the FLAIR alone decides",
+            t1.name,
+            100 * covered,
+            flair.name,
+        )
     grey = moving.with_data(requantise(moving, preparation.tissue_grey))
     return np.rint(resample_onto(grey, flair).data).astype(np.uint8)

@@ -100,7 +100,7 @@ def segment(
 ) -> None:
     """Segment one brain: write the mask, its probability, the tissues and a record."""
     from leuko.inputs import Scan, read_study
-    from leuko.segment import FILES, segment
+    from leuko.segment import FAR_MM, FILES, segment
 
     scans: tuple[Path | Scan, Path | Scan | None]
     if study is not None and flair is None and t1 is None:
@@ -109,6 +109,8 @@ def segment(
         scans = flair, t1
     else:
         raise LeukoError("give --flair, and --t1 if there is one; or --study alone")
+    if study is None and (flair_series, t1_series) != (None, None):
+        raise LeukoError("--flair-series and --t1-series choose from a --study")
     result = segment(
         scans[0],
         scans[1],
@@ -134,7 +136,8 @@ def segment(
         )
     if result.alignment is not None:
         moved_mm, off_mm = result.alignment.moved_mm, result.alignment.off_mm
-        how = f"moved by {moved_mm:.1f} mm" if moved_mm else f"not moved, off by {off_mm:.1f} mm"
+        off = f"off by {off_mm:.1f} mm" if off_mm < FAR_MM else "not aligned"
+        how = f"moved by {moved_mm:.1f} mm" if moved_mm else f"not moved, {off}"
         print(f"alignment   T1 {how}")
     for name, what in FILES.items():
         if (out / name).is_file():

@@ -1,10 +1,9 @@
-"""Folders of DICOM files become Volumes, and a mask becomes a DICOM segmentation.
+"""Folders of DICOM files become Volumes; needs the extra `dicom`.
 
-The only module that knows pydicom and highdicom, the extra `dicom`. What a Volume cannot describe
-truly, such as a tilted gantry or a missing slice, is refused with the reason.
+What a Volume cannot describe truly, such as a tilted gantry or a missing slice, is refused with the
+reason.
 """
 
-import importlib.metadata
 import logging
 import math
 import re
@@ -52,6 +51,8 @@ class Series:
     kind: str  # "flair", "t1" or "other"
     enhanced: bool  # with contrast medium, as far as the headers tell
     declared_bytes: int  # of its pixels, as float32
+    patient: str  # "" where it is not said
+    visit: tuple[str, str]  # the study's UID and date
 
     def __str__(self) -> str:
         return f"{self.number} ({self.description or 'no description'}, {len(self.paths)} files)"
@@ -63,12 +64,16 @@ def find_series(folder: Path) -> list[Series]:
     Raises LeukoError when there is none.
     """
     groups: dict[str, list[tuple[Path, Any]]] = {}
+    seen = set()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         header = _header(path)
-        if header is not None:
+        if header is not None and header.get("SOPInstanceUID", path) not in seen:
+            seen.add(header.get("SOPInstanceUID", path))  # of copies the first is enough
             groups.setdefault(str(header.get("SeriesInstanceUID")), []).append((path, header))
     if not groups:
-        raise LeukoError(f"{folder} holds no DICOM images; give a NIfTI file or a DICOM folder")
+        raise LeukoError(
+            f"{folder} holds no DICOM images; give other scans as files, by --flair, --t1"
+        )
     found = [_described(files) for files in groups.values()]
     return sorted(found, key=lambda series: series.number)
 
@@ -85,8 +90,34 @@ def find_pair(
     first = _the_one(series, "flair", flair, folder)
     if first is None:
         listed = "; ".join(str(s) for s in series)
-        raise LeukoError(f"{folder} has no series that is clearly a FLAIR: {listed}")
-    return first, _the_one(series, "t1", t1, folder)
+        raise LeukoError(
+            f"{folder} has no series that is clearly a FLAIR: {listed}; choose one with "
+            "--flair-series NUMBER"
+        )
+    second = _the_one(series, "t1", t1, folder)
+    if second is None:
+        listed = "; ".join(str(s) for s in series if s is not first)
+        log.warning("no T1 was found in %s; left out: %s", folder, listed or "nothing")
+    return first, second
+
+
+def require_one_visit(flair: Series, t1: Series) -> None:
+    """Raises LeukoError for series of two patients; warns of series of two visits."""
+    if flair.patient and t1.patient and flair.patient != t1.patient:
+        raise LeukoError(
+            f"series {flair} and {t1} have different patient IDs; expected two scans of one person"
+        )
+    if flair.visit != t1.visit:
+        dates = [series.visit[1] or "no date" for series in (flair, t1)]
+        log.warning("series %s and %s are of different studies (%s, %s)", flair, t1, *dates)
+
+
+def require_flair(series: Series) -> None:
+    """Raises LeukoError for what is, by its headers, a T1."""
+    if series.kind == "t1":
+        raise LeukoError(
+            f"series {series} is a T1 by its headers; expected a FLAIR: were the two swapped?"
+        )
 
 
 def the_series(folder: Path) -> Series:
@@ -141,46 +172,6 @@ def read_series(series: Series) -> Volume:
     volume = Volume(data, LPS_TO_RAS @ affine, name=name)
     require_head_size(volume)
     return volume
-
-
-def write_segmentation(path: Path, mask: Volume, source: Series) -> None:
-    """Write a mask, on the grid that `read_series` gave for `source`, as a DICOM SEG of WMH."""
-    import highdicom
-    from pydicom.sr.coding import Code
-
-    images = [pydicom.dcmread(file) for file in source.paths]
-    version = importlib.metadata.version("leuko")
-    kind = highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC
-    segment = highdicom.seg.SegmentDescription(
-        segment_number=1,
-        segment_label="White matter hyperintensity",
-        segmented_property_category=Code("49755003", "SCT", "Morphologically abnormal structure"),
-        segmented_property_type=Code("110702", "DCM", "White Matter T2 Hyperintensity"),
-        algorithm_type=kind,
-        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-            name="Leuko", version=version, family=Code("123110", "DCM", "Artificial Intelligence")
-        ),
-        anatomic_regions=[Code("68523003", "SCT", "Cerebral white matter")],
-    )
-    if len(images) > 1:
-        normal = _Frame.of(images[0]).normal
-        images.sort(key=lambda image: float(np.array(image.ImagePositionPatient, float) @ normal))
-    segmentation = highdicom.seg.Segmentation(
-        source_images=images,
-        pixel_array=np.ascontiguousarray((mask.data > 0).T.astype(np.uint8)),
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[segment],
-        series_instance_uid=highdicom.UID(),
-        series_number=9000 + source.number % 1000,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer="Leuko",
-        manufacturer_model_name="Leuko",
-        software_versions=version,
-        device_serial_number="none",
-        omit_empty_frames=bool(mask.data.any()),
-    )
-    segmentation.save_as(path)
 
 
 def _header(path: Path) -> Any:
@@ -288,8 +279,10 @@ def _require_regular(heights: Array, name: str) -> None:
     if np.abs(gaps - usual * (missing + 1)).max() > UNEVEN * usual:
         raise LeukoError(f"{name} has uneven distances between slices; resample it first")
     if missing.any():
+        first = int(np.flatnonzero(missing)[0]) + 1
         raise LeukoError(
-            f"{name} misses {int(missing.sum())} slices between others; send the series again"
+            f"{name} lacks {int(missing.sum())} of its slices, the first after slice {first}; "
+            "send it again"
         )
 
 
@@ -316,6 +309,8 @@ def _described(files: Sequence[tuple[Path, Any]]) -> Series:
         kind=_kind(header, names, frames),
         enhanced=bool(header.get("ContrastBolusAgent")) or bool(ENHANCED_NAMES.search(description)),
         declared_bytes=int(frames * slice_bytes),
+        patient=str(header.get("PatientID") or ""),
+        visit=(str(header.get("StudyInstanceUID") or ""), str(header.get("StudyDate") or "")),
     )
 
 
@@ -347,8 +342,11 @@ def _the_one(
     if number is not None:
         meant = [s for s in series if s.number == number]
         if len(meant) != 1:
-            listed = ", ".join(str(s.number) for s in series)
-            raise LeukoError(f"{folder} has no one series {number}; it has {listed}")
+            listed = "; ".join(f"{s} in {s.paths[0].parent}" for s in meant or series)
+            raise LeukoError(
+                f"{folder} has {len(meant) or 'no'} series {number}: {listed}; "
+                "give the folder of one study"
+            )
         return meant[0]
     meant = [s for s in series if s.kind == kind]
     plain = [s for s in meant if not s.enhanced]

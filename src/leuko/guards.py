@@ -59,7 +59,10 @@ def warnings(case: Case) -> Iterator[str]:
         )
         return
     no_flair = list(_sequence(case))
-    yield from no_flair or _enhanced(case)
+    if no_flair:  # what else the tissues say would be of the wrong sequence
+        yield from no_flair
+        return
+    yield from _enhanced(case)
     yield from _cut(case)
     thickest = max(case.flair.spacing_mm)
     if thickest > THICKEST_MM:
@@ -88,9 +91,9 @@ def _sequence(case: Case) -> Iterator[str]:
     if white_per_grey < LEAST_WHITE_PER_GREY:
         swapped = "; were FLAIR and T1 swapped?" if case.t1 is not None else ""
         yield (
-            f"{case.flair.name} does not look like a FLAIR: on it white matter, which should be "
-            f"darker than grey, makes up {white_per_grey:.2f} of grey matter's volume, expected "
-            f"{LEAST_WHITE_PER_GREY} at least{swapped}"
+            f"{case.flair.name} does not look like a FLAIR: on it little is darker than grey "
+            f"matter, as white matter should be (white to grey {white_per_grey:.2f}, expected "
+            f"{LEAST_WHITE_PER_GREY} at least){swapped}"
         )
         return
     white = case.median(case.flair.data, "white")

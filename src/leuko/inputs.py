@@ -43,8 +43,12 @@ def read(path: Path) -> Scan:
     if not path.is_dir():
         twin = nifti.other_half(path)
         return Scan(path, nifti.read(path), [path] if twin is None else [path, twin])
-    if find_images(path):
-        raise LeukoError(f"{path} is a folder; give the image in it")
+    images = find_images(path)
+    if images:
+        raise LeukoError(
+            f"{path} is a folder that holds {images[0].name}; give the image, or a folder of DICOM "
+            "alone"
+        )
     return _from_series(path, _dicom().the_series(path))
 
 
@@ -61,10 +65,21 @@ def read_study(
     return replace(pair[0], warnings=warnings), pair[1]
 
 
+def require_pair(flair: Scan, t1: Scan | None) -> None:
+    """What headers of DICOM tell beforehand: LeukoError for a FLAIR that is a T1 and for two
+    patients, a warning for two visits."""
+    if flair.series is not None:
+        _dicom().require_flair(flair.series)
+        if t1 is not None and t1.series is not None:
+            _dicom().require_one_visit(flair.series, t1.series)
+
+
 def write_dicom(path: Path, mask: Volume, source: Scan) -> None:
     """A mask as a DICOM segmentation of the scan that it is of, if that came from DICOM."""
     if source.series is not None:
-        _dicom().write_segmentation(path, mask, source.series)
+        from leuko.dicom_seg import write_segmentation
+
+        write_segmentation(path, mask, source.series)
 
 
 def _from_series(folder: Path, series: "Series") -> Scan:

@@ -140,6 +140,8 @@ def _kind(content: bytes, path: Path) -> Any:
             return kind
     if content[:4] == MGH:
         return nib.MGHImage
+    if content[128:132] == b"DICM":
+        raise LeukoError(f"{path} is one file of DICOM; give its folder")
     raise LeukoError(
         f"{path} cannot be read as an image; expected NIfTI (.nii, .nii.gz, .img and .hdr) or "
         "FreeSurfer's .mgz: convert it, or copy it again if it is damaged"

@@ -40,7 +40,10 @@ def kept_warnings() -> Iterator[list[str]]:
 
 def versions() -> dict[str, str]:
     """Of Leuko and all that can change its numbers."""
-    names = ("leuko", "numpy", "scipy", "nibabel", "SimpleITK", "diplib", "onnxruntime", "torch")
+    names = (
+        "leuko", "numpy", "scipy", "nibabel", "SimpleITK", "diplib", "onnxruntime", "torch",
+        "pydicom", "highdicom",
+    )  # fmt: skip
     found = {"python": platform.python_version()}
     for name in names:
         try:

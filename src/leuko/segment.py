@@ -41,6 +41,9 @@ FILES = {
 }
 
 
+FAR_MM = 3.0  # what a parabola says beyond its three values is no measure
+
+
 @dataclass(frozen=True)
 class Excluded:
     """What an exclusion mask took out of the result, in mL."""
@@ -88,7 +91,7 @@ def segment(
     is WMH. Raises LeukoError, also when the T1 does not come to lie on the FLAIR; `out` then
     holds what it held before.
     """
-    _refuse_foreign_files(out)
+    _refuse_foreign_files(out, flair, t1)
     watch = Stopwatch()
     threads = threads or runtime.available_cpus()
     with staged(out) as scratch, kept_warnings() as warnings:
@@ -100,6 +103,7 @@ def segment(
         with watch.stage("read"):
             flair_source, t1_source = _opened(flair), _opened(t1) if t1 else None
             warnings[:0] = flair_source.warnings
+            inputs.require_pair(flair_source, t1_source)
             outside = _outside(exclude, flair_source.volume) if exclude else None
         flair_scan, t1_scan, moved = (
             flair_source.volume,
@@ -118,12 +122,13 @@ def segment(
             pair = Pair.of(flair_scan, t1_scan, card.preparation)
         probabilities = predict_pair(pair, loaded, watch)
         probability = probabilities[-1]
-        mask = to_mask(
-            probability if outside is None else probability * outside,
+        everywhere = to_mask(
+            probability,
             threshold,
             smallest_mm3=smallest_lesion_mm3,
             voxel_mm3=flair_scan.voxel_mm3,
         )
+        mask = everywhere if outside is None else everywhere & outside
         tissue = to_tissue(probabilities, mask, flair_scan) if len(card.classes) > 2 else None
         if tissue is not None and card.classes == guards.TISSUES:
             with watch.stage("check"):
@@ -144,7 +149,7 @@ def segment(
             if outside is None
             else Excluded(
                 volume_ml=_ml(~outside, flair_scan),
-                wmh_ml=_ml(~outside & (probability >= threshold), flair_scan),
+                wmh_ml=_ml(everywhere & ~outside, flair_scan),
             ),
             alignment=moved,
             warnings=warnings,
@@ -199,11 +204,14 @@ def segment(
     return result
 
 
-def _refuse_foreign_files(out: Path) -> None:
-    """Raises LeukoError where writing would replace an expert's labels or a training run, and
-    for the name of an image."""
+def _refuse_foreign_files(out: Path, *scans: Path | Scan | None) -> None:
+    """Raises LeukoError where writing would replace an expert's labels or a training run, for the
+    name of an image, and for the folder of a series."""
     if out.name.endswith((".nii", ".nii.gz")):
         raise LeukoError(f"{out} names an image; give -o a folder, the mask will be in it")
+    folders = [scan.path if isinstance(scan, Scan) else scan for scan in scans if scan]
+    if any(folder.is_dir() and folder.resolve() == out.resolve() for folder in folders):
+        raise LeukoError(f"{out} holds the scans; choose another folder with -o")
     record = out / RECORD_FILE
     ours = record.is_file() and read_json(record, what="record").get("command") == "segment"
     there = [name for name in FILES if (out / name).exists()]
@@ -236,6 +244,8 @@ def _outside(exclude: Path, flair: Volume) -> Array:
     another grid."""
     mask = nifti.read_mask(exclude)
     require_same_grid(mask, flair)
+    if not mask.data.any():
+        log.warning("%s excludes nothing: it is empty", exclude)
     outside: Array = ~Orientation.of(flair.affine).undo(mask.canonical().data)
     return outside
 
@@ -247,27 +257,27 @@ def _alignment(flair: Volume, t1: Volume, mode: Mode, threads: int) -> Alignment
         return found
     if found.sharpness < LEAST_SHARPNESS:
         seen = (
-            f"moved by 4 mm it loses {100 * found.sharpness:.0f} % of what the two have in common, "
-            f"expected {100 * LEAST_SHARPNESS:.0f} % or more"
+            f"moved by 4 mm it loses {100 * max(0, found.sharpness):.0f} % of what the two have in "
+            f"common, expected {100 * LEAST_SHARPNESS:.0f} % or more"
         )
     else:
-        way = f"{found.off_mm:.1f} mm away" if math.isfinite(found.off_mm) else "near"
+        way = f"{found.off_mm:.1f} mm away" if found.off_mm < FAR_MM else "elsewhere"
         seen = f"a better place is {way}, expected {LOST_MM:.1f} mm at most"
     evidence = f"{t1.name} does not lie on {flair.name} ({seen})"
     if mode == "never":
         log.warning("%s: are both of one person, not swapped, and aligned?", evidence)
         return found
     raise LeukoError(
-        f"{evidence}: are both of one person, and not swapped? Leave --t1 out, or give --align "
+        f"{evidence}: are both of one person, and not swapped? Give the FLAIR alone, or --align "
         "never if you know that they are aligned"
     )
 
 
 def _described(alignment: Alignment) -> dict[str, Any]:
-    """An alignment for JSON, which knows no infinity."""
+    """An alignment for JSON."""
     return {
         "moved_mm": round(alignment.moved_mm, 3),
-        "off_mm": round(alignment.off_mm, 3) if math.isfinite(alignment.off_mm) else None,
+        "off_mm": round(alignment.off_mm, 3) if alignment.off_mm < FAR_MM else None,
         "sharpness": round(alignment.sharpness, 4),
         "mutual_information_before": round(alignment.information_before, 4),
         "mutual_information": round(alignment.information, 4),
