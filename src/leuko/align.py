@@ -99,36 +99,35 @@ class _Probe:
         matrix = _matrix(transform)
         points = _points(self._brain)
         moved = np.linalg.norm((points @ (matrix - np.eye(4)).T)[:, :3], axis=1).mean()
+        here = self._information(transform)
         return Alignment(
             matrix,
             float(moved),
-            self._off_mm(transform),
+            self._off_mm(transform, here),
             self._information(before),
-            self._information(transform),
-            self._sharpness(transform),
+            here,
+            self._sharpness(transform, here),
         )
 
     def _information(self, transform: Any) -> float:
         return _information(self._method, *self._images, transform)
 
-    def _off_mm(self, transform: Any) -> float:
+    def _off_mm(self, transform: Any, here: float) -> float:
         """How far the best place is: a parabola through three values along each of six ways.
 
         Turns count as the way of a point at the radius of the brain. Infinite where the place is
         no hilltop at all.
         """
-        middle = self._information(transform)
         way_mm = []
         for k in range(6):
             step, mm = (np.radians(PROBE_DEGREES), BRAIN_RADIUS_MM) if k < 3 else (PROBE_MM, 1.0)
             down, up = (self._beside(transform, k, side * step) for side in (-1, 1))
-            bend = 2 * middle - up - down
+            bend = 2 * here - up - down
             way_mm.append(mm * step * (up - down) / (2 * bend) if bend > 0 else np.inf)
         return float(np.linalg.norm(way_mm))
 
-    def _sharpness(self, transform: Any) -> float:
+    def _sharpness(self, transform: Any, here: float) -> float:
         away = [self._beside(transform, k, mm) for k in (3, 4, 5) for mm in (-AWAY_MM, AWAY_MM)]
-        here = self._information(transform)
         return float(1 - np.mean(away) / here) if here > 0 else 0.0
 
     def _beside(self, transform: Any, parameter: int, step: float) -> float:

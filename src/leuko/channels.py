@@ -155,8 +155,7 @@ def tissue_level(volume: Volume) -> float:
             "all are equal); give the scan as it was before standardisation"
         )
     top = math.log(float(np.percentile(positive, 99)))
-    edges = np.arange(top - 3, top + 0.3, LOG_BIN)
-    counts, _ = np.histogram(np.log(positive), edges)
+    counts, edges = np.histogram(np.log(positive), round(3.3 / LOG_BIN), (top - 3, top + 0.3))
     signal = scipy.ndimage.gaussian_filter1d(counts * np.exp(edges[:-1]), LOG_SMOOTHING / LOG_BIN)
     return math.exp(edges[int(np.argmax(signal))] + LOG_BIN / 2)
 
