@@ -25,6 +25,7 @@ PROBE_MM, PROBE_DEGREES = 2.0, 2.0
 BRAIN_RADIUS_MM = 50.0
 ALIGNED_MM = 0.6  # what a registration of thick slices would not find again either
 LOST_MM = 1.0  # a registration that ends so far from the best place has failed
+FAR_MM = 3.0  # what a parabola says beyond its three values is no measure
 AWAY_MM = 4.0
 LEAST_SHARPNESS = 0.3  # two scans of one brain have 0.38 and more, of two brains 0.23 at most
 TURN_DEGREES = 15  # between starts: half of it lies within reach of a descent

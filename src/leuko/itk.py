@@ -1,11 +1,11 @@
-"""What SimpleITK does for us: images as its own, and bias fields. See also `align`."""
+"""What SimpleITK does for us: images as its own, bias fields, affines. See also `align`."""
 
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 
-from leuko.volume import Volume
+from leuko.volume import Array, Volume
 
 N4_SHRINK_MM = 4.0  # the field is smooth: it is sought on a grid of about this spacing
 HEAD = 0.25  # of the mean of what is not air
@@ -34,3 +34,32 @@ def without_bias(scan: Volume, *, threads: int) -> Volume:
     n4.Execute(sitk.Shrink(image, shrink), sitk.Shrink(head, shrink))
     field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).transpose(2, 1, 0)
     return scan.with_data((scan.data / np.exp(field)).astype(np.float32))
+
+
+def affine(fixed: Volume, moving: Volume, *, threads: int) -> Array:
+    """World of `fixed` to world of `moving`, (4, 4): the affine of least mean square difference,
+    from the one that lays centre of mass on centre of mass."""
+    images = as_image(fixed), as_image(moving)
+    start = sitk.CenteredTransformInitializer(
+        *images, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
+    )
+    transform = sitk.AffineTransform(start)
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMeanSquares()
+    method.SetInterpolator(sitk.sitkLinear)
+    # The default tolerance of the gradient would stop before the first step.
+    method.SetOptimizerAsRegularStepGradientDescent(
+        4.0, 0.05, 200, relaxationFactor=0.8, gradientMagnitudeTolerance=1e-9
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([2, 1])
+    method.SetSmoothingSigmasPerLevel([4, 0])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    method.SetInitialTransform(transform, inPlace=True)
+    method.SetNumberOfThreads(threads)
+    method.Execute(*images)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
+    centre = np.array(transform.GetCenter())
+    matrix[:3, 3] = centre + transform.GetTranslation() - matrix[:3, :3] @ centre
+    return matrix

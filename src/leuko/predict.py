@@ -1,5 +1,7 @@
 """A model sees a pair of scans: probabilities on the FLAIR's grid, and what follows from them."""
 
+import math
+
 import numpy as np
 
 from leuko.channels import Pair
@@ -39,6 +41,11 @@ def to_mask(
 ) -> Array:
     """Voxels at or above the threshold, without lesions smaller than `smallest_mm3`, as bool."""
     return drop_small(probability >= threshold, voxel_mm3=voxel_mm3, smallest_mm3=smallest_mm3)
+
+
+def shifted(threshold: float, log_odds: float) -> float:
+    """A threshold (0 to 1) moved along the log odds: up for fewer voxels, down for more."""
+    return 1 / (1 + (1 / threshold - 1) * math.exp(-log_odds))
 
 
 def to_tissue(probabilities: Array, mask: Array, flair: Volume) -> Volume:

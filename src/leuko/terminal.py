@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from leuko.outputs import Segmentation
     from leuko.train import Progress as At
 
 
@@ -45,6 +46,49 @@ def progress_bar() -> Iterator[Callable[["At"], None]]:
 
     with bar:
         yield on_step
+
+
+def findings_as_text(result: "Segmentation") -> str:
+    """What a segmentation found, a line each."""
+    from leuko.align import FAR_MM
+    from leuko.regions import RULES
+
+    analysis = result.analysis
+    volume = f"{result.volume_ml:.2f} mL in {counted(len(analysis.lesions), 'lesion')}"
+    if analysis.intracranial_ml:
+        part = 100 * result.volume_ml / analysis.intracranial_ml
+        volume += f", {part:.2g} % of {analysis.intracranial_ml:.0f} mL intracranial"
+    lines = {"WMH volume": volume}
+    if result.excluded is not None:
+        lines["excluded"] = (
+            f"{result.excluded.volume_ml:.2f} mL, in which "
+            f"{result.excluded.wmh_ml:.2f} mL would be WMH"
+        )
+    if analysis.regions is not None:
+        found = analysis.regions
+        lines["regions"] = (
+            f"periventricular {found.periventricular_ml:.2f}, deep {found.deep_ml:.2f}, "
+            f"infratentorial {found.infratentorial_ml:.2f} mL"
+        )
+        lines["rule"] = f"{found.rule}, {RULES[found.rule]}"
+    if analysis.fazekas is not None:
+        grades = analysis.fazekas
+        lines["Fazekas"] = (
+            f"periventricular {_grade(grades.periventricular, grades.periventricular_interval)}, "
+            f"deep {_grade(grades.deep, grades.deep_interval)}; estimated, research only"
+        )
+    if result.alignment is not None:
+        moved_mm, off_mm = result.alignment.moved_mm, result.alignment.off_mm
+        off = f"off by {off_mm:.1f} mm" if off_mm < FAR_MM else "not aligned"
+        lines["alignment"] = (
+            f"T1 {f'moved by {moved_mm:.1f} mm' if moved_mm else f'not moved, {off}'}"
+        )
+    return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
+
+
+def _grade(estimate: int, interval: tuple[int, int]) -> str:
+    low, high = interval
+    return f"{estimate}" if low == high else f"{estimate} ({low} to {high})"
 
 
 def measures_as_text(row: Mapping[str, float]) -> str:

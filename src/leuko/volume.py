@@ -92,6 +92,10 @@ class Volume:
         """Volume of one voxel, |det(affine)|, which is exact for sheared grids too."""
         return abs(float(np.linalg.det(self.affine[:3, :3])))
 
+    def ml(self, mask: Array) -> float:
+        """Volume in mL of the voxels where a mask (X, Y, Z) is true."""
+        return float(np.count_nonzero(mask)) * self.voxel_mm3 / 1000
+
     @property
     def through_plane_axis(self) -> int:
         """The array axis across the slices.

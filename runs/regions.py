@@ -1,0 +1,91 @@
+"""How exact volumes by region are: those of a model's tissues against those of the true labels.
+
+    python runs/regions.py HEADS MODEL [--scans 8]
+
+HEADS: as for runs/synthetic_validation.py; each held-out head is made into scans of random geometry
+and contrast. The lesions are the true ones on both sides: what differs is where the model sees the
+ventricles, the cortex and the brain. Rows: the intracranial volume, and what each rule calls
+periventricular and deep, as the error in % of the true volume; then how many Fazekas grades agree.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from synthetic_validation import held_out
+
+from leuko import runtime, weights
+from leuko.analysis import Analysis, Case, analyse
+from leuko.anatomy import WMH
+from leuko.channels import Pair
+from leuko.predict import predict_pair, to_tissue
+from leuko.record import Stopwatch
+from leuko.regions import RULES
+from leuko.synthesis import choose, synthesise
+from leuko.volume import Array, Volume
+
+LEAST_ML = 1.0  # of a region: a percentage of less says little
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("heads", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("--scans", type=int, default=8)
+    options = parser.parse_args()
+    model = runtime.load(weights.find(options.model))
+    errors: dict[str, list[tuple[float, float]]] = {}
+    grades: list[bool] = []
+    for number, anatomy in enumerate(held_out(options.heads)):
+        for scan in range(options.scans):
+            choice = choose(anatomy, np.random.default_rng([5, number, scan]), every_mm=0)
+            made = synthesise(anatomy, [5, number, scan], choice=choice, size=(208, 224)).volumes()
+            truth = made["tissue"].canonical()
+            pair = Pair.of(made["FLAIR"], made.get("T1"), model.card.preparation)
+            shares = predict_pair(pair, model, Stopwatch())
+            drawn = made["wmh"].data > 0
+            seen = to_tissue(shares, drawn, made["FLAIR"]).canonical()
+            mask = truth.data == WMH
+            for rule in RULES:
+                true, found = (
+                    analyse(a_case(tissue, mask), rule=rule, threads=2) for tissue in (truth, seen)
+                )
+                if rule == "voxel10":
+                    note(errors, "intracranial", found.intracranial_ml, true.intracranial_ml)
+                    pairs = zip(grades_of(found), grades_of(true), strict=True)
+                    grades.extend(a == b for a, b in pairs)
+                for part in ("periventricular_ml", "deep_ml"):
+                    ours, theirs = getattr(found.regions, part), getattr(true.regions, part)
+                    note(errors, f"{rule}, {part.removesuffix('_ml')}", ours, theirs)
+            print(f"{anatomy.name} {scan}", flush=True)
+    print("| volume | scans | together, % | median, % | worst, % | within 3 % | within 5 % |")
+    print("|---|---|---|---|---|---|---|")
+    for name, rows in errors.items():
+        found_ml, true_ml = np.array(rows).T
+        off = 100 * np.abs(found_ml / true_ml - 1)
+        together = 100 * (found_ml.sum() / true_ml.sum() - 1)
+        print(
+            f"| {name} | {len(off)} | {together:+.1f} | {np.median(off):.1f} | {off.max():.1f} | "
+            f"{(off <= 3).sum()} | {(off <= 5).sum()} |"
+        )
+    print(f"Fazekas grades from the same lesions agree in {sum(grades)} of {len(grades)}")
+
+
+def a_case(tissue: Volume, mask: Array) -> Case:
+    nothing = np.zeros(mask.shape, dtype=np.float32)
+    return Case(tissue.with_data(nothing), None, tissue, nothing, mask, mask, mask)
+
+
+def note(
+    errors: dict[str, list[tuple[float, float]]], name: str, found_ml: float, true_ml: float
+) -> None:
+    if true_ml >= LEAST_ML:
+        errors.setdefault(name, []).append((found_ml, true_ml))
+
+
+def grades_of(analysis: Analysis) -> tuple[int, int]:
+    return analysis.fazekas.periventricular, analysis.fazekas.deep
+
+
+if __name__ == "__main__":
+    main()

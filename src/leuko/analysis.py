@@ -1,0 +1,231 @@
+"""What a mask says in numbers: its lesions one by one, where they lie, Fazekas grades.
+
+All arrays run R, A, S. See `regions` for the rules, `fazekas` for the grades.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+
+from leuko import fazekas
+from leuko.guards import TISSUES
+from leuko.lesions import TOUCHING, find_lesions
+from leuko.mni import LOBES
+from leuko.regions import REGIONS, Rule, Where, locate, world
+from leuko.volume import Array, Volume
+
+RIM = 2  # voxels around lesions that are no normal white matter
+UNKNOWN = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A segmented scan. Masks are bool, in the order timid <= mask <= bold."""
+
+    flair: Volume
+    t1: Array | None  # on the grid of the FLAIR, any scale
+    tissue: Volume | None  # indices into `guards.TISSUES`
+    probability: Array  # of WMH, 0 to 1
+    mask: Array
+    timid: Array  # of a stricter threshold
+    bold: Array  # of a laxer one
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One lesion, 26-connected. What cannot be known is nan, or "n/a"."""
+
+    id: int  # from 1, the largest first
+    voxels: int
+    volume_mm3: float
+    volume_ml: float
+    x_mm: float  # of the centroid, in the world: right, anterior, superior
+    y_mm: float
+    z_mm: float
+    flair_contrast: float  # of the mean, (lesion - white) / white, by the median of normal white
+    t1_contrast: float
+    mean_probability: float
+    region: str  # periventricular, deep, infratentorial by the rule; confluent
+    side: str  # where most of it lies: left, right
+    lobe: str
+    ventricle_mm: float  # from its nearest voxel to the lateral ventricles
+    cortex_mm: float
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Lesion volumes in mL by place; periventricular, deep and infratentorial add up to all."""
+
+    rule: Rule
+    periventricular_ml: float
+    deep_ml: float
+    infratentorial_ml: float
+    confluent_ml: float  # of lesions by the ventricles that reach beyond 10 mm, in the others too
+    left_ml: float | None
+    right_ml: float | None
+    bullseye_ml: list[list[float]] | None  # by SHELLS and SECTORS
+
+
+@dataclass(frozen=True)
+class Fazekas:
+    """Estimated grades, 0 to 3: with the mask, and from the timid to the bold one."""
+
+    periventricular: int
+    periventricular_interval: tuple[int, int]
+    deep: int
+    deep_interval: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """Of one scan. What needs ventricles is None where none are known."""
+
+    lesions: list[Lesion]
+    numbers: Array  # (X, Y, Z) uint16, the lesions' ids
+    region_map: Array | None  # (X, Y, Z) uint8, indices into `regions.REGIONS`
+    regions: Regions | None
+    fazekas: Fazekas | None
+    intracranial_ml: float | None  # brain and CSF
+
+
+def analyse(case: Case, *, rule: Rule, threads: int) -> Analysis:
+    """Measure a segmented scan."""
+    numbers = numbered(case.mask)
+    lesion = numbers[case.mask].astype(np.intp)
+    if case.tissue is None:
+        return Analysis(_lesions(case, lesion, None, None), numbers, None, None, None, None)
+    intracranial_ml = case.tissue.ml(case.tissue.data)
+    bold = locate(case.bold, case.tissue, threads=threads)
+    if bold is None:
+        lesions = _lesions(case, lesion, None, None)
+        return Analysis(lesions, numbers, None, None, None, intracranial_ml)
+    where = bold.of(case.mask[case.bold])
+    region = where.regions(lesion, rule)
+    region_map = np.zeros(case.mask.shape, dtype=np.uint8)
+    region_map[case.mask] = region
+    return Analysis(
+        lesions=_lesions(case, lesion, where, region),
+        numbers=numbers,
+        region_map=region_map,
+        regions=_regions(case.flair.voxel_mm3 / 1000, lesion, where, rule),
+        fazekas=_fazekas(case, bold),
+        intracranial_ml=intracranial_ml,
+    )
+
+
+def numbered(mask: Array) -> Array:
+    """Lesions numbered from 1, the largest first, uint16 (uint32 if they are so many)."""
+    found, count = find_lesions(mask)
+    sizes = np.bincount(found.ravel(), minlength=count + 1)[1:]
+    rank = np.zeros(count + 1, dtype=np.uint16 if count < 1 << 16 else np.uint32)
+    rank[1 + np.argsort(-sizes, kind="stable")] = np.arange(1, count + 1)
+    numbers: Array = rank[found]
+    return numbers
+
+
+def _lesions(case: Case, lesion: Array, where: Where | None, region: Array | None) -> list[Lesion]:
+    """`lesion` (N,) is the id of each voxel of the mask, `region` (N,) its region."""
+    if not len(lesion):
+        return []
+    count = int(lesion.max())
+    voxels = np.bincount(lesion)
+
+    def mean(values: Array) -> Array:
+        return np.bincount(lesion, weights=values) / np.maximum(voxels, 1)
+
+    def nearest(distance_mm: Array) -> Array:
+        least = np.full(count + 1, UNKNOWN)
+        np.fmin.at(least, lesion, distance_mm)
+        return least
+
+    centroids = [mean(way) for way in world(case.flair, np.argwhere(case.mask)).T]
+    unknown, nowhere = np.full(count + 1, UNKNOWN), np.full(count + 1, "n/a")
+    regions, sides, lobes, ventricle_mm, cortex_mm = nowhere, nowhere, nowhere, unknown, unknown
+    if where is not None and region is not None:
+        ventricle_mm, cortex_mm = nearest(where.ventricle_mm), nearest(where.cortex_mm)
+        names = np.array(REGIONS)[_commonest(lesion, region, len(REGIONS))]
+        regions = np.where(where.confluent(lesion), "confluent", names)
+        if where.lobe is not None and where.is_left is not None:
+            lobes = np.array(LOBES)[_commonest(lesion, where.lobe, len(LOBES))]
+            sides = np.where(mean(where.is_left) >= 0.5, "left", "right")
+    white = _normal_white(case)
+    flair_contrast = mean(_contrast(case.flair.data, case.mask, white))
+    t1_contrast = unknown if case.t1 is None else mean(_contrast(case.t1, case.mask, white))
+    probability = mean(case.probability[case.mask])
+    volume_mm3 = voxels * case.flair.voxel_mm3
+    return [
+        Lesion(
+            id=k,
+            voxels=int(voxels[k]),
+            volume_mm3=float(volume_mm3[k]),
+            volume_ml=float(volume_mm3[k] / 1000),
+            x_mm=float(centroids[0][k]),
+            y_mm=float(centroids[1][k]),
+            z_mm=float(centroids[2][k]),
+            flair_contrast=float(flair_contrast[k]),
+            t1_contrast=float(t1_contrast[k]),
+            mean_probability=float(probability[k]),
+            region=str(regions[k]),
+            side=str(sides[k]),
+            lobe=str(lobes[k]),
+            ventricle_mm=float(ventricle_mm[k]),
+            cortex_mm=float(cortex_mm[k]),
+        )
+        for k in range(1, count + 1)
+    ]
+
+
+def _commonest(lesion: Array, kind: Array, kinds: int) -> Array:
+    """The kind that most voxels of each lesion are of, by id from 0."""
+    counts = np.bincount(lesion * kinds + kind, minlength=(lesion.max() + 1) * kinds)
+    commonest: Array = counts.reshape(-1, kinds).argmax(axis=1)
+    return commonest
+
+
+def _normal_white(case: Case) -> Array | None:
+    """White matter that is no lesion's rim, bool; None where the model knows no white matter."""
+    if case.tissue is None:
+        return None
+    rim = scipy.ndimage.binary_dilation(case.bold, TOUCHING, iterations=RIM)
+    white: Array = (case.tissue.data == TISSUES.index("white")) & ~rim
+    return white
+
+
+def _contrast(image: Array, mask: Array, white: Array | None) -> Array:
+    """(value - white) / white of each voxel of the mask (N,), by the median of white matter."""
+    values = image[mask].astype(float)
+    level = 0.0 if white is None or not white.any() else float(np.median(image[white]))
+    return values / level - 1 if level > 0 else np.full(len(values), UNKNOWN)
+
+
+def _regions(voxel_ml: float, lesion: Array, where: Where, rule: Rule) -> Regions:
+    counts = np.bincount(where.regions(lesion, rule), minlength=len(REGIONS))
+    left = None if where.is_left is None else int(np.count_nonzero(where.is_left))
+    bullseye = where.bullseye(voxel_ml * 1000)
+    return Regions(
+        rule=rule,
+        periventricular_ml=float(counts[1] * voxel_ml),
+        deep_ml=float(counts[2] * voxel_ml),
+        infratentorial_ml=float(counts[3] * voxel_ml),
+        confluent_ml=float(np.count_nonzero(where.confluent(lesion)[lesion]) * voxel_ml),
+        left_ml=None if left is None else left * voxel_ml,
+        right_ml=None if left is None else (len(lesion) - left) * voxel_ml,
+        bullseye_ml=None if bullseye is None else bullseye.tolist(),
+    )
+
+
+def _fazekas(case: Case, bold: Where) -> Fazekas:
+    found = []
+    for mask in (case.mask, case.timid, case.bold):
+        lesion = find_lesions(mask)[0][mask]
+        where = bold.of(mask[case.bold])
+        found.append(fazekas.grades(case.flair.with_data(mask), lesion, where))
+    periventricular = [grades.periventricular for grades in found]
+    deep = [grades.deep for grades in found]
+    return Fazekas(
+        periventricular=periventricular[0],
+        periventricular_interval=(min(periventricular), max(periventricular)),
+        deep=deep[0],
+        deep_interval=(min(deep), max(deep)),
+    )

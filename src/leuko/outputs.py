@@ -1,0 +1,175 @@
+"""A segmentation on disk: the names of its files, what stands in them, what they may replace."""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leuko import inputs, nifti
+from leuko.align import FAR_MM, Alignment
+from leuko.analysis import Analysis, Lesion, Regions
+from leuko.errors import LeukoError
+from leuko.files import read_json, write_json
+from leuko.inputs import Scan
+from leuko.regions import REGIONS, RULES, SECTORS, SHELLS
+from leuko.volume import Orientation, Volume, resample_onto
+from leuko.weights import ModelCard
+
+MASK_FILE = "wmh.nii.gz"
+PROBABILITY_FILE = "wmh_prob.nii.gz"
+TISSUE_FILE = "tissue.nii.gz"
+LESIONS_FILE, LESION_TABLE_FILE = "wmh_lesions.nii.gz", "lesions.tsv"
+REGIONS_FILE, REGION_NAMES_FILE = "wmh_regions.nii.gz", "wmh_regions.tsv"
+DICOM_FILE = "wmh.dcm"
+T1_FILE, TRANSFORM_FILE = "t1_aligned.nii.gz", "t1_to_flair.tfm"
+RECORD_FILE = "run.json"
+FILES = (
+    MASK_FILE, PROBABILITY_FILE, TISSUE_FILE, LESIONS_FILE, LESION_TABLE_FILE, REGIONS_FILE,
+    REGION_NAMES_FILE, DICOM_FILE, T1_FILE, TRANSFORM_FILE, RECORD_FILE,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """What an exclusion mask took out of the result, in mL."""
+
+    volume_ml: float  # of the mask
+    wmh_ml: float  # of what would have been called WMH in it
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What `segment` found. Volumes in mL; `seconds` by stage, in order."""
+
+    mask: Volume  # uint8, 1 = WMH
+    probability: Volume  # float32, 0 to 1
+    tissue: Volume | None  # uint8, the model's classes; None if it knows background and WMH alone
+    volume_ml: float
+    analysis: Analysis
+    excluded: Excluded | None
+    alignment: Alignment | None  # of the T1, where the model looked at one
+    warnings: list[str]
+    seconds: dict[str, float]
+
+
+def write(folder: Path, result: Segmentation, source: Scan, t1: Volume | None) -> None:
+    """Write the images and tables of a result into `folder`; the T1, if given, as it was used."""
+    nifti.write(folder / MASK_FILE, result.mask)
+    nifti.write(folder / PROBABILITY_FILE, result.probability)
+    if result.tissue is not None:
+        nifti.write(folder / TISSUE_FILE, result.tissue)
+    stored = Orientation.of(result.mask.affine)
+    analysis = result.analysis
+    numbers = result.mask.with_data(stored.undo(analysis.numbers))
+    nifti.write(folder / LESIONS_FILE, numbers)
+    columns = [field.name for field in fields(Lesion)]
+    _write_table(folder / LESION_TABLE_FILE, columns, map(astuple, analysis.lesions))
+    if analysis.region_map is not None:
+        regions = result.mask.with_data(stored.undo(analysis.region_map))
+        nifti.write(folder / REGIONS_FILE, regions)
+        names = [(index, name) for index, name in enumerate(REGIONS) if index]
+        _write_table(folder / REGION_NAMES_FILE, ["index", "name"], names)
+    inputs.write_dicom(folder / DICOM_FILE, result.mask, source)
+    if t1 is not None and result.alignment is not None:
+        nifti.write(folder / T1_FILE, resample_onto(t1, result.mask))
+        result.alignment.write(folder / TRANSFORM_FILE)
+
+
+def write_record(
+    folder: Path, result: Segmentation, card: ModelCard, about: Mapping[str, Any]
+) -> None:
+    """Write `run.json`: `about` the run, then what was found, in numbers."""
+    analysis = result.analysis
+    icv_ml = analysis.intracranial_ml
+    found = {
+        "warnings": result.warnings,
+        "volume_ml": round(result.volume_ml, 4),
+        "lesions": len(analysis.lesions),
+        "intracranial_ml": icv_ml and round(icv_ml, 2),
+        "volume_percent_icv": round(100 * result.volume_ml / icv_ml, 4) if icv_ml else None,
+        "excluded_ml": result.excluded and asdict(result.excluded),
+        "tissue_ml": _volumes_ml(result.tissue, card),
+        "regions": analysis.regions and _regions(analysis.regions),
+        "fazekas": analysis.fazekas
+        and {"note": "estimated, research only", **asdict(analysis.fazekas)},
+        "alignment": result.alignment and _alignment(result.alignment),
+        "seconds": result.seconds,
+    }
+    write_json(folder / RECORD_FILE, {**about, **found})
+
+
+def refuse_foreign_files(out: Path, *scans: Path | Scan | None) -> None:
+    """Raises LeukoError where writing would replace an expert's labels or a training run, for the
+    name of an image, and for the folder of a series."""
+    if out.name.endswith((".nii", ".nii.gz")):
+        raise LeukoError(f"{out} names an image; give -o a folder, the mask will be in it")
+    folders = [scan.path if isinstance(scan, Scan) else scan for scan in scans if scan]
+    if any(folder.is_dir() and folder.resolve() == out.resolve() for folder in folders):
+        raise LeukoError(f"{out} holds the scans; choose another folder with -o")
+    record = out / RECORD_FILE
+    ours = record.is_file() and read_json(record, what="record").get("command") == "segment"
+    there = [name for name in FILES if (out / name).exists()]
+    if there and not ours:
+        raise LeukoError(
+            f"{out / there[0]} is there and was not written by leuko segment; "
+            "choose another folder with -o"
+        )
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Tab-separated; n/a where a number is not known."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(columns)
+        table.writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else "n/a"
+    return str(value)
+
+
+def _regions(regions: Regions) -> dict[str, Any]:
+    """For JSON: rounded, with the rule in words and the names of the bullseye's parts."""
+    volumes = {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in asdict(regions).items()
+        if name.endswith("_ml") and name != "bullseye_ml"
+    }
+    bullseye = regions.bullseye_ml and {
+        "shells": SHELLS,
+        "sectors": SECTORS,
+        "ml": [[round(ml, 4) for ml in row] for row in regions.bullseye_ml],
+    }
+    return {
+        "rule": regions.rule,
+        "rule_text": RULES[regions.rule],
+        **volumes,
+        "bullseye": bullseye,
+    }
+
+
+def _alignment(alignment: Alignment) -> dict[str, Any]:
+    return {
+        "moved_mm": round(alignment.moved_mm, 3),
+        "off_mm": round(alignment.off_mm, 3) if alignment.off_mm < FAR_MM else None,
+        "sharpness": round(alignment.sharpness, 4),
+        "mutual_information_before": round(alignment.information_before, 4),
+        "mutual_information": round(alignment.information, 4),
+        "flair_to_t1": alignment.matrix.round(6).tolist(),
+    }
+
+
+def _volumes_ml(tissue: Volume | None, card: ModelCard) -> dict[str, float] | None:
+    if tissue is None:
+        return None
+    counts = np.bincount(tissue.data.ravel(), minlength=len(card.classes))
+    return {
+        name: round(float(count) * tissue.voxel_mm3 / 1000, 3)
+        for name, count in list(zip(card.classes, counts, strict=True))[1:]
+    }

@@ -1,0 +1,179 @@
+"""Where lesions lie: by the ventricles, deep, below the tentorium; shells and lobes.
+
+Everything is said of lesion voxels, given as points in the world (N, 3), in mm.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import numpy as np
+import scipy.ndimage
+from scipy.spatial import cKDTree
+
+from leuko import mni
+from leuko.guards import TISSUES
+from leuko.lesions import TOUCHING
+from leuko.volume import Array, Volume
+
+Rule = Literal["voxel10", "shiva2", "contiguity"]
+RULES: dict[Rule, str] = {
+    "voxel10": "periventricular: voxels up to 10 mm from the lateral ventricles",
+    "shiva2": "periventricular: lesions that come within 2 mm of the lateral ventricles, whole",
+    "contiguity": "periventricular: lesions that touch the lateral ventricles, whole",
+}
+REGIONS = ("background", "periventricular", "deep", "infratentorial")
+NEAR_MM, DEEP_MM = 2.0, 10.0
+SHELLS = ("periventricular", "inner", "outer", "juxtacortical")  # quarters of the way to the cortex
+SECTORS = (
+    *(f"{side} {lobe}" for lobe in mni.LOBES[:4] for side in ("left", "right")),
+    "deep grey",
+)
+
+# A piece of ventricle is one if it is large enough and lies near the template's.
+LEAST_PIECE_ML, LEAST_VENTRICLES_ML, FARTHEST_MM = 0.02, 0.5, 12.0
+LEAST_CORTEX_ML = 1.0  # of grey matter in one piece; less are rims of lesions
+
+
+@dataclass(frozen=True, eq=False)
+class Where:
+    """Of each of N lesion voxels, in the order of `np.argwhere` of the mask.
+
+    Without a place in the template (`lobe` and `is_left` None) nothing is infratentorial and
+    `cortex_mm` is nan.
+    """
+
+    ventricle_mm: Array  # (N,), to the nearest voxel of a lateral ventricle, by their centres
+    touches: Array  # (N,) bool: beside a ventricle's voxel, by a face, an edge or a corner
+    cortex_mm: Array  # (N,)
+    lobe: Array | None  # (N,), indices into mni.LOBES
+    is_left: Array | None  # (N,) bool
+
+    def of(self, chosen: Array) -> Self:
+        """The same of the voxels that are chosen, bool (N,)."""
+        return replace(
+            self,
+            ventricle_mm=self.ventricle_mm[chosen],
+            touches=self.touches[chosen],
+            cortex_mm=self.cortex_mm[chosen],
+            lobe=None if self.lobe is None else self.lobe[chosen],
+            is_left=None if self.is_left is None else self.is_left[chosen],
+        )
+
+    def regions(self, lesion: Array, rule: Rule) -> Array:
+        """Indices (N,) into REGIONS by a rule of RULES; `lesion` (N,) numbers the lesions from 1.
+
+        Below the tentorium is infratentorial by every rule.
+        """
+        if rule == "voxel10":
+            near = self.ventricle_mm <= DEEP_MM
+        else:
+            voxelwise = self.ventricle_mm <= NEAR_MM if rule == "shiva2" else self.touches
+            near = any_of(lesion, voxelwise)[lesion]
+        found = np.where(near, 1, 2)
+        if self.lobe is not None:
+            found[self.lobe == mni.LOBES.index("infratentorial")] = 3
+        return found
+
+    def confluent(self, lesion: Array) -> Array:
+        """Which lesions, by number from 0, come within 2 mm of the ventricles and reach beyond
+        10 mm from them; bool."""
+        return any_of(lesion, self.ventricle_mm <= NEAR_MM) & any_of(
+            lesion, self.ventricle_mm > DEEP_MM
+        )
+
+    def bullseye(self, voxel_mm3: float) -> Array | None:
+        """Lesion volume in mL by SHELLS and SECTORS, (4, 9); Sudre et al. 2018.
+
+        A shell is a quarter of the way from the ventricles to the cortex. What lies below the
+        tentorium is left out. None without a place in the template, or without cortex.
+        """
+        if self.lobe is None or self.is_left is None or np.isnan(self.cortex_mm).any():
+            return None
+        way = self.ventricle_mm / np.maximum(self.ventricle_mm + self.cortex_mm, 1e-6)
+        shell = np.minimum((4 * way).astype(int), 3)
+        deep_grey = mni.LOBES.index("deep grey")
+        sector = np.where(self.lobe < deep_grey, 2 * self.lobe + ~self.is_left, len(SECTORS) - 1)
+        above = self.lobe <= deep_grey
+        counts = np.zeros((len(SHELLS), len(SECTORS)))
+        np.add.at(counts, (shell[above], sector[above]), voxel_mm3 / 1000)
+        return counts
+
+
+def locate(mask: Array, tissue: Volume, *, threads: int) -> Where | None:
+    """Where the voxels of a lesion mask (X, Y, Z) lie, among the `guards.TISSUES` of their scan.
+
+    None where neither the tissues nor the template tell where the ventricles are.
+    """
+    place = mni.Place.of(tissue, threads=threads)
+    ventricles = lateral_ventricles(tissue, place)
+    if not ventricles.any():
+        return None
+    points = world(tissue, np.argwhere(mask))
+    shell = ventricles & ~scipy.ndimage.binary_erosion(ventricles)
+    touching = scipy.ndimage.binary_dilation(ventricles, TOUCHING)
+    cortex_mm = np.full(len(points), np.nan)
+    if place is not None:
+        cortex = world(tissue, np.argwhere(_large(tissue.data == TISSUES.index("grey"), tissue)))
+        cortex = cortex[place.lobes(cortex) != mni.LOBES.index("deep grey")]
+        if len(cortex):
+            cortex_mm = _nearest_mm(points, cortex, threads)
+    return Where(
+        ventricle_mm=_nearest_mm(points, world(tissue, np.argwhere(shell)), threads),
+        touches=touching[mask.astype(bool)],
+        cortex_mm=cortex_mm,
+        lobe=None if place is None else place.lobes(points),
+        is_left=None if place is None else place.is_left(points),
+    )
+
+
+def lateral_ventricles(tissue: Volume, place: mni.Place | None) -> Array:
+    """The model's ventricles without specks and without what lies far from the template's; bool.
+
+    Where they are too small to be seen, slits, they are the template's. Without a place in the
+    template, all but specks.
+    """
+    seen = tissue.data == TISSUES.index("ventricle")
+    pieces, count = scipy.ndimage.label(seen, TOUCHING)
+    large = np.bincount(pieces.ravel(), minlength=1) * tissue.voxel_mm3 / 1000 > LEAST_PIECE_ML
+    large[0] = False
+    if place is None:
+        kept: Array = large[pieces]
+        return kept
+    template = mni.read("tissue")
+    expected = world(template, np.argwhere(template.data == mni.TISSUES.index("ventricle")))
+    near = np.zeros(count + 1, dtype=bool)
+    voxels = np.argwhere(seen)
+    far_mm = _nearest_mm(place.apply(world(tissue, voxels)), expected, threads=1)
+    np.logical_or.at(near, pieces[tuple(voxels.T)], far_mm <= FARTHEST_MM)
+    kept = (large & near)[pieces]
+    if tissue.ml(kept) >= LEAST_VENTRICLES_ML:
+        return kept
+    inside = np.argwhere(tissue.data > 0)
+    drawn = np.zeros(seen.shape, dtype=bool)
+    drawn[tuple(inside.T)] = place.is_ventricle(world(tissue, inside))
+    return drawn | kept
+
+
+def world(grid: Volume, voxels: Array) -> Array:
+    """Voxel indices (N, 3) as places in the world, mm."""
+    points: Array = voxels @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    return points
+
+
+def any_of(lesion: Array, is_so: Array) -> Array:
+    """Whether any voxel of each lesion, by number from 0, is so; bool."""
+    found: Array = np.bincount(lesion, weights=is_so, minlength=1) > 0
+    return found
+
+
+def _large(mask: Array, grid: Volume) -> Array:
+    pieces, _ = scipy.ndimage.label(mask)
+    large = np.bincount(pieces.ravel(), minlength=1) * grid.voxel_mm3 / 1000 > LEAST_CORTEX_ML
+    large[0] = False
+    kept: Array = large[pieces]
+    return kept
+
+
+def _nearest_mm(points: Array, targets: Array, threads: int) -> Array:
+    tree = cKDTree(targets, compact_nodes=False, balanced_tree=False)
+    return np.asarray(tree.query(points, workers=threads)[0])
