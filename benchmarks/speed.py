@@ -22,13 +22,15 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
+from scipy.ndimage import affine_transform, gaussian_filter
 from scipy.spatial.transform import Rotation
 from skimage.morphology import area_opening
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from leuko import nifti, runtime, weights
+from leuko import guards, mni, nifti, runtime, weights
 from leuko.align import align
+from leuko.analysis import Case, analyse
 from leuko.channels import Preparation, area_residue, prepare, requantise
 from leuko.files import read_json
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
@@ -37,6 +39,7 @@ from leuko.train import CLASSES, Progress, Settings, fit, start
 from leuko.volume import Array, Volume, resample_onto
 from leuko.weights import WEIGHTS_FILE, ModelCard, save_card
 from phantoms import make_phantom
+from reports import a_head, a_report
 
 SLICE = (208, 176)  # a head at 1 mm
 # Smaller matrices do not fill the caches and larger ones gain nothing.
@@ -74,6 +77,7 @@ def main() -> None:
             "network": measure_network(model, repeats),
             "training": measure_training(scratch, repeats),
             "8 bits": measure_eight_bits(repeats),
+            "analysis": measure_analysis(repeats),
             "segment": measure_segment(*thick, scratch, max(1, repeats // 2)),
             "start-up": measure_start(repeats),
         }.items():
@@ -224,6 +228,43 @@ def int8_product(size: int) -> tuple[float, Callable[[], object]]:
     session = onnxruntime.InferenceSession(made.SerializeToString(), options)
     left = rng.integers(0, 255, (size, size), dtype=np.uint8)
     return 2 * size**3 / 1e9, lambda: session.run(None, {"left": left})
+
+
+def measure_analysis(repeats: int) -> Iterator[Row]:
+    """Of the MNI152 brain with lesions in a tenth of its white matter, at 320x320x48."""
+    template, shape = mni.read("tissue"), (320, 320, 48)
+    affine = np.diag([0.72, 0.72, 3.0, 1.0])
+    affine[:3, 3] = template.affine[:3, :3] @ (np.array(template.data.shape) / 2)
+    affine[:3, 3] += template.affine[:3, 3] - affine[:3, :3] @ (np.array(shape) / 2)
+    to_template = np.linalg.inv(template.affine) @ affine
+    tissue = affine_transform(template.data, to_template, output_shape=shape, order=0)
+    noise = gaussian_filter(np.random.default_rng(0).normal(size=shape), (4, 4, 1))
+    white = tissue == guards.TISSUES.index("white")
+    mask = white & (noise > np.quantile(noise[white], 0.9))
+    tissue[mask] = guards.TISSUES.index("wmh")
+    scan = Volume(tissue, affine)
+    case = Case(
+        flair=scan.with_data(100.0 * tissue),
+        t1=tissue,
+        tissue=scan,
+        probability=mask.astype(np.float32),
+        mask=mask,
+        timid=mask & (noise > np.quantile(noise[white], 0.93)),
+        bold=white & (noise > np.quantile(noise[white], 0.87)) | mask,
+    )
+    threads = runtime.available_cpus()
+    seconds = median(
+        timed(lambda: analyse(case, rule="voxel10", threads=threads)) for _ in range(repeats)
+    )
+    size = f"320x320x48, {scan.ml(mask):.0f} mL of lesions"
+    yield Row(f"analysis, {size}", seconds, "s", "below 3", seconds < 3)
+    flair, mask = a_head([((160, 160, 24), 40)], shape, affine)
+    rng = np.random.default_rng(0)
+    noisy = flair.data * rng.normal(1, 0.05, shape).clip(0, 1.4)
+    flair = flair.with_data(noisy.astype(np.uint8))
+    with tempfile.TemporaryDirectory() as folder:
+        page = [timed(lambda: a_report(Path(folder), flair, mask)) for _ in range(repeats)]
+    yield Row("report and picture, 320x320x48", median(page), "s", "below 2", median(page) < 2)
 
 
 def measure_segment(flair: Path, t1: Path, scratch: Path, repeats: int) -> Iterator[Row]:

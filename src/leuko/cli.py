@@ -99,7 +99,7 @@ def segment(
 ) -> None:
     """Segment one brain: write the mask, its probability, tissues, lesions, regions, a record."""
     from leuko.inputs import Scan, read_study
-    from leuko.outputs import DICOM_FILE, LESION_TABLE_FILE, MASK_FILE
+    from leuko.outputs import DICOM_FILE, MASK_FILE, REPORT_FILE
     from leuko.segment import segment
 
     scans: tuple[Path | Scan, Path | Scan | None]
@@ -130,7 +130,7 @@ def segment(
         if isinstance(scan, Scan):
             print(f"{name:<12}series {scan.series}")
     print(findings_as_text(result))
-    for name, what in ((MASK_FILE, "mask"), (LESION_TABLE_FILE, "lesions"), (DICOM_FILE, "DICOM")):
+    for name, what in ((MASK_FILE, "mask"), (REPORT_FILE, "report"), (DICOM_FILE, "DICOM")):
         if (out / name).is_file():
             print(f"{what:<12}{out / name}")
     print(f"all files   {out}")

@@ -1,12 +1,25 @@
 """Pictures: data in, a matplotlib Figure out. Saving it is the caller's business."""
 
-import numpy as np
-from matplotlib.figure import Figure
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from leuko.uncertainty import DROP_ML, Calibration
 from leuko.volume import Array
 
 # Told apart from grey, from yellow fat and from each other by colour-blind people too.
 FOUND, KNOWN = "#ff4d00", "#36c9ff"
+KINDS = ("#0072b2", "#d55e00", "#009e73")  # of scans, in plots; Okabe and Ito
+BLUES = colormaps["Blues"]
+SIDES = ("left", "right")
+CENTRED = {"ha": "center", "va": "center"}
+LEAST_SHOWN_ML = 0.05  # rounds to 0.1
+MANY = 100  # voxels: fewer tell no part
 
 
 def method_figure(slice_: Array, mask: Array, reference: Array) -> Figure:
@@ -32,6 +45,141 @@ def method_figure(slice_: Array, mask: Array, reference: Array) -> Figure:
     for outlined, colour in ((reference, KNOWN), (mask, FOUND)):
         figure.axes[-1].contour(_upright(outlined), levels=[0.5], colors=[colour], linewidths=1)
     return figure
+
+
+def reliability_figure(
+    bins: Mapping[str, tuple[Array, Array, Array]],
+    volumes: Mapping[str, Sequence[tuple[float, float]]],
+    calibration: Calibration,
+) -> Figure:
+    """How often a probability is right, before and after calibration, and volumes with their band.
+
+    `bins`: by kind of scan, log odds (B,), the part of these voxels that is lesion, and how many
+    they are. `volumes`: by kind of scan, mL found and true.
+    """
+    figure = Figure(figsize=(10, 4.6))
+    figure.set_layout_engine("constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+    for (name, (odds, part, count)), colour in zip(bins.items(), KINDS, strict=False):
+        often = count > MANY
+        for temperature, style in ((1.0, "o:"), (calibration.temperature, "o-")):
+            said = 1 / (1 + np.exp(-odds[often] / temperature))
+            label = f"{name}, {'as it is' if temperature == 1 else 'calibrated'}"
+            left.plot(said, part[often], style, color=colour, markersize=3, label=label)
+    left.set(xlabel="probability", ylabel="part that is lesion", aspect="equal")
+    left.legend()
+    _band(right, calibration)
+    for (name, pairs), colour in zip(volumes.items(), (KINDS[0], KINDS[2], KINDS[1]), strict=True):
+        found, true = np.array(pairs).reshape(-1, 2).T + DROP_ML
+        right.loglog(found, true, "o", color=colour, markersize=4, label=name)
+    right.set(xlabel="found + 0.1, mL", ylabel="true + 0.1, mL")
+    right.legend()
+    return figure
+
+
+def mosaic_figure(
+    slices: Sequence[Array],
+    kinds: Sequence[Array],
+    colours: Mapping[int, str],
+    *,
+    title: str,
+    marks: Sequence[str],
+    aspect: float = 1.0,
+    most: int = 24,
+) -> Figure:
+    """Up to `most` slices (H, W) of 0 to 255, evenly chosen, and the outlines of what has a colour.
+
+    `kinds` (H, W) are 0 where there is nothing; `aspect` is the height of a pixel by its width.
+    `marks` say what is at the left and the right of a slice. Numbers count from 1.
+    """
+    count = min(most, len(slices))
+    chosen = np.unique(np.linspace(0, len(slices) - 1, count).round().astype(int))
+    columns = min(6, count)
+    rows = -(-len(chosen) // columns)
+    height, width = slices[0].shape
+    tall = 2.0 * aspect * height / width
+    figure = Figure(figsize=(2.0 * columns, tall * rows + 0.45), facecolor="black")
+    figure.suptitle(title, color="white", fontsize=11)
+    top = 1 - 0.4 / (tall * rows + 0.45)
+    axes = figure.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        gridspec_kw={
+            "left": 0, "right": 1, "bottom": 0, "top": top, "wspace": 0.02, "hspace": 0.02,
+        },
+    ).ravel()  # fmt: skip
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, k in zip(axes, chosen, strict=False):
+        ax.imshow(slices[k], cmap="gray", vmin=0, vmax=200, aspect=aspect)
+        for kind, colour in colours.items():
+            if (kinds[k] == kind).any():
+                ax.contour(kinds[k] == kind, levels=[0.5], colors=[colour], linewidths=0.8)
+        ax.text(0.03, 0.02, k + 1, color="white", fontsize=8, transform=ax.transAxes)
+    for x, mark in zip((0.03, 0.9), marks, strict=False):
+        axes[0].text(x, 0.5, mark, color="white", fontsize=9, transform=axes[0].transAxes)
+    return figure
+
+
+def lesion_histogram(volumes_ml: Sequence[float]) -> Figure:
+    """How many lesions there are of which volume, on a logarithmic axis."""
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    edges = np.geomspace(0.001, 1000, 25)
+    axes.hist(np.clip(volumes_ml, edges[0], edges[-1]), bins=edges.tolist(), color=KINDS[0])
+    axes.set(xscale="log", xlabel="volume of a lesion, mL", ylabel="lesions")
+    filled = np.clip(volumes_ml, edges[0], edges[-1])
+    axes.set_xlim(min(filled, default=0.01) / 3, max(filled, default=1) * 3)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def bullseye_figure(ml: Array, sectors: Sequence[str]) -> Figure:
+    """Lesion volume by shell and sector, `ml` (shells, sectors): the ventricles in the middle, the
+    cortex outside. Left sectors are on the right, as on the slices."""
+    values = np.array(ml)
+    left, right = ([k for k, n in enumerate(sectors) if n.startswith(side)] for side in SIDES)
+    others = [k for k in range(len(sectors)) if k not in left + right]
+    order = [*left, *others, *reversed(right)]  # clockwise from the top
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes: Any = figure.add_subplot(projection="polar")  # typed as if it were not polar
+    axes.set_theta_zero_location("N")
+    axes.set_theta_direction(-1)
+    width = 2 * np.pi / len(order)
+    most = max(values.max(), 1e-6)
+    for place, sector in enumerate(order):
+        for shell in range(len(values)):
+            part = values[shell, sector] / most
+            angle = (place + 0.5) * width
+            colour = BLUES(float(np.sqrt(part)))
+            axes.bar(
+                angle, 1, width, bottom=1 + shell, color=colour, edgecolor="0.5", linewidth=0.5
+            )
+            if values[shell, sector] >= LEAST_SHOWN_ML:
+                ink = "white" if part > 0.4 else "black"
+                label = f"{values[shell, sector]:.1f}"
+                axes.text(
+                    angle, 1.5 + shell, label, color=ink, fontsize=7, ha="center", va="center"
+                )
+        label = sectors[sector].replace(" ", "\n")
+        axes.text((place + 0.5) * width, 5.7, label, fontsize=8, **CENTRED)
+    axes.set_ylim(0, 5.2)
+    axes.set_axis_off()
+    return figure
+
+
+def _band(axes: Axes, calibration: Calibration) -> None:
+    """The interval of the volume, over what was found."""
+    found = np.geomspace(DROP_ML, 200, 50)
+    low, high = (
+        found * np.exp(line[0] + line[1] * np.log(found))
+        for line in (calibration.volume_low, calibration.volume_high)
+    )
+    axes.fill_between(found, low, high, color="0.85", label="90 % interval")
+    axes.plot(found, found, color="0.6", linewidth=1)
 
 
 def _upright(image: Array) -> Array:

@@ -12,10 +12,13 @@ import numpy as np
 from leuko import inputs, nifti
 from leuko.align import FAR_MM, Alignment
 from leuko.analysis import Analysis, Lesion, Regions
+from leuko.channels import Pair
 from leuko.errors import LeukoError
-from leuko.files import read_json, write_json
+from leuko.files import read_json
 from leuko.inputs import Scan
+from leuko.panes import Pane, as_jpeg
 from leuko.regions import REGIONS, RULES, SECTORS, SHELLS
+from leuko.report import report, sheet
 from leuko.volume import Orientation, Volume, resample_onto
 from leuko.weights import ModelCard
 
@@ -26,10 +29,11 @@ LESIONS_FILE, LESION_TABLE_FILE = "wmh_lesions.nii.gz", "lesions.tsv"
 REGIONS_FILE, REGION_NAMES_FILE = "wmh_regions.nii.gz", "wmh_regions.tsv"
 DICOM_FILE = "wmh.dcm"
 T1_FILE, TRANSFORM_FILE = "t1_aligned.nii.gz", "t1_to_flair.tfm"
+REPORT_FILE, PICTURE_FILE = "report.html", "qc.png"
 RECORD_FILE = "run.json"
 FILES = (
     MASK_FILE, PROBABILITY_FILE, TISSUE_FILE, LESIONS_FILE, LESION_TABLE_FILE, REGIONS_FILE,
-    REGION_NAMES_FILE, DICOM_FILE, T1_FILE, TRANSFORM_FILE, RECORD_FILE,
+    REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, DICOM_FILE, T1_FILE, TRANSFORM_FILE, RECORD_FILE,
 )  # fmt: skip
 
 
@@ -79,10 +83,26 @@ def write(folder: Path, result: Segmentation, source: Scan, t1: Volume | None) -
         result.alignment.write(folder / TRANSFORM_FILE)
 
 
-def write_record(
-    folder: Path, result: Segmentation, card: ModelCard, about: Mapping[str, Any]
-) -> None:
-    """Write `run.json`: `about` the run, then what was found, in numbers."""
+def write_report(folder: Path, result: Segmentation, pair: Pair, record: Mapping[str, Any]) -> None:
+    """Write `report.html` and `qc.png` into `folder`, of a pair as the model saw it."""
+    analysis = result.analysis
+    kinds = analysis.numbers > 0 if analysis.region_map is None else analysis.region_map
+    pane = Pane(
+        title="FLAIR and T1" if pair.t1.any() else "FLAIR",
+        grid=result.mask.canonical(),
+        images={"FLAIR": pair.flair} | ({"T1": pair.t1} if pair.t1.any() else {}),
+        ids=analysis.numbers,
+        kinds=kinds.astype(np.uint8),
+    )
+    picture = folder / PICTURE_FILE
+    sheet(record, pane).savefig(picture, facecolor="black", dpi=90)
+    lesions = [asdict(lesion) for lesion in analysis.lesions]
+    page = report(record, lesions, pane, as_jpeg(picture))
+    (folder / REPORT_FILE).write_text(page, encoding="utf-8")
+
+
+def as_record(result: Segmentation, card: ModelCard, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What `run.json` holds: `about` the run, then what was found, in numbers."""
     analysis = result.analysis
     icv_ml = analysis.intracranial_ml
     found = {
@@ -99,7 +119,7 @@ def write_record(
         "alignment": result.alignment and _alignment(result.alignment),
         "seconds": result.seconds,
     }
-    write_json(folder / RECORD_FILE, {**about, **found})
+    return {**about, **found}
 
 
 def refuse_foreign_files(out: Path, *scans: Path | Scan | None) -> None:

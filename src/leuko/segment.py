@@ -11,7 +11,7 @@ from leuko.align import FAR_MM, LEAST_SHARPNESS, LOST_MM, Alignment, Mode, align
 from leuko.analysis import Case, analyse
 from leuko.channels import Pair
 from leuko.errors import LeukoError
-from leuko.files import sha256, staged
+from leuko.files import sha256, staged, write_json
 from leuko.inputs import Scan
 from leuko.itk import without_bias
 from leuko.outputs import Excluded, Segmentation
@@ -110,9 +110,7 @@ def segment(
                 timid=turned(timid),
                 bold=turned(bold),
             )
-            if case.tissue is not None:
-                for warning in guards.warnings(guards.Case(case.flair, case.t1, case.tissue.data)):
-                    log.warning("%s", warning)
+            _guard(case)
             analysis = analyse(case, rule=rule, threads=threads)
         result = Segmentation(
             mask=flair_scan.with_data(mask.astype(np.uint8)),
@@ -154,7 +152,10 @@ def segment(
                 "device": device,
             },
         }
-        outputs.write_record(scratch, result, card, about)
+        record = outputs.as_record(result, card, about)
+        with watch.stage("report"):
+            outputs.write_report(scratch, result, pair, record)
+        write_json(scratch / outputs.RECORD_FILE, record)
         written = {path.name for path in scratch.iterdir()}
     for name in set(outputs.FILES) - written:  # of an earlier run with another model or other scans
         (out / name).unlink(missing_ok=True)
@@ -187,6 +188,13 @@ def _outside(exclude: Path, flair: Volume) -> Array:
         log.warning("%s excludes nothing: it is empty", exclude)
     outside: Array = ~Orientation.of(flair.affine).undo(mask.canonical().data)
     return outside
+
+
+def _guard(case: Case) -> None:
+    """Say what speaks against a result, where the model's tissues can tell."""
+    if case.tissue is not None:
+        for warning in guards.warnings(guards.Case(case.flair, case.t1, case.tissue.data)):
+            log.warning("%s", warning)
 
 
 def _alignment(flair: Volume, t1: Volume, mode: Mode, threads: int) -> Alignment:

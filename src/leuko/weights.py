@@ -24,6 +24,7 @@ import platformdirs
 from leuko.channels import Preparation
 from leuko.errors import LeukoError
 from leuko.files import read_json, sha256, staged, write_json
+from leuko.uncertainty import Calibration
 
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
@@ -49,6 +50,7 @@ class ModelCard:
     three_planes: bool = False  # scans that are nearly isotropic are seen along all three axes
     threshold: float = 0.5  # of the WMH probability: the commoner class wins
     smallest_lesion_mm3: float = 5.0  # a speck of a voxel or two at common resolutions
+    calibration: Calibration | None = None  # measured with the model; none: no intervals
     licence: str = "not stated; set by whoever trained the model and owns the scans"
     weights_sha256: str = ""
     format: int = FORMAT
@@ -87,6 +89,9 @@ class ModelCard:
                     "preparation": Preparation(**content["preparation"]),
                     "classes": tuple(content["classes"]),
                     "stages": tuple(tuple(widths) for widths in content["stages"]),
+                    "calibration": Calibration.from_json(content["calibration"])
+                    if content.get("calibration")
+                    else None,
                 }
             )
         except (KeyError, TypeError, ValueError) as error:

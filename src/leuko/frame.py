@@ -1,0 +1,176 @@
+"""The page that reports share: one HTML file with its style, script and pictures inside.
+
+A page is made of sections, of panes to look at, and of a table whose rows are linked to them:
+
+    page(title="WMH report", subtitle="...", before=[warnings(record)], panes=[baseline, followup],
+         kinds={1: Kind("new", "#d55e00")}, after=[table(columns, rows, caption="Lesions")])
+
+Whatever comes from outside goes through `text`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from leuko.panes import Pane, encoded
+
+# Nothing may be loaded, from anywhere.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a colour on the scan means."""
+
+    name: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: the key of its value, its title, and digits after the point."""
+
+    key: str
+    title: str
+    digits: int | None = None  # None: a text
+
+
+def page(
+    *,
+    title: str,
+    subtitle: str,
+    before: Iterable[str],
+    panes: Sequence[Pane],
+    kinds: Mapping[int, Kind],
+    after: Iterable[str],
+    verdict: Mapping[str, Any] | None = None,
+) -> str:
+    """The HTML of a report: sections before and after the viewer of the panes.
+
+    `verdict` are the columns that a reader's verdict is saved with, besides its own.
+    """
+    data = {
+        "panes": encoded(panes),
+        "kinds": {number: {"name": k.name, "colour": k.colour} for number, k in kinds.items()},
+        "verdict": verdict,
+    }
+    parts = {
+        "POLICY": POLICY,
+        "TITLE": text(title),
+        "SUBTITLE": text(subtitle),
+        "STYLE": _asset("report.css"),
+        "BEFORE": "\n".join(before),
+        "VIEWER": _viewer(panes, kinds),
+        "VERDICT": _asset("verdict.html") if verdict is not None else "",
+        "AFTER": "\n".join(after),
+        "DATA": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        "SCRIPT": _asset("report.js"),
+    }
+    html = _asset("page.html")
+    pieces = html.split("@@")  # text and names of parts take turns
+    return "".join(parts[piece] if k % 2 else piece for k, piece in enumerate(pieces))
+
+
+def text(value: object) -> str:
+    """Escaped for HTML."""
+    return escape(str(value))
+
+
+def section(title: str, *content: str, name: str = "") -> str:
+    """A section under a heading; nothing where all its content is empty."""
+    inside = "\n".join(part for part in content if part)
+    return f'<section class="{name}"><h2>{text(title)}</h2>\n{inside}</section>' if inside else ""
+
+
+def warnings(said: Sequence[str]) -> str:
+    """What speaks against the result, first on the page."""
+    if not said:
+        return (
+            '<p class="fine"><strong>No warnings.</strong> The automatic checks found nothing.</p>'
+        )
+    items = "".join(f"<li>{text(warning)}</li>" for warning in said)
+    heading = "Warning" if len(said) == 1 else f"{len(said)} warnings"
+    return f'<section class="warnings"><h2>{heading}</h2><ul>{items}</ul></section>'
+
+
+def facts(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Numbers to be seen at once: name, value, and what belongs to it in small print."""
+    items = "".join(
+        f"<div><dt>{text(name)}</dt><dd><b>{text(value)}</b> <span>{text(note)}</span></dd></div>"
+        for name, value, note in rows
+    )
+    return f'<dl class="facts">{items}</dl>' if items else ""
+
+
+def table(
+    columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], *, caption: str, name: str = ""
+) -> str:
+    """A table that can be sorted; rows with `slice` (from 0) and `id` lead to their place."""
+    head = "".join(
+        f'<th scope="col" class="{"number" if c.digits is not None else "words"}">'
+        f'<button type="button">{text(c.title)}</button></th>'
+        for c in columns
+    )
+    body = "".join(
+        f"<tr{_place(row)}>{''.join(_cell(c, row) for c in columns)}</tr>" for row in rows
+    )
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{text(caption)}">'
+        f'<table class="sortable {name}"><caption>{text(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def shown(value: Any, digits: int) -> str:
+    """A number as a reader sees it; what is not known is n/a."""
+    if value is None or value != value:  # noqa: PLR0124, nan is not itself
+        return "n/a"
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no minus before a zero
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return f' data-slice="{int(row["slice"])}" data-id="{int(row["id"])}"' if "slice" in row else ""
+
+
+def _cell(column: Column, row: Mapping[str, Any]) -> str:
+    value = row.get(column.key)
+    if column.digits is None:
+        return f"<td>{text('n/a' if value is None else value)}</td>"
+    content = shown(value, column.digits)
+    if column.key == "id" and "slice" in row:
+        content = f'<button type="button" class="go">{content}</button>'
+    return f'<td class="number">{content}</td>'
+
+
+def _viewer(panes: Sequence[Pane], kinds: Mapping[int, Kind]) -> str:
+    stages = "".join(
+        f'<figure class="pane" data-pane="{k}"><figcaption>{text(pane.title)}</figcaption>'
+        '<div class="stage" tabindex="0" role="group" '
+        f'aria-label="{text(pane.title)}: slices; arrow keys move through them">'
+        '<img alt=""><canvas></canvas><span class="mark left"></span><span class="mark right">'
+        '</span><span class="mark top"></span><span class="mark bottom"></span></div></figure>'
+        for k, pane in enumerate(panes)
+    )
+    names = list(dict.fromkeys(name for pane in panes for name in pane.images))
+    images = "".join(
+        f'<label><input type="radio" name="image" value="{text(name)}"'
+        f"{' checked' if k == 0 else ''}> {text(name)}</label>"
+        for k, name in enumerate(names)
+    )
+    legend = "".join(
+        f'<li><span style="background:{text(kind.colour)}"></span>{text(kind.name)}</li>'
+        for kind in kinds.values()
+    )
+    return (
+        _asset("viewer.html")
+        .replace("@@STAGES@@", stages)
+        .replace("@@IMAGES@@", images)
+        .replace("@@LEGEND@@", legend)
+    )
+
+
+def _asset(name: str) -> str:
+    return files("leuko").joinpath("page", name).read_text(encoding="utf-8")

@@ -1,0 +1,156 @@
+"""Scans as a page shows them: slices as small JPEGs, lesions as runs of voxels."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from leuko.volume import Array, Volume
+
+BUDGET_BYTES = 1_900_000  # of all JPEGs of a page: in base64 they are a third larger
+# Longest side in pixels and quality of the JPEGs, from the finest on.
+FINENESS = ((320, 88), (320, 75), (256, 70), (224, 60), (192, 50), (160, 40), (128, 30), (96, 20))
+SAMPLE = 6  # every so manieth slice tells how large all will be
+HEAD = 20  # of 255
+MARGIN = 4  # voxels around what is shown
+MARKS = (
+    ("A", "P", "S", "I"),
+    ("R", "L", "S", "I"),
+    ("R", "L", "A", "P"),
+)  # left, right, top, bottom
+
+
+@dataclass(frozen=True, eq=False)
+class Pane:
+    """One scan with its lesions, all arrays (X, Y, Z) on one grid whose axes run R, A, S."""
+
+    title: str
+    grid: Volume
+    images: Mapping[str, Array]  # uint8, by name; the first is shown first
+    ids: Array  # the number of the lesion that a voxel is of, 0 for none
+    kinds: Array  # uint8, what gives a voxel its colour, 0 for none
+
+    @property
+    def across(self) -> int:
+        """The axis across the slices that are shown: that of acquisition."""
+        return self.grid.through_plane_axis
+
+    @cached_property
+    def box(self) -> tuple[slice, ...]:
+        """Around the head and all lesions, whole across the slices."""
+        first = next(iter(self.images.values()))
+        shown = (first > HEAD) | (self.kinds > 0)
+        box = []
+        for axis, count in enumerate(shown.shape):
+            inside = np.flatnonzero(shown.any(axis=tuple(k for k in range(3) if k != axis)))
+            if axis == self.across or not len(inside):
+                box.append(slice(0, count))
+            else:
+                low, high = int(inside[0]), int(inside[-1]) + 1
+                box.append(slice(max(0, low - MARGIN), min(count, high + MARGIN)))
+        return tuple(box)
+
+    @property
+    def pixel_aspect(self) -> float:
+        """The height of a pixel of a slice by its width."""
+        width_mm, height_mm = np.delete(np.array(self.grid.spacing_mm), self.across)
+        return float(height_mm / width_mm)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What is at the left, right, top and bottom of a slice."""
+        return MARKS[self.across]
+
+    def slices(self, array: Array) -> list[Array]:
+        """An array (X, Y, Z) on the grid as slices (H, W) in the box, as radiologists look at them:
+        top up, the right on the left, or the front on the left where they are sagittal."""
+        across = np.moveaxis(array[self.box], self.across, 0)
+        return [np.flip(image.T, axis=(0, 1)) for image in across]
+
+
+def encoded(panes: Sequence[Pane]) -> list[dict[str, Any]]:
+    """What the page's script shows, for JSON; the JPEGs of all panes keep to a budget."""
+    for side, quality in FINENESS:
+        sample = sum(
+            len(_jpeg(image, side, quality))
+            for pane in panes
+            for array in pane.images.values()
+            for image in pane.slices(array)[::SAMPLE]
+        )
+        if sample * SAMPLE <= BUDGET_BYTES:
+            break
+    return [_encoded(pane, side, quality) for pane in panes]
+
+
+def fullest_slice(pane: Pane) -> int:
+    """The slice, from 0, that holds most lesion; without any the middle one."""
+    others = tuple(axis for axis in range(3) if axis != pane.across)
+    counts = np.count_nonzero(pane.kinds, axis=others)
+    return int(counts.argmax()) if counts.any() else len(counts) // 2
+
+
+def lesion_slices(pane: Pane) -> list[int]:
+    """The slice, from 0, that holds most of each lesion, by id from 0."""
+    inside = pane.ids > 0
+    ids, at = pane.ids[inside].astype(np.intp), np.nonzero(inside)[pane.across]
+    slices = pane.ids.shape[pane.across]
+    counts = np.bincount(ids * slices + at, minlength=slices * (int(ids.max(initial=0)) + 1))
+    return [int(k) for k in counts.reshape(-1, slices).argmax(axis=1)]
+
+
+def as_jpeg(picture: Path) -> bytes:
+    """A picture from a file, as a small JPEG."""
+    return _saved(Image.open(picture).convert("RGB"), quality=70)
+
+
+def _encoded(pane: Pane, side: int, quality: int) -> dict[str, Any]:
+    ids, kinds = pane.slices(pane.ids), pane.slices(pane.kinds)
+    height, width = ids[0].shape
+    images = {
+        name: [
+            base64.b64encode(_jpeg(image, side, quality)).decode() for image in pane.slices(array)
+        ]
+        for name, array in pane.images.items()
+    }
+    return {
+        "title": pane.title,
+        "width": width,
+        "height": height,
+        "aspect": round(width / (height * pane.pixel_aspect), 4),
+        "marks": pane.marks,
+        "start": fullest_slice(pane),
+        "images": images,
+        "runs": [_runs(*pair) for pair in zip(ids, kinds, strict=True)],
+    }
+
+
+def _jpeg(image: Array, side: int, quality: int) -> bytes:
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    scale = side / max(picture.size)
+    if scale < 1:
+        size = [max(1, round(scale * pixels)) for pixels in picture.size]
+        picture = picture.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+    return _saved(picture, quality)
+
+
+def _saved(picture: Image.Image, quality: int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def _runs(ids: Array, kinds: Array) -> list[int]:
+    """Start, length, id and kind of each run of equal voxels in a slice, row by row, flattened."""
+    flat, kind = ids.ravel().astype(np.int64), kinds.ravel().astype(np.int64)
+    starts_row = np.arange(len(flat)) % ids.shape[1] == 0
+    changes = np.flatnonzero(starts_row | np.diff(flat * 256 + kind, prepend=-1).astype(bool))
+    lengths = np.diff(changes, append=len(flat))
+    inside = kind[changes] > 0
+    runs = np.stack([changes, lengths, flat[changes], kind[changes]], axis=1)[inside]
+    return [int(value) for value in runs.ravel()]

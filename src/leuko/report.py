@@ -1,0 +1,231 @@
+"""The report of one segmentation: its numbers, its slices and its lesions on one page.
+
+The page names no patient: names of files, which may, stand in its details alone, which are not
+printed.
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from leuko.figures import bullseye_figure, lesion_histogram, mosaic_figure
+from leuko.frame import Column, Kind, facts, page, section, shown, table, text, warnings
+from leuko.panes import Pane, lesion_slices
+
+Record = Mapping[str, Any]
+Lesions = Sequence[Mapping[str, Any]]
+
+# Okabe and Ito's colours, which colour-blind people tell apart.
+KINDS = {
+    1: Kind("periventricular", "#e69f00"),
+    2: Kind("deep", "#56b4e9"),
+    3: Kind("infratentorial", "#009e73"),
+}
+ONE_KIND = {1: Kind("WMH", "#e69f00")}
+MOST_ROWS = 500  # of the table: nobody reads more, and pages stay small
+COLUMNS = (
+    Column("id", "No.", 0),
+    Column("volume_ml", "Volume, mL", 3),
+    Column("slice_number", "Slice", 0),
+    Column("region", "Region"),
+    Column("side", "Side"),
+    Column("lobe", "Lobe"),
+    Column("ventricle_mm", "To ventricle, mm", 1),
+    Column("cortex_mm", "To cortex, mm", 1),
+    Column("flair_contrast", "FLAIR contrast", 2),
+    Column("t1_contrast", "T1 contrast", 2),
+    Column("mean_probability", "Probability", 2),
+)
+
+
+def sheet(record: Record, pane: Pane) -> Figure:
+    """Many slices with the outlines of lesions, at a glance."""
+    return mosaic_figure(
+        pane.slices(next(iter(pane.images.values()))),
+        pane.slices(pane.kinds),
+        {number: kind.colour for number, kind in _kinds(record).items()},
+        title=f"WMH {record['volume_ml']:.2f} mL, lesions: {record['lesions']}, "
+        f"warnings: {len(record['warnings'])}",
+        marks=pane.marks,
+        aspect=pane.pixel_aspect,
+    )
+
+
+def report(record: Record, lesions: Lesions, pane: Pane, picture: bytes) -> str:
+    """The page. `record` is the content of run.json, `lesions` the rows of lesions.tsv, `picture`
+    a JPEG of the `sheet`, for paper. What the record does not have is left out.
+    """
+    where = lesion_slices(pane)
+    placed = [
+        {**row, "slice": where[row["id"]], "slice_number": where[row["id"]] + 1}
+        for row in lesions[:MOST_ROWS]
+    ]
+    return page(
+        title="White matter hyperintensities",
+        subtitle=_subtitle(record, pane),
+        before=[
+            warnings(record["warnings"]),
+            section("Findings", facts(_findings(record)), _rule(record)),
+        ],
+        panes=[pane],
+        kinds=_kinds(record),
+        verdict={
+            "volume_ml": record["volume_ml"],
+            "lesions": record["lesions"],
+            "flair_sha256": record["inputs"]["flair"]["sha256"],
+            "model": record["model"]["name"],
+            "leuko_version": record["versions"]["leuko"],
+        },
+        after=[
+            section("Slices", _image(picture, "Slices with outlines", "jpeg"), name="sheet"),
+            section("Lesions", table(COLUMNS, placed, caption=_caption(lesions)), name="lesions")
+            if lesions
+            else "",
+            section("Where and how large", _places(record, lesions)),
+            section("Details", _details(record), name="details"),
+        ],
+    )
+
+
+def _kinds(record: Record) -> dict[int, Kind]:
+    return KINDS if record.get("regions") else ONE_KIND
+
+
+def _subtitle(record: Record, pane: Pane) -> str:
+    size = "x".join(str(n) for n in pane.grid.data.shape)
+    spacing = "x".join(f"{mm:.3g}" for mm in pane.grid.spacing_mm)
+    scans = " and T1" if "t1" in record["inputs"] else " alone"
+    return (
+        f"FLAIR {size}, {spacing} mm{scans}, {record['inputs']['flair']['sha256'][:12]}; "
+        f"model {record['model']['name']}, Leuko {record['versions']['leuko']}; "
+        f"{datetime.now(UTC):%Y-%m-%d}"
+    )
+
+
+def _findings(record: Record) -> Iterator[tuple[str, str, str]]:
+    interval = record.get("volume_interval_ml")
+    between = f"90 % interval {interval[0]:.2g} to {interval[1]:.2g} mL" if interval else ""
+    yield "Volume of WMH", f"{record['volume_ml']:.2f} mL", between
+    yield "Lesions", str(record["lesions"]), ""
+    if record.get("intracranial_ml"):
+        whole = f"of {record['intracranial_ml']:.0f} mL intracranial"
+        yield "Part of the intracranial volume", f"{record['volume_percent_icv']:.2f} %", whole
+    regions = record.get("regions")
+    if regions:
+        for name in ("periventricular", "deep", "infratentorial"):
+            yield name.capitalize(), f"{regions[f'{name}_ml']:.2f} mL", ""
+        yield "In confluent lesions", f"{regions['confluent_ml']:.2f} mL", ""
+        if regions["left_ml"] is not None:
+            sides = f"{regions['left_ml']:.2f} | {regions['right_ml']:.2f} mL"
+            yield "Left | right", sides, ""
+    fazekas = record.get("fazekas")
+    if fazekas:
+        for name in ("periventricular", "deep"):
+            low, high = fazekas[f"{name}_interval"]
+            spread = f"{low} to {high}; " if low != high else ""
+            yield f"Fazekas, {name}", str(fazekas[name]), f"{spread}estimated, research only"
+    quality = record.get("quality")
+    if quality:
+        low, high = quality["interval"]
+        spread = f"{low:.2f} to {high:.2f}; overlap with a reader's mask"
+        yield "Expected Dice", f"{quality['predicted_dice']:.2f}", spread
+    excluded = record.get("excluded_ml")
+    if excluded:
+        taken = f"in a mask of {excluded['volume_ml']:.2f} mL"
+        yield "WMH excluded", f"{excluded['wmh_ml']:.2f} mL", taken
+
+
+def _rule(record: Record) -> str:
+    regions = record.get("regions")
+    if not regions:
+        return ""
+    rule = f"Rule {regions['rule']}, {regions['rule_text']}."
+    return f'<p class="hint">{text(rule)}</p>'
+
+
+def _caption(lesions: Lesions) -> str:
+    if len(lesions) == 1:
+        return "One lesion; its row leads to its slice"
+    if len(lesions) > MOST_ROWS:
+        return f"The {MOST_ROWS} largest of {len(lesions)} lesions; lesions.tsv has all"
+    return f"{len(lesions)} lesions, the largest first; a row leads to its slice"
+
+
+def _image(content: bytes, alt: str, kind: str) -> str:
+    data = base64.b64encode(content).decode()
+    return f'<img alt="{text(alt)}" src="data:image/{kind};base64,{data}">'
+
+
+def _places(record: Record, lesions: Lesions) -> str:
+    """Pictures, and for those who cannot see them the same as a table."""
+    parts = []
+    bullseye = (record.get("regions") or {}).get("bullseye")
+    if bullseye:
+        figure = bullseye_figure(bullseye["ml"], bullseye["sectors"])
+        caption = "mL by depth, from the ventricles (inside) to the cortex (outside), and lobe"
+        rows = zip(bullseye["shells"], bullseye["ml"], strict=True)
+        parts.append(_drawn(figure, caption, ["", *bullseye["sectors"]], rows))
+    if lesions:
+        figure = lesion_histogram([row["volume_ml"] for row in lesions])
+        parts.append(_drawn(figure, "Lesions by volume", [], []))
+    return f'<div class="places">{"".join(parts)}</div>' if parts else ""
+
+
+def _drawn(
+    figure: Figure, caption: str, head: Sequence[str], rows: Iterable[tuple[str, Sequence[float]]]
+) -> str:
+    titles = "".join(f'<th scope="col">{text(name)}</th>' for name in head if name)
+    body = "".join(
+        f'<tr><th scope="row">{text(name)}</th>'
+        f"{''.join(f'<td>{shown(value, 2)}</td>' for value in values)}</tr>"
+        for name, values in rows
+    )
+    listed = (
+        f'<div class="unseen"><table><caption>{text(caption)}</caption><thead><tr><td></td>{titles}'
+        f"</tr></thead><tbody>{body}</tbody></table></div>"
+        if body
+        else ""
+    )
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    image = _image(file.getvalue(), caption, "svg+xml")
+    return f"<figure><figcaption>{text(caption)}</figcaption>{image}{listed}</figure>"
+
+
+def _details(record: Record) -> str:
+    rows = dict(_about(record))
+    total = sum(record["seconds"].values())
+    seconds = {"all": total, **record["seconds"]}
+    return (
+        "<details><summary>Scans, settings, tissues, seconds</summary>"
+        + _plain("About this run", {name: text(value) for name, value in rows.items()})
+        + _plain("Seconds by stage", {name: shown(s, 2) for name, s in seconds.items()})
+        + "</details>"
+    )
+
+
+def _about(record: Record) -> Iterator[tuple[str, object]]:
+    for name, scan in record["inputs"].items():
+        yield name.upper(), scan["series"] or scan["path"]
+        yield f"{name.upper()}, SHA-256", scan["sha256"]
+    yield "model weights, SHA-256", record["model"]["weights_sha256"]
+    for name, value in record["settings"].items():
+        shown_as = value["path"] if isinstance(value, Mapping) else value
+        yield name.replace("_", " "), "none" if shown_as is None else shown_as
+    for name, ml in (record.get("tissue_ml") or {}).items():
+        yield f"{name}, mL", shown(ml, 1)
+    for name, value in (record.get("alignment") or {}).items():
+        if isinstance(value, float):
+            yield f"alignment, {name.replace('_', ' ')}", value
+    for name, version in record["versions"].items():
+        yield f"version of {name}", version
+
+
+def _plain(caption: str, rows: Mapping[str, str]) -> str:
+    """A table of names and values, which are HTML."""
+    body = "".join(f'<tr><th scope="row">{text(k)}</th><td>{v}</td></tr>' for k, v in rows.items())
+    return f'<table class="plain"><caption>{text(caption)}</caption><tbody>{body}</tbody></table>'

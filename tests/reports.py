@@ -1,0 +1,97 @@
+"""Made-up results, as a report shows them."""
+
+from dataclasses import asdict
+
+import numpy as np
+
+from leuko.analysis import Case, analyse
+from leuko.panes import Pane, as_jpeg
+from leuko.report import report, sheet
+from leuko.volume import Volume
+
+SHAPE, SPACING = (60, 72, 9), (2.0, 2.0, 6.0)
+
+
+def a_head(balls=(((20, 30, 4), 4), ((40, 40, 5), 3)), shape=SHAPE, affine=None):
+    """FLAIR in 8 bit as a Volume, and the mask of balls: (centre, radius), in voxels."""
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    middle = (np.array(shape) - 1) / 2
+    head = np.linalg.norm((grid - middle) / (0.45 * np.array(shape) + 0.5), axis=-1) < 1
+    mask = np.zeros(shape, bool)
+    for centre, radius in balls:
+        mask |= np.linalg.norm(grid - np.array(centre), axis=-1) < radius
+    mask &= head
+    flair = np.where(head, 100, 0) + np.where(mask, 80, 0)
+    affine = np.diag([*SPACING, 1.0]) if affine is None else affine
+    return Volume(flair.astype(np.uint8), affine, name="FLAIR"), mask
+
+
+def a_pane(flair, mask, t1=None):
+    images = {"FLAIR": flair.data} | ({"T1": t1} if t1 is not None else {})
+    numbers = lesions_of(flair, mask).numbers
+    kinds = np.where(np.arange(mask.shape[0])[:, None, None] < 30, 1, 2) * mask
+    return Pane("FLAIR and T1", flair, images, numbers, kinds.astype(np.uint8))
+
+
+def lesions_of(flair, mask):
+    probability = np.where(mask, 0.8, 0.1)
+    case = Case(flair, None, None, probability, mask, mask, mask)
+    return analyse(case, rule="voxel10", threads=1)
+
+
+def a_record(flair, mask, **changes):
+    """As `leuko segment` writes it, with regions."""
+    ml = flair.ml(mask)
+    bullseye = {
+        "shells": ["periventricular", "inner", "outer", "juxtacortical"],
+        "sectors": [
+            "left frontal", "right frontal", "left parietal", "right parietal", "left temporal",
+            "right temporal", "left occipital", "right occipital", "deep grey",
+        ],
+        "ml": (np.arange(36).reshape(4, 9) / 630 * ml).tolist(),
+    }  # fmt: skip
+    scan = {"path": "/scans/anna/FLAIR.nii.gz", "series": None, "sha256": "ab" * 32}
+    return {
+        "command": "segment",
+        "versions": {"leuko": "0.1.0", "numpy": "2.0"},
+        "inputs": {"flair": scan, "t1": scan | {"path": "/scans/anna/T1.nii.gz"}},
+        "model": {"name": "leuko-base", "path": "/models/leuko-base", "weights_sha256": "cd" * 32},
+        "settings": {"threshold": 0.4, "exclude": None, "device": "cpu"},
+        "warnings": [],
+        "volume_ml": ml,
+        "lesions": len(lesions_of(flair, mask).lesions),
+        "intracranial_ml": 1400.0,
+        "volume_percent_icv": ml / 14,
+        "volume_interval_ml": [ml / 2, ml * 2],
+        "quality": {"predicted_dice": 0.8, "interval": [0.7, 0.9]},
+        "excluded_ml": None,
+        "tissue_ml": {"csf": 200.0, "wmh": ml},
+        "regions": {
+            "rule": "voxel10",
+            "rule_text": "periventricular: voxels up to 10 mm from the lateral ventricles",
+            "periventricular_ml": ml / 2,
+            "deep_ml": ml / 2,
+            "infratentorial_ml": 0.0,
+            "confluent_ml": 0.0,
+            "left_ml": ml / 4,
+            "right_ml": 3 * ml / 4,
+            "bullseye": bullseye,
+        },
+        "fazekas": {
+            "note": "estimated, research only",
+            "periventricular": 2,
+            "periventricular_interval": [1, 3],
+            "deep": 1,
+            "deep_interval": [1, 1],
+        },
+        "alignment": {"moved_mm": 1.5, "off_mm": None},
+        "seconds": {"read": 0.1, "predict": 2.0},
+    } | changes
+
+
+def a_report(folder, flair, mask, **changes):
+    """The page of a result, and its picture in `folder`."""
+    record, pane = a_record(flair, mask, **changes), a_pane(flair, mask, t1=flair.data)
+    sheet(record, pane).savefig(folder / "qc.png", facecolor="black", dpi=60)
+    rows = [asdict(lesion) for lesion in lesions_of(flair, mask).lesions]
+    return report(record, rows, pane, as_jpeg(folder / "qc.png"))

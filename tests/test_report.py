@@ -1,0 +1,266 @@
+"""The report as text: what it says, that it is whole, and that nothing in it runs or is loaded."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from leuko.figures import bullseye_figure, lesion_histogram, mosaic_figure
+from leuko.frame import Column, shown, table, text
+from leuko.panes import encoded, fullest_slice, lesion_slices
+from leuko.volume import Volume
+from reports import a_head, a_pane, a_record, a_report
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and its text outside of scripts."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.words, self.hidden = [], [], False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.hidden = tag in ("script", "style")
+
+    def handle_data(self, data):
+        if not self.hidden:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture
+def head():
+    return a_head()
+
+
+def data_of(html):
+    return json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def test_the_page_says_the_numbers_with_their_intervals(head, tmp_path):
+    flair, mask = head
+    said = Page(a_report(tmp_path, *head)).text
+    ml = flair.ml(mask)
+    assert f"{ml:.2f} mL 90 % interval {ml / 2:.2g} to {ml * 2:.2g} mL" in said
+    assert "0.80 0.70 to 0.90" in said
+    assert "Fazekas, periventricular 2 1 to 3; estimated, research only" in said
+    assert "Rule voxel10" in said
+    assert "No warnings" in said
+
+
+def test_warnings_stand_before_all_numbers(head, tmp_path):
+    html = a_report(tmp_path, *head, warnings=["the brain is cut off", "slices lie 8 mm apart"])
+    said = Page(html).text
+    assert said.index("2 warnings") < said.index("slices lie 8 mm apart") < said.index("Findings")
+
+
+def test_nothing_is_loaded_from_anywhere(head, tmp_path):
+    html = a_report(tmp_path, *head)
+    for tag, attributes in Page(html).tags:
+        for name in ("src", "href", "action", "srcset"):
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes[name])
+    assert "url(" not in html
+    assert "@import" not in html
+    policy = next(a for t, a in Page(html).tags if a.get("http-equiv"))
+    assert policy["content"].startswith("default-src 'none'")
+
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\"'"
+
+
+def test_what_comes_from_outside_is_shown_and_not_run(head, tmp_path):
+    harmless = len([t for t, _ in Page(a_report(tmp_path, *head)).tags if t in ("script", "img")])
+    record = a_record(*head)
+    scan = {"path": f"/{EVIL}", "series": None, "sha256": "ab" * 32}
+    html = a_report(
+        tmp_path,
+        *head,
+        warnings=[EVIL],
+        inputs={"flair": scan},
+        model=record["model"] | {"name": EVIL},
+        settings={"exclude": {"path": EVIL, "sha256": ""}},
+    )
+    page = Page(html)
+    assert len([t for t, _ in page.tags if t in ("script", "img")]) == harmless + 0
+    assert page.text.count("<script>alert(1)</script>") >= 4
+    assert data_of(html)["verdict"]["model"] == EVIL
+
+
+def test_no_file_name_stands_outside_the_details(head, tmp_path):
+    html = a_report(tmp_path, *head)
+    assert html.count("anna") == 2
+    assert html.index("<details>") < html.index("anna")
+
+
+@pytest.mark.parametrize(
+    "balls", [(), (((20, 30, 4), 0.5),), (((10, 36, 4), 60),)], ids=["none", "voxel", "half"]
+)
+def test_a_page_is_made_of_any_lesions(balls, tmp_path):
+    flair, mask = a_head(balls)
+    html = a_report(tmp_path, flair, mask)
+    assert f"{flair.ml(mask):.2f} mL" in Page(html).text
+    pane = data_of(html)["panes"][0]
+    voxels = sum(sum(runs[1::4]) for runs in pane["runs"])
+    assert voxels == mask.sum()
+    assert ('class="sortable' in html) == bool(mask.any())
+
+
+def test_a_page_is_made_of_one_slice(tmp_path):
+    flair, mask = a_head((((20, 30, 0), 4),), shape=(60, 72, 1))
+    assert len(data_of(a_report(tmp_path, flair, mask))["panes"][0]["runs"]) == 1
+
+
+def test_a_record_without_regions_leaves_them_out(head, tmp_path):
+    nothing = dict.fromkeys(
+        ("regions", "fazekas", "quality", "volume_interval_ml", "intracranial_ml", "tissue_ml",
+         "alignment")
+    )  # fmt: skip
+    said = Page(a_report(tmp_path, *head, **nothing)).text
+    assert "Fazekas" not in said
+    assert "Expected Dice" not in said
+    assert "90 % interval" not in said
+    assert "Volume of WMH" in said
+
+
+def test_a_page_of_a_large_scan_stays_below_three_megabytes(tmp_path):
+    rng = np.random.default_rng(0)
+    shape = (182, 218, 182)
+    noise = rng.normal(110, 12, shape).clip(0, 255)  # harder to compress than any scan
+    mask = rng.random(shape) > 0.998
+    flair = Volume(noise.astype(np.uint8), np.eye(4), name="FLAIR")
+    html = a_report(tmp_path, flair, mask)
+    assert len(html) < 3e6
+    assert "The 500 largest of" in html
+
+
+def test_runs_are_the_mask_as_it_is_looked_at(head):
+    flair, mask = head
+    pane = a_pane(flair, mask)
+    (shown_,) = encoded([pane])
+    for at, runs in enumerate(shown_["runs"]):
+        drawn = np.zeros(shown_["width"] * shown_["height"], int)
+        for start, length, number, _ in np.reshape(runs, (-1, 4)):
+            drawn[start : start + length] = number
+        expected = pane.slices(pane.ids)[at]
+        np.testing.assert_array_equal(drawn.reshape(expected.shape), expected)
+
+
+def test_the_right_of_the_patient_is_on_the_left():
+    flair, mask = a_head((((10, 30, 4), 3),))  # x runs to the right: this one is left
+    pane = a_pane(flair, mask)
+    assert pane.marks == ("R", "L", "A", "P")
+    seen = pane.slices(pane.kinds)[4] > 0
+    assert np.argwhere(seen)[:, 1].mean() > seen.shape[1] / 2
+    flair, mask = a_head((((30, 60, 4), 3),))  # y runs to the front
+    seen = a_pane(flair, mask).slices(mask)[4]
+    assert np.argwhere(seen)[:, 0].mean() < seen.shape[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("spacing", "marks"), [((6, 2, 2), ("A", "P", "S", "I")), ((2, 6, 2), ("R", "L", "S", "I"))]
+)
+def test_slices_are_shown_in_the_plane_of_acquisition(spacing, marks):
+    flair, mask = a_head(shape=(40, 44, 42), affine=np.diag([*spacing, 1.0]))
+    pane = a_pane(flair, mask)
+    assert pane.marks == marks
+    assert len(encoded([pane])[0]["runs"]) == flair.data.shape[pane.across]
+    assert pane.pixel_aspect == 1
+
+
+def test_pictures_are_the_scan(head):
+    flair, mask = head
+    pane = a_pane(flair, mask, t1=flair.data // 2)
+    (shown_,) = encoded([pane])
+    for name, factor in (("FLAIR", 1), ("T1", 2)):
+        picture = Image.open(io.BytesIO(base64.b64decode(shown_["images"][name][4])))
+        assert picture.size == (shown_["width"], shown_["height"])
+        off = factor * np.asarray(picture, float) - pane.slices(flair.data)[4]
+        assert np.abs(off).mean() < 4
+
+
+def test_the_page_opens_at_the_slice_with_most_lesion(head):
+    flair, mask = head
+    pane = a_pane(flair, mask)
+    assert fullest_slice(pane) == mask.sum(axis=(0, 1)).argmax()
+    none = a_pane(flair, np.zeros_like(mask))
+    assert fullest_slice(none) == mask.shape[2] // 2
+
+
+def test_each_lesion_leads_to_the_slice_that_holds_most_of_it(head):
+    pane = a_pane(*head)
+    found = lesion_slices(pane)
+    for number in range(1, pane.ids.max() + 1):
+        assert found[number] == (pane.ids == number).sum(axis=(0, 1)).argmax()
+
+
+def test_a_table_escapes_and_rounds():
+    html = table(
+        [Column("name", "<Name>"), Column("ml", "mL", 2)],
+        [{"name": "<b>", "ml": -0.001}, {"name": None, "ml": float("nan")}],
+        caption="a & b",
+    )
+    assert text("<Name>") in html
+    assert "<b>" not in html
+    assert Page(html).text.endswith("<b> 0.00 n/a n/a")
+    assert shown(None, 1) == "n/a"
+
+
+def drawn(figure):
+    assert isinstance(figure, Figure)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return np.asarray(Image.open(file).convert("RGB"), int)
+
+
+def test_a_mosaic_outlines_what_has_a_colour(head):
+    flair, mask = head
+    pane = a_pane(flair, mask)
+    slices = pane.slices(flair.data)
+    colours = {1: "#ff0000", 2: "#0000ff"}
+    with_kinds, without = (
+        drawn(
+            mosaic_figure(
+                slices, pane.slices(kinds), colours, title="WMH", marks=("R", "L"), most=6
+            )
+        )
+        for kinds in (pane.kinds, 0 * pane.kinds)
+    )
+    red = (with_kinds[..., 0] > 200) & (with_kinds[..., 1] < 80)
+    assert red.any()
+    assert not ((without[..., 0] > 200) & (without[..., 1] < 80)).any()
+
+
+def test_a_mosaic_has_as_many_slices_as_asked_for(head):
+    slices = a_pane(*head).slices(head[0].data)
+    kinds = [0 * image for image in slices]
+    for most in (1, 4, 24):
+        figure = mosaic_figure(slices, kinds, {}, title="", marks=("R", "L"), most=most)
+        assert sum(bool(axes.images) for axes in figure.axes) == min(most, len(slices))
+
+
+def test_a_histogram_counts_every_lesion():
+    volumes = [0.00001, 0.02, 0.03, 5, 5000]
+    (axes,) = lesion_histogram(volumes).axes
+    assert sum(bar.get_height() for bar in axes.patches) == len(volumes)
+    assert not any(bar.get_height() for bar in lesion_histogram([]).axes[0].patches)
+
+
+def test_a_bullseye_is_darkest_where_most_is():
+    ml = np.zeros((4, 9))
+    ml[2, 5] = 3
+    sectors = [f"{side} {lobe}" for lobe in "abcd" for side in ("left", "right")] + ["deep grey"]
+    (axes,) = bullseye_figure(ml, sectors).axes
+    darkness = [sum(bar.get_facecolor()[:3]) for bar in axes.patches]
+    assert np.sum(np.array(darkness) < 1.5) == 1
+    assert "3.0" in [words.get_text() for words in axes.texts]
