@@ -194,6 +194,7 @@ def demo(
     seconds = sum(result.seconds.values())
     print(f"found   {result.volume_ml:.2f} mL in {lesions} in {seconds:.1f} s")
     print(f"mask    {out / 'result' / 'wmh.nii.gz'}")
+    print(f"report  {out / 'result' / 'report.html'}")
     print(f"picture {out / 'picture.png'}")
     print()
     print(measures_as_text(evaluate(brain / "wmh.nii.gz", out / "result" / "wmh.nii.gz")))

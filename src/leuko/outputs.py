@@ -19,11 +19,12 @@ from leuko.inputs import Scan
 from leuko.panes import Pane, as_jpeg
 from leuko.regions import REGIONS, RULES, SECTORS, SHELLS
 from leuko.report import report, sheet
+from leuko.uncertainty import Judgement
 from leuko.volume import Orientation, Volume, resample_onto
 from leuko.weights import ModelCard
 
 MASK_FILE = "wmh.nii.gz"
-PROBABILITY_FILE = "wmh_prob.nii.gz"
+PROBABILITY_FILE, ENTROPY_FILE = "wmh_prob.nii.gz", "wmh_entropy.nii.gz"
 TISSUE_FILE = "tissue.nii.gz"
 LESIONS_FILE, LESION_TABLE_FILE = "wmh_lesions.nii.gz", "lesions.tsv"
 REGIONS_FILE, REGION_NAMES_FILE = "wmh_regions.nii.gz", "wmh_regions.tsv"
@@ -32,8 +33,9 @@ T1_FILE, TRANSFORM_FILE = "t1_aligned.nii.gz", "t1_to_flair.tfm"
 REPORT_FILE, PICTURE_FILE = "report.html", "qc.png"
 RECORD_FILE = "run.json"
 FILES = (
-    MASK_FILE, PROBABILITY_FILE, TISSUE_FILE, LESIONS_FILE, LESION_TABLE_FILE, REGIONS_FILE,
-    REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, DICOM_FILE, T1_FILE, TRANSFORM_FILE, RECORD_FILE,
+    MASK_FILE, PROBABILITY_FILE, ENTROPY_FILE, TISSUE_FILE, LESIONS_FILE, LESION_TABLE_FILE,
+    REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, DICOM_FILE, T1_FILE,
+    TRANSFORM_FILE, RECORD_FILE,
 )  # fmt: skip
 
 
@@ -51,9 +53,11 @@ class Segmentation:
 
     mask: Volume  # uint8, 1 = WMH
     probability: Volume  # float32, 0 to 1
+    entropy: Volume  # float32, bits, of the probability, calibrated if the model is
     tissue: Volume | None  # uint8, the model's classes; None if it knows background and WMH alone
     volume_ml: float
     analysis: Analysis
+    judgement: Judgement | None  # None without calibration, or away from the model's own limits
     excluded: Excluded | None
     alignment: Alignment | None  # of the T1, where the model looked at one
     warnings: list[str]
@@ -64,6 +68,7 @@ def write(folder: Path, result: Segmentation, source: Scan, t1: Volume | None) -
     """Write the images and tables of a result into `folder`; the T1, if given, as it was used."""
     nifti.write(folder / MASK_FILE, result.mask)
     nifti.write(folder / PROBABILITY_FILE, result.probability)
+    nifti.write(folder / ENTROPY_FILE, result.entropy)
     if result.tissue is not None:
         nifti.write(folder / TISSUE_FILE, result.tissue)
     stored = Orientation.of(result.mask.affine)
@@ -104,10 +109,12 @@ def write_report(folder: Path, result: Segmentation, pair: Pair, record: Mapping
 def as_record(result: Segmentation, card: ModelCard, about: Mapping[str, Any]) -> dict[str, Any]:
     """What `run.json` holds: `about` the run, then what was found, in numbers."""
     analysis = result.analysis
-    icv_ml = analysis.intracranial_ml
+    icv_ml, judgement = analysis.intracranial_ml, result.judgement
     found = {
         "warnings": result.warnings,
         "volume_ml": round(result.volume_ml, 4),
+        "volume_interval_ml": judgement and [round(v, 3) for v in judgement.volume_interval_ml],
+        "quality": judgement and _quality(judgement),
         "lesions": len(analysis.lesions),
         "intracranial_ml": icv_ml and round(icv_ml, 2),
         "volume_percent_icv": round(100 * result.volume_ml / icv_ml, 4) if icv_ml else None,
@@ -138,6 +145,12 @@ def refuse_foreign_files(out: Path, *scans: Path | Scan | None) -> None:
             f"{out / there[0]} is there and was not written by leuko segment; "
             "choose another folder with -o"
         )
+
+
+def drop_older(out: Path, written: set[str]) -> None:
+    """Delete what an earlier run with another model or other scans left in `out`."""
+    for name in set(FILES) - written:
+        (out / name).unlink(missing_ok=True)
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -171,6 +184,15 @@ def _regions(regions: Regions) -> dict[str, Any]:
         "rule_text": RULES[regions.rule],
         **volumes,
         "bullseye": bullseye,
+    }
+
+
+def _quality(judgement: Judgement) -> dict[str, Any] | None:
+    if judgement.predicted_dice is None or judgement.dice_interval is None:
+        return None
+    return {
+        "predicted_dice": round(judgement.predicted_dice, 3),
+        "interval": [round(dice, 3) for dice in judgement.dice_interval],
     }
 
 

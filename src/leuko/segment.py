@@ -18,6 +18,7 @@ from leuko.outputs import Excluded, Segmentation
 from leuko.predict import predict_pair, shifted, to_mask, to_tissue
 from leuko.record import Stopwatch, kept_warnings, versions
 from leuko.regions import Rule
+from leuko.uncertainty import Calibration, Judgement, calibrated, entropy, judge
 from leuko.volume import Array, Orientation, Volume, require_same_grid
 from leuko.weights import ModelCard
 
@@ -59,17 +60,16 @@ def segment(
             folder = weights.find(str(model))
             loaded = runtime.load(folder, device=device, threads=threads)
         card = loaded.card
-        threshold, smallest_lesion_mm3 = _limits(card, threshold, smallest_lesion_mm3)
+        limits = _limits(card, threshold, smallest_lesion_mm3)
+        own = limits == (card.threshold, card.smallest_lesion_mm3)
+        calibration = card.calibration if own else None
         with watch.stage("read"):
             flair_source, t1_source = _opened(flair), _opened(t1) if t1 else None
             warnings[:0] = flair_source.warnings
             inputs.require_pair(flair_source, t1_source)
             outside = _outside(exclude, flair_source.volume) if exclude else None
-        flair_scan, t1_scan, moved = (
-            flair_source.volume,
-            t1_source.volume if t1_source else None,
-            None,
-        )
+        flair_scan, t1_scan = flair_source.volume, t1_source.volume if t1_source else None
+        moved = None
         if bias_correction:
             with watch.stage("correct bias"):
                 flair_scan = without_bias(flair_scan, threads=threads)
@@ -82,42 +82,25 @@ def segment(
             pair = Pair.of(flair_scan, t1_scan, card.preparation)
         probabilities = predict_pair(pair, loaded, watch)
         probability = probabilities[-1]
-        mask, timid, bold = (
-            to_mask(
-                probability,
-                shifted(threshold, step),
-                smallest_mm3=smallest_lesion_mm3,
-                voxel_mm3=flair_scan.voxel_mm3,
-            )
-            for step in (0, STEP_LOG_ODDS, -STEP_LOG_ODDS)
-        )
-        excluded = None
-        if outside is not None:
-            excluded = Excluded(
-                volume_ml=flair_scan.ml(~outside), wmh_ml=flair_scan.ml(mask & ~outside)
-            )
-            mask, timid, bold = mask & outside, timid & outside, bold & outside
+        masks, excluded = _drawn(flair_scan.with_data(probability), limits, outside)
+        mask = masks[0]
         tissue = to_tissue(probabilities, mask, flair_scan) if len(card.classes) > 2 else None
         with watch.stage("analyse"):
-            turned = Orientation.of(flair_scan.affine).apply
-            knows_tissues = tissue is not None and card.classes == guards.TISSUES
-            case = Case(
-                flair=flair_source.volume.canonical(),
-                t1=pair.t1 if t1 else None,
-                tissue=tissue.canonical() if tissue is not None and knows_tissues else None,
-                probability=turned(probability),
-                mask=turned(mask),
-                timid=turned(timid),
-                bold=turned(bold),
-            )
+            seen_tissue = tissue if card.classes == guards.TISSUES else None
+            case = _case(flair_source.volume, pair, seen_tissue, probability, masks)
             _guard(case)
             analysis = analyse(case, rule=rule, threads=threads)
+            warm = calibrated(probability, calibration.temperature if calibration else 1.0)
+            seen = flair_scan.with_data(warm if outside is None else warm * outside)
+            judgement = _judged(seen, mask, calibration)
         result = Segmentation(
             mask=flair_scan.with_data(mask.astype(np.uint8)),
             probability=flair_scan.with_data(probability),
+            entropy=flair_scan.with_data(entropy(warm)),
             tissue=tissue,
             volume_ml=flair_scan.ml(mask),
             analysis=analysis,
+            judgement=judgement,
             excluded=excluded,
             alignment=moved,
             warnings=warnings,
@@ -128,23 +111,15 @@ def segment(
         about = {
             "command": "segment",
             "versions": versions(),
-            "inputs": {
-                name: {
-                    "path": str(scan.path),
-                    "series": scan.series and str(scan.series),
-                    "sha256": scan.sha256(),
-                }
-                for name, scan in (("flair", flair_source), ("t1", t1_source))
-                if scan
-            },
+            "inputs": _inputs(flair=flair_source, t1=t1_source),
             "model": {
                 "name": card.name,
                 "path": str(folder),
                 "weights_sha256": card.weights_sha256,
             },
             "settings": {
-                "threshold": threshold,
-                "smallest_lesion_mm3": smallest_lesion_mm3,
+                "threshold": limits[0],
+                "smallest_lesion_mm3": limits[1],
                 "alignment": alignment,
                 "bias_correction": bias_correction,
                 "exclude": exclude and {"path": str(exclude), "sha256": sha256(exclude)},
@@ -157,13 +132,25 @@ def segment(
             outputs.write_report(scratch, result, pair, record)
         write_json(scratch / outputs.RECORD_FILE, record)
         written = {path.name for path in scratch.iterdir()}
-    for name in set(outputs.FILES) - written:  # of an earlier run with another model or other scans
-        (out / name).unlink(missing_ok=True)
+    outputs.drop_older(out, written)
     return result
 
 
 def _opened(scan: Path | Scan) -> Scan:
     return scan if isinstance(scan, Scan) else inputs.read(scan)
+
+
+def _inputs(**scans: Scan | None) -> dict[str, dict[str, str | None]]:
+    """The scans, for the record."""
+    return {
+        name: {
+            "path": str(scan.path),
+            "series": str(scan.series) if scan.series else None,
+            "sha256": scan.sha256(),
+        }
+        for name, scan in scans.items()
+        if scan
+    }
 
 
 def _limits(
@@ -188,6 +175,48 @@ def _outside(exclude: Path, flair: Volume) -> Array:
         log.warning("%s excludes nothing: it is empty", exclude)
     outside: Array = ~Orientation.of(flair.affine).undo(mask.canonical().data)
     return outside
+
+
+def _drawn(
+    probability: Volume, limits: tuple[float, float], outside: Array | None
+) -> tuple[list[Array], Excluded | None]:
+    """The mask, a timid and a bold one, as bool; and what was taken out where WMH may not be."""
+    threshold, smallest_mm3 = limits
+    masks = [
+        to_mask(
+            probability.data,
+            shifted(threshold, step),
+            smallest_mm3=smallest_mm3,
+            voxel_mm3=probability.voxel_mm3,
+        )
+        for step in (0, STEP_LOG_ODDS, -STEP_LOG_ODDS)
+    ]
+    if outside is None:
+        return masks, None
+    excluded = Excluded(
+        volume_ml=probability.ml(~outside), wmh_ml=probability.ml(masks[0] & ~outside)
+    )
+    return [mask & outside for mask in masks], excluded
+
+
+def _case(
+    flair: Volume, pair: Pair, tissue: Volume | None, probability: Array, masks: list[Array]
+) -> Case:
+    """A segmented scan with its axes running R, A, S."""
+    turned = Orientation.of(flair.affine).apply
+    return Case(
+        flair.canonical(),
+        pair.t1 if pair.t1.any() else None,
+        tissue.canonical() if tissue is not None else None,
+        turned(probability),
+        *map(turned, masks),
+    )
+
+
+def _judged(calibrated: Volume, mask: Array, calibration: Calibration | None) -> Judgement | None:
+    if calibration is None:
+        return None
+    return judge(calibration, calibrated.data, mask, voxel_ml=calibrated.voxel_mm3 / 1000)
 
 
 def _guard(case: Case) -> None:

@@ -55,10 +55,17 @@ def findings_as_text(result: "Segmentation") -> str:
 
     analysis = result.analysis
     volume = f"{result.volume_ml:.2f} mL in {counted(len(analysis.lesions), 'lesion')}"
+    judgement = result.judgement
+    if judgement is not None:
+        low, high = judgement.volume_interval_ml
+        volume += f" (90 % interval {low:.2g} to {high:.2g} mL)"
     if analysis.intracranial_ml:
         part = 100 * result.volume_ml / analysis.intracranial_ml
         volume += f", {part:.2g} % of {analysis.intracranial_ml:.0f} mL intracranial"
     lines = {"WMH volume": volume}
+    if judgement is not None and judgement.dice_interval is not None:
+        low, high = judgement.dice_interval
+        lines["quality"] = f"expected Dice {judgement.predicted_dice:.2f} ({low:.2f} to {high:.2f})"
     if result.excluded is not None:
         lines["excluded"] = (
             f"{result.excluded.volume_ml:.2f} mL, in which "
