@@ -51,10 +51,11 @@ def test_segment_prints_the_volume_and_writes_the_files(leuko, heads, model, tmp
     assert code == 0, err
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert f"WMH volume  {record['volume_ml']:.2f} mL in {record['lesions']} lesions" in out
-    for name in ("wmh.nii.gz", "lesions.tsv"):
+    for name in ("wmh.nii.gz", "report.html"):
         assert str(tmp_path / "out" / name) in out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "lesions.tsv", "run.json", "wmh.nii.gz", "wmh_lesions.nii.gz", "wmh_prob.nii.gz"
+        "lesions.tsv", "qc.png", "report.html", "run.json", "wmh.nii.gz", "wmh_entropy.nii.gz",
+        "wmh_lesions.nii.gz", "wmh_prob.nii.gz",
     ]  # fmt: skip
     assert "done in" in err
 

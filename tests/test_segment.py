@@ -1,10 +1,12 @@
 """Segmentation as a user gets it: files, their grid, their record, and errors that lose nothing."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -18,8 +20,9 @@ from leuko.files import sha256
 from leuko.itk import without_bias
 from leuko.predict import to_mask
 from leuko.segment import segment
+from leuko.uncertainty import Calibration, calibrated, entropy
 from leuko.volume import Volume
-from leuko.weights import CARD_FILE, WEIGHTS_FILE
+from leuko.weights import CARD_FILE, WEIGHTS_FILE, load_card, save_card
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,7 @@ def test_the_record_says_what_was_done(unseen, model, result):
         "restore",
         "analyse",
         "write",
+        "report",
     ]
     mask = nib.load(result / "wmh.nii.gz")
     voxel_ml = abs(np.linalg.det(mask.affine[:3, :3])) / 1000
@@ -387,3 +391,64 @@ def test_two_runs_into_one_folder_leave_one_whole_result(unseen, model, tmp_path
     assert not (mask.data & (probability < record["settings"]["threshold"])).any()
     assert mask.data.sum() * mask.voxel_mm3 / 1000 == pytest.approx(record["volume_ml"], abs=1e-3)
     assert not list(tmp_path.rglob(".leuko-*"))
+
+
+@pytest.fixture
+def calibrated_model(model, tmp_path):
+    """The phantoms' model with a made-up calibration."""
+    folder = tmp_path / "calibrated"
+    folder.mkdir()
+    for file in (WEIGHTS_FILE, CARD_FILE):
+        (folder / file).write_bytes((model / file).read_bytes())
+    line = (0.0, 0.0)
+    calibration = Calibration(2.0, (-0.7, 0.0), (0.7, 0.0), (0.5, 0.0), line, (0.9, 0.0), "nothing")
+    save_card(folder, replace(load_card(folder), calibration=calibration))
+    return folder
+
+
+def test_a_calibrated_model_says_how_sure_it_is(unseen, calibrated_model, tmp_path):
+    out = tmp_path / "out"
+    result = run(unseen, calibrated_model, out)
+    record = json.loads((out / "run.json").read_text())
+    low, high = record["volume_interval_ml"]
+    assert low < record["volume_ml"] < high
+    assert low == pytest.approx((result.volume_ml + 0.1) * np.exp(-0.7) - 0.1, abs=1e-3)
+    assert record["quality"] == {"predicted_dice": 0.5, "interval": [0, 0.9]}
+    warm = calibrated(nifti.read(out / "wmh_prob.nii.gz").data, 2.0)
+    bits = nifti.read(out / "wmh_entropy.nii.gz").data
+    np.testing.assert_allclose(bits, entropy(warm), atol=1e-5)
+
+
+def test_another_threshold_than_the_models_own_has_no_interval(unseen, calibrated_model, tmp_path):
+    out = tmp_path / "out"
+    run(unseen, calibrated_model, out, threshold=0.6)
+    record = json.loads((out / "run.json").read_text())
+    assert record["volume_interval_ml"] is None
+    assert record["quality"] is None
+
+
+def test_the_table_the_map_and_the_mask_tell_of_the_same_lesions(unseen, model, tmp_path):
+    out = tmp_path / "out"
+    result = run(unseen, model, out)
+    with (out / "lesions.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    numbers = nifti.read(out / "wmh_lesions.nii.gz")
+    mask = nifti.read_mask(out / "wmh.nii.gz")
+    np.testing.assert_array_equal(numbers.data > 0, mask.data)
+    for row in rows:
+        own = numbers.data == int(row["id"])
+        assert own.sum() == int(row["voxels"])
+        centre = np.argwhere(own).mean(axis=0) @ mask.affine[:3, :3].T + mask.affine[:3, 3]
+        told = [float(row[f"{axis}_mm"]) for axis in "xyz"]
+        np.testing.assert_allclose(told, centre, rtol=1e-4, atol=1e-2)
+    assert sum(float(row["volume_ml"]) for row in rows) == pytest.approx(result.volume_ml, rel=1e-4)
+    assert len(rows) == len(result.analysis.lesions)
+
+
+def test_the_report_and_its_picture_are_written(unseen, model, tmp_path):
+    out = tmp_path / "out"
+    result = run(unseen, model, out)
+    page = (out / "report.html").read_text()
+    assert f"{result.volume_ml:.2f} mL" in page
+    assert (out / "qc.png").read_bytes().startswith(b"\x89PNG")
+    assert "report" in json.loads((out / "run.json").read_text())["seconds"]

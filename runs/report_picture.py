@@ -1,0 +1,36 @@
+"""Makes docs/report.jpg: the top of the report of `leuko demo`, as a browser shows it.
+
+    python runs/report_picture.py
+
+Needs the extras `demo` and `dev`, and a Chromium.
+"""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from playwright.sync_api import sync_playwright
+
+from leuko import demo
+from leuko.segment import segment
+
+TARGET = Path(__file__).parents[1] / "docs" / "report.jpg"
+VIEW = {"width": 1200, "height": 1420}
+
+
+def main() -> None:
+    with TemporaryDirectory() as folder, sync_playwright() as playwright:
+        brain = demo.make_subject(Path(folder) / "brain")
+        out = Path(folder) / "result"
+        segment(brain / "FLAIR.nii.gz", brain / "T1.nii.gz", out)
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page(viewport=VIEW)
+        page.goto((out / "report.html").as_uri())
+        page.screenshot(path=TARGET, type="jpeg", quality=75)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
