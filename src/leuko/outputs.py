@@ -103,7 +103,7 @@ def write_report(folder: Path, result: Segmentation, pair: Pair, record: Mapping
     sheet(record, pane).savefig(picture, facecolor="black", dpi=90)
     lesions = [asdict(lesion) for lesion in analysis.lesions]
     page = report(record, lesions, pane, as_jpeg(picture))
-    (folder / REPORT_FILE).write_text(page, encoding="utf-8")
+    (folder / REPORT_FILE).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def as_record(result: Segmentation, card: ModelCard, about: Mapping[str, Any]) -> dict[str, Any]:
