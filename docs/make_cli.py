@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 MODELS = tuple(f"models {verb}" for verb in ("list", "path", "verify", "pull"))
-COMMANDS = ("", "segment", "evaluate", "demo", *MODELS, "train", "export", "synth")
+COMMANDS = ("", "segment", "compare", "evaluate", "demo", *MODELS, "train", "export", "synth")
 
 
 def page() -> str:

@@ -34,7 +34,7 @@ def assert_one_line_error(answer, *words):
 def test_help_names_the_commands(leuko):
     code, out, _ = leuko("--help")
     assert code == 0
-    for command in ("segment", "evaluate", "train", "demo", "synth", "export", "models"):
+    for command in ("segment", "compare", "evaluate", "train", "demo", "synth", "export", "models"):
         assert f"\n  {command} " in out
 
 

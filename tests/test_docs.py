@@ -11,6 +11,7 @@ from leuko.cli import main
 from leuko.evaluate import COLUMNS
 from leuko.metrics import MEASURES
 
+COMMAND = r"\bleuko (segment|compare|evaluate|train|demo|synth|export|models)\b.*"
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -43,7 +44,7 @@ def test_links_lead_somewhere(page):
 def test_options_on_a_page_exist(page):
     known = set(re.findall(r"--[a-z0-9-]+", text("docs/cli.md")))
     for line in page.read_text(encoding="utf-8").splitlines():
-        command = re.search(r"\bleuko (segment|evaluate|train|demo|synth|export|models)\b.*", line)
+        command = re.search(COMMAND, line)
         if command:
             assert set(re.findall(r"(?<=\s)--[a-z0-9-]+", command.group())) <= known, line
 

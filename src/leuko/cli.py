@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from leuko.cli_compare import compare
 from leuko.cli_models import models
 from leuko.cli_train import Device, Threads, export, synth, train
 from leuko.errors import LeukoError
@@ -200,7 +201,7 @@ def demo(
     print(measures_as_text(evaluate(brain / "wmh.nii.gz", out / "result" / "wmh.nii.gz")))
 
 
-for command in (train, export, synth):
+for command in (compare, train, export, synth):
     app.command()(command)
 
 

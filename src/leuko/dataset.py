@@ -75,9 +75,9 @@ def find_subjects(folder: Path) -> list[Subject]:
             continue
         name = labels.parent.relative_to(folder).as_posix()
         for home in (labels.parent, labels.parent / "pre"):
-            flair = _image(home, "FLAIR")
+            flair = find_image(home, "FLAIR")
             if flair:
-                subjects.append(Subject(name, flair, _image(home, "T1"), labels))
+                subjects.append(Subject(name, flair, find_image(home, "T1"), labels))
                 break
         else:
             log.warning("%s has labels but no FLAIR; left out", labels.parent)
@@ -144,6 +144,7 @@ def _on_canvas(array: Array, height: int, width: int) -> Array:
     return canvas
 
 
-def _image(folder: Path, stem: str) -> Path | None:
+def find_image(folder: Path, stem: str) -> Path | None:
+    """The NIfTI file of that name, compressed or not; None if there is none."""
     candidates = (folder / f"{stem}{ending}" for ending in (".nii.gz", ".nii"))
     return next((path for path in candidates if path.is_file()), None)

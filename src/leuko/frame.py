@@ -124,6 +124,12 @@ def table(
     )
 
 
+def plain(caption: str, rows: Mapping[str, str]) -> str:
+    """A table of names and values, which are HTML."""
+    body = "".join(f'<tr><th scope="row">{text(k)}</th><td>{v}</td></tr>' for k, v in rows.items())
+    return f'<table class="plain"><caption>{text(caption)}</caption><tbody>{body}</tbody></table>'
+
+
 def shown(value: Any, digits: int) -> str:
     """A number as a reader sees it; what is not known is n/a."""
     if value is None or value != value:  # noqa: PLR0124, nan is not itself

@@ -68,6 +68,18 @@ def read_labels(path: Path, *, values: Collection[int]) -> Volume:
     return _placed(data.astype(np.uint8), image, path)
 
 
+def read_probability(path: Path) -> Volume:
+    """A probability map. All zeros is a valid one. Raises LeukoError for values outside 0 to 1."""
+    image = _load(path)
+    data = _voxels(image, path, may_be_empty=True)
+    if data.min() < 0 or data.max() > 1:
+        raise LeukoError(
+            f"{path} holds values from {data.min():g} to {data.max():g}; expected probabilities, "
+            "0 to 1"
+        )
+    return _placed(data, image, path)
+
+
 def read_mask(path: Path) -> Volume:
     """A predicted mask as bool, by the challenge's rule: integer voxels count from 1 to 1000,
     floating-point ones from 0.5 to 1000. All zeros is a valid mask; more than two values are

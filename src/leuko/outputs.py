@@ -76,12 +76,12 @@ def write(folder: Path, result: Segmentation, source: Scan, t1: Volume | None) -
     numbers = result.mask.with_data(stored.undo(analysis.numbers))
     nifti.write(folder / LESIONS_FILE, numbers)
     columns = [field.name for field in fields(Lesion)]
-    _write_table(folder / LESION_TABLE_FILE, columns, map(astuple, analysis.lesions))
+    write_table(folder / LESION_TABLE_FILE, columns, map(astuple, analysis.lesions))
     if analysis.region_map is not None:
         regions = result.mask.with_data(stored.undo(analysis.region_map))
         nifti.write(folder / REGIONS_FILE, regions)
         names = [(index, name) for index, name in enumerate(REGIONS) if index]
-        _write_table(folder / REGION_NAMES_FILE, ["index", "name"], names)
+        write_table(folder / REGION_NAMES_FILE, ["index", "name"], names)
     inputs.write_dicom(folder / DICOM_FILE, result.mask, source)
     if t1 is not None and result.alignment is not None:
         nifti.write(folder / T1_FILE, resample_onto(t1, result.mask))
@@ -129,20 +129,26 @@ def as_record(result: Segmentation, card: ModelCard, about: Mapping[str, Any]) -
     return {**about, **found}
 
 
-def refuse_foreign_files(out: Path, *scans: Path | Scan | None) -> None:
-    """Raises LeukoError where writing would replace an expert's labels or a training run, for the
-    name of an image, and for the folder of a series."""
+def refuse_foreign_files(
+    out: Path,
+    *scans: Path | Scan | None,
+    files: Sequence[str] = FILES,
+    record: str = RECORD_FILE,
+    command: str = "segment",
+) -> None:
+    """Raises LeukoError where `files`, unless a `record` of `command` is with them, are in the way:
+    an expert's labels, a training run; for the name of an image, and for the scans' own folder."""
     if out.name.endswith((".nii", ".nii.gz")):
         raise LeukoError(f"{out} names an image; give -o a folder, the mask will be in it")
     folders = [scan.path if isinstance(scan, Scan) else scan for scan in scans if scan]
     if any(folder.is_dir() and folder.resolve() == out.resolve() for folder in folders):
         raise LeukoError(f"{out} holds the scans; choose another folder with -o")
-    record = out / RECORD_FILE
-    ours = record.is_file() and read_json(record, what="record").get("command") == "segment"
-    there = [name for name in FILES if (out / name).exists()]
+    about = out / record
+    ours = about.is_file() and read_json(about, what="record").get("command") == command
+    there = [name for name in files if (out / name).exists()]
     if there and not ours:
         raise LeukoError(
-            f"{out / there[0]} is there and was not written by leuko segment; "
+            f"{out / there[0]} is there and was not written by leuko {command}; "
             "choose another folder with -o"
         )
 
@@ -153,8 +159,8 @@ def drop_older(out: Path, written: set[str]) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Tab-separated; n/a where a number is not known."""
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows under their columns, tab-separated; n/a where a number is not known."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(columns)

@@ -35,6 +35,7 @@ class Pane:
     images: Mapping[str, Array]  # uint8, by name; the first is shown first
     ids: Array  # the number of the lesion that a voxel is of, 0 for none
     kinds: Array  # uint8, what gives a voxel its colour, 0 for none
+    in_view: Array | None = None  # bool, what is to be seen; by default the head and all lesions
 
     @property
     def across(self) -> int:
@@ -43,9 +44,9 @@ class Pane:
 
     @cached_property
     def box(self) -> tuple[slice, ...]:
-        """Around the head and all lesions, whole across the slices."""
+        """Around what is to be seen, whole across the slices."""
         first = next(iter(self.images.values()))
-        shown = (first > HEAD) | (self.kinds > 0)
+        shown = (first > HEAD) | (self.kinds > 0) if self.in_view is None else self.in_view
         box = []
         for axis, count in enumerate(shown.shape):
             inside = np.flatnonzero(shown.any(axis=tuple(k for k in range(3) if k != axis)))

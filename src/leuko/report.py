@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from leuko.figures import bullseye_figure, lesion_histogram, mosaic_figure
-from leuko.frame import Column, Kind, facts, page, section, shown, table, text, warnings
+from leuko.frame import Column, Kind, facts, page, plain, section, shown, table, text, warnings
 from leuko.panes import Pane, lesion_slices
 
 Record = Mapping[str, Any]
@@ -202,8 +202,8 @@ def _details(record: Record) -> str:
     seconds = {"all": total, **record["seconds"]}
     return (
         "<details><summary>Scans, settings, tissues, seconds</summary>"
-        + _plain("About this run", {name: text(value) for name, value in rows.items()})
-        + _plain("Seconds by stage", {name: shown(s, 2) for name, s in seconds.items()})
+        + plain("About this run", {name: text(value) for name, value in rows.items()})
+        + plain("Seconds by stage", {name: shown(s, 2) for name, s in seconds.items()})
         + "</details>"
     )
 
@@ -223,9 +223,3 @@ def _about(record: Record) -> Iterator[tuple[str, object]]:
             yield f"alignment, {name.replace('_', ' ')}", value
     for name, version in record["versions"].items():
         yield f"version of {name}", version
-
-
-def _plain(caption: str, rows: Mapping[str, str]) -> str:
-    """A table of names and values, which are HTML."""
-    body = "".join(f'<tr><th scope="row">{text(k)}</th><td>{v}</td></tr>' for k, v in rows.items())
-    return f'<table class="plain"><caption>{text(caption)}</caption><tbody>{body}</tbody></table>'

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from leuko.compare import Comparison
     from leuko.outputs import Segmentation
     from leuko.train import Progress as At
 
@@ -90,6 +91,27 @@ def findings_as_text(result: "Segmentation") -> str:
         lines["alignment"] = (
             f"T1 {f'moved by {moved_mm:.1f} mm' if moved_mm else f'not moved, {off}'}"
         )
+    return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
+
+
+def changes_as_text(result: "Comparison") -> str:
+    """What a comparison found, a line each."""
+    changes = result.changes
+    percent = changes.change_percent
+    change = f"{changes.change_ml:+.2f} mL"
+    change += "" if math.isnan(percent) else f" ({percent:+.1f} %)"
+    side = "beyond" if changes.is_beyond_floor else "below"
+    by_state = changes.change_by_state
+    lines = {
+        "baseline": f"{changes.baseline_ml:.2f} mL",
+        "follow-up": f"{changes.followup_ml:.2f} mL",
+        "change": f"{change}, {side} the noise floor of {changes.floor_ml:.2f} mL",
+        **{
+            state: f"{counted(count, 'lesion')}, {by_state[state]:+.2f} mL"
+            for state, count in changes.counts.items()
+        },
+        "alignment": f"one scan moved by {result.halfway.alignment.moved_mm:.1f} mm to the other",
+    }
     return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
 
 

@@ -4,7 +4,6 @@ Everything here is numpy and scipy; files are the business of `nifti`.
 World coordinates are millimetres, running right, anterior, superior (RAS).
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any, Self
@@ -177,8 +176,7 @@ def resample_onto(moving: Volume, fixed: Volume) -> Volume:
         order=1,
         mode="nearest",  # scipy's other modes lose the outer half voxel, or more by rounding
     )
-    voxels = np.ogrid[tuple(slice(n) for n in fixed.data.shape)]
-    data[~_in_view(voxels, to_moving, moving)] = 0
+    data[~in_view(fixed, moving)] = 0
     return replace(fixed, data=data, name=moving.name)
 
 
@@ -190,14 +188,13 @@ def coverage(fixed: Volume, moving: Volume) -> float:
     shown = fixed.data != 0
     if not shown.any():
         return float("nan")
+    return float(np.count_nonzero(shown & in_view(fixed, moving)) / shown.sum())
+
+
+def in_view(fixed: Volume, moving: Volume) -> Array:
+    """Which voxels of `fixed` lie within the outer faces of `moving`, bool (X, Y, Z)."""
     to_moving = np.linalg.inv(moving.affine) @ fixed.affine
-    voxels = np.ogrid[tuple(slice(n) for n in shown.shape)]
-    return float(np.count_nonzero(shown & _in_view(voxels, to_moving, moving)) / shown.sum())
-
-
-def _in_view(voxels: Iterable[Array], to_moving: Array, moving: Volume) -> Array:
-    """Which voxels, given as three index arrays, lie within the outer faces of `moving`."""
-    x, y, z = voxels
+    x, y, z = np.ogrid[tuple(slice(n) for n in fixed.data.shape)]
     inside: Array = np.array(True)
     for (a, b, c, start), count in zip(to_moving[:3], moving.data.shape, strict=True):
         index = start + a * x + b * y + c * z  # an open grid is 3-D in the last sum alone

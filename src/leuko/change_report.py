@@ -1,0 +1,131 @@
+"""The report of a comparison: its numbers, both times side by side, what became of each lesion.
+
+The page names no patient: names of files, which may, stand in its details alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from leuko.changes import STATES, Changes, Time
+from leuko.frame import Column, Kind, facts, page, plain, section, shown, table, text, warnings
+from leuko.panes import HEAD, Pane, lesion_slices
+from leuko.volume import Array, Volume
+
+Record = Mapping[str, Any]
+
+# Okabe and Ito's colours, which colour-blind people tell apart.
+KINDS = {
+    1: Kind("new", "#d55e00"),
+    2: Kind("grown: gained", "#e69f00"),
+    3: Kind("unchanged", "#f0e442"),
+    4: Kind("shrunk: lost", "#56b4e9"),
+    5: Kind("resolved", "#0072b2"),
+}
+MOST_ROWS = 500  # of the table: nobody reads more, and pages stay small
+COLUMNS = (
+    Column("id", "No.", 0),
+    Column("state", "State"),
+    Column("baseline_ml", "Baseline, mL", 3),
+    Column("followup_ml", "Follow-up, mL", 3),
+    Column("change_ml", "Change, mL", 3),
+    Column("floor_ml", "Noise floor, mL", 3),
+    Column("slice_number", "Slice", 0),
+    Column("flair_change", "FLAIR change, %", 0),
+    Column("baseline_probability", "Probability, baseline", 2),
+    Column("followup_probability", "Probability, follow-up", 2),
+)
+
+
+def change_report(record: Record, changes: Changes, times: Sequence[Time], grid: Volume) -> str:
+    """The page. `record` is the content of compare.json; all arrays are on the grid (X, Y, Z)."""
+    panes = _panes(changes, times, grid)
+    where = lesion_slices(replace(panes[0], ids=changes.numbers))
+    rows = [
+        {**asdict(lesion), "slice": where[lesion.id], "slice_number": where[lesion.id] + 1}
+        for lesion in sorted(
+            changes.lesions, key=lambda c: (c.state == "stable", STATES.index(c.state), c.id)
+        )
+    ]
+    caption = f"{len(rows)} lesions, what changed first; a row leads to its slice"
+    return page(
+        title="White matter hyperintensities at two times",
+        subtitle=_subtitle(record),
+        before=[warnings(record["warnings"]), section("Change", facts(_findings(record, changes)))],
+        panes=panes,
+        kinds=KINDS,
+        after=[
+            section("Lesions", table(COLUMNS, rows[:MOST_ROWS], caption=caption), name="lesions")
+            if rows
+            else "",
+            section("Details", _details(record), name="details"),
+        ],
+    )
+
+
+def _panes(changes: Changes, times: Sequence[Time], grid: Volume) -> list[Pane]:
+    """Both times, cut out alike; each shows the lesions that it has."""
+    images = [_in_8_bit(time.flair) for time in times]
+    in_view = np.max(images, axis=0) > HEAD
+    return [
+        Pane(
+            title=title,
+            grid=grid,
+            images={"FLAIR": image},
+            ids=np.where(time.mask, changes.numbers, 0),
+            kinds=np.where(time.mask, changes.states, 0).astype(np.uint8),
+            in_view=in_view | (changes.numbers > 0),
+        )
+        for title, time, image in zip(("Baseline", "Follow-up"), times, images, strict=True)
+    ]
+
+
+def _in_8_bit(flair: Array) -> Array:
+    return np.clip(np.rint(flair), 0, 255).astype(np.uint8)
+
+
+def _subtitle(record: Record) -> str:
+    hashes = ", ".join(run["flair"]["sha256"][:12] for run in record["inputs"].values())
+    models = ", ".join(dict.fromkeys(run["model"]["name"] for run in record["inputs"].values()))
+    return (
+        f"FLAIR {hashes}; model {models}, Leuko {record['versions']['leuko']}; "
+        f"{datetime.now(UTC):%Y-%m-%d}"
+    )
+
+
+def _findings(record: Record, changes: Changes) -> Iterator[tuple[str, str, str]]:
+    yield "Baseline", f"{changes.baseline_ml:.2f} mL", ""
+    yield "Follow-up", f"{changes.followup_ml:.2f} mL", ""
+    side = "beyond" if changes.is_beyond_floor else "below"
+    part = f"{changes.change_percent:+.1f} %; " if changes.baseline_ml else ""
+    floor = f"{part}{side} the noise floor of {changes.floor_ml:.2f} mL"
+    yield "Change", f"{changes.change_ml:+.2f} mL", floor
+    for state, count in changes.counts.items():
+        yield (
+            f"{state.capitalize()} lesions",
+            str(count),
+            f"{changes.change_by_state[state]:+.2f} mL",
+        )
+    moved_mm = record["alignment"]["moved_mm"]
+    yield "Registration", f"{moved_mm:.1f} mm", "that parted the scans; each moved by half"
+
+
+def _details(record: Record) -> str:
+    about = {}
+    for name, run in record["inputs"].items():
+        about[name] = run["path"]
+        about[f"{name}, FLAIR"] = run["flair"]["path"]
+        about[f"{name}, FLAIR, SHA-256"] = run["flair"]["sha256"]
+        about[f"{name}, as segmented, mL"] = run["volume_ml"]
+        about[f"{name}, threshold"] = run["threshold"]
+    about |= {f"version of {name}": version for name, version in record["versions"].items()}
+    seconds = {name: shown(s, 2) for name, s in record["seconds"].items()}
+    return (
+        "<details><summary>Scans, settings, seconds</summary>"
+        + plain("About this comparison", {name: text(value) for name, value in about.items()})
+        + plain("Seconds by stage", seconds)
+        + "</details>"
+    )

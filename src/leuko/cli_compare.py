@@ -1,0 +1,47 @@
+"""The command compare: two times of one brain."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leuko.cli_train import Threads
+
+Flair = Annotated[Path | None, typer.Option(help="Its FLAIR, where that has been moved since.")]
+
+
+def compare(
+    baseline: Annotated[
+        Path,
+        typer.Argument(help="Folder that leuko segment wrote, or with FLAIR.nii.gz, T1.nii.gz."),
+    ],
+    followup: Annotated[Path, typer.Argument(help="The same of the later time.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the results into.")],
+    baseline_flair: Flair = None,
+    followup_flair: Flair = None,
+    threads: Threads = None,
+) -> None:
+    """Compare two times of one brain: new, grown, stable, shrunk and resolved lesions."""
+    from leuko.compare import CHANGE_TABLE_FILE, CHANGES_FILE, compare
+    from leuko.outputs import REPORT_FILE
+    from leuko.terminal import changes_as_text
+
+    result = compare(
+        baseline,
+        followup,
+        out,
+        baseline_flair=baseline_flair,
+        followup_flair=followup_flair,
+        threads=threads,
+    )
+    print(changes_as_text(result))
+    for name, what in (
+        (REPORT_FILE, "report"),
+        (CHANGES_FILE, "map"),
+        (CHANGE_TABLE_FILE, "lesions"),
+    ):
+        print(f"{what:<12}{out / name}")
+    print(f"all files   {out}")
+    print(f"done in {sum(result.seconds.values()):.1f} s", file=sys.stderr)

@@ -1,0 +1,269 @@
+"""Two segmented times of one brain, told in order: they meet halfway, and what changed is found."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leuko import inputs, nifti
+from leuko.change_report import change_report
+from leuko.changes import BORDER_MM, Change, Changes, Time, find_changes
+from leuko.channels import tissue_level
+from leuko.dataset import find_image
+from leuko.errors import LeukoError
+from leuko.files import read_json, staged, write_json
+from leuko.halfway import Halfway, meet
+from leuko.outputs import (
+    MASK_FILE,
+    PROBABILITY_FILE,
+    RECORD_FILE,
+    REPORT_FILE,
+    refuse_foreign_files,
+    write_table,
+)
+from leuko.record import Stopwatch, kept_warnings, versions
+from leuko.runtime import available_cpus
+from leuko.segment import segment
+from leuko.volume import Volume, require_same_grid
+
+CHANGES_FILE, CHANGE_TABLE_FILE = "changes.nii.gz", "changes.tsv"
+NUMBERS_FILE = "change_lesions.nii.gz"
+FLAIR_FILES = ("flair_baseline.nii.gz", "flair_followup.nii.gz")
+COMPARISON_FILE = "compare.json"
+FILES = (CHANGES_FILE, CHANGE_TABLE_FILE, NUMBERS_FILE, *FLAIR_FILES, REPORT_FILE, COMPARISON_FILE)
+TIMES = ("baseline", "followup")
+BEYOND_VIEW = 0.02  # part of the WMH that one of the two scans does not show
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What `leuko segment` left of one time."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    flair: Volume
+    probability: Volume  # 0 where the run dropped what was above its threshold
+
+    @property
+    def threshold(self) -> float:
+        return float(self.record["settings"]["threshold"])
+
+    @property
+    def smallest_mm3(self) -> float:
+        return float(self.record["settings"]["smallest_lesion_mm3"])
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What `compare` found; `seconds` by stage, in order."""
+
+    changes: Changes
+    times: tuple[Time, Time]
+    halfway: Halfway
+    warnings: list[str]
+    seconds: dict[str, float]
+
+
+def compare(
+    baseline: Path,
+    followup: Path,
+    out: Path,
+    *,
+    baseline_flair: Path | None = None,
+    followup_flair: Path | None = None,
+    threads: int | None = None,
+) -> Comparison:
+    """Compare two times of one brain and write what changed into `out`, as `FILES` names it.
+
+    `baseline` and `followup` are folders that `segment` wrote, or folders with FLAIR.nii.gz and
+    perhaps T1.nii.gz, which are segmented first, into `out`. `baseline_flair` and `followup_flair`
+    say where a FLAIR is now that was moved since. Raises LeukoError, also when the two do not
+    come to lie on each other; `out` then holds what it held before, and
+    new segmentations.
+    """
+    for folder in (baseline, followup):
+        refuse_foreign_files(out, folder, files=FILES, record=COMPARISON_FILE, command="compare")
+    watch = Stopwatch()
+    threads = threads or available_cpus()
+    with watch.stage("segment"):
+        folders = [
+            _segmented(folder, out / name, threads=threads)
+            for folder, name in zip((baseline, followup), TIMES, strict=True)
+        ]
+    with staged(out) as scratch, kept_warnings() as warnings:
+        with watch.stage("read"):
+            first, second = (
+                _read(folder, flair)
+                for folder, flair in zip(folders, (baseline_flair, followup_flair), strict=True)
+            )
+            for difference in _differences(first.record, second.record):
+                log.warning("%s", difference)
+        with watch.stage("align"):
+            halfway = _meet(first, second, threads=threads)
+        with watch.stage("resample"):
+            times = _times(first, second, halfway)
+        with watch.stage("find changes"):
+            changes = find_changes(
+                *times, halfway.grid, smallest_mm3=max(first.smallest_mm3, second.smallest_mm3)
+            )
+        with watch.stage("write"):
+            _write(scratch, changes, times, halfway)
+        result = Comparison(changes, times, halfway, warnings, watch.seconds)
+        record = _record(result, first, second)
+        with watch.stage("report"):
+            html = change_report(record, changes, times, halfway.grid)
+            (scratch / REPORT_FILE).write_text(html, encoding="utf-8", errors="backslashreplace")
+        write_json(scratch / COMPARISON_FILE, record)
+    return result
+
+
+def _segmented(folder: Path, out: Path, *, threads: int) -> Path:
+    """The folder of a run of `segment`; a pair of scans becomes one in `out`."""
+    if (folder / RECORD_FILE).is_file():
+        return folder
+    flair, t1 = (find_image(folder, name) for name in ("FLAIR", "T1"))
+    if flair is None:
+        raise LeukoError(
+            f"{folder} holds neither {RECORD_FILE} of leuko segment nor FLAIR.nii.gz; give such "
+            "folders"
+        )
+    segment(flair, t1, out, threads=threads)
+    return out
+
+
+def _read(folder: Path, flair: Path | None) -> Run:
+    """Raises LeukoError for a folder that is no whole run, and a FLAIR that is not its own."""
+    record = read_json(folder / RECORD_FILE, what="record")
+    if record.get("command") != "segment":
+        raise LeukoError(f"{folder / RECORD_FILE} was not written by leuko segment")
+    was = record["inputs"]["flair"]
+    path = flair or Path(was["path"])
+    if not path.exists():
+        raise LeukoError(
+            f"the FLAIR of {folder} is not at {path}; say where it is with --baseline-flair or "
+            "--followup-flair"
+        )
+    scan = inputs.read(path)
+    if scan.sha256() != was["sha256"]:
+        raise LeukoError(
+            f"{path} is not the FLAIR that {folder} was made from: its SHA-256 differs; give that "
+            "FLAIR with --baseline-flair or --followup-flair, or segment again"
+        )
+    probability = nifti.read_probability(folder / PROBABILITY_FILE)
+    mask = nifti.read_mask(folder / MASK_FILE)
+    for image in (probability, mask):
+        require_same_grid(image, scan.volume)
+    dropped = (probability.data >= record["settings"]["threshold"]) & ~mask.data
+    kept = probability.with_data(np.where(dropped, 0, probability.data))
+    return Run(folder, record, scan.volume, kept)
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
+    """What was not done alike at both times: a change of method, not of the brain."""
+    before, after = _method(first), _method(second)
+    for name in before:
+        if before[name] != after[name]:
+            yield (
+                f"the two runs differ in {name} ({before[name]}, {after[name]}): part of the "
+                "change may come from that; segment both alike"
+            )
+
+
+def _method(record: Mapping[str, Any]) -> dict[str, Any]:
+    settings = record["settings"]
+    return {
+        "model": f"{record['model']['name']} {record['model']['weights_sha256'][:12]}",
+        "T1": "given" if "t1" in record["inputs"] else "none",
+        "version of Leuko": record["versions"]["leuko"],
+        "threshold": settings["threshold"],
+        "smallest lesion": settings["smallest_lesion_mm3"],
+        "bias correction": settings["bias_correction"],
+        "exclusion": "a mask" if settings["exclude"] else "none",
+    }
+
+
+def _meet(first: Run, second: Run, *, threads: int) -> Halfway:
+    """In an order that does not depend on which came first, so that time may run backwards."""
+    if first.record["inputs"]["flair"]["sha256"] <= second.record["inputs"]["flair"]["sha256"]:
+        return meet(first.flair, second.flair, threads=threads)
+    return meet(second.flair, first.flair, threads=threads).reversed()
+
+
+def _times(first: Run, second: Run, halfway: Halfway) -> tuple[Time, Time]:
+    runs = first, second
+    seen = halfway.grid.data
+    flairs = halfway.bring([_scaled(run.flair) for run in runs])
+    probabilities = halfway.bring([run.probability for run in runs])
+    times = []
+    for run, flair, probability in zip(runs, flairs, probabilities, strict=True):
+        mask = probability >= run.threshold
+        unseen = float((~seen)[mask].mean()) if mask.any() else 0.0
+        if unseen > BEYOND_VIEW:
+            log.warning(
+                "%.0f %% of the WMH of %s lies where the other scan does not show the brain: it "
+                "is not compared",
+                100 * unseen,
+                run.folder,
+            )
+        times.append(Time(mask & seen, probability, flair))
+    return times[0], times[1]
+
+
+def _scaled(flair: Volume) -> Volume:
+    """Tissue at 100, float32."""
+    return flair.with_data((flair.data * (100 / tissue_level(flair))).astype(np.float32))
+
+
+def _write(folder: Path, changes: Changes, times: tuple[Time, Time], halfway: Halfway) -> None:
+    grid = halfway.grid
+    for name, time in zip(FLAIR_FILES, times, strict=True):
+        nifti.write(folder / name, grid.with_data(time.flair))
+    nifti.write(folder / CHANGES_FILE, grid.with_data(changes.states))
+    nifti.write(folder / NUMBERS_FILE, grid.with_data(changes.numbers))
+    columns = [field.name for field in fields(Change)]
+    write_table(folder / CHANGE_TABLE_FILE, columns, map(astuple, changes.lesions))
+
+
+def _record(result: Comparison, first: Run, second: Run) -> dict[str, Any]:
+    changes, alignment = result.changes, result.halfway.alignment
+    percent = changes.change_percent
+    runs = dict(zip(TIMES, (first, second), strict=True))
+    return {
+        "command": "compare",
+        "versions": versions(),
+        "inputs": {
+            name: {
+                "path": str(run.folder),
+                "volume_ml": run.record["volume_ml"],
+                "model": run.record["model"],
+                "threshold": run.threshold,
+                "flair": run.record["inputs"]["flair"],
+            }
+            for name, run in runs.items()
+        },
+        "warnings": [
+            *result.warnings,
+            *(f"{name}: {said}" for name, run in runs.items() for said in run.record["warnings"]),
+        ],
+        "baseline_ml": round(changes.baseline_ml, 4),
+        "followup_ml": round(changes.followup_ml, 4),
+        "change_ml": round(changes.change_ml, 4),
+        "change_percent": round(percent, 3) if changes.baseline_ml else None,
+        "floor_ml": round(changes.floor_ml, 4),
+        "is_beyond_floor": changes.is_beyond_floor,
+        "floor": {"border_mm": BORDER_MM, "surface_mm2": round(changes.surface_mm2, 1)},
+        "lesions": changes.counts,
+        "lesion_change_ml": {state: round(ml, 4) for state, ml in changes.change_by_state.items()},
+        "alignment": {
+            "moved_mm": round(alignment.moved_mm, 3),
+            "sharpness": round(alignment.sharpness, 4),
+            "baseline_to_halfway": result.halfway.ways[0].round(6).tolist(),
+            "followup_to_halfway": result.halfway.ways[1].round(6).tolist(),
+        },
+        "seconds": result.seconds,
+    }
