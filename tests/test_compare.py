@@ -81,7 +81,7 @@ def test_volumes_and_surfaces_count_the_sides_of_a_voxel():
 def test_a_border_that_wanders_below_the_floor_is_stable():
     before = cube((6, 6, 6), 8)
     after = before.copy()
-    after[14, 8:12, 8:12] = True  # 16 voxels of a floor of 134
+    after[14, 8:12, 8:12] = True  # 16 voxels of a floor of 142
     assert only_state(before, after).state == "stable"
 
 

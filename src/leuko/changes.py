@@ -20,7 +20,7 @@ STATES = ("", "new", "grown", "stable", "shrunk", "resolved")
 NEW, GROWN, STABLE, SHRUNK, RESOLVED = range(1, 6)
 
 # How far borders wander by chance, see docs/methods.md: those of all lesions of a scan, and of one.
-BORDER_MM, LESION_BORDER_MM = 0.15, 0.35
+BORDER_MM, LESION_BORDER_MM = 0.15, 0.37
 # How much brighter or darker the FLAIR became, in % of the grey value of tissue; at a border voxels
 # are lesion in part at both times.
 EVIDENCE, BORDER_EVIDENCE = 20.0, 15.0
