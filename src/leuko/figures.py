@@ -20,6 +20,7 @@ SIDES = ("left", "right")
 CENTRED = {"ha": "center", "va": "center"}
 LEAST_SHOWN_ML = 0.05  # rounds to 0.1
 MANY = 100  # voxels: fewer tell no part
+LEVELS = (1e-5, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)  # of probability, on an axis
 
 
 def method_figure(slice_: Array, mask: Array, reference: Array) -> Figure:
@@ -55,24 +56,29 @@ def reliability_figure(
     """How often a probability is right, before and after calibration, and volumes with their band.
 
     `bins`: by kind of scan, log odds (B,), the part of these voxels that is lesion, and how many
-    they are. `volumes`: by kind of scan, mL found and true.
+    they are. `volumes`: by kind of scan, three at most, mL found and true.
     """
     figure = Figure(figsize=(10, 4.6))
     figure.set_layout_engine("constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-    for (name, (odds, part, count)), colour in zip(bins.items(), KINDS, strict=False):
-        often = count > MANY
+    colours = dict(zip(volumes, KINDS, strict=False))
+    left.plot(LEVELS, LEVELS, color="0.6", linewidth=1)
+    for name, (odds, part, count) in bins.items():
+        told = (count > MANY) & (part > 0) & (part < 1)
         for temperature, style in ((1.0, "o:"), (calibration.temperature, "o-")):
-            said = 1 / (1 + np.exp(-odds[often] / temperature))
+            said = 1 / (1 + np.exp(-odds[told] / temperature))
             label = f"{name}, {'as it is' if temperature == 1 else 'calibrated'}"
-            left.plot(said, part[often], style, color=colour, markersize=3, label=label)
-    left.set(xlabel="probability", ylabel="part that is lesion", aspect="equal")
+            left.plot(said, part[told], style, color=colours[name], markersize=3, label=label)
+    left.set(xscale="logit", yscale="logit")
+    left.set(xticks=LEVELS, xticklabels=LEVELS, yticks=LEVELS, yticklabels=LEVELS)
+    left.minorticks_off()
+    left.set(xlim=(LEVELS[0], LEVELS[-1]), ylim=(LEVELS[0], LEVELS[-1]))
+    left.set(xlabel="probability", ylabel="part that is lesion")
     left.legend()
     _band(right, calibration)
-    for (name, pairs), colour in zip(volumes.items(), (KINDS[0], KINDS[2], KINDS[1]), strict=True):
+    for name, pairs in volumes.items():
         found, true = np.array(pairs).reshape(-1, 2).T + DROP_ML
-        right.loglog(found, true, "o", color=colour, markersize=4, label=name)
+        right.loglog(found, true, "o", color=colours[name], markersize=4, label=name)
     right.set(xlabel="found + 0.1, mL", ylabel="true + 0.1, mL")
     right.legend()
     return figure

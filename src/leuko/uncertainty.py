@@ -10,22 +10,25 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
+import scipy.special
 
 from leuko.volume import Array
 
 DROP_ML = 0.1  # added to volumes before their logarithm: none found is no infinity
-LEAST = 1e-6  # probabilities nearer to 0 or 1 are rounding
+# Smaller probabilities count as this one. Not larger: what a model is sure of still differs, and
+# lesions are a hundred times commoner where it says 1e-6 than where it says 1e-12.
+LEAST = 1e-17
 
 Line = tuple[float, float]  # value at 0, slope
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a model's probabilities and volumes are worth.
+    """What a model's probabilities and volumes are worth, at the card's threshold.
 
     The lines of the volume run over ln(found mL + 0.1) and give the 5 % and 95 % quantiles of
     ln((true mL + 0.1) / (found mL + 0.1)); those of Dice run over the soft Dice of calibrated
-    probabilities.
+    probabilities and give its median, 5 % and 95 % quantiles.
     """
 
     temperature: float  # log odds are divided by it
@@ -37,7 +40,7 @@ class Calibration:
     measured_on: str
 
     def __post_init__(self) -> None:
-        lines = [getattr(self, f.name) for f in fields(self) if f.name not in NO_LINES]
+        lines = [getattr(self, f.name) for f in fields(self) if f.type is Line]
         numbers = [self.temperature, *(value for line in lines for value in line)]
         if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
             raise ValueError("wrong calibration: not all its values are numbers")
@@ -47,13 +50,10 @@ class Calibration:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Raises TypeError, KeyError or ValueError for what is no calibration."""
-        lines = {f.name: tuple(content[f.name]) for f in fields(cls) if f.name not in NO_LINES}
+        lines = {f.name: tuple(content[f.name]) for f in fields(cls) if f.type is Line}
         return cls(
             temperature=content["temperature"], measured_on=str(content["measured_on"]), **lines
         )
-
-
-NO_LINES = ("temperature", "measured_on")
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,10 @@ class Judgement:
 def judge(
     calibration: Calibration, probability: Array, mask: Array, *, voxel_ml: float
 ) -> Judgement:
-    """Judge a mask (X, Y, Z) by its calibrated probability, on a grid of `voxel_ml`.
+    """Judge a mask (X, Y, Z) by its probability, calibrated, on a grid of `voxel_ml`.
 
-    The interval of a volume always holds the volume; without a lesion it starts at 0.
+    The interval of a volume always holds the volume. Where no lesion was found it starts at 0,
+    and there is no Dice to expect.
     """
     found_ml = float(np.count_nonzero(mask)) * voxel_ml
     at = math.log(found_ml + DROP_ML)
@@ -81,7 +82,7 @@ def judge(
     interval_ml = min(low_ml, found_ml), max(high_ml, found_ml)
     soft = soft_dice(probability, mask)
     if soft is None:
-        return Judgement((0.0, interval_ml[1]), None, None)
+        return Judgement(interval_ml, None, None)
     expected, low, high = (
         min(1.0, max(0.0, _at(line, soft)))
         for line in (calibration.dice, calibration.dice_low, calibration.dice_high)
@@ -92,25 +93,26 @@ def judge(
 def calibrated(probability: Array, temperature: float) -> Array:
     """The probability with its log odds divided by the temperature (Guo et al. 2017), float32.
 
-    0 stays 0: there the model saw nothing.
+    0 stays 0: there the model saw nothing. 1 stays 1.
     """
-    p = np.clip(probability.astype(np.float32), LEAST, 1 - LEAST)
-    odds = (1 / p - 1) ** np.float32(1 / temperature)
-    warm: Array = np.where(probability > 0, 1 / (1 + odds), 0).astype(np.float32)
+    p = np.clip(probability.astype(np.float32), LEAST, 1)
+    with np.errstate(over="ignore"):  # of a low temperature: then the answer is 0
+        odds_against = (1 / p - 1) ** np.float32(1 / temperature)
+    warm: Array = np.where(probability > 0, 1 / (1 + odds_against), 0).astype(np.float32)
     return warm
 
 
 def entropy(probability: Array) -> Array:
     """Of each voxel, in bits: 0 where it is sure, 1 where both answers are as likely. float32."""
-    p = np.clip(probability.astype(np.float32), LEAST, 1 - LEAST)
-    bits: Array = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    bits[(probability <= LEAST) | (probability >= 1 - LEAST)] = 0
+    p = probability.astype(np.float32)
+    nats = scipy.special.entr(p) + scipy.special.entr(1 - p)
+    bits: Array = np.clip(nats / np.float32(math.log(2)), 0, 1)
     return bits
 
 
 def soft_dice(probability: Array, mask: Array) -> float | None:
-    """The Dice to expect if each voxel were lesion by chance, with its probability; None for an
-    empty mask."""
+    """The Dice to expect if each voxel were lesion by chance, with its probability: 2 sum of p in
+    the mask / (voxels of the mask + sum of p). None for an empty mask."""
     count = int(np.count_nonzero(mask))
     if not count:
         return None

@@ -90,7 +90,7 @@ class ModelCard:
                     "classes": tuple(content["classes"]),
                     "stages": tuple(tuple(widths) for widths in content["stages"]),
                     "calibration": Calibration.from_json(content["calibration"])
-                    if content.get("calibration")
+                    if content.get("calibration") is not None
                     else None,
                 }
             )
