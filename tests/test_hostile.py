@@ -261,7 +261,7 @@ def test_links_that_lead_nowhere_are_errors(model, head, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of its own of 400 KB; a function mounts it again with other options."""
+    """A folder on a disk of its own of 1.2 MB; a function mounts it again with other options."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -269,7 +269,7 @@ def small_disk(tmp_path):
         command = [shutil.which("mount") or "false", *options, folder]
         return subprocess.run(command, check=False, capture_output=True)
 
-    if mount("-t", "tmpfs", "-o", "size=400k", "tmpfs").returncode != 0:
+    if mount("-t", "tmpfs", "-o", "size=1200k", "tmpfs").returncode != 0:
         pytest.skip("NOT TESTED: mounting a small disk needs more rights")
     yield folder, mount
     subprocess.run([shutil.which("umount"), folder], check=True)

@@ -61,8 +61,7 @@ def segment(
             loaded = runtime.load(folder, device=device, threads=threads)
         card = loaded.card
         limits = _limits(card, threshold, smallest_lesion_mm3)
-        own = limits == (card.threshold, card.smallest_lesion_mm3)
-        calibration = card.calibration if own else None
+        own_limits = limits == (card.threshold, card.smallest_lesion_mm3)
         with watch.stage("read"):
             flair_source, t1_source = _opened(flair), _opened(t1) if t1 else None
             warnings[:0] = flair_source.warnings
@@ -90,9 +89,9 @@ def segment(
             case = _case(flair_source.volume, pair, seen_tissue, probability, masks)
             _guard(case)
             analysis = analyse(case, rule=rule, threads=threads)
-            warm = calibrated(probability, calibration.temperature if calibration else 1.0)
+            warm = calibrated(probability, card.calibration.temperature if card.calibration else 1)
             seen = flair_scan.with_data(warm if outside is None else warm * outside)
-            judgement = _judged(seen, mask, calibration)
+            judgement = _judged(seen, mask, card.calibration if own_limits else None)
         result = Segmentation(
             mask=flair_scan.with_data(mask.astype(np.uint8)),
             probability=flair_scan.with_data(probability),
