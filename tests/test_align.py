@@ -47,6 +47,14 @@ def test_what_is_aligned_stays_where_it_is(pair):
     np.testing.assert_array_equal(found.apply(pair[1]).affine, pair[1].affine)
 
 
+def test_a_registration_is_the_same_to_the_last_digit_whatever_the_threads(pair):
+    flair, t1 = pair
+    turned = moved(t1, motion((4, -6, 8), (9, -12, 7)))
+    first, *others = (align(flair, turned, threads=threads).matrix for threads in (1, 2, 2, 3))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
 @pytest.mark.parametrize(
     ("degrees", "mm"), [((0, 0, 0), (0, 3, 0)), ((4, -6, 8), (9, -12, 7)), ((0, 15, 0), (25, 0, 0))]
 )

@@ -62,4 +62,4 @@ def affine(fixed: Volume, moving: Volume, *, threads: int) -> Array:
     matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     centre = np.array(transform.GetCenter())
     matrix[:3, 3] = centre + transform.GetTranslation() - matrix[:3, :3] @ centre
-    return matrix
+    return matrix.round(5)  # what differs by the turns that threads take lies beyond

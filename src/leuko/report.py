@@ -110,6 +110,11 @@ def _findings(record: Record) -> Iterator[tuple[str, str, str]]:
     interval = record.get("volume_interval_ml")
     between = f"90 % interval {interval[0]:.2g} to {interval[1]:.2g} mL" if interval else ""
     yield "Volume of WMH", f"{record['volume_ml']:.2f} mL", between
+    quality = record.get("quality")
+    if quality:
+        low, high = quality["interval"]
+        spread = f"{low:.2f} to {high:.2f}; overlap with a reader's mask"
+        yield "Expected Dice", f"{quality['predicted_dice']:.2f}", spread
     yield "Lesions", str(record["lesions"]), ""
     if record.get("intracranial_ml"):
         whole = f"of {record['intracranial_ml']:.0f} mL intracranial"
@@ -128,11 +133,6 @@ def _findings(record: Record) -> Iterator[tuple[str, str, str]]:
             low, high = fazekas[f"{name}_interval"]
             spread = f"{low} to {high}; " if low != high else ""
             yield f"Fazekas, {name}", str(fazekas[name]), f"{spread}estimated, research only"
-    quality = record.get("quality")
-    if quality:
-        low, high = quality["interval"]
-        spread = f"{low:.2f} to {high:.2f}; overlap with a reader's mask"
-        yield "Expected Dice", f"{quality['predicted_dice']:.2f}", spread
     excluded = record.get("excluded_ml")
     if excluded:
         taken = f"in a mask of {excluded['volume_ml']:.2f} mL"
