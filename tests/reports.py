@@ -53,6 +53,7 @@ def a_record(flair, mask, **changes):
     scan = {"path": "/scans/anna/FLAIR.nii.gz", "series": None, "sha256": "ab" * 32}
     return {
         "command": "segment",
+        "mask_sha256": "ef" * 32,
         "versions": {"leuko": "0.1.0", "numpy": "2.0"},
         "inputs": {"flair": scan, "t1": scan | {"path": "/scans/anna/T1.nii.gz"}},
         "model": {"name": "leuko-base", "path": "/models/leuko-base", "weights_sha256": "cd" * 32},

@@ -12,7 +12,14 @@ from hypothesis.extra.numpy import arrays
 from leuko.errors import LeukoError
 from leuko.figures import reliability_figure
 from leuko.metrics import dice
-from leuko.uncertainty import Calibration, calibrated, entropy, judge, soft_dice
+from leuko.uncertainty import (
+    Calibration,
+    calibrated,
+    entropy,
+    interval_text,
+    judge,
+    soft_dice,
+)
 from leuko.weights import CARD_FILE, ModelCard, find, load_card
 
 CALIBRATION = Calibration(
@@ -151,6 +158,11 @@ def test_a_card_without_calibration_is_read(tmp_path):
     content = asdict(load_card(find("leuko-base")))
     del content["calibration"]
     assert ModelCard.from_json(content, source=tmp_path / CARD_FILE).calibration is None
+
+
+def test_intervals_are_written_as_people_read_them():
+    assert interval_text([0.0431, 9.96]) == "0.043 to 10 mL"
+    assert interval_text([84.6, 1634]) == "85 to 1634 mL"
 
 
 def test_the_bundled_model_is_calibrated():

@@ -171,7 +171,7 @@ def bullseye_figure(ml: Array, sectors: Sequence[str]) -> Figure:
                     angle, 1.5 + shell, label, color=ink, fontsize=7, ha="center", va="center"
                 )
         label = sectors[sector].replace(" ", "\n")
-        axes.text((place + 0.5) * width, 5.7, label, fontsize=8, **CENTRED)
+        axes.text((place + 0.5) * width, 5.95, label, fontsize=8, **CENTRED)
     axes.set_ylim(0, 5.2)
     axes.set_axis_off()
     return figure

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from PIL import Image
 
 from leuko.volume import Array, Volume
 
-BUDGET_BYTES = 1_900_000  # of all JPEGs of a page: in base64 they are a third larger
+BUDGET_BYTES = 1_900_000  # of what is shown on a page: in base64 it is a third larger
 # Longest side in pixels and quality of the JPEGs, from the finest on.
 FINENESS = ((320, 88), (320, 75), (256, 70), (224, 60), (192, 50), (160, 40), (128, 30), (96, 20))
 SAMPLE = 6  # every so manieth slice tells how large all will be
@@ -76,7 +77,9 @@ class Pane:
 
 
 def encoded(panes: Sequence[Pane]) -> list[dict[str, Any]]:
-    """What the page's script shows, for JSON; the JPEGs of all panes keep to a budget."""
+    """What the page's script shows, for JSON; pictures keep to what lesions leave of a budget."""
+    drawn = [_drawn(pane) for pane in panes]
+    budget = BUDGET_BYTES - 3 / 4 * len(json.dumps([pane["runs"] for pane in drawn]))
     for side, quality in FINENESS:
         sample = sum(
             len(_jpeg(image, side, quality))
@@ -84,9 +87,12 @@ def encoded(panes: Sequence[Pane]) -> list[dict[str, Any]]:
             for array in pane.images.values()
             for image in pane.slices(array)[::SAMPLE]
         )
-        if sample * SAMPLE <= BUDGET_BYTES:
+        if sample * SAMPLE <= budget:
             break
-    return [_encoded(pane, side, quality) for pane in panes]
+    return [
+        {**lesions, "images": _pictures(pane, side, quality)}
+        for pane, lesions in zip(panes, drawn, strict=True)
+    ]
 
 
 def fullest_slice(pane: Pane) -> int:
@@ -110,15 +116,10 @@ def as_jpeg(picture: Path) -> bytes:
     return _saved(Image.open(picture).convert("RGB"), quality=70)
 
 
-def _encoded(pane: Pane, side: int, quality: int) -> dict[str, Any]:
+def _drawn(pane: Pane) -> dict[str, Any]:
+    """A pane without its pictures."""
     ids, kinds = pane.slices(pane.ids), pane.slices(pane.kinds)
     height, width = ids[0].shape
-    images = {
-        name: [
-            base64.b64encode(_jpeg(image, side, quality)).decode() for image in pane.slices(array)
-        ]
-        for name, array in pane.images.items()
-    }
     return {
         "title": pane.title,
         "width": width,
@@ -126,8 +127,16 @@ def _encoded(pane: Pane, side: int, quality: int) -> dict[str, Any]:
         "aspect": round(width / (height * pane.pixel_aspect), 4),
         "marks": pane.marks,
         "start": fullest_slice(pane),
-        "images": images,
         "runs": [_runs(*pair) for pair in zip(ids, kinds, strict=True)],
+    }
+
+
+def _pictures(pane: Pane, side: int, quality: int) -> dict[str, list[str]]:
+    return {
+        name: [
+            base64.b64encode(_jpeg(image, side, quality)).decode() for image in pane.slices(array)
+        ]
+        for name, array in pane.images.items()
     }
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from leuko.figures import bullseye_figure, lesion_histogram, mosaic_figure
 from leuko.frame import Column, Kind, facts, page, plain, section, shown, table, text, warnings
 from leuko.panes import Pane, lesion_slices
+from leuko.uncertainty import interval_text
 
 Record = Mapping[str, Any]
 Lesions = Sequence[Mapping[str, Any]]
@@ -77,6 +78,7 @@ def report(record: Record, lesions: Lesions, pane: Pane, picture: bytes) -> str:
             "volume_ml": record["volume_ml"],
             "lesions": record["lesions"],
             "flair_sha256": record["inputs"]["flair"]["sha256"],
+            "mask_sha256": record["mask_sha256"],
             "model": record["model"]["name"],
             "leuko_version": record["versions"]["leuko"],
         },
@@ -108,7 +110,7 @@ def _subtitle(record: Record, pane: Pane) -> str:
 
 def _findings(record: Record) -> Iterator[tuple[str, str, str]]:
     interval = record.get("volume_interval_ml")
-    between = f"90 % interval {interval[0]:.2g} to {interval[1]:.2g} mL" if interval else ""
+    between = f"90 % interval {interval_text(interval)}" if interval else ""
     yield "Volume of WMH", f"{record['volume_ml']:.2f} mL", between
     quality = record.get("quality")
     if quality:

@@ -109,6 +109,7 @@ def segment(
             outputs.write(scratch, result, flair_source, t1_scan if save_intermediate else None)
         about = {
             "command": "segment",
+            "mask_sha256": sha256(scratch / outputs.MASK_FILE),
             "versions": versions(),
             "inputs": _inputs(flair=flair_source, t1=t1_source),
             "model": {

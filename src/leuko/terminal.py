@@ -53,13 +53,13 @@ def findings_as_text(result: "Segmentation") -> str:
     """What a segmentation found, a line each."""
     from leuko.align import FAR_MM
     from leuko.regions import RULES
+    from leuko.uncertainty import interval_text
 
     analysis = result.analysis
     volume = f"{result.volume_ml:.2f} mL in {counted(len(analysis.lesions), 'lesion')}"
     judgement = result.judgement
     if judgement is not None:
-        low, high = judgement.volume_interval_ml
-        volume += f" (90 % interval {low:.2g} to {high:.2g} mL)"
+        volume += f" (90 % interval {interval_text(judgement.volume_interval_ml)})"
     if analysis.intracranial_ml:
         part = 100 * result.volume_ml / analysis.intracranial_ml
         volume += f", {part:.2g} % of {analysis.intracranial_ml:.0f} mL intracranial"

@@ -5,7 +5,7 @@ its card. See docs/methods.md for what the numbers mean and how far they hold.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -88,6 +88,12 @@ def judge(
         for line in (calibration.dice, calibration.dice_low, calibration.dice_high)
     )
     return Judgement(interval_ml, expected, (min(low, expected), max(high, expected)))
+
+
+def interval_text(interval_ml: Sequence[float]) -> str:
+    """An interval of volumes as people read it: two digits, whole millilitres from 10 mL on."""
+    low, high = (f"{ml:.2g}" if ml < 9.95 else f"{ml:.0f}" for ml in interval_ml)
+    return f"{low} to {high} mL"
 
 
 def calibrated(probability: Array, temperature: float) -> Array:

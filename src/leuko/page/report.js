@@ -79,11 +79,17 @@ function setUpPane(pane) {
     find(".mark." + side, pane.stage).textContent = mark;
   }
   pane.stage.style.aspectRatio = pane.aspect;
+  let rolled = 0;
   pane.stage.addEventListener("wheel", (event) => {
+    if (event.ctrlKey || !event.deltaY) return; // zooming, or sideways
     event.preventDefault();
-    move(event.deltaY < 0 ? 1 : -1);
+    rolled += event.deltaMode ? 30 * event.deltaY : event.deltaY; // lines or pixels
+    if (Math.abs(rolled) < 30) return; // a touchpad sends many small steps
+    move(rolled < 0 ? 1 : -1);
+    rolled = 0;
   }, { passive: false });
   pane.stage.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
     const steps = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5, Home: -slices, End: slices }[event.key];
     if (steps === undefined) return;
     event.preventDefault();
@@ -172,7 +178,7 @@ function setUpVerdict(form) {
     link.href = URL.createObjectURL(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv" }));
     link.download = `qc${row.subject ? "_" + row.subject.replace(/[^\w.-]/g, "_") : ""}.csv`;
     link.click();
-    URL.revokeObjectURL(link.href);
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
     find("#saved").textContent = `Saved ${link.download}.`;
   });
 }
