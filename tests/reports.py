@@ -43,7 +43,7 @@ def a_record(flair, mask, **changes):
     """As `leuko segment` writes it, with regions."""
     ml = flair.ml(mask)
     bullseye = {
-        "shells": ["periventricular", "inner", "outer", "juxtacortical"],
+        "shells": ["innermost", "inner", "outer", "outermost"],
         "sectors": [
             "left frontal", "right frontal", "left parietal", "right parietal", "left temporal",
             "right temporal", "left occipital", "right occipital", "deep grey",

@@ -163,6 +163,11 @@ def test_grades_have_an_interval_from_the_timid_to_the_bold_mask():
     assert (found.deep, found.deep_interval) == (0, (0, 1))
 
 
+def test_a_lesion_below_the_tentorium_has_no_grade():
+    assert analyse(brain([((20, -60, -38), 7)]), rule="voxel10", threads=2).fazekas.deep == 0
+    assert analyse(brain([((-25, -62, 40), 6)]), rule="voxel10", threads=2).fazekas.deep == 2
+
+
 def test_lobes_and_sides_come_from_the_template():
     case = brain([((28, 40, 10), 4), ((-28, 40, 10), 5), ((-25, -62, 40), 6), ((20, -60, -38), 7)])
     lesions = analyse(case, rule="voxel10", threads=2).lesions

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from leuko.guards import TISSUES, Case, warnings
+from leuko.guards import TISSUES, Case, looks_like_flair, warnings
 from leuko.volume import Volume
 
 AIR, CSF, VENTRICLE, GREY, WHITE, WMH = range(len(TISSUES))
@@ -48,6 +48,11 @@ def test_a_t1_in_place_of_the_flair_is_seen_by_its_little_white_matter():
     assert "were FLAIR and T1 swapped?" in message
     (message,) = said(replace(case, t1=None))
     assert "swapped" not in message
+
+
+def test_a_flair_looks_like_one_and_a_t1_does_not():
+    assert looks_like_flair(a_case())
+    assert not looks_like_flair(a_case(radii=(70, 64, 40, 18)))
 
 
 def test_a_t2_is_seen_by_its_missing_dark_csf():

@@ -250,6 +250,15 @@ def test_a_mosaic_has_as_many_slices_as_asked_for(head):
         assert sum(bool(axes.images) for axes in figure.axes) == min(most, len(slices))
 
 
+def test_a_mosaic_shows_the_slices_with_lesions_first(head):
+    slices = a_pane(*head).slices(head[0].data)
+    kinds = [np.full(image.shape, k in (1, 2, 7), int) for k, image in enumerate(slices)]
+    figure = mosaic_figure(slices, kinds, {}, title="WMH", marks=("R", "L"), most=4)
+    numbers = [axes.texts[0].get_text() for axes in figure.axes if axes.images]
+    assert {"2", "3", "8"} < set(numbers)
+    assert figure.get_suptitle() == "WMH, 4 of 9 slices"
+
+
 def test_a_histogram_counts_every_lesion():
     volumes = [0.00001, 0.02, 0.03, 5, 5000]
     (axes,) = lesion_histogram(volumes).axes

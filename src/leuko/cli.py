@@ -69,7 +69,8 @@ def segment(
         str, typer.Option(help="A model's name (leuko models list) or folder.")
     ] = "leuko-base",
     threshold: Annotated[
-        float | None, typer.Option(help="Smallest WMH probability; by default the model's.")
+        float | None,
+        typer.Option(help="Smallest WMH probability; by default the model's, which has intervals."),
     ] = None,
     min_lesion_mm3: Annotated[
         float | None, typer.Option(help="Smallest lesion kept; by default the model's.")

@@ -33,11 +33,11 @@ def grades(mask: Volume, lesion: Array, where: Where) -> Grades:
 
     Periventricular is what belongs to lesions that come within 2 mm of the lateral ventricles: its
     thickness is how far from them at least 0.05 mL of it reaches. Deep is the rest, and what of it
-    lies beyond 10 mm; its length is that of its longest piece. No lesion: 0. Lesions below the
-    tentorium, where it is known, are not graded.
+    lies beyond 10 mm; its length is that of its longest piece. No lesion: 0. Lesions that
+    lie mostly below the tentorium, where that is known, are not graded.
     """
-    regions = where.regions(lesion, "voxel10")
-    above = regions < 3
+    below = np.bincount(lesion, weights=where.regions(lesion, "voxel10") == 3, minlength=1)
+    above = (2 * below <= np.bincount(lesion, minlength=1))[lesion]
     touching = any_of(lesion, where.ventricle_mm <= NEAR_MM)[lesion] & above
     reach_mm = np.sort(where.ventricle_mm[touching])[::-1]
     least = max(1, round(LEAST_ML * 1000 / mask.voxel_mm3))

@@ -94,19 +94,21 @@ def mosaic_figure(
     aspect: float = 1.0,
     most: int = 24,
 ) -> Figure:
-    """Up to `most` slices (H, W) of 0 to 255, evenly chosen, and the outlines of what has a colour.
+    """Up to `most` slices (H, W) of 0 to 255, and the outlines of what has a colour.
+
+    Where there are more, those with something to outline come first, evenly chosen.
 
     `kinds` (H, W) are 0 where there is nothing; `aspect` is the height of a pixel by its width.
     `marks` say what is at the left and the right of a slice. Numbers count from 1.
     """
-    count = min(most, len(slices))
-    chosen = np.unique(np.linspace(0, len(slices) - 1, count).round().astype(int))
-    columns = min(6, count)
+    chosen = _chosen([bool(kind.any()) for kind in kinds], most)
+    columns = min(6, len(chosen))
     rows = -(-len(chosen) // columns)
     height, width = slices[0].shape
     tall = 2.0 * aspect * height / width
     figure = Figure(figsize=(2.0 * columns, tall * rows + 0.45), facecolor="black")
-    figure.suptitle(title, color="white", fontsize=11)
+    part = "" if len(chosen) == len(slices) else f", {len(chosen)} of {len(slices)} slices"
+    figure.suptitle(title + part, color="white", fontsize=11)
     top = 1 - 0.4 / (tall * rows + 0.45)
     axes = figure.subplots(
         rows,
@@ -127,6 +129,16 @@ def mosaic_figure(
     for x, mark in zip((0.03, 0.9), marks, strict=False):
         axes[0].text(x, 0.5, mark, color="white", fontsize=9, transform=axes[0].transAxes)
     return figure
+
+
+def _chosen(has_lesion: Sequence[bool], most: int) -> list[int]:
+    """Slices to show, in order: those with lesions first, then others, evenly."""
+    chosen: list[int] = []
+    for wanted in (True, False):
+        group = [k for k, has in enumerate(has_lesion) if has is wanted]
+        room = min(most - len(chosen), len(group))
+        chosen += [group[round(k)] for k in np.linspace(0, len(group) - 1, room)]
+    return sorted(chosen)
 
 
 def lesion_histogram(volumes_ml: Sequence[float]) -> Figure:

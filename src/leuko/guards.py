@@ -85,6 +85,11 @@ def warnings(case: Case) -> Iterator[str]:
         )
 
 
+def looks_like_flair(case: Case) -> bool:
+    """Whether the tissues are those that a FLAIR shows: what else is said of another is nothing."""
+    return not any(_sequence(case))
+
+
 def _sequence(case: Case) -> Iterator[str]:
     white_per_grey = (case.ml["white"] + case.ml["wmh"]) / max(case.ml["grey"], 1e-3)
     csf_part = (case.ml["csf"] + case.ml["ventricle"]) / case.brain_ml

@@ -24,6 +24,7 @@ BRIGHTNESS = np.array([0.0, 0.1, 0.0, 0.6, 1.0, 1.0], dtype=np.float32)
 GRID_MM = 4.0
 SHORTEST_MM = 60.0  # of brain, along each way: less of it does not tell where it belongs
 SCALES = (0.7, 1.4)  # of heads by the template; beyond them the registration went astray
+SPARSE = 11  # every so manieth voxel tells how much lies within
 LEAST_WITHIN = 0.9  # of grey and white matter lies in the template's brain; 0.95 and more in heads
 
 
@@ -57,7 +58,8 @@ class Place:
         low, high = SCALES
         if scales.min() < low or scales.max() > high:
             return None
-        parenchyma = _apply(tissue.affine, np.argwhere(tissue.data >= TISSUES.index("grey")))
+        inside = np.argwhere(tissue.data >= TISSUES.index("grey"))[::SPARSE]
+        parenchyma = _apply(tissue.affine, inside)
         within = _at(template, place.apply(parenchyma)) > 0
         return place if within.mean() > LEAST_WITHIN else None
 

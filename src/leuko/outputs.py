@@ -197,8 +197,8 @@ def _quality(judgement: Judgement) -> dict[str, Any] | None:
     if judgement.predicted_dice is None or judgement.dice_interval is None:
         return None
     return {
-        "predicted_dice": round(judgement.predicted_dice, 3),
-        "interval": [round(dice, 3) for dice in judgement.dice_interval],
+        "predicted_dice": round(judgement.predicted_dice, 6),
+        "interval": [round(dice, 6) for dice in judgement.dice_interval],
     }
 
 

@@ -23,7 +23,7 @@ RULES: dict[Rule, str] = {
 }
 REGIONS = ("background", "periventricular", "deep", "infratentorial")
 NEAR_MM, DEEP_MM = 2.0, 10.0
-SHELLS = ("periventricular", "inner", "outer", "juxtacortical")  # quarters of the way to the cortex
+SHELLS = ("innermost", "inner", "outer", "outermost")  # quarters of the way to the cortex
 SECTORS = (
     *(f"{side} {lobe}" for lobe in mni.LOBES[:4] for side in ("left", "right")),
     "deep grey",

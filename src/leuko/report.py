@@ -145,8 +145,13 @@ def _rule(record: Record) -> str:
     regions = record.get("regions")
     if not regions:
         return ""
-    rule = f"Rule {regions['rule']}, {regions['rule_text']}."
-    return f'<p class="hint">{text(rule)}</p>'
+    said = f"Rule {regions['rule']}, {regions['rule_text']}."
+    if record.get("volume_interval_ml"):
+        said += (
+            " Intervals and expected Dice were measured on synthetic scans, which are harder than "
+            "most real ones: they are wide."
+        )
+    return f'<p class="hint">{text(said)}</p>'
 
 
 def _caption(lesions: Lesions) -> str:
@@ -168,7 +173,10 @@ def _places(record: Record, lesions: Lesions) -> str:
     bullseye = (record.get("regions") or {}).get("bullseye")
     if bullseye:
         figure = bullseye_figure(bullseye["ml"], bullseye["sectors"])
-        caption = "mL by depth, from the ventricles (inside) to the cortex (outside), and lobe"
+        caption = (
+            "mL by depth, in quarters of the way from the ventricles (inside) to the cortex "
+            "(outside), and lobe; without infratentorial"
+        )
         rows = zip(bullseye["shells"], bullseye["ml"], strict=True)
         parts.append(_drawn(figure, caption, ["", *bullseye["sectors"]], rows))
     if lesions:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,11 +88,13 @@ def segment(
         with watch.stage("analyse"):
             seen_tissue = tissue if card.classes == guards.TISSUES else None
             case = _case(flair_source.volume, pair, seen_tissue, probability, masks)
-            _guard(case)
+            is_flair = _guarded(case)
             analysis = analyse(case, rule=rule, threads=threads)
+            if not is_flair:
+                analysis = replace(analysis, fazekas=None)
             warm = calibrated(probability, card.calibration.temperature if card.calibration else 1)
             seen = flair_scan.with_data(warm if outside is None else warm * outside)
-            judgement = _judged(seen, mask, card.calibration if own_limits else None)
+            judgement = _judged(seen, mask, card.calibration if own_limits and is_flair else None)
         result = Segmentation(
             mask=flair_scan.with_data(mask.astype(np.uint8)),
             probability=flair_scan.with_data(probability),
@@ -219,11 +222,15 @@ def _judged(calibrated: Volume, mask: Array, calibration: Calibration | None) ->
     return judge(calibration, calibrated.data, mask, voxel_ml=calibrated.voxel_mm3 / 1000)
 
 
-def _guard(case: Case) -> None:
-    """Say what speaks against a result, where the model's tissues can tell."""
-    if case.tissue is not None:
-        for warning in guards.warnings(guards.Case(case.flair, case.t1, case.tissue.data)):
-            log.warning("%s", warning)
+def _guarded(case: Case) -> bool:
+    """Say what speaks against a result, where the model's tissues can tell; whether it is of a
+    FLAIR."""
+    if case.tissue is None:
+        return True
+    seen = guards.Case(case.flair, case.t1, case.tissue.data)
+    for warning in guards.warnings(seen):
+        log.warning("%s", warning)
+    return guards.looks_like_flair(seen)
 
 
 def _alignment(flair: Volume, t1: Volume, mode: Mode, threads: int) -> Alignment:

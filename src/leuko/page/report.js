@@ -19,6 +19,7 @@ function show() {
   for (const pane of panes) {
     const image = find("img", pane.stage);
     const name = pane.images[value("image")] ? value("image") : Object.keys(pane.images)[0];
+    if (panes.length === 1) find("figcaption", pane.element).textContent = name;
     image.src = "data:image/jpeg;base64," + pane.images[name][at];
     const ids = new Set(pane.runs[at].filter((_, k) => k % 4 === 2));
     image.alt = `${name}, slice ${at + 1} of ${slices}, ${ids.size} ${ids.size === 1 ? "lesion" : "lesions"}`;
@@ -126,7 +127,8 @@ function setUpTable(table) {
   for (const header of all("th", table)) {
     find("button", header).addEventListener("click", () => {
       const column = [...header.parentNode.children].indexOf(header);
-      const down = header.getAttribute("aria-sort") === "descending";
+      const before = header.getAttribute("aria-sort");
+      const down = before ? before === "descending" : !header.classList.contains("number");
       for (const other of all("th", table)) other.removeAttribute("aria-sort");
       header.setAttribute("aria-sort", down ? "ascending" : "descending");
       const body = find("tbody", table);
