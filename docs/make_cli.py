@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 MODELS = tuple(f"models {verb}" for verb in ("list", "path", "verify", "pull"))
-COMMANDS = ("", "segment", "compare", "evaluate", "demo", *MODELS, "train", "export", "synth")
+COMMANDS = (
+    "", "segment", "batch", "bids", "compare", "evaluate", "demo", *MODELS, "train", "export",
+    "synth", "challenge", "challenge-score",
+)  # fmt: skip
 
 
 def page() -> str:

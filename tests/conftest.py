@@ -1,5 +1,6 @@
 """Folders of made-up heads, a model trained on them, and the way to the real scans."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from leuko.train import Settings
 from leuko.volume import Volume
 from phantoms import Phantom, make_phantom
 
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 REAL = Path(__file__).parents[2] / "shared" / "data"
 SMALL = {"shape": (48, 56, 12), "spacing_mm": (3.0, 3.0, 8.0), "lesions": 10}
 
@@ -27,7 +31,10 @@ settings.load_profile("usual")
 
 def pytest_collection_modifyitems(items):
     absent = pytest.mark.skip(reason=f"REAL SCANS NOT TESTED: {REAL} is not there")
+    no_browser = pytest.mark.skip(reason="PAGES NOT TESTED IN A BROWSER: no Chromium")
     for item in items:
+        if "browser" in item.keywords and not BROWSER:
+            item.add_marker(no_browser)
         if "real" in item.keywords and not REAL.is_dir():
             item.add_marker(absent)
 
@@ -52,6 +59,38 @@ def leuko(capsys):
         return code, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Open a page, its text or its path, without a network; no script may fail, nothing be asked
+    for elsewhere."""
+    said = []
+
+    def open_(html, **options):
+        path = html if isinstance(html, Path) else tmp_path / "report.html"
+        if path is not html:
+            path.write_text(html, encoding="utf-8")
+        context = browser.new_context(offline=True, accept_downloads=True, **options)
+        page = context.new_page()
+        page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda r: said.append(r.url) if r.url.startswith("http") else None)
+        page.goto(path.as_uri())
+        return page
+
+    yield open_
+    assert said == []
 
 
 @pytest.fixture

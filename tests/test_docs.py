@@ -11,7 +11,11 @@ from leuko.cli import main
 from leuko.evaluate import COLUMNS
 from leuko.metrics import MEASURES
 
-COMMAND = r"\bleuko (segment|compare|evaluate|train|demo|synth|export|models)\b.*"
+COMMANDS = (
+    "segment", "batch", "bids", "challenge-score", "challenge", "compare", "evaluate", "train",
+    "demo", "synth", "export", "models",
+)  # fmt: skip
+COMMAND = rf"\bleuko ({'|'.join(COMMANDS)})\b.*"
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -28,7 +32,7 @@ def test_the_page_of_commands_is_up_to_date():
 def test_every_command_has_its_help_on_the_page():
     from leuko.cli import app, models
 
-    commands = {info.callback.__name__ for info in app.registered_commands}
+    commands = {info.callback.__name__.replace("_", "-") for info in app.registered_commands}
     commands |= {f"models {info.name}" for info in models.registered_commands}
     assert commands == set(re.findall(r"^## leuko (\w.*)$", text("docs/cli.md"), re.MULTILINE))
 

@@ -1,47 +1,13 @@
 """The report in a real browser: what a reader moves, moves; what is saved, is right."""
 
 import csv
-import shutil
 
 import pytest
 
 from reports import a_head, a_report
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(not BROWSER, reason="REPORT NOT TESTED IN A BROWSER: no Chromium")
+pytestmark = pytest.mark.browser
 HOSTILE = "<script>document.title = 'run'</script>"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """Open a page as a file, without a network; no script may fail, nothing be asked for."""
-    said = []
-
-    def open_(html, **options):
-        path = tmp_path / "report.html"
-        path.write_text(html, encoding="utf-8")
-        context = browser.new_context(offline=True, accept_downloads=True, **options)
-        page = context.new_page()
-        page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda r: said.append(r.url) if r.url.startswith("http") else None)
-        page.goto(path.as_uri())
-        return page
-
-    yield open_
-    assert said == []
 
 
 @pytest.fixture

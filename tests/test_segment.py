@@ -414,9 +414,18 @@ def test_a_calibrated_model_says_how_sure_it_is(unseen, calibrated_model, tmp_pa
     assert low < record["volume_ml"] < high
     assert low == pytest.approx((result.volume_ml + 0.1) * np.exp(-0.7) - 0.1, abs=1e-3)
     assert record["quality"] == {"predicted_dice": 0.5, "interval": [0, 0.9]}
-    warm = calibrated(nifti.read(out / "wmh_prob.nii.gz").data, 2.0)
     bits = nifti.read(out / "wmh_entropy.nii.gz").data
-    np.testing.assert_allclose(bits, entropy(warm), atol=1e-5)
+    np.testing.assert_allclose(bits, entropy(calibrated(result.probability.data, 2.0)), atol=1.1e-3)
+
+
+def test_maps_are_rounded_down_and_draw_the_same_mask(unseen, model, tmp_path):
+    for threshold in (0.4, 0.9, 0.1234):
+        result = run(unseen, model, tmp_path / "out", threshold=threshold, smallest_lesion_mm3=0)
+        stored = nifti.read(tmp_path / "out" / "wmh_prob.nii.gz").data
+        lost = result.probability.data - stored
+        assert lost.min() > -1.1e-7
+        assert lost.max() < 1.01e-4
+        np.testing.assert_array_equal(stored >= threshold, result.mask.data > 0)
 
 
 def test_another_threshold_than_the_models_own_has_no_interval(unseen, calibrated_model, tmp_path):

@@ -8,13 +8,26 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from leuko.cli_challenge import challenge, challenge_score
+from leuko.cli_cohort import BidsCommand, batch, bids
 from leuko.cli_compare import compare
 from leuko.cli_models import models
-from leuko.cli_train import Device, Threads, export, synth, train
+from leuko.cli_options import (
+    Align,
+    BiasCorrection,
+    Device,
+    Model,
+    Out,
+    PvRule,
+    SmallestLesion,
+    Threads,
+    Threshold,
+)
+from leuko.cli_train import export, synth, train
 from leuko.errors import LeukoError
 from leuko.terminal import (
     counted,
@@ -51,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @app.command()
 def segment(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the results into.")],
+    out: Out,
     flair: Annotated[
         Path | None, typer.Option(help="FLAIR: an image file, or a folder of one DICOM series.")
     ] = None,
@@ -65,36 +78,21 @@ def segment(
     t1_series: Annotated[
         int | None, typer.Option(help="Of a study: the number of the T1's series.")
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="A model's name (leuko models list) or folder.")
-    ] = "leuko-base",
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Smallest WMH probability; by default the model's, which has intervals."),
-    ] = None,
-    min_lesion_mm3: Annotated[
-        float | None, typer.Option(help="Smallest lesion kept; by default the model's.")
-    ] = None,
-    align: Annotated[
-        Literal["auto", "always", "never"],
-        typer.Option(help="Bring the T1 to the FLAIR: where it is needed, always, never."),
-    ] = "auto",
+    model: Model = "leuko-base",
+    threshold: Threshold = None,
+    min_lesion_mm3: SmallestLesion = None,
+    align: Align = "auto",
     exclude: Annotated[
         Path | None,
         typer.Option(help="Mask on the FLAIR's grid (infarct, tumour) where nothing is WMH."),
     ] = None,
-    pv_rule: Annotated[
-        Literal["voxel10", "shiva2", "contiguity"],
-        typer.Option(
-            help="What is periventricular: voxels up to 10 mm from the lateral "
-            "ventricles; lesions within 2 mm of them; lesions that touch them."
-        ),
-    ] = "voxel10",
-    bias_correction: Annotated[
-        bool, typer.Option("--bias-correction", help="Correct the scans' bias fields first (N4).")
-    ] = False,
+    pv_rule: PvRule = "voxel10",
+    bias_correction: BiasCorrection = False,
     save_intermediate: Annotated[
         bool, typer.Option("--save-intermediate", help="Keep the aligned T1 and its transform.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse what does not look like a FLAIR of a head.")
     ] = False,
     device: Device = "cpu",
     threads: Threads = None,
@@ -125,6 +123,7 @@ def segment(
         rule=pv_rule,
         bias_correction=bias_correction,
         save_intermediate=save_intermediate,
+        strict=strict,
         device=device,
         threads=threads,
     )
@@ -202,7 +201,9 @@ def demo(
     print(measures_as_text(evaluate(brain / "wmh.nii.gz", out / "result" / "wmh.nii.gz")))
 
 
-for command in (compare, train, export, synth):
+app.command()(batch)
+app.command(cls=BidsCommand)(bids)
+for command in (compare, train, export, synth, challenge, challenge_score):
     app.command()(command)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from leuko.cli_train import Threads
+from leuko.cli_options import Out, Threads
 
 Flair = Annotated[Path | None, typer.Option(help="Its FLAIR, where that has been moved since.")]
 
@@ -18,7 +18,7 @@ def compare(
     ],
     followup: Annotated[Path, typer.Argument(help="The same of the later time.")],
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the results into.")],
+    out: Out,
     baseline_flair: Flair = None,
     followup_flair: Flair = None,
     threads: Threads = None,

@@ -8,13 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from leuko.cli_options import Device, Threads
 from leuko.errors import LeukoError
 from leuko.terminal import counted, interval_text, progress_bar, with_unit
-
-Device = Annotated[Literal["cpu", "cuda", "mps"], typer.Option(help="Where the network runs.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="Processors to use; by default all that are allowed.")
-]
 
 
 def train(

@@ -1,6 +1,8 @@
 """Pictures: data in, a matplotlib Figure out. Saving it is the caller's business."""
 
+import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -153,6 +155,28 @@ def lesion_histogram(volumes_ml: Sequence[float]) -> Figure:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def cohort_histogram(volumes_ml: Sequence[float]) -> tuple[Figure, list[tuple[str, int]]]:
+    """How many subjects have which volume, on a logarithmic axis; and the same in words."""
+    edges = np.geomspace(0.1, 316.2, 15)
+    counts = np.histogram(np.clip(volumes_ml, edges[0], edges[-1]), bins=edges)[0]
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.stairs(counts, edges, fill=True, color=KINDS[0])
+    axes.set(xscale="log", xlabel="volume of WMH, mL", ylabel="subjects")
+    axes.set_xticks([0.1, 1, 10, 100], ["0.1 or less", "1", "10", "100"])
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    spans = [f"{low:.3g} to {high:.3g} mL" for low, high in pairwise(edges)]
+    return figure, list(zip(spans, counts.tolist(), strict=True))
+
+
+def as_svg(figure: Figure) -> bytes:
+    """The same bytes for the same figure."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
 def bullseye_figure(ml: Array, sectors: Sequence[str]) -> Figure:

@@ -34,7 +34,8 @@ def staged(folder: Path) -> Iterator[Path]:
     made = [path for path in folder.parents if not path.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        home = folder if folder.is_dir() and any(folder.iterdir()) else folder.parent
+        # What is there may be a mounted volume in a file system that is read-only.
+        home = folder if folder.is_dir() else folder.parent
         scratch = Path(tempfile.mkdtemp(prefix=".leuko-", dir=home))
         scratch.chmod(0o777 & ~_umask())
     except OSError as error:
@@ -55,7 +56,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 def _publish(scratch: Path, folder: Path) -> None:
     try:
-        scratch.rename(folder)  # of an empty folder, or none
+        scratch.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise

@@ -1,13 +1,14 @@
-"""The page that reports share: one HTML file with its style, script and pictures inside.
+"""The page that reports share: one HTML file with its style and script inside.
 
 A page is made of sections, of panes to look at, and of a table whose rows are linked to them:
 
     page(title="WMH report", subtitle="...", before=[warnings(record)], panes=[baseline, followup],
          kinds={1: Kind("new", "#d55e00")}, after=[table(columns, rows, caption="Lesions")])
 
-Whatever comes from outside goes through `text`.
+A page without panes is a `document`. Whatever comes from outside goes through `text`.
 """
 
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from importlib.resources import files
 from typing import Any
 
 from leuko.panes import Pane, encoded
+from leuko.verdicts import REASONS
 
 # Nothing may be loaded, from anywhere.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -57,19 +59,36 @@ def page(
         "kinds": {number: {"name": k.name, "colour": k.colour} for number, k in kinds.items()},
         "verdict": verdict,
     }
+    asked = [_verdict()] if verdict is not None else []
+    return document(
+        title=title,
+        subtitle=subtitle,
+        main=[*before, _viewer(panes, kinds), *asked, *after],
+        data=data,
+        name="report",
+    )
+
+
+def document(
+    *,
+    title: str,
+    subtitle: str,
+    main: Iterable[str],
+    data: Mapping[str, Any],
+    name: str,
+    policy: str = POLICY,
+) -> str:
+    """The HTML of a page whose script, and style if it has one, are called `name` in `page/`."""
     parts = {
-        "POLICY": POLICY,
+        "POLICY": policy,
         "TITLE": text(title),
         "SUBTITLE": text(subtitle),
-        "STYLE": _asset("report.css"),
-        "BEFORE": "\n".join(before),
-        "VIEWER": _viewer(panes, kinds),
-        "VERDICT": _asset("verdict.html") if verdict is not None else "",
-        "AFTER": "\n".join(after),
+        "STYLE": asset("common.css") + asset(f"{name}.css"),
+        "MAIN": "\n".join(main),
         "DATA": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-        "SCRIPT": _asset("report.js"),
+        "SCRIPT": asset("common.js") + asset(f"{name}.js"),
     }
-    html = _asset("page.html")
+    html = asset("page.html")
     pieces = html.split("@@")  # text and names of parts take turns
     return "".join(parts[piece] if k % 2 else piece for k, piece in enumerate(pieces))
 
@@ -130,6 +149,37 @@ def plain(caption: str, rows: Mapping[str, str]) -> str:
     return f'<table class="plain"><caption>{text(caption)}</caption><tbody>{body}</tbody></table>'
 
 
+def picture(content: bytes, alt: str, kind: str) -> str:
+    """An image within the page; `kind` is jpeg or svg+xml."""
+    data = base64.b64encode(content).decode()
+    return f'<img alt="{text(alt)}" src="data:image/{kind};base64,{data}">'
+
+
+def drawing(
+    svg: bytes,
+    caption: str,
+    head: Sequence[str] = (),
+    rows: Iterable[tuple[str, Sequence[float]]] = (),
+    *,
+    digits: int = 2,
+) -> str:
+    """A picture under its caption, and for those who cannot see it the same as a table."""
+    titles = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
+    body = "".join(
+        f'<tr><th scope="row">{text(name)}</th>'
+        f"{''.join(f'<td>{shown(value, digits)}</td>' for value in values)}</tr>"
+        for name, values in rows
+    )
+    listed = (
+        f'<div class="unseen"><table><caption>{text(caption)}</caption><thead><tr><td></td>{titles}'
+        f"</tr></thead><tbody>{body}</tbody></table></div>"
+        if body
+        else ""
+    )
+    image = picture(svg, caption, "svg+xml")
+    return f"<figure><figcaption>{text(caption)}</figcaption>{image}{listed}</figure>"
+
+
 def shown(value: Any, digits: int) -> str:
     """A number as a reader sees it; what is not known is n/a."""
     if value is None or value != value:  # noqa: PLR0124, nan is not itself
@@ -171,12 +221,22 @@ def _viewer(panes: Sequence[Pane], kinds: Mapping[int, Kind]) -> str:
         for kind in kinds.values()
     )
     return (
-        _asset("viewer.html")
+        asset("viewer.html")
         .replace("@@STAGES@@", stages)
         .replace("@@IMAGES@@", images)
         .replace("@@LEGEND@@", legend)
     )
 
 
-def _asset(name: str) -> str:
+def _verdict() -> str:
+    reasons = "".join(
+        f'<label><input type="checkbox" name="reason" value="{text(reason)}"> {text(reason)}'
+        "</label>\n"
+        for reason in REASONS
+    )
+    return asset("verdict.html").replace("@@REASONS@@\n", reasons)
+
+
+def asset(name: str) -> str:
+    """A file of `page/`."""
     return files("leuko").joinpath("page", name).read_text(encoding="utf-8")

@@ -51,16 +51,9 @@ class Case:
 
 def warnings(case: Case) -> Iterator[str]:
     """What speaks against the segmentation of a pair, with the evidence."""
-    low, high = BRAIN_ML
-    if not low <= case.brain_ml <= high:
-        yield (
-            f"{case.brain_ml:.0f} mL of brain and CSF were found, expected {low:.0f} to "
-            f"{high:.0f}: is {case.flair.name} a FLAIR of a whole head, its voxel sizes in mm?"
-        )
-        return
-    no_flair = list(_sequence(case))
-    if no_flair:  # what else the tissues say would be of the wrong sequence
-        yield from no_flair
+    wrong = wrong_scan(case)
+    if wrong is not None:  # what else the tissues say would be of another image
+        yield wrong
         return
     yield from _enhanced(case)
     yield from _cut(case)
@@ -85,6 +78,17 @@ def warnings(case: Case) -> Iterator[str]:
         )
 
 
+def wrong_scan(case: Case) -> str | None:
+    """Why this is no FLAIR of a head, by its tissues; None if it looks like one."""
+    low, high = BRAIN_ML
+    if not low <= case.brain_ml <= high:
+        return (
+            f"{case.brain_ml:.0f} mL of brain and CSF were found, expected {low:.0f} to "
+            f"{high:.0f}: is {case.flair.name} a FLAIR of a whole head, its voxel sizes in mm?"
+        )
+    return next(_sequence(case), None)
+
+
 def looks_like_flair(case: Case) -> bool:
     """Whether the tissues are those that a FLAIR shows: what else is said of another is nothing."""
     return not any(_sequence(case))
@@ -93,12 +97,12 @@ def looks_like_flair(case: Case) -> bool:
 def _sequence(case: Case) -> Iterator[str]:
     white_per_grey = (case.ml["white"] + case.ml["wmh"]) / max(case.ml["grey"], 1e-3)
     csf_part = (case.ml["csf"] + case.ml["ventricle"]) / case.brain_ml
+    swapped = "were FLAIR and T1 swapped?" if case.t1 is not None else ""
     if white_per_grey < LEAST_WHITE_PER_GREY:
-        swapped = "; were FLAIR and T1 swapped?" if case.t1 is not None else ""
         yield (
             f"{case.flair.name} does not look like a FLAIR: on it little is darker than grey "
             f"matter, as white matter should be (white to grey {white_per_grey:.2f}, expected "
-            f"{LEAST_WHITE_PER_GREY} at least){swapped}"
+            f"{LEAST_WHITE_PER_GREY} at least)" + (f"; {swapped}" if swapped else "")
         )
         return
     white = case.median(case.flair.data, "white")
@@ -107,7 +111,8 @@ def _sequence(case: Case) -> Iterator[str]:
         yield (
             f"{case.flair.name} does not look like a FLAIR: {100 * csf_part:.0f} % of the brain is "
             f"CSF, {fluid:.2f} times as bright as white matter, expected "
-            f"{100 * LEAST_CSF_PART:.0f} % and {BRIGHT_CSF} at most; is it a T2?"
+            f"{100 * LEAST_CSF_PART:.0f} % and {BRIGHT_CSF} at most; is it a T2"
+            + (f", or {swapped}" if swapped else "?")
         )
 
 

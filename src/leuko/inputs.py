@@ -1,11 +1,11 @@
 """Scans as they are given: an image file, a folder of DICOM files, or a whole study."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leuko import nifti
 from leuko.errors import LeukoError
@@ -63,6 +63,41 @@ def read_study(
         first, second = _dicom().find_pair(folder, flair=flair, t1=t1)
         pair = _from_series(folder, first), second and _from_series(folder, second)
     return replace(pair[0], warnings=warnings), pair[1]
+
+
+def as_record(**scans: Scan | None) -> dict[str, dict[str, Any]]:
+    """The scans, for the record of a run."""
+    return {
+        name: {"path": str(scan.path), "series": str(scan.series) if scan.series else None}
+        | {"sha256": scan.sha256()}
+        | (_stamp(scan.path) if len(scan.files) == 1 else {})
+        for name, scan in scans.items()
+        if scan
+    }
+
+
+def as_file(path: Path) -> dict[str, Any]:
+    """A file, for the record of a run."""
+    return {"path": str(path), "sha256": sha256(path), **_stamp(path)}
+
+
+def is_same(path: Path, was: Mapping[str, Any]) -> bool:
+    """Whether a scan holds what it held when the record of a run was written.
+
+    It is read only if its size or its time of change have become others, or it has many files.
+    """
+    try:
+        stamp = _stamp(path)
+        return stamp == {name: was.get(name) for name in stamp} or (
+            read(path).sha256() == was["sha256"]
+        )
+    except (OSError, LeukoError):
+        return False
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    about = path.stat()
+    return {"bytes": about.st_size, "modified_ns": about.st_mtime_ns}
 
 
 def require_pair(flair: Scan, t1: Scan | None) -> None:

@@ -38,6 +38,10 @@ FILES = (
     TRANSFORM_FILE, RECORD_FILE,
 )  # fmt: skip
 
+# What the digits of a map are worth; all of them make files sixty times as large.
+PROBABILITY_STEP, ENTROPY_STEP = 1e-4, 1e-3
+ROUNDING = 1e-3  # of a step: 0.4 in 32 bits may be a little less
+
 
 @dataclass(frozen=True)
 class Excluded:
@@ -67,8 +71,8 @@ class Segmentation:
 def write(folder: Path, result: Segmentation, source: Scan, t1: Volume | None) -> None:
     """Write the images and tables of a result into `folder`; the T1, if given, as it was used."""
     nifti.write(folder / MASK_FILE, result.mask)
-    nifti.write(folder / PROBABILITY_FILE, result.probability)
-    nifti.write(folder / ENTROPY_FILE, result.entropy)
+    nifti.write(folder / PROBABILITY_FILE, _cut(result.probability, PROBABILITY_STEP))
+    nifti.write(folder / ENTROPY_FILE, _cut(result.entropy, ENTROPY_STEP))
     if result.tissue is not None:
         nifti.write(folder / TISSUE_FILE, result.tissue)
     stored = Orientation.of(result.mask.affine)
@@ -165,6 +169,12 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(columns)
         table.writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cut(image: Volume, step: float) -> Volume:
+    """Rounded down, so that a threshold that is a multiple of the step draws the same mask."""
+    steps = np.floor(image.data.astype(np.float64) / step + ROUNDING)
+    return image.with_data((steps * step).astype(np.float32))
 
 
 def _cell(value: Any) -> str:

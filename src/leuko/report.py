@@ -4,16 +4,27 @@ The page names no patient: names of files, which may, stand in its details alone
 printed.
 """
 
-import base64
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from leuko.figures import bullseye_figure, lesion_histogram, mosaic_figure
-from leuko.frame import Column, Kind, facts, page, plain, section, shown, table, text, warnings
+from leuko.figures import as_svg, bullseye_figure, lesion_histogram, mosaic_figure
+from leuko.frame import (
+    Column,
+    Kind,
+    drawing,
+    facts,
+    page,
+    picture,
+    plain,
+    section,
+    shown,
+    table,
+    text,
+    warnings,
+)
 from leuko.panes import Pane, lesion_slices
 from leuko.uncertainty import interval_text
 
@@ -56,9 +67,9 @@ def sheet(record: Record, pane: Pane) -> Figure:
     )
 
 
-def report(record: Record, lesions: Lesions, pane: Pane, picture: bytes) -> str:
-    """The page. `record` is the content of run.json, `lesions` the rows of lesions.tsv, `picture`
-    a JPEG of the `sheet`, for paper. What the record does not have is left out.
+def report(record: Record, lesions: Lesions, pane: Pane, sheet_jpeg: bytes) -> str:
+    """The page. `record` is the content of run.json, `lesions` the rows of lesions.tsv,
+    `sheet_jpeg` the `sheet`, for paper. What the record does not have is left out.
     """
     where = lesion_slices(pane)
     placed = [
@@ -83,7 +94,7 @@ def report(record: Record, lesions: Lesions, pane: Pane, picture: bytes) -> str:
             "leuko_version": record["versions"]["leuko"],
         },
         after=[
-            section("Slices", _image(picture, "Slices with outlines", "jpeg"), name="sheet"),
+            section("Slices", picture(sheet_jpeg, "Slices with outlines", "jpeg"), name="sheet"),
             section("Lesions", table(COLUMNS, placed, caption=_caption(lesions)), name="lesions")
             if lesions
             else "",
@@ -162,11 +173,6 @@ def _caption(lesions: Lesions) -> str:
     return f"{len(lesions)} lesions, the largest first; a row leads to its slice"
 
 
-def _image(content: bytes, alt: str, kind: str) -> str:
-    data = base64.b64encode(content).decode()
-    return f'<img alt="{text(alt)}" src="data:image/{kind};base64,{data}">'
-
-
 def _places(record: Record, lesions: Lesions) -> str:
     """Pictures, and for those who cannot see them the same as a table."""
     parts = []
@@ -178,32 +184,11 @@ def _places(record: Record, lesions: Lesions) -> str:
             "(outside), and lobe; without infratentorial"
         )
         rows = zip(bullseye["shells"], bullseye["ml"], strict=True)
-        parts.append(_drawn(figure, caption, ["", *bullseye["sectors"]], rows))
+        parts.append(drawing(as_svg(figure), caption, bullseye["sectors"], rows))
     if lesions:
         figure = lesion_histogram([row["volume_ml"] for row in lesions])
-        parts.append(_drawn(figure, "Lesions by volume", [], []))
+        parts.append(drawing(as_svg(figure), "Lesions by volume"))
     return f'<div class="places">{"".join(parts)}</div>' if parts else ""
-
-
-def _drawn(
-    figure: Figure, caption: str, head: Sequence[str], rows: Iterable[tuple[str, Sequence[float]]]
-) -> str:
-    titles = "".join(f'<th scope="col">{text(name)}</th>' for name in head if name)
-    body = "".join(
-        f'<tr><th scope="row">{text(name)}</th>'
-        f"{''.join(f'<td>{shown(value, 2)}</td>' for value in values)}</tr>"
-        for name, values in rows
-    )
-    listed = (
-        f'<div class="unseen"><table><caption>{text(caption)}</caption><thead><tr><td></td>{titles}'
-        f"</tr></thead><tbody>{body}</tbody></table></div>"
-        if body
-        else ""
-    )
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    image = _image(file.getvalue(), caption, "svg+xml")
-    return f"<figure><figcaption>{text(caption)}</figcaption>{image}{listed}</figure>"
 
 
 def _details(record: Record) -> str:

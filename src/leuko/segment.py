@@ -1,7 +1,6 @@
 """The main job, told in order: two scans and a model become a mask, a probability map, numbers."""
 
 import logging
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from leuko.record import Stopwatch, kept_warnings, versions
 from leuko.regions import Rule
 from leuko.uncertainty import Calibration, Judgement, calibrated, entropy, judge
 from leuko.volume import Array, Orientation, Volume, require_same_grid
-from leuko.weights import ModelCard
 
 STEP_LOG_ODDS = 1.0  # between the mask and its stricter and laxer neighbours
 
@@ -41,6 +39,7 @@ def segment(
     exclude: Path | None = None,
     rule: Rule = "voxel10",
     save_intermediate: bool = False,
+    strict: bool = False,
     device: runtime.Device = "cpu",
     threads: int | None = None,
 ) -> Segmentation:
@@ -50,8 +49,9 @@ def segment(
     and regions by `rule`; a FLAIR from DICOM gives a DICOM segmentation; `save_intermediate` the
     T1 on the FLAIR's grid and the transform that brought it there. `model` is a folder or a name;
     `threshold` and `smallest_lesion_mm3` default to the model's own. In `exclude`, a mask on that
-    grid, nothing is WMH. Raises LeukoError, also when the T1 does not come to lie on the FLAIR;
-    `out` then holds what it held before.
+    grid, nothing is WMH. Raises LeukoError, also when the T1 does not come to lie on the FLAIR and,
+    if `strict`, for what does not look like the FLAIR of a head; `out` then holds what it held
+    before.
     """
     outputs.refuse_foreign_files(out, flair, t1)
     watch = Stopwatch()
@@ -61,7 +61,7 @@ def segment(
             folder = weights.find(str(model))
             loaded = runtime.load(folder, device=device, threads=threads)
         card = loaded.card
-        limits = _limits(card, threshold, smallest_lesion_mm3)
+        limits = card.limits(threshold, smallest_lesion_mm3)
         own_limits = limits == (card.threshold, card.smallest_lesion_mm3)
         with watch.stage("read"):
             flair_source, t1_source = _opened(flair), _opened(t1) if t1 else None
@@ -88,7 +88,7 @@ def segment(
         with watch.stage("analyse"):
             seen_tissue = tissue if card.classes == guards.TISSUES else None
             case = _case(flair_source.volume, pair, seen_tissue, probability, masks)
-            is_flair = _guarded(case)
+            is_flair = _guarded(case, strict=strict)
             analysis = analyse(case, rule=rule, threads=threads)
             if not is_flair:
                 analysis = replace(analysis, fazekas=None)
@@ -114,7 +114,7 @@ def segment(
             "command": "segment",
             "mask_sha256": sha256(scratch / outputs.MASK_FILE),
             "versions": versions(),
-            "inputs": _inputs(flair=flair_source, t1=t1_source),
+            "inputs": inputs.as_record(flair=flair_source, t1=t1_source),
             "model": {
                 "name": card.name,
                 "path": str(folder),
@@ -125,7 +125,7 @@ def segment(
                 "smallest_lesion_mm3": limits[1],
                 "alignment": alignment,
                 "bias_correction": bias_correction,
-                "exclude": exclude and {"path": str(exclude), "sha256": sha256(exclude)},
+                "exclude": exclude and inputs.as_file(exclude),
                 "rule": rule,
                 "device": device,
             },
@@ -141,32 +141,6 @@ def segment(
 
 def _opened(scan: Path | Scan) -> Scan:
     return scan if isinstance(scan, Scan) else inputs.read(scan)
-
-
-def _inputs(**scans: Scan | None) -> dict[str, dict[str, str | None]]:
-    """The scans, for the record."""
-    return {
-        name: {
-            "path": str(scan.path),
-            "series": str(scan.series) if scan.series else None,
-            "sha256": scan.sha256(),
-        }
-        for name, scan in scans.items()
-        if scan
-    }
-
-
-def _limits(
-    card: ModelCard, threshold: float | None, smallest_mm3: float | None
-) -> tuple[float, float]:
-    """The threshold and the smallest lesion, by default the model's own."""
-    threshold = card.threshold if threshold is None else threshold
-    smallest_mm3 = card.smallest_lesion_mm3 if smallest_mm3 is None else smallest_mm3
-    if not 0 < threshold < 1:
-        raise LeukoError(f"the threshold {threshold:g} is not between 0 and 1")
-    if not 0 <= smallest_mm3 < math.inf:
-        raise LeukoError(f"the smallest lesion of {smallest_mm3:g} mm3 is no volume")
-    return threshold, smallest_mm3
 
 
 def _outside(exclude: Path, flair: Volume) -> Array:
@@ -222,12 +196,15 @@ def _judged(calibrated: Volume, mask: Array, calibration: Calibration | None) ->
     return judge(calibration, calibrated.data, mask, voxel_ml=calibrated.voxel_mm3 / 1000)
 
 
-def _guarded(case: Case) -> bool:
+def _guarded(case: Case, *, strict: bool) -> bool:
     """Say what speaks against a result, where the model's tissues can tell; whether it is of a
-    FLAIR."""
+    FLAIR. Raises LeukoError, if `strict`, where it is of no FLAIR of a head."""
     if case.tissue is None:
         return True
     seen = guards.Case(case.flair, case.t1, case.tissue.data)
+    wrong = guards.wrong_scan(seen) if strict else None
+    if wrong is not None:
+        raise LeukoError(wrong)
     for warning in guards.warnings(seen):
         log.warning("%s", warning)
     return guards.looks_like_flair(seen)

@@ -2,8 +2,9 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,6 +48,60 @@ def progress_bar() -> Iterator[Callable[["At"], None]]:
 
     with bar:
         yield on_step
+
+
+@contextmanager
+def cohort_progress(total: int, workers: int | None) -> Iterator[Callable[[str, str | None], None]]:
+    """How many subjects have ended, a line for each state; elsewhere than on a terminal a line for
+    every failure and every tenth of the way."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    start, count = time.monotonic(), {"done": 0, "failed": 0}
+
+    def states() -> str:
+        left = total - sum(count.values())
+        running = {"running": min(workers, left)} if workers else {}
+        lines = count | running | {"waiting": left - running.get("running", 0)}
+        return "\n".join(f"{state:<12}{number}" for state, number in lines.items())
+
+    def speed() -> str:
+        seconds, ended = time.monotonic() - start, sum(count.values())
+        if not ended:
+            return ""
+        left = (total - ended) * seconds / ended
+        return f"{3600 * ended / seconds:.0f} subjects an hour, {duration_text(left)} left"
+
+    with (
+        Live(
+            console=console,
+            get_renderable=lambda: f"{states()}\n{speed()}",
+            refresh_per_second=2,
+            transient=True,
+        )
+        if console.is_terminal
+        else nullcontext()
+    ):
+
+        def on_end(name: str, reason: str | None) -> None:
+            count["done" if reason is None else "failed"] += 1
+            ended = sum(count.values())
+            if console.is_terminal:
+                return
+            if reason is not None:
+                print(f"failed  {name}: {reason}", file=sys.stderr)
+            if ended * 10 // total > (ended - 1) * 10 // total:
+                print(f"{ended} of {total} ended; {speed()}", file=sys.stderr)
+
+        yield on_end
+
+
+def duration_text(seconds: float) -> str:
+    """For people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def findings_as_text(result: "Segmentation") -> str:
@@ -141,6 +196,27 @@ def table_as_text(rows: Mapping[str, Mapping[str, float]]) -> str:
         cells = [f"{with_unit(row[column], ''):>{len(column)}}" for column in COLUMNS]
         lines.append("  ".join([f"{name:<{width}}", *cells]))
     return "\n".join(lines)
+
+
+def sites_as_text(table: Mapping[str, Mapping[str, float]]) -> str:
+    """The challenge's table: a line for each site, and for all scans."""
+    heads = {
+        "dsc": "DSC", "h95_mm": "H95, mm", "avd_percent": "AVD, %", "lesion_recall": "recall",
+        "lesion_f1": "F1",
+    }  # fmt: skip
+    width = max(len(site) for site in table)
+    lines = [f"{'site':<{width}}  scans" + "".join(f"{head:>9}" for head in heads.values())]
+    for site, row in table.items():
+        values = (f"{with_unit(row[key], ''):>9}" for key in heads)
+        lines.append(f"{site:<{width}}  {row['scans']:>5.0f}{''.join(values)}")
+    return "\n".join(lines)
+
+
+def ranks_as_text(ranks: Mapping[str, float]) -> str:
+    """The best team first."""
+    width = max(len(team) for team in ("team", *ranks))
+    lines = [f"{team:<{width}}  {rank:.3f}" for team, rank in ranks.items()]
+    return "\n".join([f"{'team':<{width}}  rank", *lines])
 
 
 def with_unit(value: float, unit: str) -> str:

@@ -74,6 +74,21 @@ class ModelCard:
         if wrong:
             raise ValueError(f"wrong {', '.join(wrong)}")
 
+    def limits(
+        self, threshold: float | None, smallest_lesion_mm3: float | None
+    ) -> tuple[float, float]:
+        """The threshold and the smallest lesion in mm3, by default the model's own.
+
+        Raises LeukoError for what is none.
+        """
+        threshold = self.threshold if threshold is None else threshold
+        smallest = self.smallest_lesion_mm3 if smallest_lesion_mm3 is None else smallest_lesion_mm3
+        if not 0 < threshold < 1:
+            raise LeukoError(f"the threshold {threshold:g} is not between 0 and 1")
+        if not 0 <= smallest < math.inf:
+            raise LeukoError(f"the smallest lesion of {smallest:g} mm3 is no volume")
+        return threshold, smallest
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, source: Path) -> Self:
         """A card from its JSON object. Raises LeukoError when it does not read as one."""

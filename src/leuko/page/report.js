@@ -1,7 +1,3 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const find = (selector, from = document) => from.querySelector(selector);
-const all = (selector, from = document) => [...from.querySelectorAll(selector)];
 const SCALE = 4; // canvas pixels a voxel, so that contours are lines
 
 const slider = find("#slice");
@@ -153,11 +149,6 @@ function setUpTable(table) {
   });
 }
 
-function csvCell(content) {
-  const safe = /^[=+\-@\t\r]/.test(content) && !/^-?[\d.]+$/.test(content) ? "'" + content : content;
-  return /[",\r\n]/.test(safe) ? '"' + safe.replaceAll('"', '""') + '"' : safe;
-}
-
 function setUpVerdict(form) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -172,16 +163,12 @@ function setUpVerdict(form) {
       reasons: given.getAll("reason").join("; "),
       note: given.get("note"),
       rater: given.get("rater"),
-      rated: new Date().toISOString().slice(0, 10),
+      rated: today(),
       ...data.verdict,
     };
-    const lines = [Object.keys(row), Object.values(row)].map((cells) => cells.map((cell) => csvCell(String(cell ?? ""))).join(","));
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv" }));
-    link.download = `qc${row.subject ? "_" + row.subject.replace(/[^\w.-]/g, "_") : ""}.csv`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-    find("#saved").textContent = `Saved ${link.download}.`;
+    const name = `qc${row.subject ? "_" + row.subject.replace(/[^\w.-]/g, "_") : ""}.csv`;
+    saveCsv([row], name);
+    find("#saved").textContent = `Saved ${name}.`;
   });
 }
 

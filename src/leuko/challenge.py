@@ -1,0 +1,224 @@
+"""The WMH Segmentation Challenge (Kuijf et al., IEEE TMI 2019, doi 10.1109/TMI.2019.2905770).
+
+Its container, the layout of its data (doi 10.34894/AECRSD), its table and its ranking. The data may
+be downloaded by anyone; its licence does not allow to ship any of it.
+"""
+
+import csv
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from leuko.errors import LeukoError
+from leuko.evaluate import Row, evaluate
+from leuko.evaluate import write_table as write_scores
+from leuko.files import staged
+from leuko.isolate import Limits
+from leuko.metrics import MEASURES
+from leuko.outputs import MASK_FILE, Segmentation, write_table
+from leuko.segment import segment
+from leuko.subject import WORK, Job, Settings
+
+RESULT_FILE = "result.nii.gz"
+SCORES_FILE, SITES_FILE = "scores.tsv", "sites.tsv"
+Split = Literal["training", "test"]
+# How many scans there are, by the folders in which they lie.
+OFFICIAL: dict[str, dict[str, int]] = {
+    "training": {"Utrecht": 20, "Singapore": 20, "Amsterdam/GE3T": 20},
+    "test": {
+        "Utrecht": 30,
+        "Singapore": 30,
+        "Amsterdam/GE3T": 30,
+        "Amsterdam/GE1T5": 10,
+        "Amsterdam/Philips_VU .PETMR_01.": 10,
+    },
+}
+RANKED = ("dsc", "h95_mm", "avd_percent", "lesion_recall", "lesion_f1")
+HIGHER_IS_BETTER = {m.key for m in MEASURES if m.better == "higher"}
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan of the challenge's data."""
+
+    site: str  # the folders between the split and the number: Utrecht, Amsterdam/GE3T
+    number: str
+    folder: Path  # holds pre, orig and wmh.nii.gz
+
+    @property
+    def name(self) -> str:
+        """Fit for a folder on any system."""
+        return re.sub(r"[^A-Za-z0-9-]+", "_", f"{self.site}_{self.number}")
+
+    @property
+    def reference(self) -> Path:
+        return self.folder / "wmh.nii.gz"
+
+
+def answer(source: Path, out: Path, **settings: Any) -> Segmentation:
+    """What the challenge's container does: read `source`/pre, write `out`/result.nii.gz.
+
+    Where there is no pre it reads orig; `settings` as `segment` takes them. Raises LeukoError as
+    `segment`.
+    """
+    flair, t1 = find_pair(source)
+    with staged(out) as scratch:
+        result = segment(flair, t1, scratch / "everything", **settings)
+        shutil.move(scratch / "everything" / MASK_FILE, scratch / RESULT_FILE)
+        shutil.rmtree(scratch / "everything")
+    return result
+
+
+def find_pair(folder: Path) -> tuple[Path, Path]:
+    """FLAIR and T1 in pre, or in orig. Raises LeukoError where there is neither."""
+    for place in ("pre", "orig"):
+        flair = folder / place / "FLAIR.nii.gz"
+        if flair.exists():
+            return flair, flair.with_name("T1.nii.gz")
+    raise LeukoError(
+        f"{folder} holds neither pre/FLAIR.nii.gz nor orig/FLAIR.nii.gz; expected a folder as the "
+        "challenge mounts it at /input"
+    )
+
+
+def find_scans(data: Path, split: Split) -> list[Scan]:
+    """The scans of the official training or test set, in the order of sites and numbers.
+
+    `data` is the folder of the download, that holds the folders training and test. Raises
+    LeukoError where it does not, or a site is none of the challenge's.
+    """
+    home = data / split
+    if not home.is_dir():
+        raise LeukoError(
+            f"{data} holds no folder {split}; expected the challenge's data as it is downloaded "
+            "(https://doi.org/10.34894/AECRSD), with training and test"
+        )
+    known = {_plain(site): site for site in OFFICIAL[split]}
+    scans = []
+    for reference in home.glob("*/**/wmh.nii.gz"):
+        folder = reference.parent
+        site = folder.parent.relative_to(home).as_posix()
+        if _plain(site) not in known:
+            raise LeukoError(
+                f"{folder} is of no site of the {split} set; expected {', '.join(known.values())}"
+            )
+        scans.append(Scan(known[_plain(site)], folder.name, folder))
+    if not scans:
+        raise LeukoError(f"{home} holds no scan; expected {split}/Utrecht/NUMBER/wmh.nii.gz")
+    sites = list(OFFICIAL[split])
+    return sorted(scans, key=lambda scan: (sites.index(scan.site), scan.number.zfill(4)))
+
+
+def jobs(scans: Sequence[Scan], out: Path, settings: Settings, limits: Limits) -> dict[Scan, Job]:
+    """What segments each scan, into a folder of its own in `out`."""
+    return {
+        scan: Job(
+            name=scan.name,
+            flair=pair[0],
+            t1=pair[1],
+            folder=out / scan.name,
+            root=out,
+            work=out / WORK,
+            settings=settings,
+            limits=limits,
+        )
+        for scan in scans
+        if (pair := find_pair(scan.folder))
+    }
+
+
+def find_results(scans: Sequence[Scan], data: Path, results: Path) -> dict[Scan, Path]:
+    """Where the masks of another tool, or observer, must be: laid out as the data are."""
+    return {scan: results / scan.folder.relative_to(data) / RESULT_FILE for scan in scans}
+
+
+def score(masks: Mapping[Scan, Path], out: Path) -> dict[Scan, Row]:
+    """Measure each mask against its reference; write scores.tsv and sites.tsv into `out`.
+
+    Raises LeukoError where there is no mask, or one is not on the grid of its reference.
+    """
+    if not masks:
+        raise LeukoError("no scan has a result; nothing can be scored")
+    rows = {scan: evaluate(scan.reference, mask) for scan, mask in masks.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    write_scores(out / SCORES_FILE, {scan.name: row for scan, row in rows.items()})
+    means = by_site(rows)
+    columns = ["site", *next(iter(means.values()))]
+    write_table(out / SITES_FILE, columns, ([site, *row.values()] for site, row in means.items()))
+    return rows
+
+
+def missing(scans: Sequence[Scan], split: Split) -> list[str]:
+    """What lacks of the official set, by site: "Utrecht: 28 of 30"."""
+    found = {site: sum(scan.site == site for scan in scans) for site in OFFICIAL[split]}
+    return [
+        f"{site}: {found[site]} of {count}"
+        for site, count in OFFICIAL[split].items()
+        if found[site] != count
+    ]
+
+
+def by_site(rows: Mapping[Scan, Row]) -> dict[str, Row]:
+    """The challenge's table: the mean of each measure over the scans of each site, and of all.
+
+    `scans` counts them. A measure that is undefined for a scan, H95 without a prediction, is left
+    out of the mean; nan where it always is.
+    """
+    sites = dict.fromkeys(scan.site for scan in rows)
+    return {site: _mean([row for s, row in rows.items() if s.site == site]) for site in sites} | {
+        ALL: _mean(list(rows.values()))
+    }
+
+
+def ranks(teams: Mapping[str, Row]) -> dict[str, float]:
+    """The challenge's rank of each team, the best first: 0 would be the best in all measures.
+
+    For each of the five measures the best team has 0, the worst 1, and the others what their mean
+    lies between; a team's rank is the mean of the five (Kuijf et al. 2019). An undefined measure
+    has 1; all teams have 0 where they do not differ.
+    """
+    total = dict.fromkeys(teams, 0.0)
+    for key in RANKED:
+        values = np.array([row[key] for row in teams.values()], dtype=float)
+        loss = -values if key in HIGHER_IS_BETTER else values
+        best, worst = np.nanmin(loss), np.nanmax(loss)
+        part = (loss - best) / (worst - best) if worst > best else np.zeros_like(loss)
+        for team, rank in zip(teams, np.where(np.isnan(loss), 1.0, part), strict=True):
+            total[team] += float(rank) / len(RANKED)
+    return dict(sorted(total.items(), key=lambda item: item[1]))
+
+
+def read_teams(path: Path) -> dict[str, Row]:
+    """Means of other teams: a TSV with the columns team, dsc, h95_mm, avd_percent, lesion_recall,
+    lesion_f1. Raises LeukoError for another table."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        teams = {row["team"]: {key: float(row[key]) for key in RANKED} for row in rows}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise LeukoError(
+            f"{path} is no table of teams ({error}); expected the columns team, "
+            f"{', '.join(RANKED)}, separated by tabs, with numbers"
+        ) from error
+    if not teams:
+        raise LeukoError(f"{path} names no team")
+    return teams
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    means: Row = {"scans": float(len(rows))}
+    for measure in MEASURES:
+        known = [v for row in rows if not np.isnan(v := row[measure.key])]
+        means[measure.key] = float(np.mean(known)) if known else float("nan")
+    return means
+
+
+def _plain(site: str) -> str:
+    """Some systems cannot keep spaces and dots at the end of a folder's name."""
+    return re.sub(r"[ ._]+", "", site).lower()

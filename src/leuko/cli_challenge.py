@@ -1,0 +1,122 @@
+"""The commands for the WMH Segmentation Challenge: its container, and its table."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from leuko.cli_cohort import (
+    MemoryGb,
+    Processors,
+    Scheduler,
+    TimeLimit,
+    run_jobs,
+)
+from leuko.cli_options import (
+    Align,
+    BiasCorrection,
+    Device,
+    Model,
+    Out,
+    SmallestLesion,
+    Threads,
+    Threshold,
+)
+from leuko.terminal import findings_as_text, ranks_as_text, sites_as_text
+
+
+def challenge(
+    source: Annotated[
+        Path, typer.Option("--input", help="Folder that holds pre (or orig) with FLAIR and T1.")
+    ] = Path("/input"),
+    output: Annotated[Path, typer.Option(help="Folder for result.nii.gz.")] = Path("/output"),
+    *,
+    model: Model = "leuko-base",
+    threshold: Threshold = None,
+    min_lesion_mm3: SmallestLesion = None,
+    align: Align = "auto",
+    bias_correction: BiasCorrection = False,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Segment one scan as the challenge's container must: /input/pre to /output/result.nii.gz."""
+    from leuko.challenge import RESULT_FILE, answer
+
+    result = answer(
+        source,
+        output,
+        model=model,
+        threshold=threshold,
+        smallest_lesion_mm3=min_lesion_mm3,
+        alignment=align,
+        bias_correction=bias_correction,
+        device=device,
+        threads=threads,
+    )
+    print(f"{'mask':<12}{output / RESULT_FILE}")
+    print(findings_as_text(result))
+
+
+def challenge_score(
+    data: Annotated[
+        Path, typer.Argument(help="The challenge's data, downloaded: holds training and test.")
+    ],
+    *,
+    out: Out,
+    split: Annotated[
+        Literal["training", "test"], typer.Option(help="60 scans to train with, or 110 to test.")
+    ] = "test",
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score these masks instead of segmenting: a folder laid out as the data, with "
+            "result.nii.gz for each scan."
+        ),
+    ] = None,
+    teams: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rank among these: TSV with the columns team, dsc, h95_mm, avd_percent, "
+            "lesion_recall, lesion_f1."
+        ),
+    ] = None,
+    nthreads: Processors = None,
+    mem_gb: MemoryGb = 4.0,
+    time_limit: TimeLimit = 30.0,
+    scheduler: Scheduler = None,
+    model: Model = "leuko-base",
+    threshold: Threshold = None,
+    min_lesion_mm3: SmallestLesion = None,
+    device: Device = "cpu",
+) -> None:
+    """Reproduce the challenge's table: segment its scans, measure each, mean by site, rank."""
+    from leuko import challenge as wmh
+    from leuko.isolate import Limits
+    from leuko.subject import Settings
+
+    others = wmh.read_teams(teams) if teams else {}
+    scans = wmh.find_scans(data, split)
+    for lack in wmh.missing(scans, split):
+        print(f"warning: scans of {lack} are there", file=sys.stderr)
+    if results is None:
+        settings = Settings(model, threshold, min_lesion_mm3, strict=False, device=device)
+        limits = Limits(mem_gb, 60 * time_limit, threads=1)
+        jobs = wmh.jobs(scans, out.absolute(), settings, limits)
+        run_jobs(list(jobs.values()), nthreads, scheduler)
+        masks = {scan: job.mask for scan, job in jobs.items()}
+    else:
+        masks = wmh.find_results(scans, data, results)
+    lacking = [scan for scan, mask in masks.items() if not mask.is_file()]
+    if lacking:
+        names = ", ".join(scan.name for scan in lacking)
+        print(f"warning: {len(lacking)} scans have no result: {names}", file=sys.stderr)
+    rows = wmh.score({scan: mask for scan, mask in masks.items() if scan not in lacking}, out)
+    table = wmh.by_site(rows)
+    print(sites_as_text(table))
+    if teams:
+        print(
+            ranks_as_text(wmh.ranks(others | {results.name if results else model: table[wmh.ALL]}))
+        )
+    print(f"{'tables':<12}{out / wmh.SCORES_FILE}, {out / wmh.SITES_FILE}")
+    raise typer.Exit(1 if lacking else 0)

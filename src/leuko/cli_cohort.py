@@ -1,0 +1,243 @@
+"""The commands for many subjects: bids, batch."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+from leuko.cli_options import (
+    Align,
+    BiasCorrection,
+    Device,
+    Model,
+    Out,
+    PvRule,
+    SmallestLesion,
+    Threshold,
+)
+from leuko.errors import LeukoError
+from leuko.terminal import cohort_progress
+
+if TYPE_CHECKING:
+    from leuko.subject import Job
+
+Processors = Annotated[
+    int | None,
+    typer.Option(
+        "--nthreads",
+        min=1,
+        help="Processors to use on this machine, one for each subject; by default all that are "
+        "allowed, if the memory suffices.",
+    ),
+]
+MemoryGb = Annotated[
+    float, typer.Option("--mem-gb", min=0.1, help="Memory that one subject may use, in GB.")
+]
+TimeLimit = Annotated[
+    float, typer.Option("--time-limit", min=0.01, help="Minutes that one subject may take.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Address of a dask scheduler whose workers do it: tcp://node1:8786."),
+]
+Work = Annotated[
+    Path | None,
+    typer.Option("--work-dir", "-w", help="Folder for scratch; by default in the output folder."),
+]
+Lenient = Annotated[
+    bool,
+    typer.Option("--lenient", help="Keep results of what does not look like a FLAIR of a head."),
+]
+
+ANALYSIS = Literal["participant", "group"]
+LISTS = {
+    "--participant-label": "--participant-label",
+    "--participant_label": "--participant-label",
+    "--session-label": "--session-label",
+    "--session_label": "--session-label",
+}
+
+
+class BidsCommand(TyperCommand):
+    """Takes lists as BIDS Apps do: --participant-label 01 02 03."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        option, spread = None, []
+        for argument in args:
+            if argument.startswith("-"):
+                option = LISTS.get(argument)
+            elif option is not None:
+                spread += [option, argument]
+            if option is None:
+                spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+def batch(
+    table: Annotated[
+        Path, typer.Argument(help="TSV with the columns id, flair, t1 and, if wanted, exclude.")
+    ],
+    *,
+    out: Out,
+    nthreads: Processors = None,
+    mem_gb: MemoryGb = 4.0,
+    time_limit: TimeLimit = 30.0,
+    scheduler: Scheduler = None,
+    work_dir: Work = None,
+    model: Model = "leuko-base",
+    threshold: Threshold = None,
+    min_lesion_mm3: SmallestLesion = None,
+    align: Align = "auto",
+    pv_rule: PvRule = "voxel10",
+    bias_correction: BiasCorrection = False,
+    lenient: Lenient = False,
+    device: Device = "cpu",
+) -> None:
+    """Segment the subjects of a table, each in a process of its own; go on where it was stopped."""
+    from leuko.group import write_batch
+    from leuko.isolate import Limits
+    from leuko.pairs import read_table
+    from leuko.subject import WORK, Job, Settings
+
+    out = out.absolute()
+    settings = Settings(
+        model, threshold, min_lesion_mm3, align, pv_rule, bias_correction, not lenient, device
+    )
+    jobs = [
+        Job(
+            name=row.name,
+            flair=row.flair.absolute(),
+            t1=row.t1 and row.t1.absolute(),
+            exclude=row.exclude and row.exclude.absolute(),
+            folder=out / row.name,
+            root=out,
+            work=(work_dir or out / WORK).absolute(),
+            settings=settings,
+            limits=Limits(mem_gb, 60 * time_limit, threads=1),
+        )
+        for row in read_table(table)
+    ]
+    failed = run_jobs(jobs, nthreads, scheduler)
+    for what, path in write_batch(out).items():
+        print(f"{what:<12}{path}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def bids(
+    bids_dir: Annotated[Path, typer.Argument(help="A BIDS dataset, raw or of derivatives.")],
+    output_dir: Annotated[Path, typer.Argument(help="Folder of the derivatives.")],
+    analysis_level: Annotated[
+        ANALYSIS, typer.Argument(help="Segment; or gather what there is, in a table and a page.")
+    ],
+    *,
+    participant_label: Annotated[
+        list[str] | None, typer.Option(help="Participants, with sub- or without; by default all.")
+    ] = None,
+    session_label: Annotated[
+        list[str] | None, typer.Option(help="Sessions, with ses- or without; by default all.")
+    ] = None,
+    bids_filter_file: Annotated[
+        Path | None,
+        typer.Option(help="JSON that chooses images by entities, as fMRIPrep takes it."),
+    ] = None,
+    flair_alone: Annotated[
+        bool, typer.Option("--flair-alone", help="Segment a FLAIR that has no T1w by itself.")
+    ] = False,
+    nthreads: Processors = None,
+    mem_gb: MemoryGb = 4.0,
+    time_limit: TimeLimit = 30.0,
+    scheduler: Scheduler = None,
+    work_dir: Work = None,
+    model: Model = "leuko-base",
+    threshold: Threshold = None,
+    min_lesion_mm3: SmallestLesion = None,
+    align: Align = "auto",
+    pv_rule: PvRule = "voxel10",
+    bias_correction: BiasCorrection = False,
+    lenient: Lenient = False,
+    device: Device = "cpu",
+) -> None:
+    """Segment a BIDS dataset (participant), and gather what was found (group): a BIDS App."""
+    from leuko.bids import find_pairs, read_filter, start_dataset
+    from leuko.group import write_dataset
+    from leuko.isolate import Limits
+    from leuko.subject import WORK, Job, Settings
+
+    out, dataset = output_dir.absolute(), bids_dir.absolute()
+    if analysis_level == "group":
+        for what, path in write_dataset(out).items():
+            print(f"{what:<12}{path}")
+        return
+    pairs, notes = find_pairs(
+        dataset,
+        participants=participant_label or (),
+        sessions=session_label or (),
+        filters=read_filter(bids_filter_file) if bids_filter_file else None,
+    )
+    for note in notes:
+        print(f"{note}; --bids-filter-file decides otherwise", file=sys.stderr)
+    if not flair_alone and not any(pair.t1 for pair in pairs):
+        raise LeukoError(f"{dataset} holds no T1w beside a FLAIR; --flair-alone does without")
+    start_dataset(out, dataset)
+    settings = Settings(
+        model, threshold, min_lesion_mm3, align, pv_rule, bias_correction, not lenient, device
+    )
+    jobs = [
+        Job(
+            name=pair.name,
+            flair=pair.flair.path,
+            t1=pair.t1.path if pair.t1 else None,
+            folder=out / pair.visit / "anat",
+            root=out,
+            work=(work_dir or out / WORK).absolute(),
+            settings=settings,
+            limits=Limits(mem_gb, 60 * time_limit, threads=1),
+            prefix=pair.prefix,
+            sources=pair.sources(dataset),
+            problem=None
+            if pair.t1 or flair_alone
+            else f"there is no T1w beside {pair.flair.path.name}; --flair-alone does without",
+        )
+        for pair in pairs
+    ]
+    raise typer.Exit(1 if run_jobs(jobs, nthreads, scheduler) else 0)
+
+
+def run_jobs(jobs: "Sequence[Job]", processors: int | None, scheduler: str | None) -> bool:
+    """Do what is not done yet, and say how it went; whether some failed."""
+    from leuko.runtime import available_cpus
+    from leuko.subject import Wanted, perform, split
+
+    try:
+        from leuko import cohort
+    except ImportError as error:
+        raise LeukoError('many subjects need dask; pip install "leuko[cohort]"') from error
+
+    done, left = split(jobs, Wanted.of(jobs[0].settings))
+    workers = None
+    if scheduler is None and left:
+        processors, limits = processors or available_cpus(), left[0].limits
+        workers = min(cohort.fitting_workers(processors, limits.memory_gb), len(left))
+        limits = replace(limits, threads=max(1, processors // workers))
+        left = [replace(job, limits=limits) for job in left]
+    failed: dict[Job, str] = {}
+    with cohort_progress(len(left), workers) as on_end:
+        for job, outcome in cohort.run(perform, left, workers=workers, scheduler=scheduler):
+            on_end(job.name, outcome.reason)
+            if outcome.reason is not None:
+                failed[job] = outcome.reason
+    with suppress(OSError):
+        jobs[0].work.rmdir()  # if it is empty
+    earlier = f", {len(done)} of them before" if done else ""
+    print(f"{'done':<12}{len(jobs) - len(failed)}{earlier}")
+    print(f"{'failed':<12}{len(failed)}")
+    for job, reason in sorted(failed.items(), key=lambda item: item[0].name):
+        print(f"  {job.name:<20}{reason}")
+    if failed:
+        print(f"{'logs':<12}{jobs[0].log.parent}")
+    return bool(failed)

@@ -1,0 +1,106 @@
+"""Many pieces of work, each on its own, on this machine or on a cluster (the only dask)."""
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Protocol, TypeVar
+
+from distributed import Client, Future, LocalCluster, as_completed
+from distributed.system import MEMORY_LIMIT
+
+from leuko.errors import LeukoError
+from leuko.isolate import Outcome
+
+AHEAD = 8  # pieces at the scheduler for each that runs: a short list, and no worker waits
+LEAST_AHEAD = 256  # so that a cluster that grows with its work sees that there is some
+CONNECT_SECONDS = 30
+
+
+class Named(Protocol):
+    """A piece of work has a name that no other has."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Piece = TypeVar("Piece", bound=Named)
+
+
+def fitting_workers(processors: int, memory_gb: float) -> int:
+    """How many pieces of `memory_gb` fit on this machine, or its container, at once; at least 1."""
+    return max(1, min(processors, int(MEMORY_LIMIT / 1e9 / memory_gb)))
+
+
+def run(
+    work: Callable[[Piece], Outcome],
+    pieces: Sequence[Piece],
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> Iterator[tuple[Piece, Outcome]]:
+    """Do all pieces; yield each when it has ended.
+
+    `work` must bear to be begun again: a piece whose worker is lost is given to another. On this
+    machine `workers` pieces run at once; with the address of a dask scheduler, as many as its
+    workers have threads. Raises LeukoError where no scheduler answers, or it is lost.
+    """
+    waiting, run_id = iter(pieces), uuid.uuid4().hex[:8]
+    with _client(workers, scheduler) as client:
+        of_key: dict[str, Piece] = {}
+
+        def submit(count: int) -> "list[Future[Outcome]]":
+            taken = {f"{piece.name}-{run_id}": piece for piece in islice(waiting, count)}
+            of_key.update(taken)
+            return [client.submit(work, p, key=key, pure=False) for key, p in taken.items()]
+
+        slots = sum(client.nthreads().values())
+        ended = as_completed(submit(max(LEAST_AHEAD, AHEAD * slots)), loop=client.loop)
+        for future in ended:
+            ended.update(submit(1))
+            yield of_key.pop(future.key), _outcome(future)
+
+
+@contextmanager
+def _client(workers: int | None, scheduler: str | None) -> Iterator[Client]:
+    for name in ("distributed", "distributed.client"):  # what matters is in the outcomes
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise LeukoError(
+                f"no dask scheduler answers at {scheduler} ({error}); expected its address, such "
+                "as tcp://node1:8786"
+            ) from error
+        with client:
+            yield client
+        return
+    # Threads are enough: each waits for a process of its own.
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=workers,
+            processes=False,
+            memory_limit=0,
+            dashboard_address=None,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def _outcome(future: "Future[Outcome]") -> Outcome:
+    """Of a piece that has ended; one that no worker could end has failed. Raises LeukoError where
+    the scheduler is gone."""
+    if future.cancelled():
+        raise LeukoError(
+            "the dask scheduler is gone; start it and run the same command again: what is done is "
+            "not done again"
+        )
+    error = future.exception()
+    if error is None:
+        outcome: Outcome = future.result()
+        return outcome
+    return Outcome(f"{type(error).__name__}: {error}".splitlines()[0], 0.0, 0.0)

@@ -1,0 +1,193 @@
+"""The page of a cohort: volumes, what failed, and every subject to look at, the worst first.
+
+It lies in the cohort's folder and shows pictures and reports from there, each when it comes into
+view, so that thousands stay usable.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from leuko.figures import as_svg, cohort_histogram
+from leuko.frame import POLICY, asset, document, drawing, facts, section, text
+from leuko.verdicts import REASONS, VERDICTS, Verdict
+
+MOST_CARDS = 2000  # of a page: browsers get slow beyond, and readers tired
+GRADES = range(4)
+# What a verdict is saved with, besides the reader's words.
+KEPT = ("volume_ml", "lesions", "flair_sha256", "mask_sha256", "model", "leuko_version")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A subject that was segmented; its places are relative to the page."""
+
+    name: str
+    row: Mapping[str, Any]  # of the cohort's table
+    warnings: Sequence[str]
+    report: str
+    picture: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A subject that was not; `log` is relative to the page."""
+
+    name: str
+    reason: str
+    log: str
+
+
+def cohort_page(
+    entries: Sequence[Entry], failures: Sequence[Failure], verdicts: Iterable[Verdict]
+) -> str:
+    """The HTML of the page. `verdicts` are those that readers have given already."""
+    judged = defaultdict(list)
+    for verdict in verdicts:
+        judged[verdict["id"]].append(verdict)
+    shown = sorted(entries, key=concern)[:MOST_CARDS]
+    return document(
+        title="White matter hyperintensities, a cohort",
+        subtitle=f"Subjects: {len(entries)} segmented, {len(failures)} failed; "
+        f"{datetime.now(UTC):%Y-%m-%d}",
+        main=[
+            section("Findings", facts(_findings(entries, judged)), _pictures(entries)),
+            _failures(failures),
+            _review(shown, len(entries), judged),
+        ],
+        data={entry.name: {key: _plain(entry.row[key]) for key in KEPT} for entry in shown},
+        name="cohort",
+        policy=POLICY.replace("img-src", "img-src 'self' file:"),
+    )
+
+
+def concern(entry: Entry) -> tuple[int, float, str]:
+    """Sorts the worst first: most warnings, then the lowest expected Dice; one that is not known
+    comes before."""
+    dice = entry.row["expected_dice"]
+    return -len(entry.warnings), -1.0 if math.isnan(dice) else dice, entry.name
+
+
+def _findings(
+    entries: Sequence[Entry], judged: Mapping[str, Sequence[Verdict]]
+) -> Iterator[tuple[str, str, str]]:
+    if not entries:
+        return
+    volumes = [entry.row["volume_ml"] for entry in entries]
+    low, median, high = np.percentile(volumes, [25, 50, 75])
+    spread = f"quartiles {low:.2f}, {high:.2f}; range {min(volumes):.2f} to {max(volumes):.2f}"
+    yield "Volume of WMH", f"{median:.2f} mL", f"median; {spread}"
+    parts = [p for e in entries if not math.isnan(p := e.row["volume_percent_icv"])]
+    if parts:
+        yield "Part of the intracranial volume", f"{np.median(parts):.2f} %", "median"
+    yield "Lesions", f"{np.median([entry.row['lesions'] for entry in entries]):.0f}", "median"
+    warned = sum(bool(entry.warnings) for entry in entries)
+    yield "With warnings", str(warned), f"of {len(entries)}"
+    current = [v for said in judged.values() for v in said if v["current"] == "yes"]
+    if current:
+        counts = Counter(verdict["verdict"] for verdict in current)
+        told = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
+        yield "Readers' verdicts", str(len(current)), told
+
+
+def _pictures(entries: Sequence[Entry]) -> str:
+    if not entries:
+        return ""
+    figure, bars = cohort_histogram([entry.row["volume_ml"] for entry in entries])
+    rows = [(span, [count]) for span, count in bars]
+    histogram = drawing(as_svg(figure), "Subjects by volume", ["subjects"], rows, digits=0)
+    return f'<div class="places">{histogram}{_fazekas(entries)}</div>'
+
+
+def _fazekas(entries: Sequence[Entry]) -> str:
+    """How many subjects have which grades."""
+    pairs = Counter(
+        (entry.row["fazekas_periventricular"], entry.row["fazekas_deep"]) for entry in entries
+    )
+    if not any((p, d) in pairs for p in GRADES for d in GRADES):
+        return ""
+    head = "".join(f'<th scope="col">deep {grade}</th>' for grade in GRADES)
+    body = "".join(
+        f'<tr><th scope="row">periventricular {p}</th>'
+        f"{''.join(f'<td>{pairs[p, d]}</td>' for d in GRADES)}</tr>"
+        for p in GRADES
+    )
+    return (
+        '<table class="grades"><caption>Subjects by Fazekas grades, estimated, research only'
+        f"</caption><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def _failures(failures: Sequence[Failure]) -> str:
+    if not failures:
+        return '<p class="fine"><strong>No failures.</strong> Every subject was segmented.</p>'
+    items = "".join(
+        f"<li><strong>{text(failure.name)}</strong> {text(failure.reason)} "
+        f'(<a href="{quote(failure.log)}">log<span class="unseen"> of {text(failure.name)}</span>'
+        "</a>)</li>"
+        for failure in failures
+    )
+    return f'<section class="warnings"><h2>Failed: {len(failures)}</h2><ul>{items}</ul></section>'
+
+
+def _review(shown: Sequence[Entry], total: int, judged: Mapping[str, Sequence[Verdict]]) -> str:
+    if not shown:
+        return ""
+    rest = f"The {len(shown)} worst of {total}; the table has all." if len(shown) < total else ""
+    cards = "".join(_card(k, entry, judged[entry.name]) for k, entry in enumerate(shown))
+    return (
+        asset("review.html")
+        .replace("@@REASONS@@", "".join(f"<option>{text(reason)}</option>" for reason in REASONS))
+        .replace("@@REST@@", rest)
+        .replace("@@CARDS@@", cards)
+    )
+
+
+def _card(number: int, entry: Entry, said: Sequence[Verdict]) -> str:
+    name, place = text(entry.name), quote(entry.report)
+    warned = "".join(f"<li>{text(warning)}</li>" for warning in entry.warnings)
+    verdicts = "; ".join(map(_said, said))
+    choices = "".join(
+        f'<label><input type="radio" name="verdict{number}" value="{verdict}"> {verdict}</label>'
+        for verdict in VERDICTS
+    )
+    return (
+        f'<li class="card" data-name="{name}" data-volume="{entry.row["volume_ml"]:.4f}" '
+        f'data-warnings="{len(entry.warnings)}" data-judged="{int(bool(said))}">'
+        f'<h3><a href="{place}">{name}</a></h3>'
+        f'<a class="look" href="{place}" tabindex="-1">'
+        f'<img loading="lazy" decoding="async" src="{quote(entry.picture)}" '
+        f'alt="Slices of {name}"></a>'
+        f"<p>{text('; '.join(_numbers(entry.row)))}</p>"
+        f"{warned and f'<ul>{warned}</ul>'}"
+        f"{verdicts and f'<p class=said>{text(verdicts)}</p>'}"
+        f'<fieldset><legend class="unseen">Verdict on {name}</legend>{choices}</fieldset></li>'
+    )
+
+
+def _numbers(row: Mapping[str, Any]) -> Iterator[str]:
+    volume = f"{row['volume_ml']:.2f} mL"
+    if not math.isnan(row["volume_low_ml"]):
+        volume += f" ({row['volume_low_ml']:.2g} to {row['volume_high_ml']:.2g})"
+    yield f"{volume}, lesions: {row['lesions']}"
+    if not math.isnan(row["expected_dice"]):
+        yield f"expected Dice {row['expected_dice']:.2f}"
+    if not math.isnan(row["fazekas_deep"]):
+        yield f"Fazekas {row['fazekas_periventricular']} | {row['fazekas_deep']}"
+
+
+def _said(verdict: Verdict) -> str:
+    whose = ", ".join(verdict[key] for key in ("rater", "rated") if verdict[key])
+    why = ": ".join(verdict[key] for key in ("verdict", "reasons") if verdict[key])
+    older = ", of an older mask" if verdict["current"] == "no" else ""
+    return f"{why} ({whose}{older})"
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,145 @@
+"""A segmentation as BIDS derivatives: the files of `outputs` under other names, with sidecars."""
+
+import csv
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+
+from leuko import nifti
+from leuko.files import read_json, write_json
+from leuko.outputs import (
+    ENTROPY_FILE,
+    LESION_TABLE_FILE,
+    LESIONS_FILE,
+    MASK_FILE,
+    PICTURE_FILE,
+    PROBABILITY_FILE,
+    RECORD_FILE,
+    REGION_NAMES_FILE,
+    REGIONS_FILE,
+    REPORT_FILE,
+    T1_FILE,
+    TISSUE_FILE,
+    TRANSFORM_FILE,
+    write_table,
+)
+from leuko.volume import Array, Volume
+
+MASK, PROBABILITY = "label-WMH_mask.nii.gz", "label-WMH_probseg.nii.gz"
+REPORT, PICTURE = "label-WMH_report.html", "label-WMH_qc.png"
+RECORD = "label-WMH_stats.json"
+TISSUE, BRAIN, T1 = "seg-tissue_dseg", "label-brain_mask", "desc-preproc_T1w"
+LESIONS, REGIONS = "seg-WMHlesions_dseg", "seg-WMHpvdeep_dseg"
+NAMES = {
+    MASK_FILE: MASK,
+    PROBABILITY_FILE: PROBABILITY,
+    ENTROPY_FILE: "label-WMH_desc-entropy_probseg.nii.gz",
+    TISSUE_FILE: f"{TISSUE}.nii.gz",
+    LESIONS_FILE: f"{LESIONS}.nii.gz",
+    REGIONS_FILE: f"{REGIONS}.nii.gz",
+    REGION_NAMES_FILE: f"{REGIONS}.tsv",
+    T1_FILE: f"{T1}.nii.gz",
+    TRANSFORM_FILE: "from-T1w_to-FLAIR_mode-image_xfm.tfm",
+    REPORT_FILE: REPORT,
+    PICTURE_FILE: PICTURE,
+    RECORD_FILE: RECORD,
+}
+COLUMNS = {
+    "name": "The lesion, numbered by volume, the largest first",
+    "voxels": "Number of voxels",
+    "volume_mm3": "Volume",
+    "volume_ml": "Volume",
+    "x_mm": "Centroid, from left to right, in the world of the FLAIR",
+    "y_mm": "Centroid, from back to front, in the world of the FLAIR",
+    "z_mm": "Centroid, from bottom to top, in the world of the FLAIR",
+    "flair_contrast": "(lesion - white) / white on the FLAIR, by the median of normal white matter",
+    "t1_contrast": "(lesion - white) / white on the T1w, by the median of normal white matter",
+    "mean_probability": "Mean probability of WMH",
+    "region": "Periventricular, deep or infratentorial by the rule; confluent",
+    "side": "Hemisphere in which most of it lies",
+    "lobe": "Lobe in which most of it lies",
+    "ventricle_mm": "From its nearest voxel to the lateral ventricles",
+    "cortex_mm": "From its nearest voxel to the cortex",
+}
+UNITS = {"mm3": "mm^3", "ml": "mL", "mm": "mm"}
+STRIPPED_MM = 10.0  # beyond the brain there is skull or scalp
+STRIPPED_PART = 0.02  # of the brain's mean grey value: less is none
+
+
+def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> None:
+    """Move what `segment` wrote from `folder` to `out`, named by BIDS, with sidecars.
+
+    `prefix` ends with an underscore; `sources` are the URIs of the scans, the FLAIR first.
+    """
+    record = read_json(folder / RECORD_FILE, what="record")
+    sidecars = _sidecars(record)
+    if (folder / TISSUE_FILE).is_file():
+        names = ["background", *record["tissue_ml"]]
+        write_table(out / f"{prefix}{TISSUE}.tsv", ["index", "name"], enumerate(names))
+        tissue = nifti.read_labels(folder / TISSUE_FILE, values=range(len(names)))
+        brain = tissue.with_data((tissue.data > 0).astype(np.uint8))
+        nifti.write(out / f"{prefix}{BRAIN}.nii.gz", brain)
+        if (folder / T1_FILE).is_file():
+            t1 = nifti.read(folder / T1_FILE)
+            sidecars[T1]["SkullStripped"] = is_stripped(t1.data, brain)
+    with (folder / LESION_TABLE_FILE).open(newline="", encoding="utf-8") as file:
+        head, *lesions = csv.reader(file, delimiter="\t")
+    rows = [[number, f"lesion {number}", *rest] for number, *rest in lesions]
+    write_table(out / f"{prefix}{LESIONS}.tsv", ["index", "name", *head[1:]], rows)
+    for name, renamed in NAMES.items():
+        if (folder / name).is_file():
+            shutil.move(folder / name, out / (prefix + renamed))
+    for name, about in sidecars.items():
+        if (out / f"{prefix}{name}.nii.gz").is_file():
+            shared = {"SpatialReference": sources[0], "Sources": sources}
+            write_json(out / f"{prefix}{name}.json", about | shared)
+
+
+def is_stripped(image: Array, brain: Volume) -> bool:
+    """Whether an image (X, Y, Z) on the grid of a brain mask shows next to nothing beside it."""
+    inside = brain.data > 0
+    beside = scipy.ndimage.distance_transform_edt(~inside, brain.spacing_mm) > STRIPPED_MM
+    if not inside.any() or not beside.any():
+        return False
+    return bool(np.abs(image[beside]).mean() < STRIPPED_PART * np.abs(image[inside]).mean())
+
+
+def _sidecars(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the images are, by the names of their files without prefix and ending."""
+    settings, model = record["settings"], record["model"]["name"]
+    columns = {
+        name: {"Description": text} | ({"Units": unit} if (unit := _unit(name)) else {})
+        for name, text in COLUMNS.items()
+    }
+    return {
+        "label-WMH_mask": {
+            "Type": "Lesion",
+            "Description": "White matter hyperintensities of presumed vascular origin, or lesions "
+            "of multiple sclerosis",
+            "Model": model,
+            "Threshold": settings["threshold"],
+            "SmallestLesionMm3": settings["smallest_lesion_mm3"],
+        },
+        "label-WMH_probseg": {"Description": "Probability of WMH, 0 to 1", "Model": model},
+        "label-WMH_desc-entropy_probseg": {
+            "Description": "Entropy of the calibrated probability, in bits: where the model is in "
+            "doubt",
+            "Model": model,
+        },
+        TISSUE: {"Description": "Tissues", "Model": model},
+        BRAIN: {"Type": "Brain", "Description": "The brain with its CSF"},
+        LESIONS: {"Description": "Lesions, 26-connected, by their number", **columns},
+        REGIONS: {"Description": "Lesions by region", "Rule": settings["rule"]},
+        T1: {
+            "Description": "T1w on the grid of the FLAIR, rigidly aligned",
+            "SkullStripped": False,
+        },
+    }
+
+
+def _unit(column: str) -> str | None:
+    return UNITS.get(column.rsplit("_", 1)[-1])

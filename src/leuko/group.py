@@ -1,0 +1,155 @@
+"""What the subjects of a cohort gave, gathered: one table with its dictionary, one page."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leuko import derivatives, outputs, summary, verdicts
+from leuko.cohort_report import Entry, Failure, cohort_page
+from leuko.errors import LeukoError
+from leuko.files import read_json, staged, write_json
+from leuko.outputs import write_table
+from leuko.subject import LOGS
+
+Ids = dict[str, Any]  # the columns that tell whose a row is
+
+TABLE, PAGE = "wmh.tsv", "report.html"
+ABOUT: Ids = {"Description": "White matter hyperintensities, by Leuko; a row for each FLAIR"}
+ID = {"id": {"Description": "The subject, as in the table that was segmented"}}
+BIDS_IDS = {
+    "participant_id": {"Description": "The participant"},
+    "session_id": {"Description": "The session; n/a where there are none"},
+    "run": {"Description": "The run of the FLAIR; n/a where there are none"},
+}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One subject's results, their places relative to the cohort's folder."""
+
+    name: str
+    ids: tuple[str, ...]
+    record: Path
+    report: Path
+    picture: Path
+
+
+def write_batch(out: Path) -> dict[str, Path]:
+    """Gather what `leuko batch` wrote into `out`: wmh.tsv, wmh.json, report.html; verdicts.csv too,
+    where readers have put theirs into the folder `verdicts`.
+
+    Returns what was written. Raises LeukoError where there is no result and no failure.
+    """
+    names = sorted(path.parent.name for path in out.glob(f"*/{outputs.RECORD_FILE}"))
+    results = [
+        Result(
+            name,
+            (name,),
+            record=Path(name, outputs.RECORD_FILE),
+            report=Path(name, outputs.REPORT_FILE),
+            picture=Path(name, outputs.PICTURE_FILE),
+        )
+        for name in names
+    ]
+    return _write(out, results, ID)[0]
+
+
+def write_dataset(out: Path) -> dict[str, Path]:
+    """Gather a dataset of derivatives, as `write_batch`; and its table once more as BIDS wants it.
+
+    That is phenotype/wmh.tsv. There a participant may have one row: of participants with several
+    visits or runs each has its own file, phenotype/wmh_ses-b_run-2.tsv.
+    """
+    ending = f"_space-FLAIR_{derivatives.RECORD}"
+    found = [
+        path.relative_to(out)
+        for visit in ("sub-*", "sub-*/ses-*")
+        for path in out.glob(f"{visit}/anat/*{ending}")
+    ]
+    results = [
+        _derivatives(path, path.name.removesuffix(ending))
+        for path in sorted(found, key=lambda path: path.name)
+    ]
+    written, rows = _write(out, results, BIDS_IDS)
+    of_visit = defaultdict(list)
+    for row in rows:
+        _, session, run = row[: len(BIDS_IDS)]
+        visit = [session] * (session != "n/a") + [f"run-{run}"] * (run != "n/a")
+        of_visit["_".join(["wmh", *visit])].append(row)
+    once = len({row[0] for row in rows}) == len(rows)
+    folder = out / "phenotype"
+    with staged(folder) as scratch:
+        for stem, chosen in {"wmh": rows}.items() if once else of_visit.items():
+            _save(scratch / f"{stem}.tsv", chosen, BIDS_IDS)
+        now = {path.name for path in scratch.iterdir()}
+    for older in {*folder.glob("wmh.*"), *folder.glob("wmh_*")}:
+        if older.name not in now:
+            older.unlink()
+    return written | {"phenotype": folder}
+
+
+def _derivatives(record: Path, name: str) -> Result:
+    labels = dict(pair.split("-", 1) for pair in name.split("_"))
+    ids = [f"sub-{labels['sub']}", f"ses-{labels['ses']}" if "ses" in labels else "n/a"]
+    report = record.name.removesuffix(derivatives.RECORD) + derivatives.REPORT
+    picture = record.name.removesuffix(derivatives.RECORD) + derivatives.PICTURE
+    return Result(
+        name,
+        (*ids, labels.get("run", "n/a")),
+        record,
+        record.with_name(report),
+        record.parent.parent / "figures" / picture,
+    )
+
+
+def _write(
+    out: Path, results: Sequence[Result], ids: Ids
+) -> tuple[dict[str, Path], list[list[Any]]]:
+    """What was written, and the rows of the table."""
+    failures = list(_failures(out))
+    failed = {failure.name for failure in failures}
+    # What is there of a subject that failed is older, and of other scans or settings.
+    found = {r: _entry(out, r) for r in results if r.name not in failed}
+    done = {result: entry for result, entry in found.items() if entry is not None}
+    if not done and not failures:
+        raise LeukoError(f"{out} holds no results; segment first")
+    rows = [[*result.ids, *entry.row.values()] for result, entry in done.items()]
+    entries = list(done.values())
+    judged = verdicts.gather(out / verdicts.FOLDER, {entry.name: entry.row for entry in entries})
+    page = cohort_page(entries, failures, judged)
+    written = {"table": out / TABLE, "report": out / PAGE}
+    with staged(out) as scratch:
+        _save(scratch / TABLE, rows, ids)
+        (scratch / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
+        if judged:
+            verdicts.write(scratch / verdicts.TABLE, judged)
+            written["verdicts"] = out / verdicts.TABLE
+    return written, rows
+
+
+def _save(path: Path, rows: Sequence[Sequence[Any]], ids: Ids) -> None:
+    """A table, and beside it what its columns mean."""
+    write_table(path, [*ids, *summary.COLUMNS], rows)
+    write_json(path.with_suffix(".json"), ABOUT | ids | summary.dictionary())
+
+
+def _entry(out: Path, result: Result) -> Entry | None:
+    """None for a record of something else."""
+    try:
+        record = read_json(out / result.record, what="record")
+        row, warnings = summary.row(record), record["warnings"]
+    except (LeukoError, KeyError, TypeError):
+        log.warning("%s is no record of leuko segment; it is left out", out / result.record)
+        return None
+    return Entry(result.name, row, warnings, result.report.as_posix(), result.picture.as_posix())
+
+
+def _failures(out: Path) -> Iterator[Failure]:
+    for path in sorted((out / LOGS).glob("*.failed")):
+        reason = path.read_text(encoding="utf-8").strip()
+        yield Failure(path.stem, reason, f"{LOGS}/{path.stem}.log")

@@ -1,0 +1,133 @@
+"""A process of its own for one piece of work: a cap on its memory, a time limit, a log.
+
+Whatever happens in it, a crash, a hang, a lack of memory, whoever waits for it learns of it in one
+line. It ends when its parent does, however that ends.
+"""
+
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+LOOK_SECONDS = 0.05  # between two looks at its memory: it grows by some 0.1 GB meanwhile, at most
+GRACE_SECONDS = 5.0  # for the process to write down where it hangs, and to end
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the process may use."""
+
+    memory_gb: float  # 1e9 bytes, resident
+    seconds: float
+    threads: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended."""
+
+    reason: str | None  # why it failed, in a line; None: it did not
+    seconds: float
+    peak_gb: float  # largest resident memory that was seen, 1e9 bytes
+
+
+def run(arguments: Sequence[str], task: str, log: Path, limits: Limits) -> Outcome:
+    """Run Python with `arguments`; by `receive` it gets `task`, one line. What it says is logged.
+
+    Raises OSError when the log cannot be written or no process be started.
+    """
+    start = time.monotonic()
+    environment = os.environ | dict.fromkeys(THREADS, str(limits.threads))
+    with log.open("wb") as said:
+        child = subprocess.Popen(  # noqa: S603, our own interpreter
+            [sys.executable, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is its parent's to handle
+        )
+        try:
+            _send(child, f"{limits.seconds}\n{task}\n")
+            why, peak_gb = _watch(child, start, limits)
+        finally:
+            _end(child)
+    seconds = time.monotonic() - start
+    if child.returncode == 0:
+        return Outcome(None, seconds, peak_gb)
+    if why is None and seconds >= limits.seconds:
+        why = f"took longer than {limits.seconds:g} s"
+    return Outcome(why or _reason(child.returncode, log), seconds, peak_gb)
+
+
+def receive() -> str:
+    """In the process: the task. From now on it ends with its parent, and when its time is up."""
+    seconds, task = float(sys.stdin.readline()), sys.stdin.readline()
+    # Works in C and without the interpreter's lock, wherever the process hangs, and says where.
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return task
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()  # until the parent, which never writes again, closes it or dies
+    os._exit(1)
+
+
+def _send(child: "subprocess.Popen[bytes]", text: str) -> None:
+    assert child.stdin is not None
+    with suppress(BrokenPipeError):  # it ended at once; its exit code tells more
+        child.stdin.write(text.encode())
+        child.stdin.flush()
+
+
+def _watch(
+    child: "subprocess.Popen[bytes]", start: float, limits: Limits
+) -> tuple[str | None, float]:
+    """Wait; why it was stopped, if it was, and its largest memory in GB."""
+    process, peak_gb = psutil.Process(child.pid), 0.0
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(LOOK_SECONDS)
+            return None, peak_gb
+        try:
+            peak_gb = max(peak_gb, process.memory_info().rss / 1e9)
+        except psutil.Error:
+            continue  # it has just ended
+        if peak_gb > limits.memory_gb:
+            return f"needed more than {limits.memory_gb:g} GB of memory", peak_gb
+        if time.monotonic() - start > limits.seconds + GRACE_SECONDS:
+            return f"took longer than {limits.seconds:g} s", peak_gb
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    if child.poll() is None:
+        child.kill()
+        try:
+            child.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.returncode = -9  # it waits for a disk that does not answer
+    if child.stdin is not None:
+        with suppress(BrokenPipeError):
+            child.stdin.close()
+
+
+def _reason(code: int, log: Path) -> str:
+    """Why a process failed: its own last word, or the signal that ended it."""
+    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    last = said[-1].removeprefix("error: ") if said else ""
+    if code >= 0:
+        return last or f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    memory = ": was the machine out of memory?" if name == "SIGKILL" else ""
+    return f"was ended by {name}{memory}"

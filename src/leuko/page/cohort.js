@@ -1,0 +1,90 @@
+const KEY = "leuko:" + location.pathname; // verdicts outlive a closed page
+const list = find(".cards");
+const cards = list ? all(".card", list) : []; // the worst first
+const given = new Map(Object.entries(remembered())); // name: verdict, reasons, note
+
+function remembered() {
+  try {
+    return JSON.parse(localStorage.getItem(KEY)) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+function remember() {
+  try {
+    localStorage.setItem(KEY, JSON.stringify(Object.fromEntries(given)));
+  } catch { /* a browser may forbid it; the verdicts are on the page */ }
+}
+
+function choose() {
+  const wanted = find("#find").value.trim().toLowerCase();
+  const show = find("#show").value;
+  let count = 0;
+  for (const card of cards) {
+    const judged = card.dataset.judged === "1" || given.has(card.dataset.name);
+    const fits = show === "all" || (show === "warned" ? card.dataset.warnings !== "0" : !judged);
+    card.hidden = !(fits && card.dataset.name.toLowerCase().includes(wanted));
+    count += !card.hidden;
+  }
+  find("#count").textContent = `${count} of ${cards.length}`;
+}
+
+function order() {
+  const by = {
+    worst: null,
+    name: (a, b) => a.dataset.name.localeCompare(b.dataset.name, undefined, { numeric: true }),
+    volume: (a, b) => b.dataset.volume - a.dataset.volume,
+  }[find("#order").value];
+  list.append(...(by ? [...cards].sort(by) : cards));
+}
+
+// Reason and note come with the first verdict on a card: thousands of them would slow the page.
+function more(card) {
+  const fields = find("fieldset", card);
+  if (!find(".note", card)) fields.append(find("#more").content.cloneNode(true));
+  card.classList.add("done");
+  return [find(".reasons", card), find(".note", card)];
+}
+
+function judge(card) {
+  const [reasons, note] = more(card);
+  given.set(card.dataset.name, { verdict: find("input:checked", card).value, reasons: reasons.value, note: note.value });
+  remember();
+}
+
+function save(event) {
+  event.preventDefault();
+  const rater = find("#rater").value;
+  const rows = cards.filter((card) => given.has(card.dataset.name)).map((card) => {
+    const name = card.dataset.name;
+    const { verdict, reasons, note } = given.get(name);
+    return { subject: name, verdict, reasons, note, rater, rated: today(), ...data[name] };
+  });
+  if (!rows.length) {
+    find("#saved").textContent = "Choose PASS, FAIL or flag first.";
+    return;
+  }
+  const name = `verdicts${rater ? "_" + rater.replace(/[^\w.-]/g, "_") : ""}.csv`;
+  saveCsv(rows, name);
+  find("#saved").textContent = `Saved ${rows.length} in ${name}; put it into the folder verdicts.`;
+}
+
+function setUp() {
+  for (const card of cards) {
+    const before = given.get(card.dataset.name);
+    if (!before) continue;
+    find(`input[value="${before.verdict}"]`, card).checked = true;
+    const [reasons, note] = more(card);
+    reasons.value = before.reasons;
+    note.value = before.note;
+  }
+  list.addEventListener("input", (event) => judge(event.target.closest(".card")));
+  find("#find").addEventListener("input", choose);
+  find("#show").addEventListener("change", choose);
+  find("#order").addEventListener("change", order);
+  find("#verdicts").addEventListener("submit", save);
+  choose();
+}
+
+if (list) setUp();

@@ -1,0 +1,231 @@
+"""One subject of a cohort: what is asked for, whether it is there, and how it is made.
+
+It is made in a process apart, `python -m leuko.subject`, which is given a `Job` as JSON.
+"""
+
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from leuko import derivatives, isolate, outputs, weights
+from leuko.align import Mode
+from leuko.errors import LeukoError
+from leuko.files import read_json, staged
+from leuko.inputs import is_same
+from leuko.isolate import Limits, Outcome
+from leuko.regions import Rule
+from leuko.runtime import Device
+
+WORK = ".work"  # in the output folder of a cohort, for scratch
+LOGS = "logs"  # in the output folder of a cohort: what each process said, and why it failed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of all subjects of a cohort, as `segment` takes them."""
+
+    model: str = weights.DEFAULT
+    threshold: float | None = None
+    smallest_lesion_mm3: float | None = None
+    alignment: Mode = "auto"
+    rule: Rule = "voxel10"
+    bias_correction: bool = False
+    strict: bool = True  # one scan of another kind in a thousand must not pass for a patient
+    device: Device = "cpu"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One subject: its scans, and where its results go.
+
+    With a `prefix` they are BIDS derivatives, made of `sources`, the URIs of the scans.
+    """
+
+    name: str  # of its log: unique, and fit for a file
+    flair: Path
+    t1: Path | None
+    folder: Path  # for the results
+    root: Path  # the output folder of the cohort
+    work: Path  # for scratch
+    settings: Settings
+    limits: Limits
+    exclude: Path | None = None
+    prefix: str = ""
+    sources: tuple[str, ...] = ()
+    problem: str | None = None  # why it cannot be done, if that is known beforehand
+
+    @property
+    def record(self) -> Path:
+        """Of its results, whole if it is there."""
+        name = self.prefix + derivatives.RECORD if self.prefix else outputs.RECORD_FILE
+        return self.folder / name
+
+    @property
+    def mask(self) -> Path:
+        name = self.prefix + derivatives.MASK if self.prefix else outputs.MASK_FILE
+        return self.folder / name
+
+    @property
+    def log(self) -> Path:
+        return self.root / LOGS / f"{self.name}.log"
+
+    @property
+    def failure(self) -> Path:
+        """Holds why it failed; there is none if it did not."""
+        return self.root / LOGS / f"{self.name}.failed"
+
+    def to_json(self) -> str:
+        """In one line."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        content = json.loads(text)
+        for name in ("flair", "t1", "folder", "root", "work", "exclude"):
+            content[name] = content[name] and Path(content[name])
+        content["settings"] = Settings(**content["settings"])
+        content["limits"] = Limits(**content["limits"])
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the record of a finished subject tells of model and settings."""
+
+    weights_sha256: str
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Raises LeukoError where there is no such model, or a limit is none."""
+        card = weights.load_card(weights.find(settings.model))
+        threshold, smallest_mm3 = card.limits(settings.threshold, settings.smallest_lesion_mm3)
+        others = ("alignment", "rule", "bias_correction")
+        return cls(
+            card.weights_sha256,
+            {"threshold": threshold, "smallest_lesion_mm3": smallest_mm3}
+            | {name: getattr(settings, name) for name in others},
+        )
+
+
+def is_done(job: Job, wanted: Wanted) -> bool:
+    """Whether its results are there, of these scans, this model and these settings."""
+    try:
+        record = read_json(job.record, what="record")
+        scans, settings = record["inputs"], record["settings"]
+        return (
+            record["model"]["weights_sha256"] == wanted.weights_sha256
+            and all(settings[name] == value for name, value in wanted.settings.items())
+            and _is_same(job.flair, scans["flair"])
+            and _is_same(job.t1, scans.get("t1"))
+            and _is_same(job.exclude, settings["exclude"])
+            and job.mask.is_file()
+        )
+    except (LeukoError, KeyError, TypeError):
+        return False
+
+
+def split(jobs: Sequence[Job], wanted: Wanted) -> tuple[list[Job], list[Job]]:
+    """Those that are done, and those that are not."""
+    with ThreadPoolExecutor() as pool:  # network file systems answer slowly, but many at once
+        done = list(pool.map(lambda job: is_done(job, wanted), jobs))
+    ready = [job for job, is_ready in zip(jobs, done, strict=True) if is_ready]
+    for job in ready:
+        job.failure.unlink(missing_ok=True)  # of a try with other settings
+    return ready, [job for job, is_ready in zip(jobs, done, strict=True) if not is_ready]
+
+
+def perform(job: Job) -> Outcome:
+    """Do it in a process of its own: results whole or not at all, and if not, why."""
+    try:
+        outcome = Outcome(job.problem, 0.0, 0.0) if job.problem else _perform(job)
+    except (OSError, LeukoError) as error:
+        outcome = Outcome(str(error), 0.0, 0.0)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    if outcome.reason is None:
+        job.failure.unlink(missing_ok=True)
+    else:
+        job.failure.write_text(outcome.reason + "\n", encoding="utf-8", errors="backslashreplace")
+    return outcome
+
+
+def main() -> None:
+    """In the process: segment the subject of the `Job` that is given."""
+    job = Job.from_json(isolate.receive())
+    logging.basicConfig(format="warning: %(message)s", force=True)
+    try:
+        _segment(job, Path(sys.argv[1]))
+    except LeukoError as error:
+        sys.exit(f"error: {error}")
+    except MemoryError:
+        sys.exit("error: the memory is full")
+
+
+def _perform(job: Job) -> Outcome:
+    if not job.prefix:
+        outputs.refuse_foreign_files(job.folder, job.flair, job.t1)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    own = job.work / job.name  # with what a run that was killed has left
+    own.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=own))
+    try:
+        command = ["-m", "leuko.subject", str(scratch)]
+        outcome = isolate.run(command, job.to_json(), job.log, job.limits)
+        if outcome.reason is None:
+            _publish(scratch, job)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+    return outcome
+
+
+def _segment(job: Job, scratch: Path) -> None:
+    from leuko.segment import segment
+
+    settings = asdict(job.settings) | {"threads": job.limits.threads}
+    folder = scratch / "native" if job.prefix else scratch
+    segment(
+        job.flair,
+        job.t1,
+        folder,
+        exclude=job.exclude,
+        save_intermediate=bool(job.prefix),
+        **settings,
+    )
+    if job.prefix:
+        derivatives.arrange(folder, scratch, job.prefix, job.sources)
+        shutil.rmtree(folder)
+
+
+def _publish(scratch: Path, job: Job) -> None:
+    """Move results to their folder, in place of older ones; a picture of BIDS has its own."""
+    picture = scratch / (job.prefix + derivatives.PICTURE)
+    if job.prefix and picture.is_file():
+        with staged(job.folder.parent / "figures") as figures:
+            shutil.move(picture, figures)
+    with staged(job.folder) as staging:
+        for path in scratch.iterdir():
+            shutil.move(path, staging)
+        written = {path.name for path in staging.iterdir()}
+    if job.prefix:
+        for path in job.folder.glob(f"{job.prefix}*"):
+            if path.name not in written:
+                path.unlink()
+    else:
+        outputs.drop_older(job.folder, written)
+
+
+def _is_same(path: Path | None, was: Mapping[str, Any] | None) -> bool:
+    if path is None or was is None:
+        return path is None and was is None
+    return is_same(path, was)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""A segmentation in one row of a cohort's table, and what its columns mean.
+
+No row holds a path or a time: the same scans give the same row, wherever and whenever.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from leuko.guards import TISSUES
+from leuko.regions import REGIONS, SECTORS
+
+Record = Mapping[str, Any]  # the content of run.json
+SIDES = ("left", "right")
+GRADED = ("periventricular", "deep")
+PLACES = (*REGIONS[1:], "confluent", *SIDES)
+ML = "mL"
+
+
+def row(record: Record) -> dict[str, Any]:
+    """The values of a record by the keys of `COLUMNS`; nan for a number that is not known."""
+    found = dict(_values(record))
+    return {name: found.get(name, float("nan")) for name in COLUMNS}
+
+
+def dictionary() -> dict[str, dict[str, str]]:
+    """The columns for a BIDS sidecar: a description of each, and its unit if it has one."""
+    return {
+        name: {"Description": text} | ({"Units": unit} if unit else {})
+        for name, (text, unit) in COLUMNS.items()
+    }
+
+
+def _values(record: Record) -> Iterator[tuple[str, Any]]:
+    yield "volume_ml", record["volume_ml"]
+    yield from _ends("volume", record["volume_interval_ml"], "_ml")
+    yield "volume_percent_icv", _number(record["volume_percent_icv"])
+    yield "intracranial_ml", _number(record["intracranial_ml"])
+    yield "lesions", record["lesions"]
+    quality = record["quality"]
+    if quality:
+        yield "expected_dice", quality["predicted_dice"]
+        yield from _ends("expected_dice", quality["interval"])
+    regions = record["regions"] or {}
+    for place in PLACES:
+        yield f"{place}_ml", _number(regions.get(f"{place}_ml"))
+    bullseye = regions.get("bullseye")
+    if bullseye:
+        for k, sector in enumerate(bullseye["sectors"]):
+            yield _sector(sector), sum(shell[k] for shell in bullseye["ml"])
+    fazekas = record["fazekas"]
+    for grade in GRADED if fazekas else ():
+        yield f"fazekas_{grade}", fazekas[grade]
+        yield from _ends(f"fazekas_{grade}", fazekas[f"{grade}_interval"])
+    for tissue, ml in (record["tissue_ml"] or {}).items():
+        yield f"{tissue}_tissue_ml", ml
+    if record["excluded_ml"]:
+        yield "excluded_ml", record["excluded_ml"]["volume_ml"]
+        yield "excluded_wmh_ml", record["excluded_ml"]["wmh_ml"]
+    if record["alignment"]:
+        yield "t1_moved_mm", record["alignment"]["moved_mm"]
+    yield "warnings", len(record["warnings"])
+    yield "rule", record["settings"]["rule"]
+    yield "threshold", record["settings"]["threshold"]
+    yield "smallest_lesion_mm3", record["settings"]["smallest_lesion_mm3"]
+    yield "model", record["model"]["name"]
+    yield "leuko_version", record["versions"]["leuko"]
+    yield "weights_sha256", record["model"]["weights_sha256"]
+    yield "mask_sha256", record["mask_sha256"]
+    for scan in ("flair", "t1"):
+        yield f"{scan}_sha256", record["inputs"].get(scan, {"sha256": "n/a"})["sha256"]
+
+
+def _ends(name: str, interval: Sequence[float] | None, unit: str = "") -> Iterator[tuple[str, Any]]:
+    if interval:
+        yield from zip((f"{name}_low{unit}", f"{name}_high{unit}"), interval, strict=True)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _sector(name: str) -> str:
+    return f"{name.replace(' ', '_')}_ml"
+
+
+def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
+    yield "volume_ml", ("Volume of white matter hyperintensities (WMH)", ML)
+    for end in ("low", "high"):
+        yield f"volume_{end}_ml", (f"The {end} end of the volume's 90 % interval", ML)
+    yield "volume_percent_icv", ("Volume of WMH as part of the intracranial volume", "%")
+    yield "intracranial_ml", ("Intracranial volume: brain and CSF", ML)
+    yield "lesions", ("Number of lesions, 26-connected", "")
+    yield "expected_dice", ("Expected overlap with a reader's mask (Dice)", "")
+    for end in ("low", "high"):
+        yield f"expected_dice_{end}", (f"The {end} end of its 90 % interval", "")
+    places = {name: f"WMH that is {name}, by the rule" for name in REGIONS[1:]}
+    places["confluent"] = "WMH of lesions that reach from the ventricles beyond 10 mm from them"
+    places |= {side: f"WMH of the {side} hemisphere" for side in SIDES}
+    for name, text in places.items():
+        yield f"{name}_ml", (text, ML)
+    for sector in SECTORS:
+        yield _sector(sector), (f"WMH, {sector}, without what is infratentorial", ML)
+    for grade in GRADED:
+        text = f"Fazekas grade, {grade}, 0 to 3: estimated, for research only"
+        yield f"fazekas_{grade}", (text, "")
+        for end in ("low", "high"):
+            yield f"fazekas_{grade}_{end}", (f"The {end} end of that grade's interval", "")
+    for tissue in TISSUES[1:-1]:  # the last is WMH itself
+        yield f"{tissue}_tissue_ml", (f"Volume of the tissue class {tissue}", ML)
+    yield "excluded_ml", ("Volume of the exclusion mask", ML)
+    yield "excluded_wmh_ml", ("What would have been called WMH in the exclusion mask", ML)
+    yield "t1_moved_mm", ("How far the T1 was moved to lie on the FLAIR, mean over the brain", "mm")
+    yield "warnings", ("Number of warnings; their texts stand in the report and in the record", "")
+    yield "rule", ("What is called periventricular: see docs/methods.md", "")
+    yield "threshold", ("Smallest probability that is called WMH", "")
+    yield "smallest_lesion_mm3", ("Smallest lesion that is kept", "mm^3")
+    yield "model", ("Name of the model", "")
+    yield "leuko_version", ("Version of Leuko", "")
+    for what in ("weights", "mask", "flair", "t1"):
+        yield f"{what}_sha256", (f"SHA-256 of the {what}; of several files, of their hashes", "")
+
+
+COLUMNS = dict(_columns())  # by name: what it is, its unit

@@ -1,0 +1,72 @@
+"""Readers' verdicts, saved from the pages as CSV: gathered, and each put to its subject."""
+
+import csv
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER, TABLE = "verdicts", "verdicts.csv"
+# ENIGMA's, see https://enigma.ini.usc.edu.
+VERDICTS = ("PASS", "FAIL", "flag")
+REASONS = (
+    "registration issue", "missed deep", "missed periventricular", "missed both",
+    "over-estimation", "under-estimation", "WML outside white matter",
+)  # fmt: skip
+SAVED = (
+    "subject", "verdict", "reasons", "note", "rater", "rated", "volume_ml", "lesions",
+    "flair_sha256", "mask_sha256", "model", "leuko_version",
+)  # fmt: skip
+COLUMNS = ("id", "current", *SAVED)
+
+Verdict = Mapping[str, str]  # by COLUMNS
+
+log = logging.getLogger(__name__)
+
+
+def gather(folder: Path, subjects: Mapping[str, Mapping[str, Any]]) -> list[Verdict]:
+    """The verdicts in the CSV files of a folder, in the order of subjects, then of dates.
+
+    `subjects` are the rows of the cohort's table by name. A verdict belongs to the subject whose
+    FLAIR it is of, whatever was typed as its name; it is `current` (yes, no) if the mask is still
+    the one that was judged. Files that hold no verdicts are named in a warning; what was saved
+    twice counts once.
+    """
+    by_flair = defaultdict(list)
+    for name, row in subjects.items():
+        by_flair[row["flair_sha256"]].append(name)
+    found: dict[tuple[str, ...], Verdict] = {}
+    for path in sorted(folder.glob("*.csv")):
+        for saved in _read(path):
+            names = by_flair[saved["flair_sha256"]]
+            typed = saved["subject"]
+            name = typed if typed in names else next(iter(names), "n/a")
+            current = names and subjects[name]["mask_sha256"] == saved["mask_sha256"]
+            verdict = {"id": name, "current": "yes" if current else "no", **saved}
+            found[tuple(verdict.values())] = verdict
+    order = {name: k for k, name in enumerate(subjects)}
+    return sorted(found.values(), key=lambda v: (order.get(v["id"], len(order)), v["rated"]))
+
+
+def write(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """Write `verdicts.csv`."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        table.writerows(verdicts)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            rows = [{name: row.get(name) or "" for name in SAVED} for row in table]
+            known = set(table.fieldnames or ()) >= {"verdict", "flair_sha256", "mask_sha256"}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        log.warning("%s cannot be read (%s); its verdicts are left out", path, error)
+        return []
+    if not known:
+        log.warning("%s holds no verdicts that were saved from a report; it is left out", path)
+        return []
+    return rows

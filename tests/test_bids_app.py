@@ -1,0 +1,223 @@
+"""leuko bids: what it makes of a dataset is a valid dataset, whole, and where it belongs."""
+
+import csv
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leuko import nifti
+from leuko.bids import Image
+from leuko.derivatives import is_stripped
+from phantoms import make_phantom
+
+SHAPE, SPACING = (90, 110, 18), (1.9, 1.9, 7.0)
+VISITS = ("sub-01_ses-a", "sub-01_ses-b", "sub-02_run-1", "sub-02_run-2")
+IMAGES = {
+    "label-WMH_mask", "label-WMH_probseg", "label-WMH_desc-entropy_probseg", "label-brain_mask",
+    "seg-tissue_dseg", "seg-WMHlesions_dseg", "seg-WMHpvdeep_dseg", "desc-preproc_T1w",
+}  # fmt: skip
+TABLES = {"seg-tissue_dseg", "seg-WMHlesions_dseg", "seg-WMHpvdeep_dseg"}
+OTHERS = {
+    "label-WMH_report.html", "label-WMH_stats.json", "from-T1w_to-FLAIR_mode-image_xfm.tfm"
+}  # fmt: skip
+
+
+def add(dataset: Path, stem: str, seed: int = 0, *, t1: bool = True, extra: str = "") -> None:
+    """A made-up head as the scans of a visit."""
+    entities = Image.of(Path(f"{stem}_FLAIR.nii.gz")).entities
+    folder = dataset / f"sub-{entities['sub']}" / f"ses-{entities.get('ses', '')}".rstrip("-")
+    folder = (folder if "ses" in entities else folder.parent) / "anat"
+    folder.mkdir(parents=True, exist_ok=True)
+    head = make_phantom(np.random.default_rng(seed), shape=SHAPE, spacing_mm=SPACING)
+    nifti.write(folder / f"{stem}{extra}_FLAIR.nii.gz", head.flair)
+    if t1:
+        nifti.write(folder / f"{stem}{extra}_T1w.nii.gz", head.t1)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    """A dataset of four pairs and a FLAIR without T1w."""
+    dataset = tmp_path_factory.mktemp("raw")
+    about = {"Name": "made up", "BIDSVersion": "1.10.0", "DatasetType": "raw", "License": "CC0"}
+    (dataset / "dataset_description.json").write_text(json.dumps(about))
+    (dataset / "README").write_text("made-up heads")
+    for seed, visit in enumerate(VISITS):
+        add(dataset, visit, seed)
+    add(dataset, "sub-03", t1=False)
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def out(raw, tmp_path_factory) -> Path:
+    """What the app made of it, with what it printed in `said`."""
+    from leuko.cli import main
+
+    folder = tmp_path_factory.mktemp("derivatives") / "leuko"
+    codes = []
+    for level in ("participant", "group"):
+        with pytest.raises(SystemExit) as end:
+            main(["bids", str(raw), str(folder), level])
+        codes.append(end.value.code or 0)
+    assert codes == [1, 0]  # one has no T1w
+    return folder
+
+
+def errors(dataset: Path) -> list[str]:
+    validator = shutil.which("bids-validator-deno")
+    assert validator, "the extra dev brings the validator"
+    told = subprocess.run(
+        [validator, str(dataset), "--format", "json", "--max-rows", "-1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    issues = json.loads(told.stdout)["issues"]["issues"]
+    return [f"{i['code']} {i.get('location')}" for i in issues if i["severity"] == "error"]
+
+
+def test_the_validator_finds_no_error(raw, out):
+    assert errors(raw) == []
+    assert errors(out) == []
+
+
+def test_the_validator_would_find_errors(out, tmp_path):
+    """Lest it looks at nothing."""
+    shutil.copytree(out, tmp_path / "copy")
+    (tmp_path / "copy" / ".bidsignore").unlink()
+    assert errors(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("visit", VISITS)
+def test_each_visit_has_all_its_derivatives_with_sidecars(out, visit):
+    entities = dict(pair.split("-") for pair in visit.split("_"))
+    folder = out / f"sub-{entities['sub']}"
+    folder = folder / f"ses-{entities['ses']}" if "ses" in entities else folder
+    prefix = f"{visit}_space-FLAIR_"
+    names = {
+        path.name.removeprefix(prefix)
+        for path in (folder / "anat").iterdir()
+        if path.name.startswith(prefix)
+    }
+    expected = {f"{image}{end}" for image in IMAGES for end in (".nii.gz", ".json")}
+    assert names == expected | {f"{table}.tsv" for table in TABLES} | OTHERS
+    assert (folder / "figures" / f"{prefix}label-WMH_qc.png").is_file()
+    about = json.loads((folder / "anat" / f"{prefix}label-WMH_mask.json").read_text())
+    assert about["Type"] == "Lesion"
+    assert about["SpatialReference"].startswith("bids:raw:sub-")
+    assert about["SpatialReference"].endswith("_FLAIR.nii.gz")
+    assert [source.rsplit("_", 1)[1] for source in about["Sources"]] == [
+        "FLAIR.nii.gz", "T1w.nii.gz"
+    ]  # fmt: skip
+
+
+def test_derivatives_are_on_the_grid_of_the_flair(raw, out):
+    flair = nifti.read(raw / "sub-01" / "ses-a" / "anat" / "sub-01_ses-a_FLAIR.nii.gz")
+    for image in IMAGES:
+        path = f"sub-01_ses-a_space-FLAIR_{image}.nii.gz"
+        derivative = nifti.read(out / "sub-01" / "ses-a" / "anat" / path)
+        assert derivative.data.shape == flair.data.shape
+        np.testing.assert_array_equal(derivative.affine, flair.affine)
+
+
+def test_tables_name_what_images_hold(out):
+    folder = out / "sub-01" / "ses-a" / "anat"
+    for table in TABLES:
+        stem = f"sub-01_ses-a_space-FLAIR_{table}"
+        with (folder / f"{stem}.tsv").open(newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        held = set(np.unique(nifti.read(folder / f"{stem}.nii.gz").data).astype(int)) - {0}
+        assert held <= {int(row["index"]) for row in rows}
+        about = json.loads((folder / f"{stem}.json").read_text())
+        if table == "seg-WMHlesions_dseg":
+            assert held == {int(row["index"]) for row in rows}
+            assert set(rows[0]) - {"index"} <= set(about)
+
+
+def test_one_table_has_a_row_for_each_flair_and_those_of_bids_one_for_each_participant(out):
+    def ids(path):
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        return [(row["participant_id"], row["session_id"], row["run"]) for row in rows]
+
+    assert ids(out / "wmh.tsv") == [
+        ("sub-01", "ses-a", "n/a"), ("sub-01", "ses-b", "n/a"),
+        ("sub-02", "n/a", "1"), ("sub-02", "n/a", "2"),
+    ]  # fmt: skip
+    assert {path.name for path in (out / "phenotype").iterdir()} == {
+        f"wmh_{visit}{end}"
+        for visit in ("ses-a", "ses-b", "run-1", "run-2")
+        for end in (".tsv", ".json")
+    }
+    assert ids(out / "phenotype" / "wmh_run-2.tsv") == [("sub-02", "n/a", "2")]
+
+
+def test_the_page_of_the_group_links_reports_and_pictures(out):
+    page = (out / "report.html").read_text()
+    place = "sub-01/ses-a/anat/sub-01_ses-a_space-FLAIR_label-WMH_report.html"
+    assert f'href="{place}"' in page
+    assert 'src="sub-02/figures/sub-02_run-1_space-FLAIR_label-WMH_qc.png"' in page
+    assert "there is no T1w beside sub-03_FLAIR.nii.gz; --flair-alone does without" in page
+    assert (out / place).is_file()
+
+
+def test_a_flair_alone_is_segmented_where_that_is_wanted(leuko, raw, out, tmp_path):
+    folder = shutil.copytree(out, tmp_path / "leuko")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*_mask.nii.gz")}
+    arguments = (raw, folder, "participant", "--participant_label", "03", "sub-01", "--flair-alone")
+    code, told, _ = leuko("bids", *arguments)
+    assert (code, told.splitlines()[0]) == (0, "done        3, 2 of them before")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    made = {path.name for path in (folder / "sub-03" / "anat").iterdir()}
+    assert "sub-03_space-FLAIR_label-WMH_mask.nii.gz" in made
+    assert not any("T1w" in name for name in made)
+    assert leuko("bids", raw, folder, "group")[0] == 0
+    assert errors(folder) == []
+
+
+def test_datasets_of_derivatives_are_inputs_too(leuko, tmp_path):
+    """Aligned and extracted by another program, as its names say."""
+    dataset = tmp_path / "other"
+    add(dataset, "sub-01", 1, extra="_space-MNI152NLin6Asym_desc-brain")
+    add(dataset, "sub-02", 2, extra="_space-MNI152NLin6Asym_desc-brain")
+    out = tmp_path / "out"
+    code, _, said = leuko("bids", dataset, out, "participant")
+    assert code == 0, said
+    assert leuko("bids", dataset, out, "group")[0] == 0
+    assert errors(out) == []
+    assert {path.name for path in (out / "phenotype").iterdir()} == {"wmh.tsv", "wmh.json"}
+
+
+def test_what_is_asked_for_and_not_there_stops_before_anything_is_made(leuko, raw, tmp_path):
+    out = tmp_path / "out"
+    for arguments, reason in (
+        (("--participant-label", "09"), "has no participant 09"),
+        (("--participant-label", "03"), "holds no T1w beside a FLAIR; --flair-alone"),
+        (("--bids-filter-file", tmp_path / "absent.json"), "absent.json cannot be read"),
+    ):
+        code, told, said = leuko("bids", raw, out, "participant", *arguments)
+        assert (code, told) == (2, "")
+        assert reason in said
+        assert not out.exists()
+
+
+def test_a_choice_among_images_is_printed(leuko, tmp_path):
+    dataset = tmp_path / "raw"
+    add(dataset, "sub-01", 0)
+    add(dataset, "sub-01_acq-3d", 0, t1=False)
+    code, _, said = leuko("bids", dataset, tmp_path / "out", "participant")
+    assert code == 0
+    note = "sub-01: of 2 FLAIR sub-01_FLAIR.nii.gz is taken; --bids-filter-file decides otherwise"
+    assert note in said
+
+
+def test_stripped_images_are_told_from_whole_heads():
+    head = make_phantom(np.random.default_rng(0), shape=SHAPE, spacing_mm=SPACING)
+    brain = head.flair.with_data((head.flair.data > 60).astype(np.uint8))
+    brain.data[:12], brain.data[-12:], brain.data[:, :14], brain.data[:, -14:] = 0, 0, 0, 0
+    assert not is_stripped(head.t1.data, brain)
+    assert is_stripped(np.where(brain.data > 0, head.t1.data, 0), brain)
+    assert not is_stripped(head.t1.data, brain.with_data(np.zeros_like(brain.data)))

@@ -1,0 +1,215 @@
+"""Many subjects: what fails is named and alone, what is done stays done, wherever it runs."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cohorts import REASONS, awaited, command, mere_mortal, spoil, stopped, table, written
+from leuko import cohort
+from leuko.files import read_json
+from leuko.outputs import MASK_FILE, RECORD_FILE, REPORT_FILE
+from phantoms import make_phantom
+
+SHAPE, SPACING = (90, 110, 18), (1.9, 1.9, 7.0)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    """Folders a to d, each with a made-up head."""
+    folder = tmp_path_factory.mktemp("scans")
+    for number, name in enumerate("abcd"):
+        make_phantom(np.random.default_rng(number), shape=SHAPE, spacing_mm=SPACING).write(
+            folder / name
+        )
+    return folder
+
+
+def pairs_of(path: Path, scans: Path, names: Iterable[str]) -> Path:
+    return table(path, ((name, scans / name) for name in names))
+
+
+@pytest.fixture
+def spoilt(scans, tmp_path) -> Path:
+    """The heads, and eight subjects that cannot be done, named by the way they are spoilt."""
+    folder = shutil.copytree(scans, tmp_path / "scans")
+    folders = {way: folder / way for way in REASONS}
+    for way in REASONS.keys() - {"swapped"}:
+        shutil.copytree(scans / "a", folder / way)
+    # A made-up head is too plain to tell T1 from FLAIR by its anatomy.
+    synthetic = tmp_path / "synthetic"
+    subprocess.run(command("synth", "-o", synthetic, "--seed", 2), check=True, capture_output=True)
+    (synthetic / "sub-01").rename(folders["swapped"])
+    spoil(folders)
+    return folder
+
+
+def test_what_fails_is_named_and_nothing_else_is_lost(spoilt, tmp_path):
+    names = ["endless", *"abc", *(way for way in REASONS if way != "endless"), "d"]
+    pairs, out = pairs_of(tmp_path / "pairs.tsv", spoilt, names), tmp_path / "out"
+    batch = command("batch", pairs, "-o", out, "--mem-gb", 1, "--time-limit", 0.75)
+    with stopped("endless"):
+        process = subprocess.run(
+            batch, capture_output=True, text=True, check=False, preexec_fn=mere_mortal
+        )
+    assert process.returncode == 1, process.stderr
+    told = process.stdout.splitlines()
+    assert told[0].split() == ["done", "4"]
+    assert told[1].split() == ["failed", "8"]
+    for name, reason in REASONS.items():
+        (line,) = [line for line in told if line.startswith(f"  {name} ")]
+        assert reason in line
+        assert not (out / name).exists()
+    before = written(out)
+    assert set(before) == set("abcd")
+    assert {path.name for path in out.iterdir()} == {
+        *"abcd", "logs", "report.html", "wmh.tsv", "wmh.json"
+    }  # fmt: skip
+    rows = (out / "wmh.tsv").read_text().splitlines()
+    assert [row.split("\t")[0] for row in rows] == ["id", *"abcd"]
+
+    (spoilt / "forbidden" / "FLAIR.nii.gz").chmod(0o644)
+    pairs_of(pairs, spoilt, [*"abcd", "forbidden"])
+    again = subprocess.run(batch, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith("done        5, 4 of them before\n")
+    assert {name: written(out)[name] for name in "abcd"} == before
+    assert not (out / "logs" / "forbidden.failed").exists()
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(scans, tmp_path):
+    pairs = pairs_of(tmp_path / "pairs.tsv", scans, "abcd")
+    out = tmp_path / "out"
+    run = subprocess.Popen(command("batch", pairs, "-o", out, "--nthreads", 1))
+    awaited(lambda: len(written(out)) == 2)
+    run.kill()
+    run.wait()
+    before = written(out)
+    assert set(before) < set("abcd")
+    assert subprocess.run(command("batch", pairs, "-o", out), check=False).returncode == 0
+    after = written(out)
+    assert {name: after[name] for name in before} == before
+    assert set(after) == set("abcd")
+    assert not any(path.name.startswith(".") for path in out.iterdir())
+
+    whole = tmp_path / "undisturbed"
+    assert subprocess.run(command("batch", pairs, "-o", whole), check=False).returncode == 0
+    assert (out / "wmh.tsv").read_bytes() == (whole / "wmh.tsv").read_bytes()
+    for name in "abcd":
+        assert (out / name / MASK_FILE).read_bytes() == (whole / name / MASK_FILE).read_bytes()
+
+
+def test_subjects_are_done_again_if_and_only_if_something_they_depend_on_changed(
+    leuko, scans, tmp_path
+):
+    shutil.copytree(scans, tmp_path / "scans")
+    pairs, out = pairs_of(tmp_path / "pairs.tsv", tmp_path / "scans", "abc"), tmp_path / "out"
+
+    def redone(*options):
+        before = written(out)
+        code, told, _ = leuko("batch", pairs, "-o", out, *options)
+        assert code == 0, told
+        return {name for name, when in written(out).items() if before.get(name) != when}
+
+    assert redone() == set("abc")
+    os.utime(tmp_path / "scans" / "a" / "FLAIR.nii.gz")  # touched, not changed
+    assert redone() == set()
+    shutil.copy(scans / "d" / "T1.nii.gz", tmp_path / "scans" / "b" / "T1.nii.gz")
+    (out / "c" / MASK_FILE).unlink()
+    assert redone("--align", "never") == set("abc")
+    shutil.copy(scans / "b" / "T1.nii.gz", tmp_path / "scans" / "b" / "T1.nii.gz")
+    (out / "c" / MASK_FILE).unlink()
+    assert redone("--align", "never") == {"b", "c"}
+    assert redone("--align", "never", "--nthreads", 1, "--mem-gb", 2) == set()
+    text = pairs.read_text().replace(f"{tmp_path}/scans/c/T1.nii.gz", "n/a")
+    pairs.write_text(text)
+    assert redone("--align", "never") == {"c"}
+    assert set(read_json(out / "c" / RECORD_FILE, what="record")["inputs"]) == {"flair"}
+    assert redone("--align", "never", "--threshold", "0.5") == set("abc")
+
+
+@contextmanager
+def a_cluster(folder: Path, workers: int):
+    """A scheduler and workers, each a process of its own; gives its address and the workers."""
+    processes = []
+
+    def start(program, *arguments):
+        code = [sys.executable, "-m", f"distributed.cli.{program}", *arguments]
+        processes.append(subprocess.Popen(code, stderr=subprocess.DEVNULL, cwd=folder))
+        return processes[-1]
+
+    place = folder / "scheduler.json"
+    start("dask_scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(place))
+    awaited(place.is_file)
+    address = awaited(lambda: place.read_text() and read_json(place, what="scheduler")["address"])
+    try:
+        yield (
+            address,
+            [
+                start("dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+                for _ in range(workers)
+            ],
+        )
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_a_worker_of_a_cluster_may_die(scans, tmp_path):
+    pairs, out = pairs_of(tmp_path / "pairs.tsv", scans, "abcd"), tmp_path / "out"
+    with a_cluster(tmp_path, workers=2) as (address, workers):
+        run = subprocess.Popen(
+            command("batch", pairs, "-o", out, "--scheduler", address), stdout=subprocess.PIPE
+        )
+        awaited(lambda: len(written(out)) >= 1)
+        workers[0].send_signal(signal.SIGKILL)
+        told, _ = run.communicate()
+    assert run.returncode == 0
+    assert told.decode().startswith("done        4\n")
+    assert set(written(out)) == set("abcd")
+    for name in "abcd":
+        assert (out / name / REPORT_FILE).is_file()
+
+
+def test_a_scheduler_that_does_not_answer_is_named(leuko, scans, tmp_path, monkeypatch):
+    monkeypatch.setattr("leuko.cohort.CONNECT_SECONDS", 1)
+    pairs = pairs_of(tmp_path / "pairs.tsv", scans, "a")
+    address = "tcp://127.0.0.1:9"
+    code, told, said = leuko("batch", pairs, "-o", tmp_path / "out", "--scheduler", address)
+    assert code == 2
+    assert told == ""
+    assert "error: no dask scheduler answers at tcp://127.0.0.1:9" in said
+
+
+def test_a_model_or_a_threshold_that_is_none_stops_all_before_it_starts(leuko, scans, tmp_path):
+    pairs = pairs_of(tmp_path / "pairs.tsv", scans, "a")
+    for option, value in (("--model", "no-such-model"), ("--threshold", "3")):
+        code, _, said = leuko("batch", pairs, "-o", tmp_path / "out", option, value)
+        assert code == 2
+        assert said.startswith("error: ")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_result_of_another_hand_is_not_replaced(leuko, scans, tmp_path):
+    expert = tmp_path / "out" / "a" / MASK_FILE
+    expert.parent.mkdir(parents=True)
+    expert.write_bytes(b"an expert's")
+    pairs = pairs_of(tmp_path / "pairs.tsv", scans, "a")
+    code, told, _ = leuko("batch", pairs, "-o", tmp_path / "out")
+    assert code == 1
+    assert "was not written by leuko segment" in told
+    assert expert.read_bytes() == b"an expert's"
+
+
+def test_as_many_subjects_run_at_once_as_memory_allows():
+    assert cohort.fitting_workers(4, 1e-3) == 4
+    assert cohort.fitting_workers(4, cohort.MEMORY_LIMIT / 1e9 / 2.5) == 2
+    assert cohort.fitting_workers(4, cohort.MEMORY_LIMIT / 1e9 * 2) == 1

@@ -1,0 +1,305 @@
+"""A cohort's table, verdicts and page, of made-up results."""
+
+import csv
+import json
+import math
+from html.parser import HTMLParser
+
+import pytest
+
+from leuko import group, summary, verdicts
+from leuko.errors import LeukoError
+from leuko.outputs import PICTURE_FILE, RECORD_FILE, REPORT_FILE
+from reports import a_head, a_record
+
+HOSTILE = "<script>document.title = 'run'</script>"
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Makes results of the given names, changed so, in a folder; gives it back."""
+    flair, mask = a_head()
+
+    def make(**subjects):
+        for number, (name, changes) in enumerate(subjects.items()):
+            folder = tmp_path / "out" / name
+            folder.mkdir(parents=True)
+            own = {"mask_sha256": f"{number:064x}"}
+            scan = {"path": "F.nii.gz", "series": None, "sha256": f"{number + 100:064x}"}
+            record = a_record(flair, mask, inputs={"flair": scan}) | own | changes
+            (folder / RECORD_FILE).write_text(json.dumps(record))
+            (folder / REPORT_FILE).write_text("<title>its report</title>")
+            (folder / PICTURE_FILE).write_bytes(b"\x89PNG")
+        return tmp_path / "out"
+
+    return make
+
+
+def rows(path, delimiter="\t"):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter=delimiter))
+
+
+class Words(HTMLParser):
+    """The texts of a page, and the names of its cards in order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.words, self.cards = "", []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "li" and "data-name" in dict(attributes):
+            self.cards.append(dict(attributes)["data-name"])
+
+    def handle_data(self, words):
+        self.words += words
+
+
+def test_a_row_has_what_a_record_holds():
+    flair, mask = a_head()
+    record = a_record(flair, mask, excluded_ml={"volume_ml": 3.0, "wmh_ml": 0.5})
+    row = summary.row(record)
+    assert list(row) == list(summary.COLUMNS)
+    ml = flair.ml(mask)
+    assert row["volume_ml"] == pytest.approx(ml)
+    assert (row["volume_low_ml"], row["volume_high_ml"]) == (ml / 2, ml * 2)
+    assert (row["expected_dice_low"], row["expected_dice_high"]) == (0.7, 0.9)
+    assert row["fazekas_periventricular_high"] == 3
+    assert row["left_ml"] == pytest.approx(ml / 4)
+    lobes = [v for k, v in row.items() if k.endswith(("frontal_ml", "grey_ml"))]
+    assert len(lobes) == 3
+    sectors = [f"{name.replace(' ', '_')}_ml" for name in record["regions"]["bullseye"]["sectors"]]
+    assert sum(row[name] for name in sectors) == pytest.approx(ml)
+    assert row["csf_tissue_ml"] == 200.0
+    assert (row["excluded_ml"], row["excluded_wmh_ml"]) == (3.0, 0.5)
+    assert row["t1_moved_mm"] == 1.5
+    assert row["t1_sha256"] == "ab" * 32
+
+
+def test_what_a_record_does_not_have_is_not_known():
+    flair, mask = a_head()
+    missing = ("volume_interval_ml", "quality", "regions", "fazekas", "tissue_ml", "alignment")
+    record = a_record(flair, mask, intracranial_ml=None, volume_percent_icv=None)
+    row = summary.row(record | dict.fromkeys(missing))
+    unknown = {
+        name for name, value in row.items() if isinstance(value, float) and math.isnan(value)
+    }
+    assert {"volume_low_ml", "expected_dice", "deep_ml", "fazekas_deep", "t1_moved_mm"} <= unknown
+    assert row["volume_ml"] == pytest.approx(flair.ml(mask))
+
+
+def test_every_column_is_described():
+    about = summary.dictionary()
+    assert list(about) == list(summary.COLUMNS)
+    for name, said in about.items():
+        assert len(said["Description"]) > 10
+        unit = {"_ml": "mL", "_mm": "mm", "mm3": "mm^3"}.get(name[-3:])
+        assert said.get("Units", unit) == (unit or said.get("Units")), name
+
+
+def test_the_table_holds_one_row_a_subject_and_its_dictionary_every_column(cohort):
+    out = cohort(a={}, b={"volume_ml": 7.0})
+    group.write_batch(out)
+    found = rows(out / "wmh.tsv")
+    assert [row["id"] for row in found] == ["a", "b"]
+    assert found[1]["volume_ml"] == "7"
+    assert found[0]["t1_sha256"] == found[0]["excluded_ml"] == "n/a"
+    assert list(json.loads((out / "wmh.json").read_text())) == list(found[0])
+
+
+def test_the_worst_come_first(cohort):
+    def dice(value):
+        return {"quality": {"predicted_dice": value, "interval": [0, 1]}}
+
+    out = cohort(
+        good=dice(0.9),
+        warned=dice(0.95) | {"warnings": ["cut off"]},
+        bad=dice(0.2),
+        unknown={"quality": None},
+        worst=dice(0.9) | {"warnings": ["cut off", "motion"]},
+    )
+    group.write_batch(out)
+    page = Words((out / group.PAGE).read_text())
+    assert page.cards == ["worst", "warned", "unknown", "bad", "good"]
+    assert "2of 5" in page.words.replace(" of", "of")
+
+
+def test_failures_stand_on_the_page_with_their_reason_and_not_in_the_table(cohort):
+    out = cohort(a={}, b={})
+    (out / "logs").mkdir()
+    (out / "logs" / "b.failed").write_text("b/FLAIR.nii.gz is all zeros\n")
+    (out / "logs" / "c.failed").write_text(f"{HOSTILE}\n")
+    group.write_batch(out)
+    assert [row["id"] for row in rows(out / "wmh.tsv")] == ["a"]
+    html = (out / group.PAGE).read_text()
+    assert 'href="logs/b.log"' in html
+    assert HOSTILE not in html
+    assert HOSTILE in Words(html).words
+    assert "Failed: 2" in html
+
+
+def test_only_failures_make_a_page_too(tmp_path):
+    out = tmp_path / "out"
+    (out / "logs").mkdir(parents=True)
+    (out / "logs" / "a.failed").write_text("all zeros\n")
+    group.write_batch(out)
+    assert rows(out / "wmh.tsv") == []
+    assert "all zeros" in (out / group.PAGE).read_text()
+
+
+def test_nothing_to_gather_is_said(tmp_path):
+    with pytest.raises(LeukoError, match="holds no results; segment first"):
+        group.write_batch(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"command": "train"}', "{", "[]"])
+def test_a_record_of_something_else_is_named_and_left_out(cohort, caplog, content):
+    out = cohort(a={}, b={})
+    (out / "a" / RECORD_FILE).write_text(content)
+    group.write_batch(out)
+    assert [row["id"] for row in rows(out / "wmh.tsv")] == ["b"]
+    assert "a/run.json is no record of leuko segment; it is left out" in caplog.text
+
+
+def saved(out, name, *lines):
+    """A file as a page saves it."""
+    (out / verdicts.FOLDER).mkdir(exist_ok=True)
+    with (out / verdicts.FOLDER / name).open("w", newline="") as file:
+        table = csv.DictWriter(file, verdicts.SAVED, restval="")
+        table.writeheader()
+        table.writerows(lines)
+
+
+def verdict(number, word, **others):
+    hashes = {"flair_sha256": f"{number + 100:064x}", "mask_sha256": f"{number:064x}"}
+    return hashes | {"verdict": word, "rated": "2026-01-02"} | others
+
+
+def test_verdicts_find_their_subjects_by_the_scan_and_are_one_csv(cohort, caplog):
+    out = cohort(a={}, b={}, c={})
+    saved(out, "qc_b.csv", verdict(1, "FAIL", subject="patient B", reasons="missed deep"))
+    saved(
+        out,
+        "verdicts_me.csv",
+        verdict(0, "PASS", subject="a", rater="me"),
+        verdict(2, "flag", mask_sha256="ff" * 32, note="of, old"),
+        verdict(9, "PASS", subject="elsewhere"),
+    )
+    saved(out, "qc_b (1).csv", verdict(1, "FAIL", subject="patient B", reasons="missed deep"))
+    (out / verdicts.FOLDER / "other.csv").write_text("x,y\n1,2\n")
+    (out / verdicts.FOLDER / "latin.csv").write_bytes("verdict\né".encode("latin-1"))
+    written = group.write_batch(out)
+    found = rows(written["verdicts"], ",")
+    told = [(row["id"], row["verdict"], row["current"]) for row in found]
+    assert told == [
+        ("a", "PASS", "yes"), ("b", "FAIL", "yes"), ("c", "flag", "no"), ("n/a", "PASS", "no")
+    ]  # fmt: skip
+    assert found[2]["note"] == "of, old"
+    assert "other.csv holds no verdicts" in caplog.text
+    assert "latin.csv cannot be read" in caplog.text
+    words = Words((out / group.PAGE).read_text()).words
+    assert "FAIL: missed deep (2026-01-02)" in words
+    assert "PASS (me, 2026-01-02)" in words
+    assert "flag (2026-01-02, of an older mask)" in words
+
+
+@pytest.fixture
+def page(opened, cohort):
+    out = cohort(
+        **{f"sub-{k:02}": {"volume_ml": float(k), "warnings": ["motion"] * (k == 3)}
+           for k in range(12)}
+    )  # fmt: skip
+    (out / "logs").mkdir()
+    (out / "logs" / "x.failed").write_text(f"{HOSTILE}\n")
+    saved(out, "v.csv", verdict(5, "PASS"))
+    group.write_batch(out)
+    return opened(out / group.PAGE)
+
+
+def names(page):
+    shown = page.locator(".card:visible")
+    return [shown.nth(k).get_attribute("data-name") for k in range(shown.count())]
+
+
+@pytest.mark.browser
+def test_subjects_are_found_chosen_and_ordered(page):
+    assert names(page)[0] == "sub-03"
+    assert page.locator("#count").inner_text() == "12 of 12"
+    page.get_by_label("Find").fill("SUB-1")
+    assert names(page) == ["sub-10", "sub-11"]
+    page.get_by_label("Find").fill("")
+    page.get_by_label("Order").select_option("volume")
+    assert names(page) == [f"sub-{k:02}" for k in reversed(range(12))]
+    page.get_by_label("Show").select_option("warned")
+    assert names(page) == ["sub-03"]
+    page.get_by_label("Show").select_option("open")
+    assert "sub-05" not in names(page)
+    assert len(names(page)) == 11
+    assert page.title() == "White matter hyperintensities, a cohort"
+
+
+@pytest.mark.browser
+def test_verdicts_are_saved_as_one_csv_that_the_next_run_gathers(page, tmp_path):
+    page.get_by_role("button", name="Save verdicts").click()
+    assert page.locator("#saved").inner_text() == "Choose PASS, FAIL or flag first."
+    for name, word in (("sub-07", "FAIL"), ("sub-03", "PASS")):
+        page.get_by_role("group", name=f"Verdict on {name}").get_by_label(word).check()
+    card = page.locator("[data-name='sub-07']")
+    card.get_by_label("Reason").select_option("missed deep")
+    card.get_by_label("Note").fill("=1+1, look")
+    page.get_by_label("Rater").fill("A B")
+    page.reload()  # nothing is lost
+    page.get_by_label("Rater").fill("A B")
+    assert page.locator("[data-name='sub-07']").get_by_label("Note").input_value() == "=1+1, look"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save verdicts").click()
+    assert download.value.suggested_filename == "verdicts_A_B.csv"
+    out = tmp_path / "out"
+    download.value.save_as(out / verdicts.FOLDER / "mine.csv")
+    found = rows(group.write_batch(out)["verdicts"], ",")
+    told = [(row["id"], row["verdict"], row["reasons"], row["current"]) for row in found]
+    assert told == [
+        ("sub-03", "PASS", "", "yes"),
+        ("sub-05", "PASS", "", "yes"),
+        ("sub-07", "FAIL", "missed deep", "yes"),
+    ]
+    assert found[2]["note"] == "'=1+1, look"
+    assert found[2]["rater"] == "A B"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1300), ("dark", 400)])
+def test_anyone_can_use_the_page(opened, cohort, scheme, width):
+    from axe_playwright_python.sync_playwright import Axe
+
+    out = cohort(a={"warnings": ["slices lie 8 mm apart"]}, b={})
+    (out / "logs").mkdir()
+    (out / "logs" / "x.failed").write_text("all zeros\n")
+    saved(out, "v.csv", verdict(1, "PASS"))
+    group.write_batch(out)
+    view = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
+    page = opened(out / group.PAGE, **view)
+    page.get_by_role("group", name="Verdict on b").get_by_label("flag").check()
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.browser
+def test_pictures_come_when_they_come_into_view(browser, cohort):
+    out = cohort(**{f"s{k:03}": {} for k in range(300)})
+    group.write_batch(out)
+    context = browser.new_context(offline=True, viewport={"width": 900, "height": 700})
+    page, asked = context.new_page(), []
+    page.on("request", lambda r: asked.append(r.url) if r.url.endswith(PICTURE_FILE) else None)
+    page.goto((out / group.PAGE).as_uri())
+    page.wait_for_timeout(500)
+    assert 0 < len(asked) < 100
+    before = len(asked)
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.wait_for_timeout(500)
+    assert before < len(asked) < 250
+    page.locator(".card h3 a").first.click()
+    assert page.title() == "its report"
+    context.close()

@@ -1,0 +1,84 @@
+"""What others run Leuko by: the container's entry point, and the Boutiques descriptor."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DESCRIPTOR = ROOT / "docs" / "boutiques.json"
+
+
+def bosh(*arguments):
+    return subprocess.run(
+        [Path(sys.executable).with_name("bosh"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_descriptor_is_up_to_date():
+    made = runpy.run_path(str(ROOT / "docs" / "make_boutiques.py"))["text"]()
+    assert made == DESCRIPTOR.read_text(), "run python docs/make_boutiques.py"
+
+
+def test_the_descriptor_is_valid():
+    told = bosh("validate", DESCRIPTOR)
+    assert (told.returncode, told.stdout.strip()) == (0, "OK"), told.stderr
+
+
+def test_the_command_that_it_makes_is_understood(leuko, tmp_path):
+    invocation = {
+        "bids_dir": str(tmp_path),
+        "output_dir": str(tmp_path / "out"),
+        "analysis_level": "participant",
+        "participant_label": ["01", "03"],
+        "flair_alone": True,
+        "mem_gb": 3.5,
+        "align": "never",
+    }
+    (tmp_path / "invocation.json").write_text(json.dumps(invocation))
+    told = bosh("exec", "simulate", DESCRIPTOR, "-i", tmp_path / "invocation.json")
+    (line,) = re.findall("^leuko bids .*", told.stdout, re.MULTILINE)
+    assert "--participant-label 01 03" in line
+    code, _, said = leuko(*shlex.split(line)[1:])
+    assert code == 2
+    assert "holds no sub-* folder" in said  # so far it was understood
+
+
+@pytest.mark.parametrize(
+    ("arguments", "run"),
+    [
+        (["segment", "--help"], "segment --help"),
+        (["--version"], "--version"),
+        (["HERE", "out", "participant"], "bids HERE out participant"),
+        (["challenge"], "challenge"),
+    ],
+)
+def test_the_entry_point_takes_a_folder_for_a_bids_app(tmp_path, arguments, run):
+    (tmp_path / "leuko").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "leuko").chmod(0o755)
+    arguments = [argument.replace("HERE", str(tmp_path)) for argument in arguments]
+    told = subprocess.run(
+        ["/bin/sh", ROOT / "docs" / "entrypoint.sh", *arguments],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() == run.replace("HERE", str(tmp_path))
+
+
+def test_all_that_the_image_is_built_of_is_sent_to_the_builder():
+    copies = re.findall(r"^COPY ([^-].*) /", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    sources = {source for line in copies for source in line.split()}
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {line[1:] for line in lines if line.startswith("!")} == sources
+    assert all((ROOT / source).exists() for source in sources)
