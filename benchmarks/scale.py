@@ -27,7 +27,7 @@ from leuko.files import staged, write_json
 from leuko.inputs import as_file
 from leuko.isolate import Limits, Outcome
 from leuko.outputs import MASK_FILE, RECORD_FILE
-from leuko.subject import Job, Settings, Wanted, split
+from leuko.subject import Job, Settings, Wanted, settle, split
 
 HEADER = b"\0" * 352  # as long as that of a NIfTI file
 THREADS = 4  # of each worker
@@ -46,7 +46,7 @@ def jobs(folder: Path, subjects: int) -> list[Job]:
             t1=None,
             folder=out / f"s{number:06}",
             root=out,
-            work=out / ".work",
+            work=out,
             settings=Settings(),
             limits=Limits(memory_gb=4, seconds=60, threads=1),
         )
@@ -59,7 +59,6 @@ def stand_in(job: Job) -> Outcome:
     (job.root / "logs").mkdir(parents=True, exist_ok=True)
     job.log.write_text("stand-in\n")
     if int(job.name[1:]) % 1000 == 999:
-        job.failure.write_text("a stand-in's failure\n")
         return Outcome("a stand-in's failure", 0.0, 0.0)
     with staged(job.folder) as scratch:
         (scratch / MASK_FILE).write_bytes(HEADER)
@@ -77,7 +76,7 @@ def record(job: Job) -> dict[str, Any]:
         "versions": {"leuko": "stand-in"},
         "inputs": {"flair": as_file(job.flair)},
         "model": {"name": "stand-in", "weights_sha256": wanted.weights_sha256},
-        "settings": {**wanted.settings, "exclude": None, "device": "cpu"},
+        "settings": {**wanted.settings, "strict": True, "exclude": None, "device": "cpu"},
         "warnings": [],
         "volume_ml": ml,
         "volume_interval_ml": [ml / 2, 2 * ml],
@@ -109,19 +108,18 @@ def drive(folder: Path, subjects: int, scheduler: str) -> None:
     everything = jobs(folder, subjects)
     done, left = split(everything, wanted_of(everything[0].settings))
     checked = time.perf_counter() - start
-    failed = [
-        job.name
-        for job, outcome in cohort.run(stand_in, left, scheduler=scheduler)
-        if outcome.reason is not None
-    ]
+    failed = 0
+    for job, outcome in cohort.run(stand_in, left, scheduler=scheduler):
+        settle(job, outcome)
+        failed += outcome.reason is not None
     seconds = time.perf_counter() - start - checked
     memory_gb = psutil.Process().memory_info().rss / 1e9
     print(
         json.dumps(
             {
                 "done before": len(done),
-                "done now": len(left) - len(failed),
-                "failed": len(failed),
+                "done now": len(left) - failed,
+                "failed": failed,
                 "seconds to check what is done": round(checked, 1),
                 "subjects a second": round(len(left) / seconds),
                 "memory of the run, GB": round(memory_gb, 2),

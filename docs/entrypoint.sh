@@ -1,6 +1,6 @@
 #!/bin/sh
-# Of the container: a folder first means that it is run as a BIDS App.
-if [ -d "$1" ]; then
-    exec leuko bids "$@"
-fi
-exec leuko "$@"
+# Of the container: a folder's path first means that it is run as a BIDS App.
+case "$1" in
+*/*) exec leuko bids "$@" ;;
+*) exec leuko "$@" ;;
+esac

@@ -55,15 +55,21 @@ def spoil(folders: Mapping[str, Path]) -> None:
     image = nibabel.load(flair["four"])
     four = np.stack([np.asarray(image.dataobj)] * 2, axis=-1)
     nibabel.save(nibabel.Nifti1Image(four, image.affine), flair["four"])
-    t1 = folders["swapped"] / "T1.nii.gz"
-    t1.rename(folders["swapped"] / "x")
-    flair["swapped"].rename(t1)
-    (folders["swapped"] / "x").rename(flair["swapped"])
+    swap(folders["swapped"])
     (folders["alone"] / "T1.nii.gz").unlink()
     flair["forbidden"].chmod(0)
-    huge = np.zeros((500, 500, 500), np.float32)
-    huge[100:400, 100:400, 100:400] = 100
+    huge = np.zeros((500, 500, 500), np.int16)
+    grey = np.random.default_rng(0).integers(50, 150, (300, 300, 300))
+    huge[100:400, 100:400, 100:400] = grey
     nibabel.save(nibabel.Nifti1Image(huge, np.diag([0.4, 0.4, 0.4, 1])), flair["huge"])
+
+
+def swap(folder: Path) -> None:
+    """FLAIR becomes T1, and T1 FLAIR."""
+    flair, t1 = folder / "FLAIR.nii.gz", folder / "T1.nii.gz"
+    kept = t1.rename(folder / "x")
+    flair.rename(t1)
+    kept.rename(flair)
 
 
 def mere_mortal() -> None:
@@ -81,15 +87,17 @@ def stopped(name: str) -> Iterator[None]:
     def stop() -> None:
         while not over.wait(0.02):
             for process in psutil.process_iter(["cmdline"]):
-                if f"/.work/{name}/" in " ".join(process.info["cmdline"] or ()):
+                if f"/.leuko-{name}-" in " ".join(process.info["cmdline"] or ()):
                     process.suspend()
                     return
 
     thread = threading.Thread(target=stop)
     thread.start()
-    yield
-    over.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def awaited(question: Callable[[], object]) -> object:

@@ -64,6 +64,7 @@ def a_record(flair, mask, **changes):
             "bias_correction": False,
             "exclude": None,
             "rule": "voxel10",
+            "strict": False,
             "device": "cpu",
         },
         "warnings": [],

@@ -66,7 +66,9 @@ def test_of_several_flairs_the_plainest_is_taken_and_that_is_said(dataset):
     pairs, notes = find_pairs(folder)
     assert taken(folder) == [("sub-01_FLAIR", None)]
     assert len(pairs) == 1
-    assert notes == ["sub-01: of 3 FLAIR sub-01_FLAIR.nii.gz is taken"]
+    assert notes == [
+        "sub-01: of 3 FLAIR sub-01_FLAIR.nii.gz is taken; --bids-filter-file decides otherwise"
+    ]
 
 
 def test_the_t1_most_like_the_flair_is_taken(dataset):
@@ -92,7 +94,9 @@ def test_a_t1_without_run_serves_every_flair(dataset):
 def test_a_choice_among_runs_of_the_t1_is_said(dataset):
     folder = dataset("sub-01_FLAIR", "sub-01_run-1_T1w", "sub-01_run-2_T1w")
     assert taken(folder) == [("sub-01_FLAIR", "sub-01_run-1_T1w")]
-    assert find_pairs(folder)[1] == ["sub-01: of 2 T1w sub-01_run-1_T1w.nii.gz is taken"]
+    assert find_pairs(folder)[1] == [
+        "sub-01: of 2 T1w sub-01_run-1_T1w.nii.gz is taken; --bids-filter-file decides otherwise"
+    ]
 
 
 def test_participants_and_sessions_are_named_with_their_entity_or_without(dataset):
@@ -147,6 +151,21 @@ def test_what_is_not_there_is_named(dataset, tmp_path):
         find_pairs(folder, participants=["02"])
     with pytest.raises(LeukoError, match="holds no FLAIR that the filter lets pass"):
         find_pairs(folder, filters={"flair": {"acq": "x"}})
+
+
+def test_an_image_in_the_folder_of_another_visit_is_left_out_and_named(dataset):
+    folder = dataset("sub-01_ses-a_FLAIR", "sub-01_ses-b_FLAIR", "sub-02_T1w")
+    home = folder / "sub-01" / "ses-a" / "anat"
+    for name in ("sub-01_FLAIR", "sub-02_ses-a_FLAIR", "sub-01_ses-b_acq-2_FLAIR", "acq-3d_FLAIR"):
+        (home / f"{name}.nii.gz").touch()
+    pairs, notes = find_pairs(folder)
+    assert [pair.name for pair in pairs] == ["sub-01_ses-a", "sub-01_ses-b"]
+    assert len([note for note in notes if "its name is of another subject or session" in note]) == 4
+    assert "without a FLAIR: sub-02" in notes
+
+
+def test_labels_may_have_a_plus(dataset):
+    assert taken(dataset("sub-01+a_FLAIR", "sub-01+a_T1w")) == [("sub-01+a_FLAIR", "sub-01+a_T1w")]
 
 
 def test_the_dataset_of_another_program_is_left_alone(dataset, tmp_path):

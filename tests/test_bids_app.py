@@ -178,6 +178,31 @@ def test_a_flair_alone_is_segmented_where_that_is_wanted(leuko, raw, out, tmp_pa
     assert errors(folder) == []
 
 
+def test_one_participant_without_t1_is_a_failure_with_its_record(leuko, raw, tmp_path):
+    """As an array of jobs runs them, one by one."""
+    out = tmp_path / "out"
+    code, told, _ = leuko("bids", raw, out, "participant", "--participant-label", "03")
+    assert code == 1
+    assert "there is no T1w beside sub-03_FLAIR.nii.gz" in told
+    assert (out / "logs" / "sub-03.failed").is_file()
+
+
+def test_what_is_made_again_replaces_what_was_made_and_nothing_else(leuko, raw, out, tmp_path):
+    folder = shutil.copytree(out, tmp_path / "leuko")
+    home = folder / "sub-01" / "ses-a" / "anat"
+    edited = home / "sub-01_ses-a_space-FLAIR_label-WMH_desc-edited_mask.nii.gz"
+    edited.touch()
+    t1 = home / "sub-01_ses-a_space-FLAIR_desc-preproc_T1w.nii.gz"
+    assert t1.is_file()
+    shutil.copytree(raw, tmp_path / "raw")
+    (tmp_path / "raw" / "sub-01" / "ses-a" / "anat" / "sub-01_ses-a_T1w.nii.gz").unlink()
+    options = ("--participant-label", "01", "--session-label", "a", "--flair-alone")
+    assert leuko("bids", tmp_path / "raw", folder, "participant", *options)[0] == 0
+    assert edited.is_file()
+    assert not t1.exists()
+    assert not t1.with_name(t1.name.replace(".nii.gz", ".json")).exists()
+
+
 def test_datasets_of_derivatives_are_inputs_too(leuko, tmp_path):
     """Aligned and extracted by another program, as its names say."""
     dataset = tmp_path / "other"
@@ -195,8 +220,9 @@ def test_what_is_asked_for_and_not_there_stops_before_anything_is_made(leuko, ra
     out = tmp_path / "out"
     for arguments, reason in (
         (("--participant-label", "09"), "has no participant 09"),
-        (("--participant-label", "03"), "holds no T1w beside a FLAIR; --flair-alone"),
         (("--bids-filter-file", tmp_path / "absent.json"), "absent.json cannot be read"),
+        (("--model", "nope"), "nope is neither a model folder nor a model known here"),
+        (("--participant-label",), "--participant-label"),
     ):
         code, told, said = leuko("bids", raw, out, "participant", *arguments)
         assert (code, told) == (2, "")

@@ -169,7 +169,7 @@ def test_masks_of_another_tool_are_scored_as_they_are(leuko, data, tmp_path):
         nifti.write(home / "result.nii.gz", wmh)
     code, told, said = leuko("challenge-score", data, "-o", tmp_path / "out", "--results", results)
     assert code == 1
-    assert "1 scans have no result: Amsterdam_Philips_VU_PETMR_01_160" in said
+    assert "1 scan has no result: Amsterdam_Philips_VU_PETMR_01_160" in said
     (line,) = [line for line in told.splitlines() if line.startswith(ALL)]
     assert line.split() == [ALL, "2", "1", "0", "0", "1", "1"]
 

@@ -15,7 +15,9 @@ import pytest
 from cohorts import REASONS, awaited, command, mere_mortal, spoil, stopped, table, written
 from leuko import cohort
 from leuko.files import read_json
+from leuko.isolate import Limits
 from leuko.outputs import MASK_FILE, RECORD_FILE, REPORT_FILE
+from leuko.subject import Job, Settings, perform
 from phantoms import make_phantom
 
 SHAPE, SPACING = (90, 110, 18), (1.9, 1.9, 7.0)
@@ -132,6 +134,9 @@ def test_subjects_are_done_again_if_and_only_if_something_they_depend_on_changed
     pairs.write_text(text)
     assert redone("--align", "never") == {"c"}
     assert set(read_json(out / "c" / RECORD_FILE, what="record")["inputs"]) == {"flair"}
+    assert redone("--align", "never", "--lenient") == set()
+    assert redone("--align", "never", "--threshold", "0.5", "--lenient") == set("abc")
+    # What nobody asked whether it looks like a FLAIR is not taken for one.
     assert redone("--align", "never", "--threshold", "0.5") == set("abc")
 
 
@@ -177,6 +182,73 @@ def test_a_worker_of_a_cluster_may_die(scans, tmp_path):
     assert set(written(out)) == set("abcd")
     for name in "abcd":
         assert (out / name / REPORT_FILE).is_file()
+
+
+def test_a_worker_that_is_asked_to_leave_loses_nothing(scans, tmp_path):
+    """As at the end of its time on a cluster: its subjects are begun again while it still ends."""
+    pairs, out = pairs_of(tmp_path / "pairs.tsv", scans, "abcd"), tmp_path / "out"
+    with a_cluster(tmp_path, workers=2) as (address, workers):
+        batch = command("batch", pairs, "-o", out, "--scheduler", address)
+        run = subprocess.Popen(batch, stdout=subprocess.PIPE)
+        awaited(lambda: list(out.glob(".leuko-*")))
+        workers[0].terminate()
+        told, _ = run.communicate()
+        assert told.decode().startswith("done        4\n")
+        assert subprocess.run(batch, check=False, stdout=subprocess.DEVNULL).returncode == 0
+    assert set(written(out)) == set("abcd")
+    assert not list((out / "logs").glob("*.failed"))
+
+
+def test_a_run_that_is_interrupted_says_how_to_go_on(scans, tmp_path):
+    pairs, out = pairs_of(tmp_path / "pairs.tsv", scans, "abcd"), tmp_path / "out"
+    run = subprocess.Popen(command("batch", pairs, "-o", out), stderr=subprocess.PIPE, text=True)
+    awaited(lambda: list(out.glob(".leuko-*")))
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate()
+    assert run.returncode == 130
+    assert said.endswith("stopped; the same command goes on where it was\n")
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_two_runs_of_one_table_at_once_get_on(scans, tmp_path):
+    pairs, out = pairs_of(tmp_path / "pairs.tsv", scans, "ab"), tmp_path / "out"
+    batch = command("batch", pairs, "-o", out)
+    runs = [subprocess.Popen(batch, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for run in runs:
+        told, _ = run.communicate()
+        assert (run.returncode, told.splitlines()[1]) == (0, "failed      0")
+    assert len((out / "wmh.tsv").read_text().splitlines()) == 3
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert not list((out / "logs").glob("*.failed"))
+
+
+def test_scratch_may_lie_where_other_things_are(leuko, scans, tmp_path):
+    shutil.copytree(scans, tmp_path / "scans")
+    pairs, out = pairs_of(tmp_path / "pairs.tsv", tmp_path / "scans", "a"), tmp_path / "out"
+    before = sorted((tmp_path / "scans").rglob("*"))
+    assert leuko("batch", pairs, "-o", out, "-w", tmp_path / "scans")[0] == 0
+    assert sorted((tmp_path / "scans").rglob("*")) == before
+    left = out / ".leuko-a-killed"  # by a run that was killed
+    left.mkdir()
+    (out / "a" / MASK_FILE).unlink()
+    assert leuko("batch", pairs, "-o", out)[0] == 0
+    assert not left.exists()
+
+
+def test_a_worker_with_another_model_of_the_same_name_does_nothing(scans, tmp_path):
+    job = Job(
+        name="a",
+        flair=scans / "a" / "FLAIR.nii.gz",
+        t1=None,
+        folder=tmp_path / "a",
+        root=tmp_path,
+        work=tmp_path,
+        settings=Settings(),
+        limits=Limits(memory_gb=4, seconds=60, threads=1),
+        weights_sha256="ab" * 32,
+    )
+    assert "of this machine has other weights" in perform(job).reason
+    assert not job.folder.exists()
 
 
 def test_a_scheduler_that_does_not_answer_is_named(leuko, scans, tmp_path, monkeypatch):

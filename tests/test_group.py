@@ -95,7 +95,7 @@ def test_every_column_is_described():
     for name, said in about.items():
         assert len(said["Description"]) > 10
         unit = {"_ml": "mL", "_mm": "mm", "mm3": "mm^3"}.get(name[-3:])
-        assert said.get("Units", unit) == (unit or said.get("Units")), name
+        assert unit is None or said["Units"] == unit, name
 
 
 def test_the_table_holds_one_row_a_subject_and_its_dictionary_every_column(cohort):
@@ -105,7 +105,7 @@ def test_the_table_holds_one_row_a_subject_and_its_dictionary_every_column(cohor
     assert [row["id"] for row in found] == ["a", "b"]
     assert found[1]["volume_ml"] == "7"
     assert found[0]["t1_sha256"] == found[0]["excluded_ml"] == "n/a"
-    assert list(json.loads((out / "wmh.json").read_text())) == list(found[0])
+    assert list(json.loads((out / "wmh.json").read_text())) == ["Description", *found[0]]
 
 
 def test_the_worst_come_first(cohort):
@@ -129,11 +129,13 @@ def test_failures_stand_on_the_page_with_their_reason_and_not_in_the_table(cohor
     out = cohort(a={}, b={})
     (out / "logs").mkdir()
     (out / "logs" / "b.failed").write_text("b/FLAIR.nii.gz is all zeros\n")
+    (out / "logs" / "b.log").touch()
     (out / "logs" / "c.failed").write_text(f"{HOSTILE}\n")
     group.write_batch(out)
     assert [row["id"] for row in rows(out / "wmh.tsv")] == ["a"]
     html = (out / group.PAGE).read_text()
     assert 'href="logs/b.log"' in html
+    assert "logs/c.log" not in html
     assert HOSTILE not in html
     assert HOSTILE in Words(html).words
     assert "Failed: 2" in html
@@ -187,6 +189,7 @@ def test_verdicts_find_their_subjects_by_the_scan_and_are_one_csv(cohort, caplog
         verdict(9, "PASS", subject="elsewhere"),
     )
     saved(out, "qc_b (1).csv", verdict(1, "FAIL", subject="patient B", reasons="missed deep"))
+    saved(out, "a.csv", verdict(0, "FAIL", rater="me", rated="2025-12-31"))  # a mind changed since
     (out / verdicts.FOLDER / "other.csv").write_text("x,y\n1,2\n")
     (out / verdicts.FOLDER / "latin.csv").write_bytes("verdict\né".encode("latin-1"))
     written = group.write_batch(out)
@@ -202,6 +205,15 @@ def test_verdicts_find_their_subjects_by_the_scan_and_are_one_csv(cohort, caplog
     assert "FAIL: missed deep (2026-01-02)" in words
     assert "PASS (me, 2026-01-02)" in words
     assert "flag (2026-01-02, of an older mask)" in words
+
+
+def test_verdicts_that_are_taken_back_are_gone(cohort):
+    out = cohort(a={})
+    saved(out, "a.csv", verdict(0, "PASS"))
+    assert "verdicts" in group.write_batch(out)
+    (out / verdicts.FOLDER / "a.csv").unlink()
+    group.write_batch(out)
+    assert not (out / verdicts.TABLE).exists()
 
 
 @pytest.fixture
@@ -266,6 +278,18 @@ def test_verdicts_are_saved_as_one_csv_that_the_next_run_gathers(page, tmp_path)
     ]
     assert found[2]["note"] == "'=1+1, look"
     assert found[2]["rater"] == "A B"
+
+
+@pytest.mark.browser
+def test_a_verdict_is_forgotten_with_the_mask_that_it_is_of(page, tmp_path):
+    page.get_by_role("group", name="Verdict on sub-07").get_by_label("FAIL").check()
+    record = tmp_path / "out" / "sub-07" / RECORD_FILE
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"mask_sha256": "ee" * 32}))
+    group.write_batch(tmp_path / "out")
+    page.reload()
+    assert page.locator(".card.done").count() == 0
+    page.get_by_role("button", name="Save verdicts").click()
+    assert page.locator("#saved").inner_text() == "Choose PASS, FAIL or flag first."
 
 
 @pytest.mark.browser

@@ -40,6 +40,18 @@ def test_commas_and_what_spreadsheets_write_are_understood(tmp_path):
     assert row.flair == tmp_path / "my scans, all" / "F.nii.gz"
 
 
+def test_a_quote_in_a_tsv_swallows_nothing(tmp_path):
+    found = rows(tmp_path, 'id\tflair\na\t"x\nb\ty\nc\tz"\n')
+    assert [(row.name, row.flair.name) for row in found] == [("a", '"x'), ("b", "y"), ("c", 'z"')]
+
+
+def test_a_csv_whose_quotes_or_commas_do_not_fit_is_refused(tmp_path):
+    with pytest.raises(LeukoError, match="cannot be read: unexpected end of data"):
+        rows(tmp_path, 'id,flair\na,"x\nb,y\n', name="pairs.csv")
+    with pytest.raises(LeukoError, match="a cell with a comma needs quotes"):
+        rows(tmp_path, "id,flair,t1\na,my scans, all/F.nii,T.nii\n", name="pairs.csv")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -53,6 +65,10 @@ def test_commas_and_what_spreadsheets_write_are_understood(tmp_path):
         ("id\tflair\n\tx\n", "the id '' cannot name a folder"),
         ("id\tflair\nlogs\tx\n", "the id 'logs' cannot name a folder"),
         ("id\tflair\nVerdicts\tx\n", "the id 'Verdicts' cannot name a folder"),
+        ("id\tflair\nreport.html\tx\n", "the id 'report.html' cannot name a folder"),
+        ("id\tflair\nnul\tx\n", "the id 'nul' cannot name a folder"),
+        ("id\tflair\na.\tx\n", "the id 'a.' cannot name a folder"),
+        ("id\tflair\na\tx\ty\n", "line 2: 3 cells below 2 columns"),
         ("id\tflair\nanna\t\n", "line 2: anna has no flair"),
         ("id\tflair\nanna\n", "line 2: anna has no flair"),
     ],

@@ -3,6 +3,7 @@
 Paths and JSON only. The rules are those of BIDS 1.10 (https://bids-specification.readthedocs.io).
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Self
 
 from leuko import __version__
 from leuko.errors import LeukoError
-from leuko.files import read_json, staged, write_json
+from leuko.files import read_json, replace_text
 
 VERSION = "1.10.0"
 # In the order in which they stand in a name; filters may use the long words.
@@ -20,7 +21,7 @@ ENTITIES = {
     "rec": "reconstruction", "run": "run", "echo": "echo", "inv": "inversion", "part": "part",
     "space": "space", "res": "resolution", "den": "density", "desc": "description",
 }  # fmt: skip
-IMAGE = re.compile(r"((?:[a-z]+-[A-Za-z0-9]+_)+)([A-Za-z0-9]+)\.nii(\.gz)?")
+IMAGE = re.compile(r"((?:[a-z]+-[A-Za-z0-9+]+_)+)([A-Za-z0-9]+)\.nii(\.gz)?")
 # What of an output no rule of BIDS covers. No slash after figures: the validator would err.
 IGNORED = ("*_xfm.*", "*_stats.*", "*.html", "figures", "logs", "verdicts*", "/wmh.*")
 
@@ -108,10 +109,11 @@ def find_pairs(
     """
     filters = filters or {}
     visits = list(_visits(dataset, participants, sessions))
-    pairs, notes = [], []
+    pairs, notes, without = [], [], []
     for folder in visits:
-        images = [
-            image for path in sorted((folder / "anat").glob("*.nii*")) if (image := Image.of(path))
+        images, misplaced = _images(folder)
+        notes += [
+            f"{path} is left out: its name is of another subject or session" for path in misplaced
         ]
         flairs, t1s = (
             [i for i in images if i.suffix == suffix and i.passes(filters.get(suffix.lower(), {}))]
@@ -126,9 +128,13 @@ def find_pairs(
             notes += _notes(pair.name, flair, of_run)
             same_run = [t1 for t1 in t1s if t1.entities.get("run", "") == run]
             notes += _notes(pair.name, t1, same_run or t1s) if t1 else []
+        if not flairs:
+            without.append(folder.relative_to(dataset).as_posix())
     if not pairs:
         what = "that the filter lets pass" if filters else "such as sub-01/anat/sub-01_FLAIR.nii.gz"
         raise LeukoError(f"{dataset} holds no FLAIR {what}")
+    if without:
+        notes.append(f"without a FLAIR: {', '.join(without)}")
     return pairs, notes
 
 
@@ -162,8 +168,9 @@ def start_dataset(out: Path, source: Path) -> None:
     Raises LeukoError where it is a dataset of another program.
     """
     about = out / "dataset_description.json"
-    if about.is_file():
-        makers = read_json(about, what="description").get("GeneratedBy") or [{}]
+    before = read_json(about, what="description") if about.exists() else None
+    if before is not None:
+        makers = before.get("GeneratedBy") or [{}]
         if [maker.get("Name") for maker in makers] != ["Leuko"]:
             raise LeukoError(f"{out} is a dataset of its own; choose another folder for the output")
     link = source.resolve().as_uri()
@@ -175,12 +182,15 @@ def start_dataset(out: Path, source: Path) -> None:
         "SourceDatasets": [{"URL": link}],
         "DatasetLinks": {"raw": link},
     }
-    if about.is_file() and read_json(about, what="description") == description:
+    if before == description:
         return
-    with staged(out) as scratch:
-        write_json(scratch / about.name, description)
-        (scratch / ".bidsignore").write_text("".join(f"{line}\n" for line in IGNORED))
-        (scratch / "README").write_text(README)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_text(about, json.dumps(description, indent=2) + "\n")
+        replace_text(out / ".bidsignore", "".join(f"{line}\n" for line in IGNORED))
+        replace_text(out / "README", README)
+    except OSError as error:
+        raise LeukoError(f"cannot write into {out}: {error.strerror}") from error
 
 
 def label(text: str, entity: str) -> str:
@@ -211,6 +221,16 @@ def _visits(dataset: Path, participants: Sequence[str], sessions: Sequence[str])
         raise LeukoError(f"{dataset} has no session {', '.join(chosen)}; check the labels")
 
 
+def _images(visit: Path) -> tuple[list[Image], list[Path]]:
+    """Of a visit's folder: its images, and those whose names are of another subject or session."""
+    images = [i for path in sorted((visit / "anat").glob("*.nii*")) if (i := Image.of(path))]
+    place = dict(
+        part.split("-", 1) for part in visit.parts[-2:] if part.startswith(("sub-", "ses-"))
+    )
+    ours = [i for i in images if all(i.entities.get(k) == place.get(k) for k in ("sub", "ses"))]
+    return ours, [image.path for image in images if image not in ours]
+
+
 def _passes(found: str | None, wanted: Any) -> bool:
     if isinstance(wanted, list):
         return any(_passes(found, one) for one in wanted)
@@ -237,4 +257,5 @@ def _distance(t1: Image, flair: Image) -> tuple[bool, int, int, str]:
 def _notes(name: str, chosen: Image, among: Sequence[Image]) -> list[str]:
     if len(among) < 2:
         return []
-    return [f"{name}: of {len(among)} {chosen.suffix} {chosen.path.name} is taken"]
+    taken = f"{name}: of {len(among)} {chosen.suffix} {chosen.path.name} is taken"
+    return [f"{taken}; --bids-filter-file decides otherwise"]

@@ -22,7 +22,7 @@ from leuko.isolate import Limits
 from leuko.metrics import MEASURES
 from leuko.outputs import MASK_FILE, Segmentation, write_table
 from leuko.segment import segment
-from leuko.subject import WORK, Job, Settings
+from leuko.subject import Job, Settings
 
 RESULT_FILE = "result.nii.gz"
 SCORES_FILE, SITES_FILE = "scores.tsv", "sites.tsv"
@@ -68,6 +68,11 @@ def answer(source: Path, out: Path, **settings: Any) -> Segmentation:
     `segment`.
     """
     flair, t1 = find_pair(source)
+    if not flair.exists():
+        raise LeukoError(
+            f"{source} holds neither pre/FLAIR.nii.gz nor orig/FLAIR.nii.gz; expected a folder as "
+            "the challenge mounts it at /input"
+        )
     with staged(out) as scratch:
         result = segment(flair, t1, scratch / "everything", **settings)
         shutil.move(scratch / "everything" / MASK_FILE, scratch / RESULT_FILE)
@@ -76,15 +81,10 @@ def answer(source: Path, out: Path, **settings: Any) -> Segmentation:
 
 
 def find_pair(folder: Path) -> tuple[Path, Path]:
-    """FLAIR and T1 in pre, or in orig. Raises LeukoError where there is neither."""
-    for place in ("pre", "orig"):
-        flair = folder / place / "FLAIR.nii.gz"
-        if flair.exists():
-            return flair, flair.with_name("T1.nii.gz")
-    raise LeukoError(
-        f"{folder} holds neither pre/FLAIR.nii.gz nor orig/FLAIR.nii.gz; expected a folder as the "
-        "challenge mounts it at /input"
-    )
+    """FLAIR and T1 in orig if that alone has them, otherwise in pre."""
+    prepared, original = (folder / place / "FLAIR.nii.gz" for place in ("pre", "orig"))
+    flair = original if original.exists() and not prepared.exists() else prepared
+    return flair, flair.with_name("T1.nii.gz")
 
 
 def find_scans(data: Path, split: Split) -> list[Scan]:
@@ -117,25 +117,26 @@ def find_scans(data: Path, split: Split) -> list[Scan]:
 
 def jobs(scans: Sequence[Scan], out: Path, settings: Settings, limits: Limits) -> dict[Scan, Job]:
     """What segments each scan, into a folder of its own in `out`."""
-    return {
-        scan: Job(
+    found = {}
+    for scan in scans:
+        flair, t1 = find_pair(scan.folder)
+        found[scan] = Job(
             name=scan.name,
-            flair=pair[0],
-            t1=pair[1],
+            flair=flair,
+            t1=t1,
             folder=out / scan.name,
             root=out,
-            work=out / WORK,
+            work=out,
             settings=settings,
             limits=limits,
         )
-        for scan in scans
-        if (pair := find_pair(scan.folder))
-    }
+    return found
 
 
 def find_results(scans: Sequence[Scan], data: Path, results: Path) -> dict[Scan, Path]:
-    """Where the masks of another tool, or observer, must be: laid out as the data are."""
-    return {scan: results / scan.folder.relative_to(data) / RESULT_FILE for scan in scans}
+    """The masks of another tool, or observer, that are there: laid out as the data are."""
+    places = {scan: results / scan.folder.relative_to(data) / RESULT_FILE for scan in scans}
+    return {scan: path for scan, path in places.items() if path.is_file()}
 
 
 def score(masks: Mapping[Scan, Path], out: Path) -> dict[Scan, Row]:

@@ -12,6 +12,7 @@ from leuko.cli_cohort import (
     Scheduler,
     TimeLimit,
     run_jobs,
+    whole_path,
 )
 from leuko.cli_options import (
     Align,
@@ -100,23 +101,27 @@ def challenge_score(
     for lack in wmh.missing(scans, split):
         print(f"warning: scans of {lack} are there", file=sys.stderr)
     if results is None:
-        settings = Settings(model, threshold, min_lesion_mm3, strict=False, device=device)
+        settings = Settings(
+            model=whole_path(model),
+            threshold=threshold,
+            smallest_lesion_mm3=min_lesion_mm3,
+            strict=False,  # every scan counts
+            device=device,
+        )
         limits = Limits(mem_gb, 60 * time_limit, threads=1)
         jobs = wmh.jobs(scans, out.absolute(), settings, limits)
-        run_jobs(list(jobs.values()), nthreads, scheduler)
-        masks = {scan: job.mask for scan, job in jobs.items()}
+        failed = run_jobs(list(jobs.values()), nthreads, scheduler)
+        masks = {scan: job.mask for scan, job in jobs.items() if job.name not in failed}
     else:
         masks = wmh.find_results(scans, data, results)
-    lacking = [scan for scan, mask in masks.items() if not mask.is_file()]
+    lacking = [scan.name for scan in scans if scan not in masks]
     if lacking:
-        names = ", ".join(scan.name for scan in lacking)
-        print(f"warning: {len(lacking)} scans have no result: {names}", file=sys.stderr)
-    rows = wmh.score({scan: mask for scan, mask in masks.items() if scan not in lacking}, out)
-    table = wmh.by_site(rows)
+        what = "scan has" if len(lacking) == 1 else "scans have"
+        print(f"warning: {len(lacking)} {what} no result: {', '.join(lacking)}", file=sys.stderr)
+    table = wmh.by_site(wmh.score(masks, out))
     print(sites_as_text(table))
     if teams:
-        print(
-            ranks_as_text(wmh.ranks(others | {results.name if results else model: table[wmh.ALL]}))
-        )
+        own = results.resolve().name if results else Path(model).name
+        print(ranks_as_text(wmh.ranks(others | {own: table[wmh.ALL]})))
     print(f"{'tables':<12}{out / wmh.SCORES_FILE}, {out / wmh.SITES_FILE}")
     raise typer.Exit(1 if lacking else 0)

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -67,14 +66,17 @@ class BidsCommand(TyperCommand):
     """Takes lists as BIDS Apps do: --participant-label 01 02 03."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        option, spread = None, []
+        spread: list[str] = []
+        option, is_first = None, False
         for argument in args:
             if argument.startswith("-"):
-                option = LISTS.get(argument)
-            elif option is not None:
-                spread += [option, argument]
-            if option is None:
+                option, is_first = LISTS.get(argument), True
+                spread.append(option or argument)
+            elif option is None or is_first:
                 spread.append(argument)
+                is_first = False
+            else:
+                spread += [option, argument]
         return super().parse_args(ctx, spread)
 
 
@@ -102,11 +104,18 @@ def batch(
     from leuko.group import write_batch
     from leuko.isolate import Limits
     from leuko.pairs import read_table
-    from leuko.subject import WORK, Job, Settings
+    from leuko.subject import Job, Settings
 
     out = out.absolute()
     settings = Settings(
-        model, threshold, min_lesion_mm3, align, pv_rule, bias_correction, not lenient, device
+        model=whole_path(model),
+        threshold=threshold,
+        smallest_lesion_mm3=min_lesion_mm3,
+        alignment=align,
+        rule=pv_rule,
+        bias_correction=bias_correction,
+        strict=not lenient,
+        device=device,
     )
     jobs = [
         Job(
@@ -116,7 +125,7 @@ def batch(
             exclude=row.exclude and row.exclude.absolute(),
             folder=out / row.name,
             root=out,
-            work=(work_dir or out / WORK).absolute(),
+            work=(work_dir or out).absolute(),
             settings=settings,
             limits=Limits(mem_gb, 60 * time_limit, threads=1),
         )
@@ -166,7 +175,7 @@ def bids(
     from leuko.bids import find_pairs, read_filter, start_dataset
     from leuko.group import write_dataset
     from leuko.isolate import Limits
-    from leuko.subject import WORK, Job, Settings
+    from leuko.subject import Job, Settings, Wanted
 
     out, dataset = output_dir.absolute(), bids_dir.absolute()
     if analysis_level == "group":
@@ -180,12 +189,18 @@ def bids(
         filters=read_filter(bids_filter_file) if bids_filter_file else None,
     )
     for note in notes:
-        print(f"{note}; --bids-filter-file decides otherwise", file=sys.stderr)
-    if not flair_alone and not any(pair.t1 for pair in pairs):
+        print(note, file=sys.stderr)
+    if not (flair_alone or participant_label or any(pair.t1 for pair in pairs)):
         raise LeukoError(f"{dataset} holds no T1w beside a FLAIR; --flair-alone does without")
-    start_dataset(out, dataset)
     settings = Settings(
-        model, threshold, min_lesion_mm3, align, pv_rule, bias_correction, not lenient, device
+        model=whole_path(model),
+        threshold=threshold,
+        smallest_lesion_mm3=min_lesion_mm3,
+        alignment=align,
+        rule=pv_rule,
+        bias_correction=bias_correction,
+        strict=not lenient,
+        device=device,
     )
     jobs = [
         Job(
@@ -194,7 +209,7 @@ def bids(
             t1=pair.t1.path if pair.t1 else None,
             folder=out / pair.visit / "anat",
             root=out,
-            work=(work_dir or out / WORK).absolute(),
+            work=(work_dir or out).absolute(),
             settings=settings,
             limits=Limits(mem_gb, 60 * time_limit, threads=1),
             prefix=pair.prefix,
@@ -205,39 +220,53 @@ def bids(
         )
         for pair in pairs
     ]
+    Wanted.of(settings)  # before anything is made
+    start_dataset(out, dataset)
     raise typer.Exit(1 if run_jobs(jobs, nthreads, scheduler) else 0)
 
 
-def run_jobs(jobs: "Sequence[Job]", processors: int | None, scheduler: str | None) -> bool:
-    """Do what is not done yet, and say how it went; whether some failed."""
+def whole_path(model: str) -> str:
+    """A model's folder by its whole path, since it may be used elsewhere; a name as it is."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+def run_jobs(
+    jobs: "Sequence[Job]", processors: int | None, scheduler: str | None
+) -> dict[str, str]:
+    """Do what is not done yet, and say how it went; why some failed, by name."""
     from leuko.runtime import available_cpus
-    from leuko.subject import Wanted, perform, split
+    from leuko.subject import Wanted, perform, settle, split
 
     try:
         from leuko import cohort
     except ImportError as error:
         raise LeukoError('many subjects need dask; pip install "leuko[cohort]"') from error
 
-    done, left = split(jobs, Wanted.of(jobs[0].settings))
-    workers = None
-    if scheduler is None and left:
-        processors, limits = processors or available_cpus(), left[0].limits
-        workers = min(cohort.fitting_workers(processors, limits.memory_gb), len(left))
+    wanted = Wanted.of(jobs[0].settings)
+    done, left = split(jobs, wanted)
+    processors, limits, workers = processors or available_cpus(), jobs[0].limits, None
+    if scheduler is None:
+        fitting = cohort.fitting_workers(processors, limits.memory_gb)
+        workers = max(1, min(fitting, len(left)))
         limits = replace(limits, threads=max(1, processors // workers))
-        left = [replace(job, limits=limits) for job in left]
-    failed: dict[Job, str] = {}
-    with cohort_progress(len(left), workers) as on_end:
-        for job, outcome in cohort.run(perform, left, workers=workers, scheduler=scheduler):
-            on_end(job.name, outcome.reason)
-            if outcome.reason is not None:
-                failed[job] = outcome.reason
-    with suppress(OSError):
-        jobs[0].work.rmdir()  # if it is empty
+    left = [replace(j, limits=limits, weights_sha256=wanted.weights_sha256) for j in left]
+    failed: dict[str, str] = {}
+    try:
+        with cohort_progress(len(left), workers) as on_end:
+            for job, outcome in cohort.run(perform, left, workers=workers, scheduler=scheduler):
+                settle(job, outcome)
+                on_end(job.name, outcome.reason)
+                if outcome.reason is not None:
+                    failed[job.name] = outcome.reason
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        raise typer.Exit(130) from None
     earlier = f", {len(done)} of them before" if done else ""
     print(f"{'done':<12}{len(jobs) - len(failed)}{earlier}")
     print(f"{'failed':<12}{len(failed)}")
-    for job, reason in sorted(failed.items(), key=lambda item: item[0].name):
-        print(f"  {job.name:<20}{reason}")
+    width = max((10, *map(len, failed)))
+    for name, reason in sorted(failed.items()):
+        print(f"  {name:<{width}}  {reason}")
     if failed:
         print(f"{'logs':<12}{jobs[0].log.parent}")
-    return bool(failed)
+    return failed

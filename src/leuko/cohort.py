@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from distributed import Client, Future, LocalCluster, as_completed
 from distributed.system import MEMORY_LIMIT
@@ -13,19 +13,11 @@ from distributed.system import MEMORY_LIMIT
 from leuko.errors import LeukoError
 from leuko.isolate import Outcome
 
-AHEAD = 8  # pieces at the scheduler for each that runs: a short list, and no worker waits
-LEAST_AHEAD = 256  # so that a cluster that grows with its work sees that there is some
+AHEAD = 4096  # pieces at the scheduler: more than any cluster does at once, fewer than a cohort has
 CONNECT_SECONDS = 30
 
 
-class Named(Protocol):
-    """A piece of work has a name that no other has."""
-
-    @property
-    def name(self) -> str: ...
-
-
-Piece = TypeVar("Piece", bound=Named)
+Piece = TypeVar("Piece")
 
 
 def fitting_workers(processors: int, memory_gb: float) -> int:
@@ -46,17 +38,19 @@ def run(
     machine `workers` pieces run at once; with the address of a dask scheduler, as many as its
     workers have threads. Raises LeukoError where no scheduler answers, or it is lost.
     """
-    waiting, run_id = iter(pieces), uuid.uuid4().hex[:8]
+    if not pieces:
+        return
+    # Keys of one kind: the scheduler then hands out a piece when a worker is free, none before.
+    waiting, kind = enumerate(pieces), f"leuko-{uuid.uuid4().hex[:8]}"
     with _client(workers, scheduler) as client:
         of_key: dict[str, Piece] = {}
 
         def submit(count: int) -> "list[Future[Outcome]]":
-            taken = {f"{piece.name}-{run_id}": piece for piece in islice(waiting, count)}
+            taken = {f"{kind}-{number}": piece for number, piece in islice(waiting, count)}
             of_key.update(taken)
             return [client.submit(work, p, key=key, pure=False) for key, p in taken.items()]
 
-        slots = sum(client.nthreads().values())
-        ended = as_completed(submit(max(LEAST_AHEAD, AHEAD * slots)), loop=client.loop)
+        ended = as_completed(submit(AHEAD), loop=client.loop)
         for future in ended:
             ended.update(submit(1))
             yield of_key.pop(future.key), _outcome(future)
@@ -84,7 +78,7 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Client]:
             threads_per_worker=workers,
             processes=False,
             memory_limit=0,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # it cannot be left out; so it disturbs nobody
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

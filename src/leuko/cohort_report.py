@@ -41,7 +41,7 @@ class Failure:
 
     name: str
     reason: str
-    log: str
+    log: str  # empty if there is none
 
 
 def cohort_page(
@@ -128,12 +128,15 @@ def _failures(failures: Sequence[Failure]) -> str:
     if not failures:
         return '<p class="fine"><strong>No failures.</strong> Every subject was segmented.</p>'
     items = "".join(
-        f"<li><strong>{text(failure.name)}</strong> {text(failure.reason)} "
-        f'(<a href="{quote(failure.log)}">log<span class="unseen"> of {text(failure.name)}</span>'
-        "</a>)</li>"
+        f"<li><strong>{text(failure.name)}</strong> {text(failure.reason)}{_log(failure)}</li>"
         for failure in failures
     )
     return f'<section class="warnings"><h2>Failed: {len(failures)}</h2><ul>{items}</ul></section>'
+
+
+def _log(failure: Failure) -> str:
+    whose = f'<span class="unseen"> of {text(failure.name)}</span>'
+    return f' (<a href="{quote(failure.log)}">log{whose}</a>)' if failure.log else ""
 
 
 def _review(shown: Sequence[Entry], total: int, judged: Mapping[str, Sequence[Verdict]]) -> str:
@@ -153,13 +156,14 @@ def _card(number: int, entry: Entry, said: Sequence[Verdict]) -> str:
     name, place = text(entry.name), quote(entry.report)
     warned = "".join(f"<li>{text(warning)}</li>" for warning in entry.warnings)
     verdicts = "; ".join(map(_said, said))
+    judged = any(verdict["current"] == "yes" for verdict in said)
     choices = "".join(
         f'<label><input type="radio" name="verdict{number}" value="{verdict}"> {verdict}</label>'
         for verdict in VERDICTS
     )
     return (
         f'<li class="card" data-name="{name}" data-volume="{entry.row["volume_ml"]:.4f}" '
-        f'data-warnings="{len(entry.warnings)}" data-judged="{int(bool(said))}">'
+        f'data-warnings="{len(entry.warnings)}" data-judged="{int(judged)}">'
         f'<h3><a href="{place}">{name}</a></h3>'
         f'<a class="look" href="{place}" tabindex="-1">'
         f'<img loading="lazy" decoding="async" src="{quote(entry.picture)}" '

@@ -99,6 +99,18 @@ def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> Non
             write_json(out / f"{prefix}{name}.json", about | shared)
 
 
+def drop_older(folder: Path, prefix: str, written: set[str]) -> None:
+    """Delete what an earlier run with another model or other scans left, and nothing else."""
+    images = [name.removesuffix(".nii.gz") for name in NAMES.values() if name.endswith(".nii.gz")]
+    ours = {
+        *NAMES.values(),
+        f"{BRAIN}.nii.gz",
+        *(f"{i}{end}" for i in [*images, BRAIN] for end in (".json", ".tsv")),
+    }
+    for name in {prefix + name for name in ours} - written:
+        (folder / name).unlink(missing_ok=True)
+
+
 def is_stripped(image: Array, brain: Volume) -> bool:
     """Whether an image (X, Y, Z) on the grid of a brain mask shows next to nothing beside it."""
     inside = brain.data > 0

@@ -17,17 +17,19 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+UMASK = os.umask(0)  # asking for it sets it: once, before there are threads
+os.umask(UMASK)
 LARGEST_BYTES = 600 << 20  # of an image: a head at half a millimetre in float64 fits
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path, *, record: str = "*.json") -> Iterator[Path]:
     """A scratch folder that becomes `folder`, or whose files move into it, once all are written.
 
-    A new folder appears whole, in one step. In one that holds files already the old records
-    (*.json) go first and the new ones come last: without a record a result is not whole. If
-    anything fails inside, `folder` keeps what it held (and is not there if it was not).
-    Raises LeukoError when `folder` cannot be made or written.
+    A new folder appears whole, in one step. In one that is there already the old records (what
+    the pattern `record` names) go first and the new ones come last: without a record a result is
+    not whole. If anything fails inside, `folder` keeps what it held (and is not there if it was
+    not). Raises LeukoError when `folder` cannot be made or written.
     """
     if os.path.lexists(folder) and not folder.is_dir():
         raise LeukoError(f"{folder} is there and is no folder; choose another output folder")
@@ -37,14 +39,14 @@ def staged(folder: Path) -> Iterator[Path]:
         # What is there may be a mounted volume in a file system that is read-only.
         home = folder if folder.is_dir() else folder.parent
         scratch = Path(tempfile.mkdtemp(prefix=".leuko-", dir=home))
-        scratch.chmod(0o777 & ~_umask())
+        scratch.chmod(0o777 & ~UMASK)
     except OSError as error:
         raise LeukoError(
             f"cannot write into {folder}: {error.strerror}; choose another output folder"
         ) from error
     try:
         yield scratch
-        _publish(scratch, folder)
+        _publish(scratch, folder, record)
     except OSError as error:
         raise LeukoError(f"writing into {folder} failed: {error.strerror or error}") from error
     finally:
@@ -54,7 +56,7 @@ def staged(folder: Path) -> Iterator[Path]:
                 path.rmdir()
 
 
-def _publish(scratch: Path, folder: Path) -> None:
+def _publish(scratch: Path, folder: Path, record: str) -> None:
     try:
         scratch.rename(folder)
     except OSError:
@@ -63,11 +65,56 @@ def _publish(scratch: Path, folder: Path) -> None:
     else:
         return
     with _locked(folder):
-        records = [path for path in scratch.iterdir() if path.suffix == ".json"]
+        records = set(scratch.glob(record))
         for path in records:
             (folder / path.name).unlink(missing_ok=True)
         for path in sorted(scratch.iterdir(), key=lambda path: path in records):
             path.replace(folder / path.name)
+
+
+@contextmanager
+def private(home: Path, name: str) -> Iterator[Path]:
+    """A folder in `home` for scratch, deleted at the end.
+
+    Those of the same name whose makers were killed are deleted too, where the system can tell.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    for older in home.glob(f".leuko-{name}-*"):
+        if _is_abandoned(older):
+            shutil.rmtree(older, ignore_errors=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".leuko-", dir=home))
+    with _locked(fresh):  # before others know it by its name
+        own = fresh.rename(home / f".leuko-{name}-{fresh.name.removeprefix('.leuko-')}")
+        try:
+            yield own
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(handle)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file in one step, over an older one: others see the one or the other."""
+    handle, name = tempfile.mkstemp(prefix=".leuko-", dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+    Path(name).chmod(0o666 & ~UMASK)
+    Path(name).replace(path)
 
 
 @contextmanager
@@ -82,12 +129,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,8 @@ def _write(
         if judged:
             verdicts.write(scratch / verdicts.TABLE, judged)
             written["verdicts"] = out / verdicts.TABLE
+    if not judged:
+        (out / verdicts.TABLE).unlink(missing_ok=True)
     return written, rows
 
 
@@ -151,5 +154,7 @@ def _entry(out: Path, result: Result) -> Entry | None:
 
 def _failures(out: Path) -> Iterator[Failure]:
     for path in sorted((out / LOGS).glob("*.failed")):
-        reason = path.read_text(encoding="utf-8").strip()
-        yield Failure(path.stem, reason, f"{LOGS}/{path.stem}.log")
+        with suppress(FileNotFoundError):  # another run may have mended it just now
+            log = f"{LOGS}/{path.stem}.log"
+            reason = path.read_text(encoding="utf-8").strip()
+            yield Failure(path.stem, reason, log if (out / log).is_file() else "")

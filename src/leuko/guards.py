@@ -109,7 +109,7 @@ def _sequence(case: Case) -> Iterator[str]:
     fluid = max(case.median(case.flair.data, name) / white for name in ("csf", "ventricle"))
     if csf_part < LEAST_CSF_PART or fluid > BRIGHT_CSF:
         yield (
-            f"{case.flair.name} does not look like a FLAIR: {100 * csf_part:.0f} % of the brain is "
+            f"{case.flair.name} does not look like a FLAIR: {100 * csf_part:.1f} % of the brain is "
             f"CSF, {fluid:.2f} times as bright as white matter, expected "
             f"{100 * LEAST_CSF_PART:.0f} % and {BRIGHT_CSF} at most; is it a T2"
             + (f", or {swapped}" if swapped else "?")

@@ -84,11 +84,12 @@ def as_file(path: Path) -> dict[str, Any]:
 def is_same(path: Path, was: Mapping[str, Any]) -> bool:
     """Whether a scan holds what it held when the record of a run was written.
 
-    It is read only if its size or its time of change have become others, or it has many files.
+    It is read only if its path, its size or its time of change have become others, or it has many
+    files.
     """
     try:
-        stamp = _stamp(path)
-        return stamp == {name: was.get(name) for name in stamp} or (
+        seen = {"path": str(path), **_stamp(path)}
+        return seen == {name: was.get(name) for name in seen} or (
             read(path).sha256() == was["sha256"]
         )
     except (OSError, LeukoError):

@@ -8,8 +8,10 @@ from pathlib import Path
 from leuko.errors import LeukoError
 
 COLUMNS = ("id", "flair", "t1", "exclude")
-TAKEN = ("logs", "verdicts")  # folders beside those of subjects
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a folder, on any system
+# What else lies beside the folders of subjects, and what Windows keeps for itself.
+TAKEN = ("logs", "verdicts", "verdicts.csv", "report.html", "wmh.tsv", "wmh.json")
+DEVICE = re.compile(r"(con|nul|aux|prn|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<!\.)")  # of a folder, on any system
 
 
 @dataclass(frozen=True)
@@ -36,25 +38,40 @@ def read_table(path: Path) -> list[Row]:
         raise LeukoError(
             f"table {path} is not UTF-8 text; save it as tab-separated text"
         ) from error
-    lines = csv.reader(text.splitlines(), delimiter="," if path.suffix == ".csv" else "\t")
-    head = [cell.strip().lower() for cell in next(lines, [])]
-    if not {"id", "flair"} <= set(head) <= set(COLUMNS) or len(set(head)) < len(head):
+    try:
+        head, *lines = _cells(text, by_commas=path.suffix == ".csv") or [(1, [])]
+    except csv.Error as error:
+        raise LeukoError(f"table {path} cannot be read: {error}") from error
+    columns = [cell.strip().lower() for cell in head[1]]
+    if not {"id", "flair"} <= set(columns) <= set(COLUMNS) or len(set(columns)) < len(columns):
         raise LeukoError(
-            f"{path} has the columns {', '.join(head) or '(none)'}; expected id, flair, t1 and, "
+            f"{path} has the columns {', '.join(columns) or '(none)'}; expected id, flair, t1 and, "
             "if wanted, exclude, separated by tabs"
         )
     rows: dict[str, Row] = {}
-    for cells in lines:
-        if not any(cell.strip() for cell in cells):
-            continue
-        row = _row(dict(zip(head, cells, strict=False)), path, lines.line_num)
+    for line, cells in lines:
+        if len(cells) > len(columns):
+            raise LeukoError(
+                f"{path}, line {line}: {len(cells)} cells below {len(columns)} columns; in a .csv "
+                "a cell with a comma needs quotes"
+            )
+        row = _row(dict(zip(columns, cells, strict=False)), path, line)
         # Some file systems do not tell capitals from small letters.
         if row.name.lower() in rows:
-            raise LeukoError(f"{path}, line {lines.line_num}: {row.name} is there already")
+            raise LeukoError(f"{path}, line {line}: {row.name} is there already")
         rows[row.name.lower()] = row
     if not rows:
         raise LeukoError(f"{path} names no subject; expected a line for each below the head")
     return list(rows.values())
+
+
+def _cells(text: str, *, by_commas: bool) -> list[tuple[int, list[str]]]:
+    """The lines that are not empty, with their numbers. In a TSV quotes are plain characters."""
+    if by_commas:
+        lines = csv.reader(text.splitlines(), strict=True)
+    else:
+        lines = csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    return [(lines.line_num, cells) for cells in lines if any(cell.strip() for cell in cells)]
 
 
 def _row(cells: dict[str, str], path: Path, line: int) -> Row:
@@ -63,7 +80,8 @@ def _row(cells: dict[str, str], path: Path, line: int) -> Row:
         name: None if found[name] in ("", "n/a") else path.parent / found[name]
         for name in COLUMNS[1:]
     }
-    if not NAME.fullmatch(found["id"]) or found["id"].lower() in TAKEN:
+    name = found["id"]
+    if not NAME.fullmatch(name) or name.lower() in TAKEN or DEVICE.fullmatch(name):
         raise LeukoError(
             f"{path}, line {line}: the id {found['id']!r} cannot name a folder; use letters, "
             "digits, and . _ - within"

@@ -127,6 +127,7 @@ def segment(
                 "bias_correction": bias_correction,
                 "exclude": exclude and inputs.as_file(exclude),
                 "rule": rule,
+                "strict": strict,
                 "device": device,
             },
         }

@@ -7,23 +7,21 @@ import json
 import logging
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from leuko import derivatives, isolate, outputs, weights
 from leuko.align import Mode
 from leuko.errors import LeukoError
-from leuko.files import read_json, staged
+from leuko.files import private, read_json, replace_text, staged
 from leuko.inputs import is_same
 from leuko.isolate import Limits, Outcome
 from leuko.regions import Rule
 from leuko.runtime import Device
 
-WORK = ".work"  # in the output folder of a cohort, for scratch
 LOGS = "logs"  # in the output folder of a cohort: what each process said, and why it failed
 
 
@@ -53,13 +51,14 @@ class Job:
     t1: Path | None
     folder: Path  # for the results
     root: Path  # the output folder of the cohort
-    work: Path  # for scratch
+    work: Path  # for scratch, which has a folder of its own there
     settings: Settings
     limits: Limits
     exclude: Path | None = None
     prefix: str = ""
     sources: tuple[str, ...] = ()
     problem: str | None = None  # why it cannot be done, if that is known beforehand
+    weights_sha256: str = ""  # of the model that is meant; other machines may have another
 
     @property
     def record(self) -> Path:
@@ -123,6 +122,7 @@ def is_done(job: Job, wanted: Wanted) -> bool:
         return (
             record["model"]["weights_sha256"] == wanted.weights_sha256
             and all(settings[name] == value for name, value in wanted.settings.items())
+            and (settings["strict"] or not job.settings.strict)
             and _is_same(job.flair, scans["flair"])
             and _is_same(job.t1, scans.get("t1"))
             and _is_same(job.exclude, settings["exclude"])
@@ -142,17 +142,26 @@ def split(jobs: Sequence[Job], wanted: Wanted) -> tuple[list[Job], list[Job]]:
     return ready, [job for job, is_ready in zip(jobs, done, strict=True) if not is_ready]
 
 
-def perform(job: Job) -> Outcome:
-    """Do it in a process of its own: results whole or not at all, and if not, why."""
-    try:
-        outcome = Outcome(job.problem, 0.0, 0.0) if job.problem else _perform(job)
-    except (OSError, LeukoError) as error:
-        outcome = Outcome(str(error), 0.0, 0.0)
-    job.log.parent.mkdir(parents=True, exist_ok=True)
+def settle(job: Job, outcome: Outcome) -> None:
+    """Keep why it failed, or forget why an earlier try did."""
     if outcome.reason is None:
         job.failure.unlink(missing_ok=True)
     else:
-        job.failure.write_text(outcome.reason + "\n", encoding="utf-8", errors="backslashreplace")
+        job.failure.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(job.failure, outcome.reason + "\n")
+
+
+def perform(job: Job) -> Outcome:
+    """Do it in a process of its own: results whole or not at all, and if not, why."""
+    job.log.unlink(missing_ok=True)  # of an earlier try
+    if job.problem:
+        return Outcome(job.problem, 0.0, 0.0)
+    try:
+        outcome = _perform(job)
+    except (OSError, LeukoError) as error:
+        outcome = Outcome(str(error), 0.0, 0.0)
+    if outcome.reason is not None and is_done(job, Wanted.of(job.settings)):
+        return replace(outcome, reason=None)  # by another run, at the same time
     return outcome
 
 
@@ -171,23 +180,26 @@ def main() -> None:
 def _perform(job: Job) -> Outcome:
     if not job.prefix:
         outputs.refuse_foreign_files(job.folder, job.flair, job.t1)
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    own = job.work / job.name  # with what a run that was killed has left
-    own.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=own))
-    try:
-        command = ["-m", "leuko.subject", str(scratch)]
-        outcome = isolate.run(command, job.to_json(), job.log, job.limits)
-        if outcome.reason is None:
-            _publish(scratch, job)
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
+    with private(job.work, job.name) as scratch:
+        results, log = scratch / "results", scratch / "log"
+        results.mkdir()
+        command = ["-m", "leuko.subject", str(results)]
+        try:
+            outcome = isolate.run(command, job.to_json(), log, job.limits)
+            if outcome.reason is None:
+                _publish(results, job)
+        finally:
+            if log.is_file():
+                job.log.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(log, job.log)
     return outcome
 
 
 def _segment(job: Job, scratch: Path) -> None:
     from leuko.segment import segment
 
+    if Wanted.of(job.settings).weights_sha256 != job.weights_sha256:
+        raise LeukoError(f"the model {job.settings.model} of this machine has other weights")
     settings = asdict(job.settings) | {"threads": job.limits.threads}
     folder = scratch / "native" if job.prefix else scratch
     segment(
@@ -209,14 +221,12 @@ def _publish(scratch: Path, job: Job) -> None:
     if job.prefix and picture.is_file():
         with staged(job.folder.parent / "figures") as figures:
             shutil.move(picture, figures)
-    with staged(job.folder) as staging:
+    with staged(job.folder, record=job.record.name) as staging:
         for path in scratch.iterdir():
             shutil.move(path, staging)
         written = {path.name for path in staging.iterdir()}
     if job.prefix:
-        for path in job.folder.glob(f"{job.prefix}*"):
-            if path.name not in written:
-                path.unlink()
+        derivatives.drop_older(job.folder, job.prefix, written)
     else:
         outputs.drop_older(job.folder, written)
 

@@ -30,21 +30,22 @@ def gather(folder: Path, subjects: Mapping[str, Mapping[str, Any]]) -> list[Verd
 
     `subjects` are the rows of the cohort's table by name. A verdict belongs to the subject whose
     FLAIR it is of, whatever was typed as its name; it is `current` (yes, no) if the mask is still
-    the one that was judged. Files that hold no verdicts are named in a warning; what was saved
-    twice counts once.
+    the one that was judged. Of several verdicts of one rater on one mask the latest counts. Files
+    that hold no verdicts are named in a warning.
     """
     by_flair = defaultdict(list)
     for name, row in subjects.items():
         by_flair[row["flair_sha256"]].append(name)
     found: dict[tuple[str, ...], Verdict] = {}
-    for path in sorted(folder.glob("*.csv")):
+    for path in sorted(folder.glob("*.csv"), key=lambda path: path.stat().st_mtime_ns):
         for saved in _read(path):
             names = by_flair[saved["flair_sha256"]]
             typed = saved["subject"]
             name = typed if typed in names else next(iter(names), "n/a")
             current = names and subjects[name]["mask_sha256"] == saved["mask_sha256"]
-            verdict = {"id": name, "current": "yes" if current else "no", **saved}
-            found[tuple(verdict.values())] = verdict
+            key = name, saved["rater"], saved["flair_sha256"], saved["mask_sha256"]
+            if key not in found or found[key]["rated"] <= saved["rated"]:
+                found[key] = {"id": name, "current": "yes" if current else "no", **saved}
     order = {name: k for k, name in enumerate(subjects)}
     return sorted(found.values(), key=lambda v: (order.get(v["id"], len(order)), v["rated"]))
 

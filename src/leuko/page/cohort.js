@@ -1,7 +1,8 @@
 const KEY = "leuko:" + location.pathname; // verdicts outlive a closed page
 const list = find(".cards");
 const cards = list ? all(".card", list) : []; // the worst first
-const given = new Map(Object.entries(remembered())); // name: verdict, reasons, note
+// By name: verdict, reasons, note, the day, and the mask that was judged; others than that are forgotten.
+const given = new Map(Object.entries(remembered()).filter(([name, { mask }]) => mask === data[name]?.mask_sha256));
 
 function remembered() {
   try {
@@ -49,7 +50,8 @@ function more(card) {
 
 function judge(card) {
   const [reasons, note] = more(card);
-  given.set(card.dataset.name, { verdict: find("input:checked", card).value, reasons: reasons.value, note: note.value });
+  const name = card.dataset.name;
+  given.set(name, { verdict: find("input:checked", card).value, reasons: reasons.value, note: note.value, rated: today(), mask: data[name].mask_sha256 });
   remember();
 }
 
@@ -58,8 +60,8 @@ function save(event) {
   const rater = find("#rater").value;
   const rows = cards.filter((card) => given.has(card.dataset.name)).map((card) => {
     const name = card.dataset.name;
-    const { verdict, reasons, note } = given.get(name);
-    return { subject: name, verdict, reasons, note, rater, rated: today(), ...data[name] };
+    const { verdict, reasons, note, rated } = given.get(name);
+    return { subject: name, verdict, reasons, note, rater, rated, ...data[name] };
   });
   if (!rows.length) {
     find("#saved").textContent = "Choose PASS, FAIL or flag first.";
