@@ -51,7 +51,7 @@ SUBJECTS, SPARE, SOME, MANY, MOST_SLICES = 40, 10, 12, 200, 60
 FIRST_BAD, STEP = 2, 5  # of the subjects that are spoilt, spread over the run
 # Axis, slices, distance in mm, pixels of a slice: like UK Biobank's FLAIR, and like a clinic's.
 COSTLY = {"thin": (0, 192, 1.05, (256, 256)), "thick": (2, 48, 3.0, (240, 240))}
-LIMITS = ("--mem-gb", "3", "--time-limit", "4")
+LIMITS = ("--mem-gb", "3", "--time-limit", "1.5")
 
 
 def main() -> None:

@@ -61,7 +61,8 @@ def spoil(folders: Mapping[str, Path]) -> None:
     huge = np.zeros((500, 500, 500), np.int16)
     grey = np.random.default_rng(0).integers(50, 150, (300, 300, 300))
     huge[100:400, 100:400, 100:400] = grey
-    nibabel.save(nibabel.Nifti1Image(huge, np.diag([0.4, 0.4, 0.4, 1])), flair["huge"])
+    for path, image in ((flair["huge"], huge), (folders["huge"] / "T1.nii.gz", 2 * huge)):
+        nibabel.save(nibabel.Nifti1Image(image, np.diag([0.4, 0.4, 0.4, 1])), path)
 
 
 def swap(folder: Path) -> None:

@@ -201,7 +201,12 @@ def test_a_worker_that_is_asked_to_leave_loses_nothing(scans, tmp_path):
 
 def test_a_run_that_is_interrupted_says_how_to_go_on(scans, tmp_path):
     pairs, out = pairs_of(tmp_path / "pairs.tsv", scans, "abcd"), tmp_path / "out"
-    run = subprocess.Popen(command("batch", pairs, "-o", out), stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command("batch", pairs, "-o", out),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509, it may be ignored here
+    )
     awaited(lambda: list(out.glob(".leuko-*")))
     run.send_signal(signal.SIGINT)
     _, said = run.communicate()
@@ -268,6 +273,22 @@ def test_a_model_or_a_threshold_that_is_none_stops_all_before_it_starts(leuko, s
         assert code == 2
         assert said.startswith("error: ")
         assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_stops_all_before_it_starts(leuko, scans, tmp_path):
+    (tmp_path / "out").touch()
+    pairs = pairs_of(tmp_path / "pairs.tsv", scans, "a")
+    code, told, said = leuko("batch", pairs, "-o", tmp_path / "out")
+    assert (code, told) == (2, "")
+    assert "out is there and is no folder; choose another output folder" in said
+
+
+def test_missing_files_are_named_first(leuko, scans, tmp_path):
+    pairs = pairs_of(tmp_path / "pairs.tsv", scans, ["a", "gone"])
+    code, told, said = leuko("batch", pairs, "-o", tmp_path / "out")
+    assert code == 1
+    assert said.startswith("failed  gone: ")
+    assert "gone/FLAIR.nii.gz does not exist or is not a file; check the path" in told
 
 
 def test_a_result_of_another_hand_is_not_replaced(leuko, scans, tmp_path):

@@ -40,6 +40,12 @@ def test_commas_and_what_spreadsheets_write_are_understood(tmp_path):
     assert row.flair == tmp_path / "my scans, all" / "F.nii.gz"
 
 
+def test_semicolons_of_a_csv_are_understood_and_other_columns_named(tmp_path, caplog):
+    (row,) = rows(tmp_path, "id;flair;age\nanna;my, F.nii;70\n", name="pairs.csv")
+    assert row.flair.name == "my, F.nii"
+    assert "pairs.csv: not used: the columns age" in caplog.text
+
+
 def test_a_quote_in_a_tsv_swallows_nothing(tmp_path):
     found = rows(tmp_path, 'id\tflair\na\t"x\nb\ty\nc\tz"\n')
     assert [(row.name, row.flair.name) for row in found] == [("a", '"x'), ("b", "y"), ("c", 'z"')]
@@ -55,18 +61,18 @@ def test_a_csv_whose_quotes_or_commas_do_not_fit_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "has the columns (none); expected id, flair, t1"),
+        ("", "has the columns (none); expected id, flair and"),
         ("id,flair\na,b\n", "has the columns id,flair; expected"),
-        ("id\tflair\tT2\na\tb\tc\n", "has the columns id, flair, t2; expected"),
+        ("ID\tscan\na\tb\n", "has the columns ID | scan; expected id, flair"),
         ("id\tflair\tflair\na\tb\tc\n", "expected id, flair"),
         ("id\tflair\n", "names no subject"),
-        ("id\tflair\na\tx\nA\ty\n", "line 3: A is there already"),
+        ("id\tflair\na\tx\nA\ty\n", "line 3: the id A is there already"),
         ("id\tflair\n../a\tx\n", "line 2: the id '../a' cannot name a folder"),
         ("id\tflair\n\tx\n", "the id '' cannot name a folder"),
-        ("id\tflair\nlogs\tx\n", "the id 'logs' cannot name a folder"),
-        ("id\tflair\nVerdicts\tx\n", "the id 'Verdicts' cannot name a folder"),
-        ("id\tflair\nreport.html\tx\n", "the id 'report.html' cannot name a folder"),
-        ("id\tflair\nnul\tx\n", "the id 'nul' cannot name a folder"),
+        ("id\tflair\nlogs\tx\n", "the id 'logs' is reserved"),
+        ("id\tflair\nVerdicts\tx\n", "the id 'Verdicts' is reserved"),
+        ("id\tflair\nreport.html\tx\n", "the id 'report.html' is reserved"),
+        ("id\tflair\nnul\tx\n", "the id 'nul' is reserved"),
         ("id\tflair\na.\tx\n", "the id 'a.' cannot name a folder"),
         ("id\tflair\na\tx\ty\n", "line 2: 3 cells below 2 columns"),
         ("id\tflair\nanna\t\n", "line 2: anna has no flair"),

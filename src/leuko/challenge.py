@@ -94,6 +94,8 @@ def find_scans(data: Path, split: Split) -> list[Scan]:
     LeukoError where it does not, or a site is none of the challenge's.
     """
     home = data / split
+    if not data.is_dir():
+        raise LeukoError(f"{data} does not exist or is no folder; check the path")
     if not home.is_dir():
         raise LeukoError(
             f"{data} holds no folder {split}; expected the challenge's data as it is downloaded "
@@ -134,7 +136,10 @@ def jobs(scans: Sequence[Scan], out: Path, settings: Settings, limits: Limits) -
 
 
 def find_results(scans: Sequence[Scan], data: Path, results: Path) -> dict[Scan, Path]:
-    """The masks of another tool, or observer, that are there: laid out as the data are."""
+    """The masks of another tool, or observer, that are there: laid out as the data are.
+    Raises LeukoError where there is no such folder."""
+    if not results.is_dir():
+        raise LeukoError(f"{results} does not exist or is no folder; check the path")
     places = {scan: results / scan.folder.relative_to(data) / RESULT_FILE for scan in scans}
     return {scan: path for scan, path in places.items() if path.is_file()}
 
@@ -203,8 +208,9 @@ def read_teams(path: Path) -> dict[str, Row]:
             rows = list(csv.DictReader(file, delimiter="\t"))
         teams = {row["team"]: {key: float(row[key]) for key in RANKED} for row in rows}
     except (OSError, KeyError, TypeError, ValueError) as error:
+        why = f"lacks the column {error}" if isinstance(error, KeyError) else error
         raise LeukoError(
-            f"{path} is no table of teams ({error}); expected the columns team, "
+            f"{path} is no table of teams ({why}); expected the columns team, "
             f"{', '.join(RANKED)}, separated by tabs, with numbers"
         ) from error
     if not teams:

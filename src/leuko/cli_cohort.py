@@ -82,7 +82,8 @@ class BidsCommand(TyperCommand):
 
 def batch(
     table: Annotated[
-        Path, typer.Argument(help="TSV with the columns id, flair, t1 and, if wanted, exclude.")
+        Path,
+        typer.Argument(help="TSV or CSV with the columns id, flair and, at will, t1, exclude."),
     ],
     *,
     out: Out,
@@ -173,6 +174,7 @@ def bids(
 ) -> None:
     """Segment a BIDS dataset (participant), and gather what was found (group): a BIDS App."""
     from leuko.bids import find_pairs, read_filter, start_dataset
+    from leuko.files import require_folder
     from leuko.group import write_dataset
     from leuko.isolate import Limits
     from leuko.subject import Job, Settings, Wanted
@@ -221,8 +223,11 @@ def bids(
         for pair in pairs
     ]
     Wanted.of(settings)  # before anything is made
+    require_folder(out)
     start_dataset(out, dataset)
-    raise typer.Exit(1 if run_jobs(jobs, nthreads, scheduler) else 0)
+    failed = run_jobs(jobs, nthreads, scheduler)
+    print(f"{'results':<12}{out}; gather them: leuko bids {bids_dir} {output_dir} group")
+    raise typer.Exit(1 if failed else 0)
 
 
 def whole_path(model: str) -> str:
@@ -234,6 +239,7 @@ def run_jobs(
     jobs: "Sequence[Job]", processors: int | None, scheduler: str | None
 ) -> dict[str, str]:
     """Do what is not done yet, and say how it went; why some failed, by name."""
+    from leuko.files import require_folder
     from leuko.runtime import available_cpus
     from leuko.subject import Wanted, perform, settle, split
 
@@ -243,6 +249,7 @@ def run_jobs(
         raise LeukoError('many subjects need dask; pip install "leuko[cohort]"') from error
 
     wanted = Wanted.of(jobs[0].settings)
+    require_folder(jobs[0].root)
     done, left = split(jobs, wanted)
     processors, limits, workers = processors or available_cpus(), jobs[0].limits, None
     if scheduler is None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from distributed import Client, Future, LocalCluster, as_completed
 from distributed.system import MEMORY_LIMIT
 
+from leuko import isolate
 from leuko.errors import LeukoError
 from leuko.isolate import Outcome
 
@@ -50,10 +51,14 @@ def run(
             of_key.update(taken)
             return [client.submit(work, p, key=key, pure=False) for key, p in taken.items()]
 
-        ended = as_completed(submit(AHEAD), loop=client.loop)
-        for future in ended:
-            ended.update(submit(1))
-            yield of_key.pop(future.key), _outcome(future)
+        try:
+            ended = as_completed(submit(AHEAD), loop=client.loop)
+            for future in ended:
+                ended.update(submit(1))
+                yield of_key.pop(future.key), _outcome(future)
+        except (KeyboardInterrupt, GeneratorExit):
+            isolate.stop()  # those of this machine; nobody waits for them any more
+            raise
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def cohort_page(
     shown = sorted(entries, key=concern)[:MOST_CARDS]
     return document(
         title="White matter hyperintensities, a cohort",
-        subtitle=f"Subjects: {len(entries)} segmented, {len(failures)} failed; "
+        subtitle=f"Scans: {len(entries)} segmented, {len(failures)} failed; "
         f"{datetime.now(UTC):%Y-%m-%d}",
         main=[
             section("Findings", facts(_findings(entries, judged)), _pictures(entries)),
@@ -101,12 +101,12 @@ def _pictures(entries: Sequence[Entry]) -> str:
         return ""
     figure, bars = cohort_histogram([entry.row["volume_ml"] for entry in entries])
     rows = [(span, [count]) for span, count in bars]
-    histogram = drawing(as_svg(figure), "Subjects by volume", ["subjects"], rows, digits=0)
+    histogram = drawing(as_svg(figure), "Scans by volume", ["scans"], rows, digits=0)
     return f'<div class="places">{histogram}{_fazekas(entries)}</div>'
 
 
 def _fazekas(entries: Sequence[Entry]) -> str:
-    """How many subjects have which grades."""
+    """How many scans have which grades."""
     pairs = Counter(
         (entry.row["fazekas_periventricular"], entry.row["fazekas_deep"]) for entry in entries
     )
@@ -119,7 +119,7 @@ def _fazekas(entries: Sequence[Entry]) -> str:
         for p in GRADES
     )
     return (
-        '<table class="grades"><caption>Subjects by Fazekas grades, estimated, research only'
+        '<table class="grades"><caption>Scans by Fazekas grades, estimated, research only'
         f"</caption><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
 
@@ -183,7 +183,7 @@ def _numbers(row: Mapping[str, Any]) -> Iterator[str]:
     if not math.isnan(row["expected_dice"]):
         yield f"expected Dice {row['expected_dice']:.2f}"
     if not math.isnan(row["fazekas_deep"]):
-        yield f"Fazekas {row['fazekas_periventricular']} | {row['fazekas_deep']}"
+        yield f"Fazekas PV {row['fazekas_periventricular']}, deep {row['fazekas_deep']}"
 
 
 def _said(verdict: Verdict) -> str:

@@ -158,13 +158,13 @@ def lesion_histogram(volumes_ml: Sequence[float]) -> Figure:
 
 
 def cohort_histogram(volumes_ml: Sequence[float]) -> tuple[Figure, list[tuple[str, int]]]:
-    """How many subjects have which volume, on a logarithmic axis; and the same in words."""
+    """How many scans have which volume, on a logarithmic axis; and the same in words."""
     edges = np.geomspace(0.1, 316.2, 15)
     counts = np.histogram(np.clip(volumes_ml, edges[0], edges[-1]), bins=edges)[0]
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(4.8, 2.6), layout="constrained")
     axes = figure.subplots()
-    axes.stairs(counts, edges, fill=True, color=KINDS[0])
-    axes.set(xscale="log", xlabel="volume of WMH, mL", ylabel="subjects")
+    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=KINDS[0], edgecolor="white")
+    axes.set(xscale="log", xlabel="volume of WMH, mL", ylabel="scans")
     axes.set_xticks([0.1, 1, 10, 100], ["0.1 or less", "1", "10", "100"])
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)

@@ -22,6 +22,12 @@ os.umask(UMASK)
 LARGEST_BYTES = 600 << 20  # of an image: a head at half a millimetre in float64 fits
 
 
+def require_folder(path: Path) -> None:
+    """Raises LeukoError where something else than a folder is there."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise LeukoError(f"{path} is there and is no folder; choose another output folder")
+
+
 @contextmanager
 def staged(folder: Path, *, record: str = "*.json") -> Iterator[Path]:
     """A scratch folder that becomes `folder`, or whose files move into it, once all are written.
@@ -31,8 +37,7 @@ def staged(folder: Path, *, record: str = "*.json") -> Iterator[Path]:
     not whole. If anything fails inside, `folder` keeps what it held (and is not there if it was
     not). Raises LeukoError when `folder` cannot be made or written.
     """
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise LeukoError(f"{folder} is there and is no folder; choose another output folder")
+    require_folder(folder)
     made = [path for path in folder.parents if not path.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,8 @@ import psutil
 
 LOOK_SECONDS = 0.05  # between two looks at its memory: it grows by some 0.1 GB meanwhile, at most
 GRACE_SECONDS = 5.0  # for the process to write down where it hangs, and to end
+_running: set["subprocess.Popen[bytes]"] = set()
+_stopping = threading.Event()
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -46,6 +48,8 @@ def run(arguments: Sequence[str], task: str, log: Path, limits: Limits) -> Outco
 
     Raises OSError when the log cannot be written or no process be started.
     """
+    if _stopping.is_set():
+        return Outcome("was stopped", 0.0, 0.0)
     start = time.monotonic()
     environment = os.environ | dict.fromkeys(THREADS, str(limits.threads))
     with log.open("wb") as said:
@@ -57,17 +61,26 @@ def run(arguments: Sequence[str], task: str, log: Path, limits: Limits) -> Outco
             env=environment,
             start_new_session=True,  # Ctrl-C is its parent's to handle
         )
+        _running.add(child)
         try:
             _send(child, f"{limits.seconds}\n{task}\n")
             why, peak_gb = _watch(child, start, limits)
         finally:
             _end(child)
+            _running.discard(child)
     seconds = time.monotonic() - start
     if child.returncode == 0:
         return Outcome(None, seconds, peak_gb)
     if why is None and seconds >= limits.seconds:
         why = f"took longer than {limits.seconds:g} s"
     return Outcome(why or _reason(child.returncode, log), seconds, peak_gb)
+
+
+def stop() -> None:
+    """End all that run in this process's name, and begin none any more."""
+    _stopping.set()
+    for child in list(_running):
+        child.kill()
 
 
 def receive() -> str:

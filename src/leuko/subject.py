@@ -133,13 +133,20 @@ def is_done(job: Job, wanted: Wanted) -> bool:
 
 
 def split(jobs: Sequence[Job], wanted: Wanted) -> tuple[list[Job], list[Job]]:
-    """Those that are done, and those that are not."""
+    """Those that are done, and those that are not: first those of which a scan is not there."""
+
+    def looked_at(job: Job) -> tuple[Job, bool]:
+        if is_done(job, wanted):
+            return job, True
+        return replace(job, problem=job.problem or _lack(job)), False
+
     with ThreadPoolExecutor() as pool:  # network file systems answer slowly, but many at once
-        done = list(pool.map(lambda job: is_done(job, wanted), jobs))
-    ready = [job for job, is_ready in zip(jobs, done, strict=True) if is_ready]
-    for job in ready:
+        seen = list(pool.map(looked_at, jobs))
+    done = [job for job, is_ready in seen if is_ready]
+    for job in done:
         job.failure.unlink(missing_ok=True)  # of a try with other settings
-    return ready, [job for job, is_ready in zip(jobs, done, strict=True) if not is_ready]
+    left = [job for job, is_ready in seen if not is_ready]
+    return done, sorted(left, key=lambda job: job.problem is None)
 
 
 def settle(job: Job, outcome: Outcome) -> None:
@@ -229,6 +236,13 @@ def _publish(scratch: Path, job: Job) -> None:
         derivatives.drop_older(job.folder, job.prefix, written)
     else:
         outputs.drop_older(job.folder, written)
+
+
+def _lack(job: Job) -> str | None:
+    for scan in (job.flair, job.t1, job.exclude):
+        if scan is not None and not scan.exists():
+            return f"{scan} does not exist or is not a file; check the path"
+    return None
 
 
 def _is_same(path: Path | None, was: Mapping[str, Any] | None) -> bool:

@@ -50,6 +50,9 @@ def progress_bar() -> Iterator[Callable[["At"], None]]:
         yield on_step
 
 
+LEAST_DONE = 3  # before a rate means something
+
+
 @contextmanager
 def cohort_progress(total: int, workers: int | None) -> Iterator[Callable[[str, str | None], None]]:
     """How many subjects have ended, a line for each state; elsewhere than on a terminal a line for
@@ -67,11 +70,14 @@ def cohort_progress(total: int, workers: int | None) -> Iterator[Callable[[str, 
         return "\n".join(f"{state:<12}{number}" for state, number in lines.items())
 
     def speed() -> str:
+        """By those that were done: a failure may be quick."""
         seconds, ended = time.monotonic() - start, sum(count.values())
-        if not ended:
-            return ""
-        left = (total - ended) * seconds / ended
-        return f"{3600 * ended / seconds:.0f} subjects an hour, {duration_text(left)} left"
+        said = f"{ended} of {total} ended in {duration_text(seconds)}"
+        if count["done"] < LEAST_DONE:
+            return said
+        left = (total - ended) * seconds / count["done"]
+        rate = 3600 * count["done"] / seconds
+        return f"{said}; {rate:.0f} an hour, {duration_text(left)} left"
 
     with (
         Live(
@@ -87,12 +93,12 @@ def cohort_progress(total: int, workers: int | None) -> Iterator[Callable[[str, 
         def on_end(name: str, reason: str | None) -> None:
             count["done" if reason is None else "failed"] += 1
             ended = sum(count.values())
-            if console.is_terminal:
-                return
             if reason is not None:
-                print(f"failed  {name}: {reason}", file=sys.stderr)
-            if ended * 10 // total > (ended - 1) * 10 // total:
-                print(f"{ended} of {total} ended; {speed()}", file=sys.stderr)
+                console.print(
+                    f"failed  {name}: {reason}", markup=False, highlight=False, soft_wrap=True
+                )
+            if not console.is_terminal and ended * 10 // total > (ended - 1) * 10 // total:
+                print(speed(), file=sys.stderr)
 
         yield on_end
 
