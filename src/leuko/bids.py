@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from leuko import __version__
 from leuko.errors import LeukoError
-from leuko.files import read_json, replace_text
+from leuko.files import read_json, replace_text, require_folder
 
 VERSION = "1.10.0"
 # In the order in which they stand in a name; filters may use the long words.
@@ -165,8 +165,9 @@ def read_filter(path: Path) -> dict[str, Filter]:
 def start_dataset(out: Path, source: Path) -> None:
     """Make `out` a dataset of derivatives of `source`, if it is none yet.
 
-    Raises LeukoError where it is a dataset of another program.
+    Raises LeukoError where it is a dataset of another program, or no folder.
     """
+    require_folder(out)
     about = out / "dataset_description.json"
     before = read_json(about, what="description") if about.exists() else None
     if before is not None:

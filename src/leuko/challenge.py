@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from leuko.errors import LeukoError
-from leuko.evaluate import Row, evaluate
+from leuko.evaluate import Row, evaluate, mean_with_interval
 from leuko.evaluate import write_table as write_scores
 from leuko.files import staged
 from leuko.isolate import Limits
@@ -144,10 +144,11 @@ def find_results(scans: Sequence[Scan], data: Path, results: Path) -> dict[Scan,
     return {scan: path for scan, path in places.items() if path.is_file()}
 
 
-def score(masks: Mapping[Scan, Path], out: Path) -> dict[Scan, Row]:
+def score(masks: Mapping[Scan, Path], out: Path) -> dict[str, Row]:
     """Measure each mask against its reference; write scores.tsv and sites.tsv into `out`.
 
-    Raises LeukoError where there is no mask, or one is not on the grid of its reference.
+    Returns the latter, as `by_site`. Raises LeukoError where there is no mask, or one is not on the
+    grid of its reference.
     """
     if not masks:
         raise LeukoError("no scan has a result; nothing can be scored")
@@ -157,7 +158,7 @@ def score(masks: Mapping[Scan, Path], out: Path) -> dict[Scan, Row]:
     means = by_site(rows)
     columns = ["site", *next(iter(means.values()))]
     write_table(out / SITES_FILE, columns, ([site, *row.values()] for site, row in means.items()))
-    return rows
+    return means
 
 
 def missing(scans: Sequence[Scan], split: Split) -> list[str]:
@@ -221,8 +222,7 @@ def read_teams(path: Path) -> dict[str, Row]:
 def _mean(rows: Sequence[Row]) -> Row:
     means: Row = {"scans": float(len(rows))}
     for measure in MEASURES:
-        known = [v for row in rows if not np.isnan(v := row[measure.key])]
-        means[measure.key] = float(np.mean(known)) if known else float("nan")
+        means[measure.key] = mean_with_interval([row[measure.key] for row in rows])[0]
     return means
 
 

@@ -118,7 +118,7 @@ def challenge_score(
     if lacking:
         what = "scan has" if len(lacking) == 1 else "scans have"
         print(f"warning: {len(lacking)} {what} no result: {', '.join(lacking)}", file=sys.stderr)
-    table = wmh.by_site(wmh.score(masks, out))
+    table = wmh.score(masks, out)
     print(sites_as_text(table))
     if teams:
         own = results.resolve().name if results else Path(model).name

@@ -174,7 +174,6 @@ def bids(
 ) -> None:
     """Segment a BIDS dataset (participant), and gather what was found (group): a BIDS App."""
     from leuko.bids import find_pairs, read_filter, start_dataset
-    from leuko.files import require_folder
     from leuko.group import write_dataset
     from leuko.isolate import Limits
     from leuko.subject import Job, Settings, Wanted
@@ -223,7 +222,6 @@ def bids(
         for pair in pairs
     ]
     Wanted.of(settings)  # before anything is made
-    require_folder(out)
     start_dataset(out, dataset)
     failed = run_jobs(jobs, nthreads, scheduler)
     print(f"{'results':<12}{out}; gather them: leuko bids {bids_dir} {output_dir} group")

@@ -93,18 +93,17 @@ def _cells(text: str, separator: str) -> list[tuple[int, list[str]]]:
 
 def _row(cells: dict[str, str], path: Path, line: int) -> Row:
     found = {name: cells.get(name, "").strip() for name in COLUMNS}
+    name = found.pop("id")
     scans = {
-        name: None if found[name] in ("", "n/a") else path.parent / found[name]
-        for name in COLUMNS[1:]
+        scan: None if cell in ("", "n/a") else path.parent / cell for scan, cell in found.items()
     }
-    name = found["id"]
     if name.lower() in TAKEN or DEVICE.fullmatch(name):
         raise LeukoError(f"{path}, line {line}: the id {name!r} is reserved; use another")
     if not NAME.fullmatch(name):
         raise LeukoError(
-            f"{path}, line {line}: the id {found['id']!r} cannot name a folder; use letters, "
+            f"{path}, line {line}: the id {name!r} cannot name a folder; use letters, "
             "digits, and . _ - within"
         )
     if scans["flair"] is None:
-        raise LeukoError(f"{path}, line {line}: {found['id']} has no flair")
-    return Row(found["id"], scans["flair"], scans["t1"], scans["exclude"])
+        raise LeukoError(f"{path}, line {line}: {name} has no flair")
+    return Row(name, scans["flair"], scans["t1"], scans["exclude"])
