@@ -34,8 +34,9 @@ from leuko.analysis import Case, analyse
 from leuko.channels import Preparation, area_residue, prepare, requantise
 from leuko.files import read_json
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
+from leuko.plan import CLASSES, Settings, start
 from leuko.recipes import MODERN
-from leuko.train import CLASSES, Progress, Settings, fit, start
+from leuko.train import Progress, fit
 from leuko.volume import Array, Volume, resample_onto
 from leuko.weights import WEIGHTS_FILE, ModelCard, save_card
 from phantoms import make_phantom

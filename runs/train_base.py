@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,10 +134,12 @@ def submit(pool: ThreadPoolExecutor, heads: list[Anatomy], atlas: list[Tensor], 
     return [pool.submit(make, heads, atlas, [chunk, subject]) for subject in range(SUBJECTS)]
 
 
-def make(heads: list[Anatomy], atlas: list[Tensor], seed: list[int]) -> tuple[Array, Array]:
-    """The slices and labels of one synthetic subject."""
+def make(heads: list[Anatomy], atlas: list[Tensor], seed: list[int]) -> tuple[Array, ...]:
+    """The slices of one synthetic subject, their labels, and which are sagittal."""
     head = heads[int(np.random.default_rng([*seed, 1]).integers(len(heads)))]
-    return synthesise(head, seed, atlas=atlas).slices(Preparation())
+    scan = synthesise(head, seed, atlas=atlas)
+    images, labels = scan.slices(Preparation())
+    return images, labels, np.full(len(images), scan.axis == 0)
 
 
 def train_chunk(
@@ -152,8 +155,10 @@ def train_chunk(
     device = next(network.parameters()).device
     rng = np.random.default_rng([state["chunk"], 7])
     generator = torch.Generator(device).manual_seed(state["chunk"])
-    lesion = Slices(slices.images, (slices.labels == len(CLASSES) - 1).astype(np.uint8))
-    images, labels = torch.from_numpy(slices.images), torch.from_numpy(slices.labels)
+    lesion = replace(slices, labels=(slices.labels == len(CLASSES) - 1).astype(np.uint8))
+    images, labels, sagittal = (
+        torch.from_numpy(array) for array in (slices.images, slices.labels, slices.sagittal)
+    )
     total, count = 0.0, min(len(images) * REUSE // BATCH, options.steps - state["step"])
     for _ in range(count):
         optimizer.param_groups[0]["lr"] = rate_at(state, options)
@@ -163,6 +168,7 @@ def train_chunk(
             labels[drawn].to(device),
             AUGMENTATION,
             channels="flair-t1-residue",
+            sagittal=sagittal[drawn].to(device),
             generator=generator,
         )
         with torch.autocast(device.type, torch.bfloat16):

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import settings
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from leuko import train
+from leuko import plan, train
 from leuko.channels import Preparation
 from leuko.cli import main
+from leuko.plan import Settings
 from leuko.recipes import MODERN, Phase
-from leuko.train import Settings
 from leuko.volume import Volume
 from phantoms import Phantom, make_phantom
 
@@ -133,6 +133,6 @@ def small_settings(data: Path, *, steps: int, **changes) -> Settings:
 def model(heads, tmp_path_factory) -> Path:
     """A model that has learnt to find the phantoms' lesions."""
     run = tmp_path_factory.mktemp("models") / "phantom-model"
-    train.start(run, small_settings(heads, steps=300))
+    plan.start(run, small_settings(heads, steps=300, seed=1))
     train.fit(run)
     return run

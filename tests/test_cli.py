@@ -205,10 +205,10 @@ def test_a_run_is_resumed_from_anywhere(leuko, heads, model, tmp_path, monkeypat
 
 def test_resume_finishes_a_run(leuko, heads, model, tmp_path):
     from conftest import small_settings
-    from leuko import train
+    from leuko import plan
 
     run = tmp_path / "run"
-    train.start(run, small_settings(heads, steps=3, init=str(model)))
+    plan.start(run, small_settings(heads, steps=3, init=str(model)))
     code, out, err = leuko("train", "--resume", run)
     assert code == 0, err
     assert f"model   {run}" in out

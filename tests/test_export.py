@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import small_settings
-from leuko import runtime, train
+from leuko import plan, runtime, train
 from leuko.errors import LeukoError
 from leuko.evaluate import evaluate
 from leuko.export import export, read_network, to_onnx
@@ -114,7 +114,7 @@ def test_torch_computes_an_exported_model_where_onnxruntime_cannot(exported, sli
 
 def test_an_exported_model_starts_a_training(exported, heads, tmp_path):
     run = tmp_path / "run"
-    train.start(run, small_settings(heads, steps=1, init=str(exported)))
+    plan.start(run, small_settings(heads, steps=1, init=str(exported)))
     started = torch.load(run / train.CHECKPOINT_FILE, weights_only=True)["model"]
     expected = read_network(exported, load_card(exported)).state_dict()
     assert all(torch.equal(started[name], expected[name]) for name in expected)

@@ -19,8 +19,10 @@ LAYERS = (
     {"cli_options"},
     {"terminal", "demo"},
     {"challenge", "train", "compare", "group", "cohort"},
+    {"plan", "board"},
+    {"batches"},
     {"cohort_report", "subject"},
-    {"segment", "evaluate", "augment", "losses", "isolate", "derivatives", "summary"},
+    {"segment", "evaluate", "augment", "losses", "isolate", "derivatives", "summary", "rehearsal"},
     {"outputs", "change_report"},
     {"predict", "report", "changes"},
     {"analysis", "frame"},
@@ -41,7 +43,7 @@ LAYERS = (
         "uncertainty",
         "bids",
     },
-    {"volume", "files", "recipes", "fields", "record", "pairs"},
+    {"volume", "files", "recipes", "fields", "record", "pairs", "parallel"},
     {"errors"},
 )
 ONLY_IN = {
@@ -57,7 +59,8 @@ ONLY_IN = {
     "highdicom": {"dicom_seg"},
     "platformdirs": {"weights"},
     "nilearn": {"mni152"},
-    "lightning_fabric": {"train"},
+    "lightning_fabric": {"parallel", "train"},
+    "tensorboard": {"board"},
     "matplotlib": {"figures", "report"},
     "distributed": {"cohort"},
     "psutil": {"isolate"},
@@ -65,7 +68,8 @@ ONLY_IN = {
 }
 TORCH = {
     "network", "imagenet", "losses", "augment", "train", "runtime", "export", "anatomy",
-    "pathology", "scanner", "fields", "synthesis",
+    "pathology", "scanner", "fields", "synthesis", "batches", "board", "plan", "parallel",
+    "rehearsal",
 }  # fmt: skip
 HEAVY = ("numpy", "scipy", "nibabel", "diplib", "matplotlib", "onnxruntime", "torch", "rich")
 

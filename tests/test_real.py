@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import small_settings
-from leuko import nifti, train
+from leuko import nifti, plan, train
 from leuko.channels import Preparation, prepare, tissue_level
 from leuko.evaluate import evaluate
 from leuko.segment import segment
@@ -36,7 +36,7 @@ def run(real, tmp_path_factory):
     settings = small_settings(
         folder / "data", steps=150, preparation=Preparation(pixel_mm=1.5), held_out=0.0
     )
-    train.start(folder / "run", settings)
+    plan.start(folder / "run", settings)
     train.fit(folder / "run")
     return folder / "run"
 

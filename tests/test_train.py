@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from conftest import small_settings
-from leuko import nifti, train
+from leuko import nifti, plan, train
 from leuko.channels import Preparation
 from leuko.errors import LeukoError
 from leuko.files import sha256
@@ -81,7 +82,7 @@ def test_a_resumed_run_gives_the_same_bytes(heads, tmp_path, kind):
     if kind == "xu2017":
         settings = replace(settings, recipe=SHORT_XU2017)
     for name in ("whole", "stopped"):
-        train.start(tmp_path / name, settings)
+        plan.start(tmp_path / name, settings)
     train.fit(tmp_path / "whole")
     for step in (3, 5):  # the second stop lies in the second phase
         with pytest.raises(StoppedError):
@@ -93,14 +94,14 @@ def test_a_resumed_run_gives_the_same_bytes(heads, tmp_path, kind):
 def test_a_killed_run_gives_the_same_bytes(heads, tmp_path):
     settings = small_settings(heads, steps=200, stages=NARROW, held_out=0.0)
     for name in ("whole", "killed"):
-        train.start(tmp_path / name, settings)
+        plan.start(tmp_path / name, settings)
     train.fit(tmp_path / "whole")
     code = (
         "import sys; from pathlib import Path; from leuko import train;"
         "train.fit(Path(sys.argv[1]), checkpoint_seconds=0)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")])
-    while not (tmp_path / "killed" / train.CHECKPOINT_FILE).exists():
+    while not (tmp_path / "killed" / plan.CHECKPOINT_FILE).exists():
         time.sleep(0.05)
         assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
@@ -114,7 +115,7 @@ def test_the_seed_decides_the_weights(heads, tmp_path):
     digests = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         settings = small_settings(heads, steps=2, stages=NARROW, held_out=0.0, seed=seed)
-        train.start(tmp_path / name, settings)
+        plan.start(tmp_path / name, settings)
         train.fit(tmp_path / name)
         digests.append(weights(tmp_path / name))
     assert digests[0] == digests[1] != digests[2]
@@ -128,9 +129,9 @@ def test_gradients_add_up_over_the_images_of_a_step(heads, tmp_path):
         # One move for all images, or the drawing of moves would differ too.
         still = replace(recipe.augmentation, scale=(1.0, 1.0), rotation_degrees=0)
         settings = small_settings(heads, steps=3, stages=NARROW, held_out=0.0)
-        train.start(tmp_path / name, replace(settings, recipe=replace(recipe, augmentation=still)))
+        plan.start(tmp_path / name, replace(settings, recipe=replace(recipe, augmentation=still)))
         train.fit(tmp_path / name)
-        networks.append(torch.load(tmp_path / name / train.CHECKPOINT_FILE)["model"])
+        networks.append(torch.load(tmp_path / name / plan.CHECKPOINT_FILE)["model"])
     for key, tensor in networks[0].items():
         torch.testing.assert_close(networks[1][key], tensor, rtol=1e-3, atol=1e-5)
 
@@ -153,9 +154,9 @@ def test_sgd_moves_as_caffe_does_when_the_rate_changes():
 def test_a_training_starts_from_a_trained_model(heads, model, tmp_path):
     settings = small_settings(heads, steps=1, init=str(model), held_out=0.0)
     first = []
-    train.start(tmp_path / "run", settings)
+    plan.start(tmp_path / "run", settings)
     train.fit(tmp_path / "run", on_step=lambda progress: first.append(progress.loss))
-    train.start(tmp_path / "scratch", replace(settings, init="none"))
+    plan.start(tmp_path / "scratch", replace(settings, init="none"))
     train.fit(tmp_path / "scratch", on_step=lambda progress: first.append(progress.loss))
     assert first[0] < 0.5 < first[1]
 
@@ -163,9 +164,9 @@ def test_a_training_starts_from_a_trained_model(heads, model, tmp_path):
 def test_resuming_needs_the_start_no_more(heads, model, tmp_path):
     start = tmp_path / "start"
     start.mkdir()
-    for path in model.iterdir():
+    for path in filter(Path.is_file, model.iterdir()):
         (start / path.name).write_bytes(path.read_bytes())
-    train.start(tmp_path / "run", small_settings(heads, steps=2, init=str(start), held_out=0.0))
+    plan.start(tmp_path / "run", small_settings(heads, steps=2, init=str(start), held_out=0.0))
     for path in start.iterdir():
         path.unlink()
     train.fit(tmp_path / "run")
@@ -175,7 +176,7 @@ def test_resuming_needs_the_start_no_more(heads, model, tmp_path):
 def test_a_model_of_another_shape_is_no_start(heads, model, tmp_path):
     settings = small_settings(heads, steps=1, init=str(model), stages=NARROW)
     with pytest.raises(LeukoError, match="network of another shape"):
-        train.start(tmp_path / "run", settings)
+        plan.start(tmp_path / "run", settings)
     assert not (tmp_path / "run").exists()
 
 
@@ -183,13 +184,13 @@ def test_a_model_of_another_shape_is_no_start(heads, model, tmp_path):
 def test_the_other_channel_recipes_train(heads, tmp_path, channels):
     preparation = Preparation(channels=channels, pixel_mm=3.0)
     settings = small_settings(heads, steps=2, stages=NARROW, preparation=preparation)
-    train.start(tmp_path / "run", settings)
+    plan.start(tmp_path / "run", settings)
     assert train.fit(tmp_path / "run")
     assert load_card(tmp_path / "run").preparation.channels == channels
 
 
 def test_threads_and_precision_are_those_of_the_start(heads, tmp_path):
-    train.start(tmp_path / "run", small_settings(heads, steps=1), threads=1)
+    plan.start(tmp_path / "run", small_settings(heads, steps=1), threads=1)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["device"], record["threads"]) == ("cpu", 1)
     assert record["precision"] in ("bf16-mixed", "32-true")
@@ -199,28 +200,28 @@ def test_threads_and_precision_are_those_of_the_start(heads, tmp_path):
 
 def test_seconds_add_up_over_interruptions(heads, tmp_path):
     run = tmp_path / "run"
-    train.start(run, small_settings(heads, steps=4, stages=NARROW, held_out=0.0))
+    plan.start(run, small_settings(heads, steps=4, stages=NARROW, held_out=0.0))
     with pytest.raises(StoppedError):
         train.fit(run, on_step=stop_after(3), checkpoint_seconds=0)
-    spent = torch.load(run / train.CHECKPOINT_FILE)["seconds"]
+    spent = torch.load(run / plan.CHECKPOINT_FILE)["seconds"]
     train.fit(run)
     assert json.loads((run / "run.json").read_text())["seconds"]["train"] > spent > 0
 
 
 def test_a_damaged_checkpoint_is_named(heads, tmp_path):
     run = tmp_path / "run"
-    train.start(run, small_settings(heads, steps=4, stages=NARROW))
-    (run / train.CHECKPOINT_FILE).write_bytes(b"damaged")
+    plan.start(run, small_settings(heads, steps=4, stages=NARROW))
+    (run / plan.CHECKPOINT_FILE).write_bytes(b"damaged")
     with pytest.raises(LeukoError, match=r"checkpoint.ckpt is damaged or missing"):
         train.fit(run)
 
 
 def test_a_run_without_its_record_is_not_started_over(heads, tmp_path):
     run = tmp_path / "run"
-    train.start(run, small_settings(heads, steps=1, stages=NARROW))
+    plan.start(run, small_settings(heads, steps=1, stages=NARROW))
     (run / "run.json").unlink()
     with pytest.raises(LeukoError, match="holds a run already"):
-        train.start(run, small_settings(heads, steps=1, stages=NARROW, seed=9))
+        plan.start(run, small_settings(heads, steps=1, stages=NARROW, seed=9))
 
 
 def test_a_segmentation_is_no_run(tmp_path):
@@ -237,15 +238,15 @@ def test_flair_alone_trains_where_the_channels_need_no_t1(heads, tmp_path):
             (data / subject / name).symlink_to(heads / subject / name)
     settings = small_settings(data, steps=1, stages=NARROW, held_out=0.5)
     with pytest.raises(LeukoError, match=r"head0 has no T1.nii.gz, which the channels"):
-        train.start(tmp_path / "run", settings)
+        plan.start(tmp_path / "run", settings)
     flair_alone = Preparation(channels="flair-3-slices", pixel_mm=3.0)
-    train.start(tmp_path / "run", replace(settings, preparation=flair_alone))
+    plan.start(tmp_path / "run", replace(settings, preparation=flair_alone))
     assert len(train.fit(tmp_path / "run")) == 1
 
 
 def test_a_run_folder_is_not_overwritten(heads, model):
     with pytest.raises(LeukoError, match="holds a run already; continue it with"):
-        train.start(model, small_settings(heads, steps=1))
+        plan.start(model, small_settings(heads, steps=1))
 
 
 def test_changed_scans_are_not_resumed_with(heads, tmp_path):
@@ -254,7 +255,7 @@ def test_changed_scans_are_not_resumed_with(heads, tmp_path):
         (data / subject).mkdir(parents=True)
         for file in (heads / subject).iterdir():
             (data / subject / file.name).write_bytes(file.read_bytes())
-    train.start(tmp_path / "run", small_settings(data, steps=1))
+    plan.start(tmp_path / "run", small_settings(data, steps=1))
     labels = nifti.read(data / "head1" / "wmh.nii.gz")
     nifti.write(data / "head1" / "wmh.nii.gz", labels.with_data(np.roll(labels.data, 1, axis=0)))
     with pytest.raises(LeukoError, match=r"scans of head1 in .* are not those"):
@@ -264,7 +265,7 @@ def test_changed_scans_are_not_resumed_with(heads, tmp_path):
 def test_a_diverging_loss_stops_the_training(heads, tmp_path):
     settings = small_settings(heads, steps=50, stages=NARROW, held_out=0.0)
     recipe = replace(SHORT_XU2017, steps=50, phases=(Phase(1, 1e9, 1e9, momentum=0.9),))
-    train.start(tmp_path / "run", replace(settings, recipe=recipe))
+    plan.start(tmp_path / "run", replace(settings, recipe=recipe))
     with pytest.raises(LeukoError, match="the training diverged"):
         train.fit(tmp_path / "run")
     assert not (tmp_path / "run" / WEIGHTS_FILE).exists()
@@ -272,12 +273,12 @@ def test_a_diverging_loss_stops_the_training(heads, tmp_path):
 
 def test_settings_survive_their_json(heads):
     settings = small_settings(heads, steps=3)
-    content = json.loads(json.dumps(train.asdict(settings)))
-    assert train.Settings.from_json(content) == settings
+    content = json.loads(json.dumps(asdict(settings)))
+    assert plan.Settings.from_json(content) == settings
 
 
 def test_the_checkpoint_can_run_no_code(model):
-    state = torch.load(model / train.CHECKPOINT_FILE, weights_only=True)
+    state = torch.load(model / plan.CHECKPOINT_FILE, weights_only=True)
     network = SpecialisedVGG(2, ((8, 8), (16, 16), (32, 32)))
     network.load_state_dict(state["model"])
     assert state["step"] == 300
@@ -290,5 +291,5 @@ def test_colleagues_can_read_the_model(model):
 def test_too_few_subjects_to_hold_one_out_are_said(heads, tmp_path, caplog):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "anna").symlink_to(heads / "head0")
-    train.start(tmp_path / "run", small_settings(tmp_path / "data", steps=1, stages=NARROW))
+    plan.start(tmp_path / "run", small_settings(tmp_path / "data", steps=1, stages=NARROW))
     assert "1 subjects are too few to hold one out" in caplog.text

@@ -95,9 +95,15 @@ def test_a_batch_of_unknown_pixels_has_a_finite_loss():
 # Augmentation
 
 
-def changed(images, labels, augmentation, *, seed=0, channels="flair-t1-residue"):
-    generator = torch.Generator().manual_seed(seed)
-    return augment(images, labels, augmentation, channels=channels, generator=generator)
+def changed(images, labels, augmentation, *, seed=0, channels="flair-t1-residue", sagittal=False):
+    return augment(
+        images,
+        labels,
+        augmentation,
+        channels=channels,
+        sagittal=torch.full((len(images),), sagittal),
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 @pytest.fixture
@@ -262,11 +268,12 @@ def test_labels_on_another_grid_are_an_error(tmp_path, phantom):
 def test_lesion_aware_drawing_shows_more_lesions():
     labels = np.zeros((100, 16, 16), dtype=np.uint8)
     labels[:3, 4, 4] = 1
-    slices = dataset.Slices(np.zeros((100, 16, 16, 3), dtype=np.uint8), labels)
+    sagittal = np.zeros(100, dtype=bool)
+    slices = dataset.Slices(np.zeros((100, 16, 16, 3), dtype=np.uint8), labels, sagittal)
     rng = np.random.default_rng(0)
     seldom = np.isin(slices.draw(2000, lesion_part=0.0, rng=rng), [0, 1, 2]).mean()
     often = np.isin(slices.draw(2000, lesion_part=0.5, rng=rng), [0, 1, 2]).mean()
     assert seldom == pytest.approx(0.03, abs=0.02)
     assert often == pytest.approx(0.515, abs=0.04)
-    none = dataset.Slices(slices.images, np.zeros_like(labels))
+    none = dataset.Slices(slices.images, np.zeros_like(labels), sagittal)
     assert len(none.draw(5, lesion_part=1.0, rng=rng)) == 5

@@ -16,14 +16,16 @@ def augment(
     augmentation: Augmentation,
     *,
     channels: Channels,
+    sagittal: Tensor,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Scaled, turned and recoloured slices, as the network wants them.
 
     `images` (N, H, W, 3), uint8, and `labels` (N, H, W), uint8, give centred images (N, 3, H, W),
-    float32, and labels (N, H, W), int64. `generator` must live on the same device.
+    float32, and labels (N, H, W), int64. `sagittal` (N,), bool, are not flipped: the front of a
+    head is unlike its back. `generator` must live on the same device.
     """
-    moves = _random_moves(len(images), images.shape[1:3], augmentation, generator)
+    moves = _random_moves(images.shape[1:3], augmentation, sagittal, generator)
     grid = F.affine_grid(moves, [len(images), 3, *images.shape[1:3]], align_corners=False)
     colours = images.permute(0, 3, 1, 2).float()
     colours = F.grid_sample(colours, grid, mode="bilinear", align_corners=False)
@@ -34,17 +36,18 @@ def augment(
 
 
 def _random_moves(
-    count: int, size: torch.Size, augmentation: Augmentation, generator: torch.Generator
+    size: torch.Size, augmentation: Augmentation, sagittal: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Affine matrices (N, 2, 3) from output to input, in the -1..1 coordinates of affine_grid."""
-    height, width = size
+    count, (height, width) = len(sagittal), size
     low, high = (math.log(s) for s in augmentation.scale)
     zoom = torch.exp(-_uniform(count, low, high, generator))
     turn = math.radians(augmentation.rotation_degrees)
     angle = _uniform(count, -turn, turn, generator)
     flip = torch.ones_like(zoom)
     if augmentation.flip:
-        flip = torch.where(_uniform(count, 0, 1, generator) < 0.5, -flip, flip)
+        flipped = (_uniform(count, 0, 1, generator) < 0.5) & ~sagittal
+        flip = torch.where(flipped, -flip, flip)
     cos, sin = zoom * torch.cos(angle), zoom * torch.sin(angle)
     zero = torch.zeros_like(zoom)
     # Axial slices run left-right along their rows axis (H), which is affine_grid's y.

@@ -57,8 +57,8 @@ def train(
     _require_training_packages()
     from leuko.channels import Preparation
     from leuko.network import SIDE_MAPS, VGG16
+    from leuko.plan import CLASSES, Settings, start
     from leuko.recipes import RECIPES
-    from leuko.train import CLASSES, Settings, start
     from leuko.weights import find, load_card
 
     chosen = RECIPES[recipe]

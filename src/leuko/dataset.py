@@ -1,7 +1,7 @@
 """Labelled subjects on disk become slices in memory, ready to draw batches from."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from leuko import nifti
-from leuko.channels import Placement, Preparation, prepare
+from leuko.channels import Pair, Placement, Preparation
 from leuko.errors import LeukoError
 from leuko.files import find_images, image_stem
 from leuko.metrics import OTHER_PATHOLOGY
@@ -40,11 +40,12 @@ class Subject:
 class Slices:
     """Slices of many subjects on one canvas: `images` (N, H, W, 3) and `labels` (N, H, W), uint8.
 
-    Labels are 0 background, 1 WMH, `IGNORED` unknown.
+    Labels are 0 background, 1 WMH, `IGNORED` unknown. `sagittal` (N,), bool.
     """
 
     images: Array
     labels: Array
+    sagittal: Array
 
     def draw(self, count: int, *, lesion_part: float, rng: np.random.Generator) -> Array:
         """Indices of `count` slices; about `lesion_part` of them surely show a lesion."""
@@ -107,24 +108,39 @@ def split(subjects: Sequence[Subject], *, held_out: float, seed: int) -> tuple[l
     )
 
 
-def load(subjects: Sequence[Subject], preparation: Preparation) -> Slices:
-    """Prepare all slices of the subjects; smaller ones are centred on the largest's canvas."""
-    parts = [_subject_slices(subject, preparation) for subject in subjects]
-    height = max(images.shape[1] for images, _ in parts)
-    width = max(images.shape[2] for images, _ in parts)
+def load(
+    subjects: Sequence[Subject], preparation: Preparation, *, three_planes: bool = False
+) -> Slices:
+    """Prepare all slices of the subjects; smaller ones are centred on the largest's canvas.
+
+    With `three_planes` scans that are nearly isotropic are sliced along each axis.
+    """
+    parts = [
+        part
+        for subject in subjects
+        for part in _subject_slices(subject, preparation, three_planes=three_planes)
+    ]
+    height = max(part.images.shape[1] for part in parts)
+    width = max(part.images.shape[2] for part in parts)
     return Slices(
-        np.concatenate([_on_canvas(images, height, width) for images, _ in parts]),
-        np.concatenate([_on_canvas(labels, height, width) for _, labels in parts]),
+        np.concatenate([_on_canvas(part.images, height, width) for part in parts]),
+        np.concatenate([_on_canvas(part.labels, height, width) for part in parts]),
+        np.concatenate([part.sagittal for part in parts]),
     )
 
 
-def _subject_slices(subject: Subject, preparation: Preparation) -> tuple[Array, Array]:
+def _subject_slices(
+    subject: Subject, preparation: Preparation, *, three_planes: bool
+) -> Iterator[Slices]:
     flair = nifti.read(subject.flair)
     t1 = nifti.read(subject.t1) if subject.t1 else None
     truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
     require_same_grid(flair, truth)
-    images, placement = prepare(flair, t1, preparation)
-    return images, _label_slices(truth, placement)
+    pair = Pair.of(flair, t1, preparation)
+    for axis in range(3) if three_planes and flair.is_nearly_isotropic else (None,):
+        images, placement = pair.slices(axis)
+        sagittal = np.full(len(images), placement.across == 0)
+        yield Slices(images, _label_slices(truth, placement), sagittal)
 
 
 def _label_slices(truth: Volume, placement: Placement) -> Array:

@@ -1,7 +1,7 @@
-"""How a network is trained, as data: `XU2017` exactly as published, and `MODERN`."""
+"""How a network is trained, as data: `XU2017` exactly as published, `MODERN`, and `ADAPT`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -24,7 +24,7 @@ class Augmentation:
 
     scale: tuple[float, float]  # factors, drawn evenly on a logarithmic scale
     rotation_degrees: float  # drawn from -r to r
-    flip: bool = False  # half of the images; left-right on axial and coronal slices
+    flip: bool = False  # half of the axial and coronal images, left to right
     gain: float = 0.0  # a channel times 1 - g to 1 + g; the residue scales with its FLAIR
     gamma: float = 0.0  # a channel's tissue contrast, exponent exp(-g) to exp(g)
     noise_grey: float = 0.0  # largest standard deviation of added noise, in grey levels
@@ -46,6 +46,11 @@ class Recipe:
     lesion_part: float  # of the images drawn, about this part surely shows a lesion
     feature_scale: float  # what ImageNet's maps are divided by at the start
     mixed_precision: bool  # bfloat16 where the device computes in it
+    averaged_part: float = 0.0  # of the steps, over which weights are averaged; 0: the last ones
+    frozen_stages: int = 0  # the first ones, which stay as they are over `frozen_part`
+    frozen_part: float = 0.0  # of the steps
+    synthetic_part: float = 0.0  # of the images of a step
+    validate_steps: int = 100  # between two looks at the validation subjects, if there are any
 
 
 XU2017 = Recipe(
@@ -81,9 +86,22 @@ MODERN = Recipe(
     lesion_part=0.5,
     feature_scale=64.0,  # AdamW moves a weight by the rate whatever its scale: maps must be near 1
     mixed_precision=True,
+    averaged_part=0.02,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (MODERN, XU2017)}
+# A trained model goes on with a few subjects of another scanner.
+ADAPT = replace(
+    MODERN,
+    name="adapt",
+    steps=400,
+    phases=(Phase(0.1, 0.0, 1e-4), Phase(0.9, 1e-4, 0.0)),
+    averaged_part=0.1,
+    frozen_stages=2,  # edges look alike on all scanners, and these stages cost most
+    frozen_part=0.25,
+    synthetic_part=0.25,  # what the model came from, lest it forget
+)
+
+RECIPES = {recipe.name: recipe for recipe in (MODERN, XU2017, ADAPT)}
 
 
 def phase_at(recipe: Recipe, step: int, steps: int) -> tuple[Phase, float]:

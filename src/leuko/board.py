@@ -1,0 +1,42 @@
+"""What a training looks like while it runs, for TensorBoard: `tensorboard --logdir RUN`.
+
+The only module that knows tensorboard.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from leuko.batches import Batch
+
+FOLDER = "tensorboard"
+PICTURE = "slice, label, probability"
+PICTURE_STEPS, PICTURES = 100, 4
+
+
+class Board:
+    """The log of a run in its folder; what an earlier try logged from `step` on is forgotten."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        self._writer = SummaryWriter(str(run / FOLDER), purge_step=step)
+
+    def log(self, step: int, numbers: Mapping[str, float], batch: Batch, logits: Tensor) -> None:
+        """Log numbers of a step by name, and now and then what the network sees and says: slices
+        of a batch, beside each its labelled WMH and the probability that the logits give it."""
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        if step % PICTURE_STEPS == 1:
+            shown = ((batch.images[:PICTURES] + 127) / 255).clamp(0, 1).cpu()
+            others = [
+                part[:PICTURES, None].float().cpu().expand_as(shown)
+                for part in (batch.wmh, logits.softmax(dim=1)[:, -1])
+            ]
+            rows = torch.cat([shown, *others], dim=3)  # (N, 3, H, 3W)
+            self._writer.add_image(PICTURE, torch.cat(list(rows), dim=1), step)
+
+    def close(self) -> None:
+        """Write what is not yet written."""
+        self._writer.close()

@@ -1,0 +1,77 @@
+"""The processes that share a training, as torchrun starts them; one, if it did not.
+
+With `train` the only module that knows lightning_fabric.
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Literal, cast
+
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from leuko.errors import LeukoError
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
+
+Precision = Literal["bf16-mixed", "32-true"]
+
+
+def count() -> int:
+    """How many processes share the training, on all nodes."""
+    return int(os.environ["WORLD_SIZE"]) if _by_torchrun() else 1
+
+
+def count_here() -> int:
+    """How many of them are on this node."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if _by_torchrun() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return not _by_torchrun() or os.environ["RANK"] == "0"
+
+
+def wait_for(path: Path) -> None:
+    """Return once the first process has written a file. If it fails, torchrun ends the others."""
+    while not is_first() and not path.is_file():
+        time.sleep(0.05)
+
+
+def join(device: str, precision: Precision) -> Fabric:
+    """This process's place among the others, which it waits for."""
+    here = count_here()
+    fabric = Fabric(
+        accelerator=device,
+        devices=here,
+        num_nodes=count() // here,
+        strategy="ddp" if count() > 1 else "auto",
+        precision=precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def total(fabric: Fabric, value: Tensor) -> float:
+    """The sum of a value over all processes."""
+    return float(cast("Tensor", fabric.all_reduce(value, reduce_op="sum")))
+
+
+def at_once(images_per_step: int, most: int) -> int:
+    """The images of a step that one process computes at once, so that all have the same work.
+
+    Raises LeukoError where the images cannot be shared evenly.
+    """
+    share, rest = divmod(images_per_step, count())
+    if rest:
+        raise LeukoError(
+            f"{images_per_step} images a step cannot be shared evenly by {count()} processes; "
+            "choose another number of processes"
+        )
+    return min(most, share)
+
+
+def _by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ

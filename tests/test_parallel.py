@@ -1,0 +1,137 @@
+"""Processes that share a training: the same losses as one, and stopping them changes nothing."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conftest import small_settings
+from leuko import parallel, plan, train
+from leuko.errors import LeukoError
+from leuko.files import sha256
+from leuko.recipes import Phase
+from leuko.weights import WEIGHTS_FILE
+
+STEPS = 12
+# Trains the run in a folder and writes its losses; ends without a word after some steps.
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+from leuko import parallel, train
+run, last = Path(sys.argv[1]), int(sys.argv[2])
+losses = []
+def on_step(progress):
+    losses.append(progress.loss)
+    if progress.step == last:
+        os._exit(0)
+measures = train.fit(run, on_step=on_step, checkpoint_seconds=0)
+name = "losses.json" if parallel.is_first() else "losses-of-the-other.json"
+(run / name).write_text(json.dumps([losses, list(measures)]))
+"""
+
+
+def shared(data, *, at_once):
+    """Few rounds at a rate that lets errors grow slowly; parts of a step may be told apart."""
+    settings = small_settings(data, steps=STEPS, stages=((4, 4), (8, 8)), patience=2)
+    recipe = replace(
+        settings.recipe,
+        images_at_once=at_once,
+        phases=(Phase(1, 1e-3, 1e-3),),
+        frozen_stages=1,
+        frozen_part=0.5,
+        validate_steps=4,
+    )
+    return replace(settings, recipe=recipe)
+
+
+def fit_by_two(run, last=STEPS + 1):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    script = run.parent / "fit.py"
+    script.write_text(SCRIPT)
+    process = subprocess.run(
+        [sys.executable, *launcher, script, run, str(last)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+
+
+def losses(run, name="losses.json"):
+    return json.loads((run / name).read_text())[0]
+
+
+@pytest.fixture(scope="module")
+def by_two(heads, tmp_path_factory):
+    """A run that two processes shared."""
+    run = tmp_path_factory.mktemp("shared") / "run"
+    plan.start(run, shared(heads, at_once=4), threads=1)
+    fit_by_two(run)
+    return run
+
+
+def test_two_processes_have_the_losses_of_one(heads, by_two, tmp_path):
+    plan.start(tmp_path / "one", shared(heads, at_once=4), threads=1)
+    alone = []
+    train.fit(tmp_path / "one", on_step=lambda progress: alone.append(progress.loss))
+    assert losses(by_two) == pytest.approx(alone, rel=1e-4)
+    assert losses(by_two) == losses(by_two, "losses-of-the-other.json")
+    assert len(alone) == STEPS
+
+
+def test_a_shared_run_that_was_stopped_gives_the_same_bytes(heads, by_two, tmp_path):
+    plan.start(tmp_path / "stopped", shared(heads, at_once=4), threads=1)
+    fit_by_two(tmp_path / "stopped", last=3)
+    assert not (tmp_path / "stopped" / WEIGHTS_FILE).exists()
+    fit_by_two(tmp_path / "stopped", last=7)
+    fit_by_two(tmp_path / "stopped")
+    assert sha256(tmp_path / "stopped" / WEIGHTS_FILE) == sha256(by_two / WEIGHTS_FILE)
+
+
+def test_the_first_process_writes_and_measures(by_two):
+    record = json.loads((by_two / plan.RUN_FILE).read_text())
+    assert record["finished"]
+    (row,) = record["measures"].values()
+    assert not math.isnan(row["dsc"] or 0)
+    assert json.loads((by_two / "losses.json").read_text())[1] == list(record["measures"])
+    assert json.loads((by_two / "losses-of-the-other.json").read_text())[1] == []
+
+
+def as_if(monkeypatch, *, processes, rank=0):
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+        "RANK": rank,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+
+
+def test_a_step_is_shared_evenly_or_not_at_all(monkeypatch):
+    assert parallel.at_once(8, 8) == 8
+    as_if(monkeypatch, processes=4)
+    assert parallel.at_once(8, 8) == 2
+    assert parallel.at_once(20, 1) == 1
+    as_if(monkeypatch, processes=3)
+    with pytest.raises(LeukoError, match="8 images a step cannot be shared evenly by 3"):
+        parallel.at_once(8, 8)
+
+
+def test_more_processes_than_parts_are_refused(heads, tmp_path, monkeypatch):
+    plan.start(tmp_path / "run", shared(heads, at_once=8))
+
+    class Two:
+        world_size, device = 2, torch.device("cpu")
+
+    monkeypatch.setattr(parallel, "join", lambda *_: Two())
+    with pytest.raises(LeukoError, match=r"has 1 parts, and no more processes can share it"):
+        train.fit(tmp_path / "run")
+
+
+def test_a_variable_of_other_tools_does_not_make_a_shared_training(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert parallel.count() == parallel.count_here() == 1
+    assert parallel.is_first()
