@@ -18,7 +18,9 @@ LAYERS = (
     {"cli_train"},
     {"cli_options"},
     {"terminal", "demo"},
-    {"challenge", "train", "compare", "group", "cohort"},
+    {"challenge", "folds", "compare", "group", "cohort"},
+    {"train", "folds_report"},
+    {"validation"},
     {"plan", "board"},
     {"batches"},
     {"cohort_report", "subject"},
@@ -69,7 +71,7 @@ ONLY_IN = {
 TORCH = {
     "network", "imagenet", "losses", "augment", "train", "runtime", "export", "anatomy",
     "pathology", "scanner", "fields", "synthesis", "batches", "board", "plan", "parallel",
-    "rehearsal",
+    "rehearsal", "folds",
 }  # fmt: skip
 HEAVY = ("numpy", "scipy", "nibabel", "diplib", "matplotlib", "onnxruntime", "torch", "rich")
 

@@ -4,13 +4,18 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from leuko.cli_options import Device, Threads
 from leuko.errors import LeukoError
-from leuko.terminal import counted, interval_text, progress_bar, with_unit
+from leuko.terminal import counted, means_as_text, progress_bar, validation_as_text
+
+if TYPE_CHECKING:
+    from leuko.validation import Validation
+
+FOLDS = 5  # to adapt
 
 
 def train(
@@ -18,15 +23,20 @@ def train(
     data: Annotated[Path | None, typer.Argument(help="Folder of labelled subjects.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new run.")] = None,
     recipe: Annotated[
-        Literal["modern", "xu2017"], typer.Option(help="How to train; xu2017 is as published.")
+        Literal["modern", "xu2017", "adapt"],
+        typer.Option(help="How to train; xu2017 is as published, adapt is for a few scans."),
     ] = "modern",
     channels: Annotated[
         Literal["flair-t1-residue", "flair-3-slices", "t1-3-slices"] | None,
         typer.Option(help="What the colours of a slice are; flair-t1-residue by default."),
     ] = None,
     init: Annotated[
-        str, typer.Option(help="Start: imagenet, none, or a model's name or folder.")
-    ] = "imagenet",
+        str | None,
+        typer.Option(
+            help="Start: imagenet, none, or a model's name or folder. By default imagenet, and "
+            "leuko-base to adapt."
+        ),
+    ] = None,
     imagenet_weights: Annotated[
         str,
         typer.Option(help="IMAGENET1K_FEATURES, IMAGENET1K_V1, or a file with VGG-16 weights."),
@@ -34,13 +44,39 @@ def train(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Updates; by default the recipe's.")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Parts to cross-validate with; by default 5 to adapt, else 0: none."
+        ),
+    ] = None,
     held_out: Annotated[
         float,
-        typer.Option(min=0, max=0.9, help="Part of the subjects to measure on, not train with."),
+        typer.Option(
+            min=0, max=0.9, help="Part of the subjects to measure on, not train with; no folds."
+        ),
     ] = 0.2,
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Stop when the loss of a fifth of the training subjects has not fallen for as "
+            "many looks at it, 100 steps apart; 0: never.",
+        ),
+    ] = 0,
+    heads: Annotated[
+        Path | None,
+        typer.Option(
+            help="FreeSurfer label maps for synthetic images, which adapt mixes in; by default the "
+            "MNI152 brain."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides every random choice.")] = 0,
     device: Device = "cpu",
     threads: Threads = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="By torch.compile: may pay on a GPU.")
+    ] = False,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with a run that was stopped; takes no other setting.")
     ] = None,
@@ -55,19 +91,28 @@ def train(
     if data is None or out is None:
         raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to go on")
     _require_training_packages()
+    from leuko import parallel
     from leuko.channels import Preparation
     from leuko.network import SIDE_MAPS, VGG16
-    from leuko.plan import CLASSES, Settings, start
+    from leuko.plan import CLASSES, NO_MODELS, Settings, start
     from leuko.recipes import RECIPES
-    from leuko.weights import find, load_card
+    from leuko.weights import DEFAULT, find, load_card
 
     chosen = RECIPES[recipe]
+    adapts = recipe == "adapt"
+    folds = (FOLDS if adapts else 0) if folds is None else folds
+    if folds and _is_given(context, "held_out"):
+        raise LeukoError("with --folds each subject is held out once; leave --held-out away")
     preparation, stages, side_maps, classes = Preparation(), VGG16, SIDE_MAPS, CLASSES
-    if init not in ("imagenet", "none"):
+    init = init or (DEFAULT if adapts else "imagenet")
+    if adapts and init in NO_MODELS:
+        raise LeukoError(f"to adapt takes a trained model to start from; {init} is none")
+    if init not in NO_MODELS:
         start_folder = find(init)
         card = load_card(start_folder)
         preparation, classes = card.preparation, card.classes
         stages, side_maps = card.stages, card.side_maps
+        init = str(start_folder.resolve())
     if channels is not None:
         preparation = replace(preparation, channels=channels)
     settings = Settings(
@@ -77,12 +122,17 @@ def train(
         stages=stages,
         side_maps=side_maps,
         classes=classes,
-        init=init if init in ("imagenet", "none") else str(start_folder.resolve()),
+        init=init,
         imagenet_weights=imagenet_weights,
         seed=seed,
-        held_out=held_out,
+        held_out=0 if folds else held_out,
+        folds=folds,
+        patience=patience,
+        heads=str(heads.resolve()) if heads else None,
+        compiled=compiled,
     )
-    start(out, settings, device=device, threads=threads)
+    if parallel.is_first():
+        start(out, settings, device=device, threads=threads)
     _fit(out)
 
 
@@ -127,30 +177,47 @@ def synth(
 
 
 def _fit(run: Path) -> None:
-    """Train with a progress bar, print the measures of the held-out subjects."""
+    """Train with a progress bar, print the measures of subjects that were not trained with."""
     _require_training_packages()
-    from leuko.evaluate import mean_with_interval
-    from leuko.metrics import MEASURES
-    from leuko.train import fit
+    from leuko import folds, parallel, plan, train
 
+    parallel.wait_for(run / plan.RUN_FILE)
+    cross_validates = plan.read(run).settings.folds > 0
     try:
-        with progress_bar() as on_step:
-            measures = fit(run, on_step=on_step)
+        with progress_bar(shown=parallel.is_first()) as on_step:
+            if cross_validates:
+                validation = folds.fit(run, on_step=on_step)
+            else:
+                measures = train.fit(run, on_step=on_step)
     except KeyboardInterrupt:
         print(f"stopped; go on with leuko train --resume {run}", file=sys.stderr)
         raise typer.Exit(130) from None
+    if not parallel.is_first():
+        return
     print(f"model   {run}")
-    if measures:
+    if cross_validates and validation:
+        _print_validation(run, validation)
+    elif measures:
         print(f"mean of {counted(len(measures), 'held-out subject')}:")
-        for shown in MEASURES:
-            mean, low, high = mean_with_interval([row[shown.key] for row in measures.values()])
-            interval = interval_text(low, high)
-            print(f"  {shown.name:<24}{with_unit(mean, shown.unit)}  {interval}".rstrip())
+        print(means_as_text(measures))
+
+
+def _print_validation(run: Path, validation: "Validation") -> None:
+    from leuko.folds import PAGE_FILE
+
+    if not validation.before:
+        count = counted(len(validation.after), "subject")
+        print(f"mean of {count}, each by a model that had not seen it:")
+        print(means_as_text(validation.after))
+        return
+    print(f"report  {run / PAGE_FILE}")
+    print(validation_as_text(validation))
+    print("\n".join(validation.sentences()))
 
 
 def _require_training_packages() -> None:
     """Raises LeukoError without what the extra `train` brings."""
-    packages = ("torch", "lightning_fabric", "safetensors", "onnx")
+    packages = ("torch", "lightning_fabric", "safetensors", "onnx", "tensorboard")
     missing = [name for name in packages if not find_spec(name)]
     if missing:
         raise LeukoError(f'this needs {", ".join(missing)}; pip install "leuko[train]"')

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -170,6 +171,51 @@ def cohort_histogram(volumes_ml: Sequence[float]) -> tuple[Figure, list[tuple[st
     axes.spines[["top", "right"]].set_visible(False)
     spans = [f"{low:.3g} to {high:.3g} mL" for low, high in pairwise(edges)]
     return figure, list(zip(spans, counts.tolist(), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A slice (H, W) of a subject, its rows running to the right and its columns to the front:
+    FLAIR, labelled mask, masks before and after, and the Dice of both, over all slices."""
+
+    name: str
+    flair: Array
+    labelled: Array
+    found: Sequence[Array]
+    dice: Sequence[float]
+
+
+def before_after_figure(example: Example) -> Figure:
+    """The slice twice: outlines of what is labelled, and of what was found before and after."""
+    figure = Figure(figsize=(8.4, 4.6), facecolor="black")
+    figure.set_layout_engine("constrained", h_pad=0, w_pad=0.02)
+    flair = _upright(example.flair)
+    for axes, found in zip(figure.subplots(1, 2), example.found, strict=True):
+        axes.imshow(flair, cmap="gray", vmin=0, vmax=_brightest(flair))
+        axes.set_axis_off()
+        for outlined, colour in ((example.labelled, KNOWN), (found, FOUND)):
+            if outlined.any():
+                axes.contour(_upright(outlined), levels=[0.5], colors=[colour], linewidths=1)
+    return figure
+
+
+def change_figure(pairs: Mapping[str, tuple[float, float]]) -> Figure:
+    """A line from before to after for each subject, by name, of a measure from 0 to 1."""
+    figure = Figure(figsize=(4.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for before, after in pairs.values():
+        axes.plot([0, 1], [before, after], "o-", color=KINDS[0 if after >= before else 1])
+    axes.set_xticks([0, 1], ["before", "after"])
+    axes.set(xlim=(-0.2, 1.2), ylim=(0, 1), ylabel="Dice")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def as_jpeg(figure: Figure) -> bytes:
+    """For pictures of scans."""
+    file = io.BytesIO()
+    figure.savefig(file, format="jpeg", dpi=110, facecolor=figure.get_facecolor())
+    return file.getvalue()
 
 
 def as_svg(figure: Figure) -> bytes:

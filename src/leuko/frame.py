@@ -75,18 +75,19 @@ def document(
     subtitle: str,
     main: Iterable[str],
     data: Mapping[str, Any],
-    name: str,
+    name: str = "",
     policy: str = POLICY,
 ) -> str:
-    """The HTML of a page whose script, and style if it has one, are called `name` in `page/`."""
+    """The HTML of a page; its own script and style, if it has them, are called `name` in
+    `page/`."""
     parts = {
         "POLICY": policy,
         "TITLE": text(title),
         "SUBTITLE": text(subtitle),
-        "STYLE": asset("common.css") + asset(f"{name}.css"),
+        "STYLE": asset("common.css") + (asset(f"{name}.css") if name else ""),
         "MAIN": "\n".join(main),
         "DATA": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-        "SCRIPT": asset("common.js") + asset(f"{name}.js"),
+        "SCRIPT": asset("common.js") + (asset(f"{name}.js") if name else ""),
     }
     html = asset("page.html")
     pieces = html.split("@@")  # text and names of parts take turns

@@ -31,6 +31,7 @@ CLASSES: tuple[str, ...] = ("background", "wmh")
 GROUPS = ("train", "validation", "held_out")
 VALIDATION_PART = 0.2  # of the training subjects, where the training may stop early
 SYNTHETIC = Preparation()  # what synthetic slices look like
+NO_MODELS = ("imagenet", "none")  # to start from
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Settings:
     imagenet_weights: str = imagenet.DEFAULT
     seed: int = 0
     held_out: float = 0.2  # part of the subjects that are measured on, not trained with
+    folds: int = 0  # parts of the subjects, each measured by a model trained without it; 0: none
     patience: int = 0  # validations in a row without gain that end the training; 0: none is made
     heads: str | None = None  # label maps that synthetic images are made of; None: the MNI152 brain
     compiled: bool = False  # by torch.compile
@@ -83,6 +85,11 @@ class Plan:
     threads: int  # of each process
     precision: parallel.Precision
     record: dict[str, Any]  # all of the file
+
+    @property
+    def origin(self) -> Path | None:
+        """The model that it starts from."""
+        return None if self.settings.init in NO_MODELS else Path(self.settings.init)
 
 
 def start(
@@ -175,6 +182,8 @@ def _grouped(settings: Settings, measured: Collection[str] | None) -> dict[str, 
     else:
         train = [s for s in subjects if s.name not in measured]
         held_out = [s for s in subjects if s.name in measured]
+    if settings.folds and len(train) < 2:
+        raise LeukoError("cross-validation takes two labelled subjects or more")
     validation: list[Subject] = []
     if settings.patience:
         part = max(VALIDATION_PART, 1 / len(train))
@@ -240,7 +249,7 @@ def _card(name: str, settings: Settings, train: list[Subject]) -> ModelCard:
         },
         leuko_version=versions()["leuko"],
     )
-    if settings.init in ("imagenet", "none"):
+    if settings.init in NO_MODELS:
         return card
     before = load_card(Path(settings.init))
     origin = {"name": before.name, "licence": before.licence, "sha256": before.weights_sha256}

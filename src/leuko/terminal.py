@@ -11,11 +11,15 @@ if TYPE_CHECKING:
     from leuko.compare import Comparison
     from leuko.outputs import Segmentation
     from leuko.train import Progress as At
+    from leuko.validation import Validation
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[["At"], None]]:
-    """A bar on a terminal; elsewhere a line for every tenth of the way."""
+def progress_bar(*, shown: bool = True) -> Iterator[Callable[["At"], None]]:
+    """A bar on a terminal; elsewhere a line for every tenth of the way. Nothing unless `shown`."""
+    if not shown:
+        yield lambda _: None
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -190,6 +194,29 @@ def measures_as_text(row: Mapping[str, float]) -> str:
     for side in ("reference", "prediction"):
         lesions = counted(int(row[f"{side}_lesions"]), "lesion")
         lines.append(f"{side:<24}{row[f'{side}_ml']:.2f} mL in {lesions}")
+    return "\n".join(lines)
+
+
+def means_as_text(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """The mean of each measure, with its interval."""
+    from leuko.evaluate import mean_with_interval
+    from leuko.metrics import MEASURES
+
+    lines = []
+    for shown in MEASURES:
+        mean, low, high = mean_with_interval([row[shown.key] for row in rows.values()])
+        interval = interval_text(low, high)
+        lines.append(f"  {shown.name:<24}{with_unit(mean, shown.unit)}  {interval}".rstrip())
+    return "\n".join(lines)
+
+
+def validation_as_text(validation: "Validation") -> str:
+    """A line for each measure: before, after, change and its interval."""
+    from leuko.folds_report import changes_as_cells
+
+    lines = [f"{'':<28}{'before':>8}{'after':>8}{'change':>9}  95 % interval"]
+    for name, (before, after, change, interval) in changes_as_cells(validation):
+        lines.append(f"{name:<28}{before:>8}{after:>8}{change:>9}  {interval}")
     return "\n".join(lines)
 
 

@@ -31,7 +31,7 @@ from leuko.predict import predict, to_mask
 from leuko.recipes import Phase, Recipe, phase_at
 from leuko.record import Stopwatch
 from leuko.rehearsal import Rehearsal
-from leuko.volume import Array
+from leuko.volume import Array, Volume
 from leuko.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
 
 CHECKPOINT_SECONDS = 60.0  # what a kill can cost; writing one takes about a second
@@ -170,6 +170,12 @@ def training_slices(run: Path, data: Path | None = None) -> Array:
 
 def measured(subject: Subject, model: runtime.Model) -> Row:
     """The measures of a model on one labelled subject."""
+    truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
+    return compare(truth, segmented(subject, model))
+
+
+def segmented(subject: Subject, model: runtime.Model) -> Volume:
+    """What a model finds in a subject, as bool."""
     flair = nifti.read(subject.flair)
     probability = predict(flair, nifti.read(subject.t1) if subject.t1 else None, model)[-1]
     mask = to_mask(
@@ -178,8 +184,7 @@ def measured(subject: Subject, model: runtime.Model) -> Row:
         smallest_mm3=model.card.smallest_lesion_mm3,
         voxel_mm3=flair.voxel_mm3,
     )
-    truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
-    return compare(truth, flair.with_data(mask))
+    return flair.with_data(mask)
 
 
 def _loaded(planned: Plan, group: str) -> Slices:

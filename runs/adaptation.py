@@ -1,0 +1,112 @@
+"""What a few labelled scans of a far scanner give, and what is forgotten for them.
+
+    python runs/adaptation.py SCANNERS OUT [--labelled 5 10 15] [--scanner NAME ...]
+
+SCANNERS is what runs/scanners.py wrote. For each scanner the bundled model is adapted on its first
+5, 10 and 15 training subjects; both models are measured on its test subjects, and on those of the
+original range, whose heads neither has seen. OUT keeps the runs: what is done is not done again.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+from leuko import plan, runtime, train
+from leuko.dataset import find_subjects
+from leuko.evaluate import Row, json_ready, mean_with_interval
+from leuko.files import read_json, write_json
+from leuko.recipes import ADAPT
+from leuko.weights import DEFAULT, find, load_card
+
+KEYS = ("dsc", "lesion_f1", "h95_mm")
+ORIGINAL = "original"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("scanners", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--labelled", type=int, nargs="+", default=[5, 10, 15])
+    parser.add_argument("--scanner", nargs="+")
+    parser.add_argument("--steps", type=int, default=ADAPT.steps)
+    options = parser.parse_args()
+    names = options.scanner or sorted(
+        path.name for path in options.scanners.iterdir() if path.name != ORIGINAL
+    )
+    base = find(DEFAULT)
+    original = measures(base, options.scanners / ORIGINAL / "test", options.out / "base-original")
+    print(
+        "| scanner | labelled | Dice before | Dice after | gain | F1 gain | H95 gain, mm |", end=""
+    )
+    print(" on the original range | minutes |\n" + "|---" * 9 + "|")
+    for name in names:
+        test = options.scanners / name / "test"
+        before = measures(base, test, options.out / f"base-{name}")
+        for count in options.labelled:
+            run = options.out / f"{name}-{count}"
+            adapt(options.scanners / name / "train", count, run, options.steps)
+            after = measures(run, test, run / "test")
+            kept = measures(run, options.scanners / ORIGINAL / "test", run / ORIGINAL)
+            seconds = read_json(run / plan.RUN_FILE, what="run")["seconds"]["train"]
+            cells = [
+                name,
+                str(count),
+                f"{mean(before):.2f}",
+                f"{mean(after):.2f}",
+                *(gain(before, after, key) for key in KEYS),
+                gain(original, kept, "dsc"),
+                f"{seconds / 60:.0f}",
+            ]
+            print("|", " | ".join(cells), "|", flush=True)
+
+
+def adapt(data: Path, count: int, run: Path, steps: int) -> None:
+    """Train the run in a folder with the first `count` subjects, unless it is there."""
+    base = find(DEFAULT)
+    card = load_card(base)
+    if not (run / plan.RUN_FILE).is_file():
+        settings = plan.Settings(
+            data=str(data.resolve()),
+            recipe=replace(ADAPT, steps=steps),
+            preparation=card.preparation,
+            stages=card.stages,
+            side_maps=card.side_maps,
+            classes=card.classes,
+            init=str(base),
+        )
+        left_out = [subject.name for subject in find_subjects(data)[count:]]
+        plan.start(run, settings, measured=left_out)
+    if not read_json(run / plan.RUN_FILE, what="run")["finished"]:
+        train.fit(run)
+
+
+def measures(model: Path, data: Path, kept: Path) -> Mapping[str, Row]:
+    """The measures of a model on labelled subjects, by name; `kept` keeps them."""
+    file = kept.with_suffix(".json")
+    if not file.is_file():
+        loaded = runtime.load(model)
+        rows = {s.name: train.measured(s, loaded) for s in find_subjects(data)}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {name: json_ready(row) for name, row in rows.items()})
+    return {
+        name: {key: float("nan") if value is None else value for key, value in row.items()}
+        for name, row in read_json(file, what="measures").items()
+    }
+
+
+def mean(rows: Mapping[str, Row]) -> float:
+    return fmean(row["dsc"] for row in rows.values())
+
+
+def gain(before: Mapping[str, Row], after: Mapping[str, Row], key: str) -> str:
+    """The mean change of a measure, subject by subject, with its 95 % interval."""
+    changes = [after[name][key] - before[name][key] for name in before]
+    change, low, high = mean_with_interval(changes)
+    digits = 1 if key == "h95_mm" else 2
+    return f"{change:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+if __name__ == "__main__":
+    main()

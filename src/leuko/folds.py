@@ -1,0 +1,189 @@
+"""Cross-validation: each subject measured by a model that was trained without it, and then a model
+trained with all.
+
+The folder of the run holds a run for each fold while that lasts. In the end it holds the model of
+all subjects, and where that was started from another model, a report of both on subjects not seen.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from leuko import nifti, parallel, plan, runtime, train
+from leuko.anatomy import WMH
+from leuko.dataset import LABEL_VALUES
+from leuko.evaluate import Row, json_ready
+from leuko.figures import Example
+from leuko.files import read_json, staged, write_json
+from leuko.folds_report import as_html, as_markdown, examples
+from leuko.metrics import dice
+from leuko.plan import RUN_FILE, Plan
+from leuko.synthesis import synthesise
+from leuko.train import Progress
+from leuko.validation import Validation
+from leuko.volume import Orientation
+
+FOLDER = "folds"
+RESULT_FILE = "cross-validation.json"
+PAGE_FILE, TEXT_FILE = "report.html", "report.md"
+SYNTHETIC_SCANS = 12
+SYNTHETIC_SEED = 1_000_003  # of scans that no training sees
+
+
+def fit(run: Path, *, on_step: Callable[[Progress], None] = lambda _: None) -> Validation | None:
+    """Train the folds of a run that `plan.start` made, then the run, from where they were stopped.
+
+    Only the first of several processes has a result. Raises LeukoError as `train.fit` does.
+    """
+    parallel.wait_for(run / RUN_FILE)
+    planned = plan.read(run)
+    folds = split([s.name for s in planned.groups["train"]], planned.settings)
+    homes = [run / FOLDER / str(number) for number in range(1, len(folds) + 1)]
+    rows: dict[str, Row] = {}
+    for number, (home, names) in enumerate(zip(homes, folds, strict=True)):
+        if parallel.is_first() and not (home / RUN_FILE).is_file():
+            alone = replace(planned.settings, folds=0)
+            plan.start(home, alone, device=planned.device, threads=planned.threads, measured=names)
+        rows |= _fitted(home, _placed(on_step, number, len(folds) + 1))
+    _fitted(run, _placed(on_step, len(folds), len(folds) + 1))
+    if not parallel.is_first():
+        return None
+    validation = _validated(run, planned, folds, rows)
+    with staged(run) as scratch:
+        write_json(scratch / RESULT_FILE, _as_record(validation))
+        if validation.before:
+            about = _about(planned)
+            pictures = [_example(validation, name, homes, planned) for name in examples(validation)]
+            page = as_html(validation, pictures, about)
+            (scratch / PAGE_FILE).write_text(page, encoding="utf-8")
+            (scratch / TEXT_FILE).write_text(as_markdown(validation, about), encoding="utf-8")
+    shutil.rmtree(run / FOLDER)
+    return validation
+
+
+def split(names: Sequence[str], settings: plan.Settings) -> list[list[str]]:
+    """The names in `settings.folds` parts of equal size, or one less; at most one a name."""
+    order = np.random.default_rng(settings.seed).permutation(len(names))
+    count = min(settings.folds, len(names))
+    return [sorted(names[k] for k in order[first::count]) for first in range(count)]
+
+
+def _fitted(run: Path, on_step: Callable[[Progress], None]) -> dict[str, Row]:
+    """The measures of a run's held-out subjects, trained unless that is done."""
+    parallel.wait_for(run / RUN_FILE)
+    record = read_json(run / RUN_FILE, what="run")
+    if not record["finished"]:
+        return train.fit(run, on_step=on_step)
+    return {
+        name: {key: math.nan if value is None else value for key, value in row.items()}
+        for name, row in record["measures"].items()
+    }
+
+
+def _placed(
+    on_step: Callable[[Progress], None], number: int, count: int
+) -> Callable[[Progress], None]:
+    """Tells the progress of one of several trainings as that of all."""
+
+    def placed(at: Progress) -> None:
+        on_step(replace(at, step=at.step + number * at.steps, steps=count * at.steps))
+
+    return placed
+
+
+def _validated(
+    run: Path, planned: Plan, folds: list[list[str]], rows: Mapping[str, Row]
+) -> Validation:
+    subjects = planned.groups["train"]
+    before: dict[str, Row] = {}
+    synthetic = None
+    if planned.origin:
+        origin = _loaded(planned.origin, planned)
+        before = {subject.name: train.measured(subject, origin) for subject in subjects}
+        if planned.settings.recipe.synthetic_part:
+            synthetic = _on_synthetic_scans([origin, _loaded(run, planned)], planned)
+    return Validation(
+        model=run.resolve().name,
+        origin=planned.card.training["from"]["name"] if planned.origin else "",
+        folds=folds,
+        after={subject.name: rows[subject.name] for subject in subjects},
+        before=before,
+        synthetic=synthetic,
+    )
+
+
+def _loaded(folder: Path, planned: Plan) -> runtime.Model:
+    return runtime.load(folder, device=planned.device, threads=planned.threads)
+
+
+def _on_synthetic_scans(models: Sequence[runtime.Model], planned: Plan) -> list[list[float]]:
+    """For each model its Dice on synthetic scans with lesions."""
+    anatomies = plan.anatomies(planned.settings, torch.device("cpu"))
+    found: list[list[float]] = [[] for _ in models]
+    for number in range(SYNTHETIC_SCANS):
+        anatomy = anatomies[number % len(anatomies)]
+        scan = synthesise(anatomy, [planned.settings.seed, SYNTHETIC_SEED, number])
+        slices, classes = scan.slices(planned.settings.preparation)
+        for values, model in zip(found, models, strict=True):
+            mask = model.predict(slices)[:, -1] >= model.card.threshold
+            values.append(dice(prediction=mask, reference=classes == WMH))
+    return found
+
+
+def _example(validation: Validation, name: str, homes: Sequence[Path], planned: Plan) -> Example:
+    """The slice of a subject that is labelled most, by the model before and by that of its fold."""
+    subject = next(s for s in planned.groups["train"] if s.name == name)
+    home = next(h for h, names in zip(homes, validation.folds, strict=True) if name in names)
+    truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
+    turn = Orientation.of(truth.affine)
+    across = truth.canonical().through_plane_axis
+    masks = [
+        train.segmented(subject, _loaded(folder, planned)).data
+        for folder in (planned.origin, home)
+        if folder
+    ]
+    stacks = [
+        np.moveaxis(turn.apply(data), across, 0)
+        for data in (nifti.read(subject.flair).data, truth.data == 1, *masks)
+    ]
+    shown = int(stacks[1].sum(axis=(1, 2)).argmax())
+    flair, labelled, *found = (stack[shown] for stack in stacks)
+    dices = tuple(rows[name]["dsc"] for rows in (validation.before, validation.after))
+    return Example(name, flair, labelled, tuple(found), dices)
+
+
+def _about(planned: Plan) -> dict[str, Any]:
+    recipe, card = planned.settings.recipe, planned.card
+    return {
+        "recipe": f"{recipe.name}, {recipe.steps} steps of {recipe.images_per_step} slices",
+        "synthetic part of the slices": f"{recipe.synthetic_part:.0%}",
+        "started from": f"{card.training['from']['name']}, SHA-256 "
+        f"{card.training['from']['sha256'][:12]}",
+        "threshold": f"{card.threshold:g}",
+        "smallest lesion": f"{card.smallest_lesion_mm3:g} mm³",
+        "seed": str(planned.settings.seed),
+        "scans": planned.settings.data,
+    }
+
+
+def _as_record(validation: Validation) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "folds": validation.folds,
+        "after": {name: json_ready(row) for name, row in validation.after.items()},
+    }
+    if validation.before:
+        before = {name: json_ready(row) for name, row in validation.before.items()}
+        record |= {"verdict": validation.verdict, "before": before}
+    if validation.synthetic:
+        keys = ("dice_before", "dice_after")
+        record["synthetic"] = {
+            key: [None if math.isnan(value) else value for value in values]
+            for key, values in zip(keys, validation.synthetic, strict=True)
+        }
+    return record

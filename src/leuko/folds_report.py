@@ -1,0 +1,165 @@
+"""The report of an adaptation: the model before and after, on subjects that it had not seen."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from leuko.figures import Example, as_jpeg, as_svg, before_after_figure, change_figure
+from leuko.frame import document, drawing, facts, picture, plain, section, shown, text
+from leuko.metrics import MEASURES, Measure
+from leuko.record import versions
+from leuko.validation import Change, Validation
+
+SHOWN = ("dsc", "lesion_f1", "lesion_recall", "h95_mm", "avd_percent")
+ON_CARDS = ("dsc", "lesion_f1", "h95_mm")
+
+
+def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str, Any]) -> str:
+    """The page, which needs no other file. `shown` are examples to look at, `about` is how the
+    model was trained."""
+    dice = {
+        name: (validation.before[name]["dsc"], row["dsc"]) for name, row in validation.after.items()
+    }
+    rows = [(name, list(pair)) for name, pair in dice.items()]
+    caption = "Dice of each subject, before and after"
+    verdict = "".join(f"<p>{text(sentence)}</p>" for sentence in validation.sentences())
+    return document(
+        title=f"{validation.model}: {validation.verdict}",
+        subtitle=f"Adapted from {validation.origin}; Leuko {versions()['leuko']}; "
+        f"{datetime.now(UTC):%Y-%m-%d}",
+        main=[
+            section("Verdict", verdict, name="warnings" if _is_bad(validation) else ""),
+            section("Before and after, on subjects not seen", facts(_facts(validation))),
+            section(
+                "Subject by subject",
+                drawing(as_svg(change_figure(dice)), caption, ["before", "after"], rows),
+                _table(validation),
+            ),
+            section("To look at", *map(_shown, shown)),
+            section("How it was made", plain("Settings", _settings(validation, about))),
+        ],
+        data={},
+    )
+
+
+def as_markdown(validation: Validation, about: Mapping[str, Any]) -> str:
+    """The same in text, without pictures."""
+    head = ["subject", *(f"{m.name} {when}" for m in _measures() for when in ("before", "after"))]
+    lines = [
+        f"# {validation.model}: {validation.verdict}",
+        "",
+        *validation.sentences(),
+        "",
+        "| measure | before | after | change | 95 % interval |",
+        "|---|---|---|---|---|",
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in changes_as_cells(validation)),
+        "",
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in _subject_rows(validation)),
+        "",
+        *(f"- {name}: {value}" for name, value in _settings(validation, about).items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def changes_as_cells(validation: Validation) -> Iterator[tuple[str, list[str]]]:
+    """For each measure its mean before and after, the change, and its interval."""
+    for measure in _measures():
+        change = validation.change(measure.key)
+        digits = _digits(measure)
+        low, high = (f"{value:+.{digits}f}" for value in (change.low, change.high))
+        name = f"{measure.name}, {measure.unit}" if measure.unit else measure.name
+        yield (
+            name,
+            [
+                shown(change.before, digits),
+                shown(change.after, digits),
+                f"{change.change:+.{digits}f}",
+                f"{low} to {high}",
+            ],
+        )
+
+
+def examples(validation: Validation) -> list[str]:
+    """Subjects to look at: those whose Dice gained and lost most, and the middle one."""
+    order = sorted(
+        validation.after, key=lambda n: validation.before[n]["dsc"] - validation.after[n]["dsc"]
+    )
+    return list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
+
+
+def _is_bad(validation: Validation) -> bool:
+    return validation.verdict != "better" or validation.has_forgotten
+
+
+def _measures() -> Iterator[Measure]:
+    return (measure for measure in MEASURES if measure.key in SHOWN)
+
+
+def _digits(measure: Measure) -> int:
+    return 1 if measure.unit else 2
+
+
+def _facts(validation: Validation) -> Iterator[tuple[str, str, str]]:
+    for measure in _measures():
+        if measure.key in ON_CARDS:
+            yield _fact(measure.name, validation.change(measure.key), measure)
+    if validation.kept is not None:
+        dice = next(_measures())
+        yield _fact("Dice on synthetic scans, before and after", validation.kept, dice)
+
+
+def _fact(name: str, change: Change, measure: Measure) -> tuple[str, str, str]:
+    digits = _digits(measure)
+    unit = f" {measure.unit}" if measure.unit else ""
+    values = f"{shown(change.before, digits)} → {shown(change.after, digits)}{unit}"
+    interval = f"{change.low:+.{digits}f} to {change.high:+.{digits}f}"
+    return name, values, f"{change.change:+.{digits}f}, 95 % interval {interval}"
+
+
+def _subject_rows(validation: Validation) -> Iterator[tuple[str, list[str]]]:
+    for name, after in validation.after.items():
+        before = validation.before[name]
+        yield (
+            name,
+            [shown(row[m.key], _digits(m)) for m in _measures() for row in (before, after)],
+        )
+
+
+def _table(validation: Validation) -> str:
+    head = "".join(
+        f'<th scope="col" class="number">{text(m.name)}, {when}</th>'
+        for m in _measures()
+        for when in ("before", "after")
+    )
+    body = "".join(
+        f'<tr><th scope="row" class="words">{text(name)}</th>'
+        f"{''.join(f'<td class=number>{cell}</td>' for cell in cells)}</tr>"
+        for name, cells in _subject_rows(validation)
+    )
+    return (
+        '<div class="wide" tabindex="0" role="region" aria-label="Measures of each subject">'
+        f"<table><caption>Measures of each subject</caption><thead><tr><td></td>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _shown(example: Example) -> str:
+    caption = (
+        f"{example.name}: before (left) and after (right), found in orange, labelled in blue; "
+        f"Dice {example.dice[0]:.2f}, {example.dice[1]:.2f}"
+    )
+    image = picture(as_jpeg(before_after_figure(example)), caption, "jpeg")
+    return f"<figure><figcaption>{text(caption)}</figcaption>{image}</figure>"
+
+
+def _settings(validation: Validation, about: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "subjects": f"{len(validation.after)} in {len(validation.folds)} folds; each was measured "
+        "by a model trained on the other folds, with the same settings",
+        **{name: text(value) for name, value in about.items()},
+        "intervals": "percentile bootstrap over subjects, of the change of each",
+        "to go back": f"{validation.origin} is as it was: leuko segment --model "
+        f"{validation.origin}",
+    }

@@ -1,0 +1,307 @@
+"""Cross-validation and adaptation: who is measured by whom, what is said of it, what is kept."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from conftest import small_settings
+from leuko import folds, plan, runtime, train
+from leuko.anatomy import CLASSES
+from leuko.channels import Preparation
+from leuko.errors import LeukoError
+from leuko.files import sha256
+from leuko.folds_report import as_html, as_markdown, changes_as_cells, examples
+from leuko.network import SpecialisedVGG
+from leuko.recipes import ADAPT
+from leuko.validation import Change, Validation
+from leuko.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
+
+NARROW = ((4, 4), (8, 8))
+SHORT = replace(ADAPT, steps=3, images_per_step=4, images_at_once=4, synthetic_part=0.0)
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a training early."""
+
+
+def adapting(data, model, **changes):
+    card = load_card(model)
+    return small_settings(
+        data,
+        steps=3,
+        recipe=changes.pop("recipe", SHORT),
+        init=str(model),
+        preparation=card.preparation,
+        stages=card.stages,
+        classes=card.classes,
+        held_out=0.0,
+        folds=3,
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def adapted(heads, model, tmp_path_factory):
+    """A model adapted on its own subjects, and what was said of it."""
+    run = tmp_path_factory.mktemp("adapted") / "site-model"
+    plan.start(run, adapting(heads, model))
+    return run, folds.fit(run)
+
+
+def test_every_subject_is_measured_once(adapted, heads):
+    _, validation = adapted
+    names = sorted(path.name for path in heads.iterdir())
+    assert sorted(name for fold in validation.folds for name in fold) == names
+    assert [len(fold) for fold in validation.folds] == [2, 2, 2]
+    assert sorted(validation.after) == sorted(validation.before) == names
+
+
+def test_a_fold_trains_without_those_that_it_measures(heads, model, tmp_path, monkeypatch):
+    seen = {}
+    fit = train.fit
+
+    def noted(run, **options):
+        groups = plan.read(run).groups
+        seen[run.name] = [[s.name for s in groups[g]] for g in ("train", "held_out")]
+        return fit(run, **options)
+
+    monkeypatch.setattr(train, "fit", noted)
+    plan.start(tmp_path / "run", adapting(heads, model))
+    validation = folds.fit(tmp_path / "run")
+    for number, names in enumerate(validation.folds, start=1):
+        trained, measured = seen[str(number)]
+        assert measured == names
+        assert not set(trained) & set(measured)
+        assert len(trained) + len(measured) == 6
+    assert seen["run"] == [sorted(validation.after), []]
+
+
+def test_before_is_what_the_first_model_measures(adapted, heads, model):
+    _, validation = adapted
+    subject = next(s for s in train.find_subjects(heads) if s.name == "head3")
+    assert validation.before["head3"] == train.measured(subject, runtime.load(model))
+
+
+def test_the_result_is_an_ordinary_model(adapted, model):
+    run, _ = adapted
+    card, before = load_card(run), load_card(model)
+    assert card.name == "site-model"
+    assert card.threshold == before.threshold
+    assert card.training["recipe"] == "adapt"
+    assert card.training["from"]["sha256"] == before.weights_sha256
+    assert len(card.training["subjects"]) == 6
+    assert runtime.load(run).card == card
+    assert not (run / folds.FOLDER).exists()
+
+
+def test_a_model_that_is_started_from_lends_its_use_but_not_its_licence(heads, model, tmp_path):
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / WEIGHTS_FILE).write_bytes((model / WEIGHTS_FILE).read_bytes())
+    changed = {"three_planes": True, "threshold": 0.3, "licence": "Apache-2.0"}
+    save_card(start, replace(load_card(model), **changed))
+    plan.start(tmp_path / "run", replace(adapting(heads, start), folds=0))
+    train.fit(tmp_path / "run")
+    card = load_card(tmp_path / "run")
+    assert (card.three_planes, card.threshold) == (True, 0.3)
+    assert card.licence != "Apache-2.0"
+    assert card.training["from"]["licence"] == "Apache-2.0"
+
+
+@pytest.mark.parametrize("stop", [2, 5, 11])
+def test_a_stopped_cross_validation_goes_on(adapted, heads, model, tmp_path, stop):
+    run, whole = adapted
+    again = tmp_path / "site-model"
+    plan.start(again, adapting(heads, model))
+
+    def on_step(at):
+        assert at.steps == 12
+        if at.step == stop:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        folds.fit(again, on_step=on_step)
+    assert folds.fit(again) == whole
+    assert sha256(again / WEIGHTS_FILE) == sha256(run / WEIGHTS_FILE)
+
+
+def test_the_record_holds_both_measures(adapted):
+    run, validation = adapted
+    record = json.loads((run / folds.RESULT_FILE).read_text())
+    assert record["verdict"] == validation.verdict
+    assert record["after"]["head1"]["dsc"] == validation.after["head1"]["dsc"]
+    assert record["before"].keys() == record["after"].keys()
+    assert record["folds"] == validation.folds
+
+
+def test_cross_validation_works_from_scratch_too(heads, tmp_path):
+    settings = small_settings(heads, steps=3, stages=NARROW, folds=2, held_out=0.0)
+    plan.start(tmp_path / "run", settings)
+    validation = folds.fit(tmp_path / "run")
+    assert len(validation.after) == 6
+    assert not validation.before
+    assert not (tmp_path / "run" / folds.PAGE_FILE).exists()
+    assert (tmp_path / "run" / folds.RESULT_FILE).is_file()
+
+
+def test_more_folds_than_subjects_leave_one_out_each():
+    settings = plan.Settings(data="", folds=9)
+    assert sorted(folds.split(["a", "b", "c"], settings)) == [["a"], ["b"], ["c"]]
+
+
+def test_one_subject_cannot_be_cross_validated(heads, model, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "anna").symlink_to(heads / "head0")
+    with pytest.raises(LeukoError, match="takes two labelled subjects or more"):
+        plan.start(tmp_path / "run", adapting(tmp_path / "data", model))
+
+
+# Synthetic images
+
+
+@pytest.fixture(scope="module")
+def tissue_model(tmp_path_factory):
+    """A narrow network for six classes at 1 mm, not trained."""
+    folder = tmp_path_factory.mktemp("models") / "tissues"
+    folder.mkdir()
+    save_file(SpecialisedVGG(len(CLASSES), NARROW).state_dict(), folder / WEIGHTS_FILE)
+    card = ModelCard(
+        name="tissues",
+        classes=CLASSES,
+        preparation=Preparation(t1_optional=True),
+        stages=NARROW,
+        side_maps=16,
+        training={},
+        three_planes=True,
+    )
+    save_card(folder, card)
+    return folder
+
+
+def test_synthetic_images_are_mixed_in_and_measured(heads, tissue_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(folds, "SYNTHETIC_SCANS", 2)
+    recipe = replace(SHORT, steps=2, synthetic_part=0.5)
+    settings = replace(adapting(heads, tissue_model, recipe=recipe), folds=2)
+    counts = []
+    backward = train._loss
+
+    def noted(logits, batch, recipe):
+        counts.append((len(batch.labels), len(batch.classes)))
+        assert logits.shape[1] == len(CLASSES)
+        return backward(logits, batch, recipe)
+
+    monkeypatch.setattr(train, "_loss", noted)
+    plan.start(tmp_path / "run", settings)
+    validation = folds.fit(tmp_path / "run")
+    assert counts == [(2, 2)] * 6
+    before, after = validation.synthetic
+    assert len(before) == len(after) == 2
+
+
+def test_synthetic_images_need_a_model_of_their_kind(heads, model, tmp_path):
+    recipe = replace(SHORT, synthetic_part=0.25)
+    with pytest.raises(LeukoError, match="mixes in synthetic images, which are made for"):
+        plan.start(tmp_path / "run", adapting(heads, model, recipe=recipe))
+    assert not (tmp_path / "run").exists()
+
+
+# What is said
+
+
+def row(dsc, **others):
+    keys = ("dsc", "h95_mm", "avd_percent", "log_avd", "lesion_recall", "lesion_f1")
+    return dict.fromkeys(keys, 0.5) | {"dsc": dsc} | others
+
+
+def validation(befores, afters, synthetic=None):
+    names = [f"sub-{k}" for k in range(len(befores))]
+    return Validation(
+        model="ours",
+        origin="leuko-base",
+        folds=[names],
+        after={n: row(dsc) for n, dsc in zip(names, afters, strict=True)},
+        before={n: row(dsc) for n, dsc in zip(names, befores, strict=True)},
+        synthetic=synthetic,
+    )
+
+
+LOW, HIGH = [0.40, 0.50, 0.60, 0.45, 0.55, 0.52], [0.60, 0.72, 0.70, 0.60, 0.68, 0.70]
+
+
+def test_the_verdict_follows_the_interval_of_the_change():
+    assert validation(LOW, HIGH).verdict == "better"
+    assert validation(HIGH, LOW).verdict == "worse"
+    mixed = [0.60, 0.40, 0.70, 0.35, 0.65, 0.50]
+    assert validation(LOW, mixed).verdict == "no clear difference"
+    assert validation(LOW, LOW).verdict == "no clear difference"
+
+
+def test_a_change_counts_subjects_that_have_both():
+    change = Change.of([0.5, math.nan, 0.7], [0.6, 0.9, 0.9])
+    assert change.before == pytest.approx(0.6)
+    assert change.change == pytest.approx(0.15)
+    assert change.low == pytest.approx(0.1)
+    assert change.high == pytest.approx(0.2)
+
+
+def test_forgetting_is_said():
+    kept = validation(LOW, HIGH, ([0.8, math.nan, 0.7], [0.79, math.nan, 0.68]))
+    lost = validation(LOW, HIGH, ([0.8, 0.7], [0.75, 0.66]))
+    assert not kept.has_forgotten
+    assert lost.has_forgotten
+    assert "It has forgotten: for other scans keep leuko-base." in lost.sentences()
+    assert "Use ours for scans like these." in lost.sentences()
+
+
+def test_few_subjects_are_said():
+    assert (
+        "3 subjects are few: the interval says little." in validation(LOW[:3], HIGH[:3]).sentences()
+    )
+
+
+def test_examples_are_the_extremes_and_the_middle():
+    found = validation([0.5] * 5, [0.6, 0.3, 0.9, 0.5, 0.7])
+    assert examples(found) == ["sub-2", "sub-0", "sub-1"]
+    assert examples(validation([0.5], [0.6])) == ["sub-0"]
+
+
+def test_cells_have_signs_and_units():
+    cells = dict(changes_as_cells(validation(LOW, HIGH)))
+    assert cells["Dice (DSC)"] == ["0.50", "0.67", "+0.16", "+0.13 to +0.19"]
+    assert cells["Hausdorff 95 (H95), mm"] == ["0.5", "0.5", "+0.0", "+0.0 to +0.0"]
+
+
+def test_the_text_report_holds_every_subject():
+    text = as_markdown(validation(LOW, HIGH), {"recipe": "adapt"})
+    assert text.startswith("# ours: better\n")
+    assert "| sub-3 | 0.45 | 0.60 |" in text
+    assert "- recipe: adapt" in text
+
+
+def test_a_names_brackets_stay_text_on_the_page():
+    found = validation(LOW, HIGH)
+    page = as_html(replace(found, model="<b>ours"), [], {"scans": "<i>"})
+    assert "<b>ours" not in page
+    assert "<i>" not in page
+
+
+@pytest.mark.browser
+def test_the_page_opens(adapted, opened):
+    run, validation = adapted
+    page = opened(run / folds.PAGE_FILE)
+    assert page.inner_text("h1") == f"site-model: {validation.verdict}"
+    assert page.locator("img").count() == 1 + len(examples(validation))
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 100)")
+
+
+def test_folds_differ_with_the_seed():
+    names = [f"sub-{k}" for k in range(10)]
+    first, second = (
+        folds.split(names, plan.Settings(data="", folds=5, seed=seed)) for seed in (0, 1)
+    )
+    assert first != second
+    assert np.unique([len(fold) for fold in first]).tolist() == [2]
