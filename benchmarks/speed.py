@@ -34,9 +34,7 @@ from leuko.analysis import Case, analyse
 from leuko.channels import Preparation, area_residue, prepare, requantise
 from leuko.files import read_json
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
-from leuko.plan import CLASSES, Settings, start
-from leuko.recipes import MODERN
-from leuko.train import Progress, fit
+from leuko.plan import CLASSES
 from leuko.volume import Array, Volume, resample_onto
 from leuko.weights import WEIGHTS_FILE, ModelCard, save_card
 from phantoms import make_phantom
@@ -76,7 +74,6 @@ def main() -> None:
             "preparation": measure_preparation(*pair, repeats),
             "alignment": measure_alignment(*thick, repeats),
             "network": measure_network(model, repeats),
-            "training": measure_training(scratch, repeats),
             "8 bits": measure_eight_bits(repeats),
             "analysis": measure_analysis(repeats),
             "segment": measure_segment(*thick, scratch / "thick-out", max(1, repeats // 2), 700),
@@ -156,40 +153,6 @@ def measure_network(model: Path, repeats: int) -> Iterator[Row]:
     yield Row(f"  fp32 matrix product, {size}x{size}", machine, "GFLOP/s")
     yield Row("  network's part of the matrix rate", part, "%", "at least 60", part >= 60)
     yield Row("  seconds a slice", median(network_s) / runtime.BATCH, "s")
-
-
-def measure_training(scratch: Path, repeats: int) -> Iterator[Row]:
-    """Steps of the recipe as `leuko train` takes them, in turns with steps in plain fp32."""
-    data = scratch / "training"
-    save_noise_subject(data / "subject")
-    recipe = replace(MODERN, steps=repeats + 1)
-    speeds: dict[bool, list[float]] = {True: [], False: []}
-    busy = []
-    for turn in range(2):
-        for mixed in speeds:
-            run = scratch / f"run-{turn}-{mixed}"
-            settings = Settings(
-                data=str(data), recipe=replace(recipe, mixed_precision=mixed), init="none"
-            )
-            start(run, settings)
-            steps: list[float] = []
-            clocks: list[tuple[float, float]] = []
-
-            def on_step(at: Progress, steps: list[float] = steps, clocks: list = clocks) -> None:
-                steps.append(at.images_per_second)
-                clocks.append((time.process_time(), time.perf_counter()))
-
-            fit(run, on_step=on_step)
-            speeds[mixed] += steps[1:]  # the first step sets things up
-            processor_s, wall_s = np.subtract(clocks[-1], clocks[0])
-            busy.append(processor_s / wall_s)
-    speed, plain = (median(speeds[mixed]) for mixed in (True, False))
-    what = f"training, {recipe.name}, {recipe.images_per_step} slices {SLICE[0]}x{SLICE[1]}"
-    yield Row(what, speed, "slices/s", "at least 2.5", speed >= 2.5)
-    yield Row("  the same in fp32", plain, "slices/s", "at least 2.5", plain >= 2.5)
-    yield Row("  gain by the recipe's precision", speed / plain, "times as fast")
-    # Well below the cores of the first line: others were at work, and the speed is not Leuko's.
-    yield Row("  processors that it got meanwhile", median(busy), "cores")
 
 
 def measure_eight_bits(repeats: int) -> Iterator[Row]:

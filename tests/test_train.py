@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from conftest import small_settings
 from leuko import nifti, plan, train
+from leuko.board import FOLDER, PICTURE, PICTURES
 from leuko.channels import Preparation
 from leuko.errors import LeukoError
 from leuko.files import sha256
@@ -134,6 +136,119 @@ def test_gradients_add_up_over_the_images_of_a_step(heads, tmp_path):
         networks.append(torch.load(tmp_path / name / plan.CHECKPOINT_FILE)["model"])
     for key, tensor in networks[0].items():
         torch.testing.assert_close(networks[1][key], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_frozen_stages_stay_as_they_are_for_a_while(heads, model, tmp_path):
+    run = tmp_path / "run"
+    settings = small_settings(heads, steps=6, init=str(model), held_out=0.0)
+    recipe = replace(settings.recipe, frozen_stages=2, frozen_part=0.5)
+    plan.start(run, replace(settings, recipe=recipe))
+    begun = state(run)
+    with pytest.raises(StoppedError):
+        train.fit(run, on_step=stop_after(3), checkpoint_seconds=0)
+    changed = {name for name, value in state(run).items() if not torch.equal(value, begun[name])}
+    assert any(name.startswith("stages.2") for name in changed)
+    assert any(name.startswith("sides.0") for name in changed)
+    assert not any(name.startswith(("stages.0", "stages.1")) for name in changed)
+    train.fit(run)
+    assert not torch.equal(state(run)["stages.0.0.weight"], begun["stages.0.0.weight"])
+
+
+def state(run):
+    return torch.load(run / plan.CHECKPOINT_FILE)["model"]
+
+
+def test_the_model_is_the_moving_average_of_the_weights(heads, tmp_path):
+    settings = small_settings(heads, steps=20, stages=NARROW, held_out=0.0)
+    recipe = replace(settings.recipe, averaged_part=0.5, phases=(Phase(1, 3e-3, 3e-3),))
+    plan.start(tmp_path / "run", replace(settings, recipe=recipe))
+    mean, spans = state(tmp_path / "run"), []
+
+    def on_step(_):
+        # The checkpoint is written before a step is told.
+        now, spans_done = state(tmp_path / "run"), len(spans) + 1
+        span = max(1.0, min(10.0, 1 + spans_done / 10))
+        spans.append(span)
+        for name, value in mean.items():
+            value.lerp_(now[name], 1 / span)
+
+    train.fit(tmp_path / "run", on_step=on_step, checkpoint_seconds=0)
+    found = load_file(tmp_path / "run" / WEIGHTS_FILE)
+    assert not torch.equal(found["fusion.weight"], state(tmp_path / "run")["fusion.weight"])
+    for name, value in mean.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def validated(data, **changes):
+    """Settings that look at a validation subject every two steps."""
+    settings = small_settings(data, steps=40, stages=NARROW, held_out=0.2, patience=2)
+    phases = (Phase(1, 0.0, 0.0),)
+    recipe = replace(settings.recipe, validate_steps=2, phases=phases)
+    return replace(settings, recipe=replace(recipe, **changes))
+
+
+def test_a_training_that_gains_nothing_stops_early(heads, tmp_path):
+    plan.start(tmp_path / "run", validated(heads))
+    steps = []
+    train.fit(tmp_path / "run", on_step=lambda progress: steps.append(progress.step))
+    assert steps[-1] == 6  # the first look, at step 2, cannot be bettered; two more
+    assert load_card(tmp_path / "run").training["steps"] == 2
+    record = json.loads((tmp_path / "run" / plan.RUN_FILE).read_text())
+    sizes = {group: len(subjects) for group, subjects in record["subjects"].items()}
+    assert sizes == {"train": 4, "validation": 1, "held_out": 1}
+    assert record["finished"]
+
+
+def test_the_weights_of_the_best_look_are_kept(heads, tmp_path):
+    run = tmp_path / "run"
+    phases = (Phase(0.1, 1e-3, 1e-3), Phase(0.9, 3.0, 3.0))  # from step 4 on it goes astray
+    plan.start(run, validated(heads, phases=phases))
+    kept = {}
+    train.fit(run, on_step=lambda at: kept.update({at.step: state(run)}), checkpoint_seconds=0)
+    best = load_card(run).training["steps"]
+    assert best == 4
+    assert max(kept) == 8
+    for name, value in load_file(run / WEIGHTS_FILE).items():
+        torch.testing.assert_close(value, kept[best][name])
+
+
+def test_a_training_that_stops_early_can_be_stopped(heads, tmp_path):
+    for name in ("whole", "stopped"):
+        plan.start(tmp_path / name, validated(heads, phases=(Phase(1, 1e-3, 0.0),), steps=10))
+    train.fit(tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        train.fit(tmp_path / "stopped", on_step=stop_after(6), checkpoint_seconds=0)
+    train.fit(tmp_path / "stopped")
+    assert weights(tmp_path / "whole") == weights(tmp_path / "stopped")
+
+
+def test_stopping_early_needs_a_subject_to_stop_by(heads, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "anna").symlink_to(heads / "head0")
+    with pytest.raises(LeukoError, match="one to stop by"):
+        plan.start(tmp_path / "run", validated(tmp_path / "data"))
+
+
+def test_curves_and_pictures_are_logged(heads, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    recipe = {"phases": (Phase(1, 1e-3, 1e-3),), "steps": 6}
+    plan.start(run, validated(heads, **recipe))
+    losses = []
+    with pytest.raises(StoppedError):
+        train.fit(run, on_step=stop_after(4), checkpoint_seconds=0)
+    train.fit(run, on_step=lambda progress: losses.append(progress.loss))
+    logged = EventAccumulator(str(run / FOLDER))
+    logged.Reload()
+    assert {"loss", "rate", "images_per_second", "validation_loss"} <= set(logged.Tags()["scalars"])
+    found = [event.value for event in logged.Scalars("loss")]
+    assert len(found) == 6  # those of the steps that were done twice are gone
+    assert found[-len(losses) :] == pytest.approx(losses)
+    assert len(logged.Scalars("validation_loss")) == 3
+    (picture,) = logged.Images(PICTURE)
+    assert picture.width % 3 == picture.height % PICTURES == 0
+    assert picture.encoded_image_string.startswith(b"\x89PNG")
 
 
 def test_sgd_moves_as_caffe_does_when_the_rate_changes():

@@ -1,6 +1,7 @@
 """Recipes, losses, augmentation and data: what the training loop is made of."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ import torch
 
 from conftest import SMALL
 from leuko import dataset, losses, nifti
+from leuko.anatomy import WMH, from_mni152
 from leuko.augment import augment
+from leuko.batches import Batches
 from leuko.channels import Preparation
 from leuko.dataset import IGNORED, find_subjects, load, split
 from leuko.errors import LeukoError
 from leuko.recipes import MODERN, XU2017, Augmentation, phase_at
+from leuko.rehearsal import Rehearsal
 from phantoms import make_phantom
 
 STILL = Augmentation(scale=(1.0, 1.0), rotation_degrees=0)
@@ -150,6 +154,20 @@ def test_turning_keeps_shape_on_a_slice_that_is_not_square(batch):
     assert rows.item() == pytest.approx(columns.item(), rel=0.1)
 
 
+@pytest.mark.parametrize(("sagittal", "flipped"), [(False, {True, False}), (True, {False})])
+def test_the_front_of_a_head_never_becomes_its_back(batch, sagittal, flipped):
+    images, labels = batch
+    images, labels = images.clone(), labels.clone()
+    labels[:, 24:] = 0  # the label lies in the first half of the rows
+    still = Augmentation(scale=(1.0, 1.0), rotation_degrees=0, flip=True)
+    seen = {
+        bool(one[24:].any())
+        for seed in range(8)
+        for one in changed(images, labels, still, seed=seed, sagittal=sagittal)[1]
+    }
+    assert seen == flipped
+
+
 def test_residue_and_flair_change_together(batch):
     gain = Augmentation(scale=(1.0, 1.0), rotation_degrees=0, gain=0.3)
     found = changed(*batch, gain)[0] + 127
@@ -257,6 +275,27 @@ def test_subjects_of_different_size_share_a_canvas(tmp_path, phantom):
     assert slices.images.shape[1] % 16 == slices.images.shape[2] % 16 == 0
 
 
+def test_a_model_of_three_planes_sees_thin_slices_along_each(tmp_path):
+    cube = make_phantom(np.random.default_rng(0), shape=(48, 56, 44), spacing_mm=(3.0, 3.0, 3.0))
+    write_subject(tmp_path / "thin", cube)
+    one, three = (
+        load(find_subjects(tmp_path), Preparation(pixel_mm=3.0), three_planes=planes)
+        for planes in (False, True)
+    )
+    assert (len(one.images), len(three.images)) == (44, 48 + 56 + 44)
+    assert not one.sagittal.any()
+    assert three.sagittal.sum() == 48
+    lesions = cube.labels.data.sum()
+    assert (one.labels == 1).sum() == lesions
+    assert (three.labels == 1).sum() == 3 * lesions
+
+
+def test_thick_slices_are_seen_along_one_axis_alone(tmp_path, phantom):
+    write_subject(tmp_path / "thick", phantom)
+    slices = load(find_subjects(tmp_path), Preparation(pixel_mm=3.0), three_planes=True)
+    assert len(slices.images) == SMALL["shape"][2]
+
+
 def test_labels_on_another_grid_are_an_error(tmp_path, phantom):
     write_subject(tmp_path / "anna", phantom)
     other = make_phantom(np.random.default_rng(0), **SMALL | {"spacing_mm": (3.0, 3.0, 7.0)})
@@ -277,3 +316,90 @@ def test_lesion_aware_drawing_shows_more_lesions():
     assert often == pytest.approx(0.515, abs=0.04)
     none = dataset.Slices(slices.images, np.zeros_like(labels), sagittal)
     assert len(none.draw(5, lesion_part=1.0, rng=rng)) == 5
+
+
+# Parts of a step
+
+
+def made_batches(recipe, rehearsal=None, **options):
+    """Slices whose grey value is their number, 1 to 40."""
+    numbers = np.arange(1, 41, dtype=np.uint8)[:, None, None, None]
+    images = np.broadcast_to(numbers, (40, 16, 16, 3)).copy()
+    slices = dataset.Slices(images, np.zeros((40, 16, 16), np.uint8), np.zeros(40, dtype=bool))
+    return Batches(
+        slices,
+        replace(recipe, augmentation=STILL),
+        channels="flair-t1-residue",
+        seed=5,
+        device=torch.device("cpu"),
+        rehearsal=rehearsal,
+        **options,
+    )
+
+
+def greys(batch):
+    return (batch.images[:, 1, 8, 8] + 127).round().int().tolist()
+
+
+def test_parts_of_a_step_are_its_images_in_order():
+    whole = greys(made_batches(MODERN).part(3, 0))
+    batches = made_batches(replace(MODERN, images_at_once=3))
+    assert batches.parts == 3
+    assert [g for part in range(3) for g in greys(batches.part(3, part))] == whole
+    assert len(set(whole)) > 4
+    assert greys(made_batches(MODERN).part(4, 0)) != whole
+
+
+def test_a_part_is_the_same_whenever_it_is_made():
+    noisy = replace(MODERN, images_at_once=4)
+    one, other = (made_batches(noisy) for _ in range(2))
+    other.part(0, 1)
+    assert torch.equal(one.part(2, 1).images, other.part(2, 1).images)
+
+
+class MadeUp:
+    """Synthetic slices of grey value 200 whose pixels are all WMH, or CSF in the first row."""
+
+    def draw(self, _step, _part, count, **_):
+        classes = np.full((count, 16, 16), WMH, np.uint8)
+        classes[:, 0] = 1
+        return np.full((count, 16, 16, 3), 200, np.uint8), classes, np.zeros(count, dtype=bool)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_synthetic_images_are_their_part_of_a_step(at_once):
+    recipe = replace(MODERN, images_at_once=at_once, synthetic_part=0.25)
+    batches = made_batches(recipe, MadeUp(), tissues=True)
+    parts = [batches.part(0, part) for part in range(batches.parts)]
+    assert sum(len(part.classes) for part in parts) == 2
+    assert sum(len(part.labels) for part in parts) == 6
+    assert [g for part in parts for g in greys(part)].count(200) == 2
+    for part in parts:
+        assert len(part.images) == len(part.labels) + len(part.classes) == len(part.wmh)
+        assert set(part.classes.unique().tolist()) <= {1, WMH}
+        assert part.wmh.sum() == (part.classes == WMH).sum()
+
+
+def test_a_model_of_two_classes_is_told_wmh_alone():
+    recipe = replace(MODERN, synthetic_part=0.5)
+    part = made_batches(recipe, MadeUp()).part(0, 0)
+    assert part.classes.unique().tolist() == [0, 1]
+    assert torch.equal(part.classes == 1, part.wmh[len(part.labels) :])
+
+
+def test_synthetic_slices_are_drawn_from_scans_that_change():
+    anatomy = from_mni152()
+    size = (176, 208)
+    draws = []
+    for _ in range(2):
+        rehearsal = Rehearsal([anatomy], Preparation(), size, seed=3)
+        rng = np.random.default_rng(0)
+        draws.append([rehearsal.draw(step, 0, 4, lesion_part=1.0, rng=rng) for step in (0, 49, 50)])
+    for first, second in zip(*draws, strict=True):
+        for one, other in zip(first, second, strict=True):
+            assert np.array_equal(one, other)
+    images, classes, sagittal = draws[0][0]
+    assert images.shape == (4, *size, 3)
+    assert classes.shape == (4, *size)
+    assert sagittal.shape == (4,)
+    assert (classes == WMH).any(axis=(1, 2)).all()

@@ -18,10 +18,10 @@ PICTURE_STEPS, PICTURES = 100, 4
 
 
 class Board:
-    """The log of a run in its folder; what an earlier try logged from `step` on is forgotten."""
+    """The log of a run in its folder; what an earlier try logged beyond `step` is forgotten."""
 
     def __init__(self, run: Path, step: int) -> None:
-        self._writer = SummaryWriter(str(run / FOLDER), purge_step=step)
+        self._writer = SummaryWriter(str(run / FOLDER), purge_step=step + 1)
 
     def log(self, step: int, numbers: Mapping[str, float], batch: Batch, logits: Tensor) -> None:
         """Log numbers of a step by name, and now and then what the network sees and says: slices

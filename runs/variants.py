@@ -1,0 +1,92 @@
+"""The variants of the papers that the method stands on, each trained alike from scratch.
+
+    python runs/variants.py DATA OUT [--slices 4800] [--width 0.5] [--only NAME ...]
+
+DATA holds `train` and `test`, labelled subjects, as benchmarks/peers.py makes them. Every variant
+sees as many slices, in float32 or as its recipe says, and is measured on all test subjects with a
+threshold of 0.5. OUT keeps the runs: what is done is not done again.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from adaptation import KEYS, measures
+
+from leuko import plan, train
+from leuko.channels import Preparation
+from leuko.evaluate import mean_with_interval
+from leuko.files import read_json
+from leuko.network import VGG16, SpecialisedVGG
+from leuko.recipes import MODERN, XU2017
+from leuko.weights import load_card
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--slices", type=int, default=4800)
+    parser.add_argument("--width", type=float, default=0.5)
+    parser.add_argument("--only", nargs="+")
+    options = parser.parse_args()
+    print("| variant | parameters | Dice | lesion F1 | H95, mm | loss, start to end | minutes |")
+    print("|---" * 7 + "|")
+    for name, settings in variants(options).items():
+        if options.only and name not in options.only:
+            continue
+        run = options.out / name.replace(" ", "-")
+        losses = trained(run, settings)
+        rows = measures(run, options.data / "test", run / "test")
+        card = load_card(run)
+        network = SpecialisedVGG(len(card.classes), card.stages, card.side_maps)
+        millions = sum(tensor.numel() for tensor in network.parameters()) / 1e6
+        minutes = read_json(run / plan.RUN_FILE, what="run")["seconds"]["train"] / 60
+        cells = [name, f"{millions:.2f} M"]
+        for key in KEYS:
+            mean, low, high = mean_with_interval([row[key] for row in rows.values()])
+            digits = 1 if key == "h95_mm" else 2
+            cells.append(f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
+        cells += [f"{losses[0]:.3g} to {losses[1]:.3g}", f"{minutes:.0f}"]
+        print("|", " | ".join(cells), "|", flush=True)
+
+
+def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
+    """Each paper's variant, by name."""
+    stages = tuple(tuple(int(options.width * maps) for maps in stage) for stage in VGG16)
+    modern = replace(MODERN, steps=options.slices // MODERN.images_per_step)
+    ours = plan.Settings(
+        data=str((options.data / "train").resolve()),
+        recipe=modern,
+        stages=stages,
+        init="none",
+        held_out=0.0,
+    )
+    published = replace(XU2017, steps=options.slices // XU2017.images_per_step)
+    return {
+        "colour image": ours,
+        "three slices of FLAIR": replace(ours, preparation=Preparation(channels="flair-3-slices")),
+        "three slices of T1": replace(ours, preparation=Preparation(channels="t1-3-slices")),
+        "four stages": replace(ours, stages=stages[:4]),
+        "scores of each stage": replace(ours, side_maps=2),
+        "published recipe": replace(ours, recipe=published),
+    }
+
+
+def trained(run: Path, settings: plan.Settings) -> tuple[float, float]:
+    """Train a run unless it is there; the mean loss of the first and of the last tenth of it."""
+    file = run / "losses.txt"
+    if not file.is_file():
+        if not (run / plan.RUN_FILE).is_file():
+            plan.start(run, settings)
+        losses: list[float] = []
+        train.fit(run, on_step=lambda at: losses.append(at.loss))
+        tenth = max(1, len(losses) // 10)
+        first, last = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
+        file.write_text(f"{first} {last}\n")
+    first, last = map(float, file.read_text().split())
+    return first, last
+
+
+if __name__ == "__main__":
+    main()
