@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from conftest import small_settings
 from leuko import parallel, plan, train
 from leuko.errors import LeukoError
 from leuko.files import sha256
 from leuko.recipes import Phase
-from leuko.weights import WEIGHTS_FILE
+from leuko.weights import WEIGHTS_FILE, load_card
 
 STEPS = 12
 # Trains the run in a folder and writes its losses; ends without a word after some steps.
@@ -48,17 +49,22 @@ def shared(data, *, at_once):
     return replace(settings, recipe=recipe)
 
 
-def fit_by_two(run, last=STEPS + 1):
+def by_torchrun(*command):
+    """What two processes print."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    script = run.parent / "fit.py"
-    script.write_text(SCRIPT)
-    process = subprocess.run(
-        [sys.executable, *launcher, script, run, str(last)],
+    return subprocess.run(
+        [sys.executable, *launcher, *map(str, command)],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
+
+
+def fit_by_two(run, last=STEPS + 1):
+    script = run.parent / "fit.py"
+    script.write_text(SCRIPT)
+    process = by_torchrun(script, run, last)
     assert process.returncode == 0, process.stderr
 
 
@@ -135,3 +141,26 @@ def test_a_variable_of_other_tools_does_not_make_a_shared_training(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert parallel.count() == parallel.count_here() == 1
     assert parallel.is_first()
+
+
+def test_the_command_trains_and_cross_validates_by_two(heads, model, tmp_path):
+    run = tmp_path / "run"
+    command = ("-m", "leuko.cli", "train", heads, "-o", run, "--init", model, "--threads", 1)
+    process = by_torchrun(*command, "--steps", 4, "--folds", 2)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("model   ") == process.stdout.count("report  ") == 1
+    assert process.stderr.count("step 12/12") == 1
+    assert load_card(run).training["subjects"] == sorted(path.name for path in heads.iterdir())
+    again = by_torchrun(*command)
+    assert again.returncode != 0
+    assert "holds a run already" in again.stderr
+
+
+def test_one_process_goes_on_with_what_two_began(heads, tmp_path, by_two):
+    run = tmp_path / "run"
+    plan.start(run, shared(heads, at_once=4), threads=1)
+    fit_by_two(run, last=6)
+    train.fit(run)
+    found, expected = (load_file(folder / WEIGHTS_FILE) for folder in (run, by_two))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
