@@ -16,6 +16,7 @@ from statistics import fmean
 from leuko import plan, runtime, train
 from leuko.dataset import find_subjects
 from leuko.evaluate import Row, json_ready, mean_with_interval
+from leuko.export import export
 from leuko.files import read_json, write_json
 from leuko.recipes import ADAPT
 from leuko.weights import DEFAULT, find, load_card
@@ -46,9 +47,9 @@ def main() -> None:
         before = measures(base, test, options.out / f"base-{name}")
         for count in options.labelled:
             run = options.out / f"{name}-{count}"
-            adapt(options.scanners / name / "train", count, run, options.steps)
-            after = measures(run, test, run / "test")
-            kept = measures(run, options.scanners / ORIGINAL / "test", run / ORIGINAL)
+            model = adapted(options.scanners / name / "train", count, run, options.steps)
+            after = measures(model, test, run / "test")
+            kept = measures(model, options.scanners / ORIGINAL / "test", run / ORIGINAL)
             seconds = read_json(run / plan.RUN_FILE, what="run")["seconds"]["train"]
             cells = [
                 name,
@@ -62,24 +63,33 @@ def main() -> None:
             print("|", " | ".join(cells), "|", flush=True)
 
 
-def adapt(data: Path, count: int, run: Path, steps: int) -> None:
-    """Train the run in a folder with the first `count` subjects, unless it is there."""
+def adapted(data: Path, count: int, run: Path, steps: int) -> Path:
+    """The model, in 8 bits, of a run in a folder with the first `count` subjects."""
     base = find(DEFAULT)
     card = load_card(base)
+    some = run.with_name(f"{run.name}-data")
     if not (run / plan.RUN_FILE).is_file():
+        some.mkdir(parents=True, exist_ok=True)
+        for home in sorted(data.iterdir())[:count]:
+            if not (some / home.name).exists():
+                (some / home.name).symlink_to(home.resolve())
         settings = plan.Settings(
-            data=str(data.resolve()),
+            data=str(some.resolve()),
             recipe=replace(ADAPT, steps=steps),
             preparation=card.preparation,
             stages=card.stages,
             side_maps=card.side_maps,
             classes=card.classes,
             init=str(base),
+            held_out=0.0,
         )
-        left_out = [subject.name for subject in find_subjects(data)[count:]]
-        plan.start(run, settings, measured=left_out)
+        plan.start(run, settings)
     if not read_json(run / plan.RUN_FILE, what="run")["finished"]:
         train.fit(run)
+    small = run.with_name(f"{run.name}-8-bit")
+    if not small.is_dir():
+        export(run, small, train.training_slices(run))
+    return small
 
 
 def measures(model: Path, data: Path, kept: Path) -> Mapping[str, Row]:

@@ -153,6 +153,15 @@ def test_more_folds_than_subjects_leave_one_out_each():
     assert sorted(folds.split(["a", "b", "c"], settings)) == [["a"], ["b"], ["c"]]
 
 
+def test_scans_of_one_person_stay_together():
+    names = [f"sub-{k}/ses-{visit}" for k in range(4) for visit in (1, 2)] + ["Utrecht/50"]
+    parts = folds.split(names, plan.Settings(data="", folds=5))
+    assert sorted(map(len, parts)) == [1, 2, 2, 2, 2]
+    assert sorted(name for part in parts for name in part) == sorted(names)
+    for part in parts:
+        assert len({name.split("/")[0] for name in part}) == 1
+
+
 def test_one_subject_cannot_be_cross_validated(heads, model, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "anna").symlink_to(heads / "head0")

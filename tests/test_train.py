@@ -179,6 +179,21 @@ def test_the_model_is_the_moving_average_of_the_weights(heads, tmp_path):
         torch.testing.assert_close(found[name], value)
 
 
+def test_a_part_of_the_start_stays_in_the_model(heads, model, tmp_path):
+    begun = load_file(model / WEIGHTS_FILE)
+    settings = small_settings(heads, steps=4, init=str(model), held_out=0.0)
+    for name, part in (("whole", 0.0), ("half", 0.5), ("none", 1.0)):
+        recipe = replace(settings.recipe, start_part=part)
+        plan.start(tmp_path / name, replace(settings, recipe=recipe))
+        with pytest.raises(StoppedError):
+            train.fit(tmp_path / name, on_step=stop_after(2), checkpoint_seconds=0)
+        train.fit(tmp_path / name)
+    whole, half, none = (load_file(tmp_path / n / WEIGHTS_FILE) for n in ("whole", "half", "none"))
+    for name, value in begun.items():
+        torch.testing.assert_close(half[name], (whole[name] + value) / 2)
+        assert torch.equal(none[name], value)
+
+
 def validated(data, **changes):
     """Settings that look at a validation subject every two steps."""
     settings = small_settings(data, steps=40, stages=NARROW, held_out=0.2, patience=2)

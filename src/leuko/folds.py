@@ -68,10 +68,19 @@ def fit(run: Path, *, on_step: Callable[[Progress], None] = lambda _: None) -> V
 
 
 def split(names: Sequence[str], settings: plan.Settings) -> list[list[str]]:
-    """The names in `settings.folds` parts of equal size, or one less; at most one a name."""
-    order = np.random.default_rng(settings.seed).permutation(len(names))
-    count = min(settings.folds, len(names))
-    return [sorted(names[k] for k in order[first::count]) for first in range(count)]
+    """The names in `settings.folds` parts of equal size, or nearly; at most one part a person.
+
+    Scans of one person, `sub-01/ses-1` and `sub-01/ses-2`, stay together.
+    """
+    people = sorted({_person(name) for name in names})
+    order = np.random.default_rng(settings.seed).permutation(len(people))
+    count = min(settings.folds, len(people))
+    parts = [{people[k] for k in order[first::count]} for first in range(count)]
+    return [sorted(name for name in names if _person(name) in part) for part in parts]
+
+
+def _person(name: str) -> str:
+    return name.split("/", maxsplit=1)[0] if name.startswith("sub-") else name
 
 
 def _fitted(run: Path, on_step: Callable[[Progress], None]) -> dict[str, Row]:

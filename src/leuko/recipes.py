@@ -47,6 +47,7 @@ class Recipe:
     feature_scale: float  # what ImageNet's maps are divided by at the start
     mixed_precision: bool  # bfloat16 where the device computes in it
     averaged_part: float = 0.0  # of the steps, over which weights are averaged; 0: the last ones
+    start_part: float = 0.0  # of the weights that it started from, in those of the model
     frozen_stages: int = 0  # the first ones, which stay as they are over `frozen_part`
     frozen_part: float = 0.0  # of the steps
     synthetic_part: float = 0.0  # of the images of a step
@@ -96,6 +97,7 @@ ADAPT = replace(
     steps=400,
     phases=(Phase(0.1, 0.0, 1e-4), Phase(0.9, 1e-4, 0.0)),
     averaged_part=0.1,
+    start_part=0.5,  # most of what the other half learnt, and nothing forgotten
     frozen_stages=2,  # edges look alike on all scanners, and these stages cost most
     frozen_part=0.25,
     synthetic_part=0.25,  # what the model came from, lest it forget

@@ -95,6 +95,7 @@ def fit(
     if step:
         optimizer.load_state_dict(saved["optimizer"])
     best = saved.get("best", {"loss": math.inf, "step": 0})
+    start = saved.get("start", saved["model"])
     board = Board(run, step) if fabric.is_global_zero else None
 
     frozen = -1
@@ -130,6 +131,7 @@ def fit(
                         "model": network.state_dict(),
                         "average": average.state_dict(),
                         "optimizer": optimizer.state_dict(),
+                        "start": start,
                         "best": best,
                         "step": step,
                         "seconds": spent + time.monotonic() - begun_training,
@@ -144,7 +146,10 @@ def fit(
     board.close()
     average.load_state_dict(best.get("model", average.state_dict()))
     with staged(run) as scratch:
-        tensors = {name: t.cpu().contiguous() for name, t in average.state_dict().items()}
+        tensors = {
+            name: torch.lerp(tensor, start[name], recipe.start_part).cpu().contiguous()
+            for name, tensor in average.state_dict().items()
+        }
         (scratch / WEIGHTS_FILE).write_bytes(save(tensors))  # save_file hides it from colleagues
         save_card(scratch, _trained(planned, step, best))
     with watch.stage("measure"):
