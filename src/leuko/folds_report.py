@@ -128,19 +128,17 @@ def _subject_rows(validation: Validation) -> Iterator[tuple[str, list[str]]]:
 
 
 def _table(validation: Validation) -> str:
-    head = "".join(
-        f'<th scope="col" class="number">{text(m.name)}, {when}</th>'
-        for m in _measures()
-        for when in ("before", "after")
-    )
+    measures = list(_measures())
+    names = "".join(f'<th colspan="2" scope="colgroup">{text(m.name)}</th>' for m in measures)
+    times = '<th scope="col">before</th><th scope="col">after</th>' * len(measures)
     body = "".join(
-        f'<tr><th scope="row" class="words">{text(name)}</th>'
-        f"{''.join(f'<td class=number>{cell}</td>' for cell in cells)}</tr>"
+        f'<tr><th scope="row">{text(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for name, cells in _subject_rows(validation)
     )
     return (
         '<div class="wide" tabindex="0" role="region" aria-label="Measures of each subject">'
-        f"<table><caption>Measures of each subject</caption><thead><tr><td></td>{head}</tr></thead>"
+        '<table class="pairs"><caption>Measures of each subject</caption>'
+        f"<thead><tr><td></td>{names}</tr><tr><td></td>{times}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
 
