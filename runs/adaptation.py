@@ -1,10 +1,12 @@
 """What a few labelled scans of a far scanner give, and what is forgotten for them.
 
     python runs/adaptation.py SCANNERS OUT [--labelled 5 10 15] [--scanner NAME ...]
+        [--rate R] [--synthetic PART] [--start-part PART]
 
 SCANNERS is what runs/scanners.py wrote. For each scanner the bundled model is adapted on its first
 5, 10 and 15 training subjects; both models are measured on its test subjects, and on those of the
 original range, whose heads neither has seen. OUT keeps the runs: what is done is not done again.
+The recipe is ADAPT, but for what is given: another OUT for each.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from leuko.dataset import find_subjects
 from leuko.evaluate import Row, json_ready, mean_with_interval
 from leuko.export import export
 from leuko.files import read_json, write_json
-from leuko.recipes import ADAPT
+from leuko.recipes import ADAPT, Recipe
 from leuko.weights import DEFAULT, find, load_card
 
 KEYS = ("dsc", "lesion_f1", "h95_mm")
@@ -31,8 +33,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--labelled", type=int, nargs="+", default=[5, 10, 15])
     parser.add_argument("--scanner", nargs="+")
-    parser.add_argument("--steps", type=int, default=ADAPT.steps)
+    parser.add_argument("--rate", type=float, default=ADAPT.phases[-1].rate_from)
+    parser.add_argument("--synthetic", type=float, default=ADAPT.synthetic_part)
+    parser.add_argument("--start-part", type=float, default=ADAPT.start_part)
     options = parser.parse_args()
+    rise, fall = ADAPT.phases
+    recipe = replace(
+        ADAPT,
+        phases=(replace(rise, rate_to=options.rate), replace(fall, rate_from=options.rate)),
+        synthetic_part=options.synthetic,
+        start_part=options.start_part,
+    )
     names = options.scanner or sorted(
         path.name for path in options.scanners.iterdir() if path.name != ORIGINAL
     )
@@ -47,7 +58,7 @@ def main() -> None:
         before = measures(base, test, options.out / f"base-{name}")
         for count in options.labelled:
             run = options.out / f"{name}-{count}"
-            model = adapted(options.scanners / name / "train", count, run, options.steps)
+            model = adapted(options.scanners / name / "train", count, run, recipe)
             after = measures(model, test, run / "test")
             kept = measures(model, options.scanners / ORIGINAL / "test", run / ORIGINAL)
             seconds = read_json(run / plan.RUN_FILE, what="run")["seconds"]["train"]
@@ -63,7 +74,7 @@ def main() -> None:
             print("|", " | ".join(cells), "|", flush=True)
 
 
-def adapted(data: Path, count: int, run: Path, steps: int) -> Path:
+def adapted(data: Path, count: int, run: Path, recipe: Recipe) -> Path:
     """The model, in 8 bits, of a run in a folder with the first `count` subjects."""
     base = find(DEFAULT)
     card = load_card(base)
@@ -75,7 +86,7 @@ def adapted(data: Path, count: int, run: Path, steps: int) -> Path:
                 (some / home.name).symlink_to(home.resolve())
         settings = plan.Settings(
             data=str(some.resolve()),
-            recipe=replace(ADAPT, steps=steps),
+            recipe=recipe,
             preparation=card.preparation,
             stages=card.stages,
             side_maps=card.side_maps,
