@@ -129,6 +129,12 @@ def test_a_stopped_cross_validation_goes_on(adapted, heads, model, tmp_path, sto
     assert sha256(again / WEIGHTS_FILE) == sha256(run / WEIGHTS_FILE)
 
 
+def test_a_finished_cross_validation_is_not_done_again(adapted):
+    run, _ = adapted
+    with pytest.raises(LeukoError, match=r"is finished; what it found is in .*validation.json"):
+        folds.fit(run)
+
+
 def test_the_record_holds_both_measures(adapted):
     run, validation = adapted
     record = json.loads((run / folds.RESULT_FILE).read_text())
@@ -276,6 +282,16 @@ def test_examples_are_the_extremes_and_the_middle():
     found = validation([0.5] * 5, [0.6, 0.3, 0.9, 0.5, 0.7])
     assert examples(found) == ["sub-2", "sub-0", "sub-1"]
     assert examples(validation([0.5], [0.6])) == ["sub-0"]
+
+
+def test_subjects_without_lesions_are_no_examples():
+    nan = math.nan
+    assert examples(validation([nan, 0.5], [0.3, 0.6])) == ["sub-1"]
+    nothing = validation([nan, nan], [nan, nan])
+    assert examples(nothing) == []
+    assert nothing.verdict == "no clear difference"
+    assert "n/a (95 % interval n/a to n/a)" in nothing.sentences()[0]
+    assert "nan" not in as_markdown(nothing, {}) + as_html(nothing, [], {})
 
 
 def test_cells_have_signs_and_units():

@@ -18,12 +18,13 @@ import torch
 from leuko import nifti, parallel, plan, runtime, train
 from leuko.anatomy import WMH
 from leuko.dataset import LABEL_VALUES
+from leuko.errors import LeukoError
 from leuko.evaluate import Row, json_ready
 from leuko.figures import Example
 from leuko.files import read_json, staged, write_json
 from leuko.folds_report import as_html, as_markdown, examples
 from leuko.metrics import dice
-from leuko.plan import RUN_FILE, Plan
+from leuko.plan import CHECKPOINT_FILE, RUN_FILE, Plan
 from leuko.synthesis import synthesise
 from leuko.train import Progress
 from leuko.validation import Validation
@@ -42,6 +43,8 @@ def fit(run: Path, *, on_step: Callable[[Progress], None] = lambda _: None) -> V
     Only the first of several processes has a result. Raises LeukoError as `train.fit` does.
     """
     parallel.wait_for(run / RUN_FILE)
+    if (run / RESULT_FILE).is_file():
+        raise LeukoError(f"{run} is finished; what it found is in {run / RESULT_FILE}")
     planned = plan.read(run)
     folds = split([s.name for s in planned.groups["train"]], planned.settings)
     homes = [run / FOLDER / str(number) for number in range(1, len(folds) + 1)]
@@ -51,6 +54,8 @@ def fit(run: Path, *, on_step: Callable[[Progress], None] = lambda _: None) -> V
             alone = replace(planned.settings, folds=0)
             plan.start(home, alone, device=planned.device, threads=planned.threads, measured=names)
         rows |= _fitted(home, _placed(on_step, number, len(folds) + 1))
+        if parallel.is_first():
+            (home / CHECKPOINT_FILE).unlink(missing_ok=True)  # it is large, and no longer needed
     _fitted(run, _placed(on_step, len(folds), len(folds) + 1))
     if not parallel.is_first():
         return None

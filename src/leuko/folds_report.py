@@ -1,5 +1,6 @@
 """The report of an adaptation: the model before and after, on subjects that it had not seen."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -8,7 +9,7 @@ from leuko.figures import Example, as_jpeg, as_svg, before_after_figure, change_
 from leuko.frame import document, drawing, facts, picture, plain, section, shown, text
 from leuko.metrics import MEASURES, Measure
 from leuko.record import versions
-from leuko.validation import Change, Validation
+from leuko.validation import Change, Validation, signed
 
 SHOWN = ("dsc", "lesion_f1", "lesion_recall", "h95_mm", "avd_percent")
 ON_CARDS = ("dsc", "lesion_f1", "h95_mm")
@@ -68,25 +69,18 @@ def changes_as_cells(validation: Validation) -> Iterator[tuple[str, list[str]]]:
     for measure in _measures():
         change = validation.change(measure.key)
         digits = _digits(measure)
-        low, high = (f"{value:+.{digits}f}" for value in (change.low, change.high))
         name = f"{measure.name}, {measure.unit}" if measure.unit else measure.name
-        yield (
-            name,
-            [
-                shown(change.before, digits),
-                shown(change.after, digits),
-                f"{change.change:+.{digits}f}",
-                f"{low} to {high}",
-            ],
-        )
+        means = [shown(value, digits) for value in (change.before, change.after)]
+        yield name, [*means, signed(change.change, digits), _interval(change, digits)]
 
 
 def examples(validation: Validation) -> list[str]:
     """Subjects to look at: those whose Dice gained and lost most, and the middle one."""
+    losses = {n: validation.before[n]["dsc"] - row["dsc"] for n, row in validation.after.items()}
     order = sorted(
-        validation.after, key=lambda n: validation.before[n]["dsc"] - validation.after[n]["dsc"]
+        (n for n, loss in losses.items() if not math.isnan(loss)), key=losses.__getitem__
     )
-    return list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
+    return list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]])) if order else []
 
 
 def _is_bad(validation: Validation) -> bool:
@@ -114,8 +108,12 @@ def _fact(name: str, change: Change, measure: Measure) -> tuple[str, str, str]:
     digits = _digits(measure)
     unit = f" {measure.unit}" if measure.unit else ""
     values = f"{shown(change.before, digits)} → {shown(change.after, digits)}{unit}"
-    interval = f"{change.low:+.{digits}f} to {change.high:+.{digits}f}"
-    return name, values, f"{change.change:+.{digits}f}, 95 % interval {interval}"
+    interval = _interval(change, digits)
+    return name, values, f"{signed(change.change, digits)}, 95 % interval {interval}"
+
+
+def _interval(change: Change, digits: int) -> str:
+    return f"{signed(change.low, digits)} to {signed(change.high, digits)}"
 
 
 def _subject_rows(validation: Validation) -> Iterator[tuple[str, list[str]]]:

@@ -183,7 +183,10 @@ def _grouped(settings: Settings, measured: Collection[str] | None) -> dict[str, 
         train = [s for s in subjects if s.name not in measured]
         held_out = [s for s in subjects if s.name in measured]
     if settings.folds and len(train) < 2:
-        raise LeukoError("cross-validation takes two labelled subjects or more")
+        raise LeukoError(
+            "cross-validation takes two labelled subjects or more; "
+            "label another, or use --folds 0, which measures nothing"
+        )
     validation: list[Subject] = []
     if settings.patience:
         part = max(VALIDATION_PART, 1 / len(train))

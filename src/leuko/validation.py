@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from leuko.evaluate import Row, mean_with_interval
+from leuko.frame import shown
 
 DECIDES = "dsc"
 # Dice that a model may lose on scans like those that it came from.
@@ -79,8 +80,8 @@ class Validation:
         """The verdict in words, and what speaks against relying on it."""
         change, count = self.change(DECIDES), len(self.after)
         numbers = (
-            f"Dice {change.before:.2f} before, {change.after:.2f} after, "
-            f"{change.change:+.2f} (95 % interval {change.low:+.2f} to {change.high:+.2f})"
+            f"Dice {shown(change.before, 2)} before, {shown(change.after, 2)} after, "
+            f"{signed(change.change)} (95 % interval {signed(change.low)} to {signed(change.high)})"
         )
         said = [
             (
@@ -100,8 +101,13 @@ class Validation:
         if self.kept is not None:
             said.append(
                 f"On synthetic scans like those that {self.origin} was trained on: Dice "
-                f"{self.kept.before:.2f} before, {self.kept.after:.2f} after."
+                f"{shown(self.kept.before, 2)} before, {shown(self.kept.after, 2)} after."
             )
         if self.has_forgotten:
             said.append(f"It has forgotten: for other scans keep {self.origin}.")
         return said
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A change with its sign; what is not known is n/a."""
+    return "n/a" if math.isnan(value) else f"{value:+.{digits}f}"
