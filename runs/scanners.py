@@ -1,0 +1,275 @@
+"""Scanners far from the contrasts and flaws that the model was trained on, and what it does there.
+
+    python runs/scanners.py HEADS OUT [--atlas DIR] [--scanner NAME ...] [--model leuko-base]
+
+HEADS and --atlas: as for runs/train_base.py. Each scanner has one look, which varies a little from
+subject to subject. It leaves OUT/<scanner>/train/sub-XX, made of heads that the model was trained
+on, and OUT/<scanner>/test/sub-XX, of those that were held out: FLAIR, T1, wmh and tissue, axial, of
+1 x 1 x 3 mm, with at least 1 mL of WMH. OUT/original/test has the same brains and lesions as every
+scanner's test, as the training showed such. Subjects that are there already stay. The table has the
+mean measures of the test subjects, and of the differences of Dice from `original`, with their 95 %
+intervals.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from train_base import HELD_OUT
+
+from leuko import nifti, runtime, weights
+from leuko.anatomy import CSF, GREY, VENTRICLE, WHITE, WMH, Anatomy, load_head
+from leuko.evaluate import Row, compare, mean_with_interval
+from leuko.fields import blurred, smooth_noise
+from leuko.files import image_stem, staged
+from leuko.predict import predict, to_mask
+from leuko.runtime import Model
+from leuko.synthesis import Choice, Scan, choose, synthesise
+from leuko.volume import Volume
+
+TRAINING, TEST = 15, 12  # subjects of a scanner
+SLICES, SPACING_MM, SIZE = 48, 3.0, (192, 224)
+LEAST_ML = 1.0
+SOFT_EDGE = 0.7  # pixels, of the classes when their grey values are moved
+JITTER = 0.03  # of levels, in the logarithm of noise and exponent, of the shading's shape
+COLUMNS = {"dsc": "Dice", "lesion_f1": "lesion F1", "h95_mm": "H95, mm"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What becomes of one image, in this order. The defaults leave it as it is, but for its scale.
+
+    All is relative to white matter, whose median is 1 to begin with.
+    """
+
+    levels: Mapping[int, float] = field(default_factory=dict)  # medians of classes
+    resolution_mm: float = 1.0  # in plane, by a cut k-space: edges ring
+    shading: float = 0.0  # farthest that a smooth bias field goes from 1
+    coil_reach_mm: float = math.inf  # from the back of the image on, signal falls by e in this
+    noise: float = 0.0  # Rician, sigma
+    exponent: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """A name, whole heads or extracted brains (None: either), the looks of FLAIR and T1."""
+
+    name: str
+    head: bool | None
+    flair: Look = Look()
+    t1: Look = Look()
+
+
+ORIGINAL = Scanner("original", head=None)
+SCANNERS = (
+    # 0.1 T at a bedside: little signal, large pixels, an inversion that leaves CSF grey.
+    Scanner(
+        "low-field",
+        head=True,
+        flair=Look(
+            levels={CSF: 0.55, VENTRICLE: 0.5, GREY: 1.15, WMH: 1.42}, resolution_mm=2.0, noise=0.15
+        ),
+        t1=Look(
+            levels={CSF: 0.6, VENTRICLE: 0.55, GREY: 0.87, WMH: 0.87}, resolution_mm=2.0, noise=0.15
+        ),
+    ),
+    # One receiver behind the head, and nothing done about it.
+    Scanner(
+        "surface-coil",
+        head=True,
+        flair=Look(shading=0.6, coil_reach_mm=75, noise=0.06),
+        t1=Look(shading=0.6, coil_reach_mm=75, noise=0.06),
+    ),
+    # A FLAIR in a steep display curve, and a T2 where the T1 should be, of extracted brains.
+    Scanner(
+        "other-sequence",
+        head=False,
+        flair=Look(levels={GREY: 1.25, WMH: 1.6}, exponent=2.2),
+        t1=Look(levels={CSF: 1.9, VENTRICLE: 2.0, GREY: 1.3, WMH: 1.5}),
+    ),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("heads", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--atlas", type=Path)
+    names = [scanner.name for scanner in SCANNERS]
+    parser.add_argument("--scanner", nargs="+", choices=names, default=names)
+    parser.add_argument("--model", default=weights.DEFAULT)
+    options = parser.parse_args()
+    scanners = [scanner for scanner in SCANNERS if scanner.name in options.scanner]
+    make_all(options.heads, options.out, options.atlas, scanners)
+    model = runtime.load(weights.find(options.model))
+    rows = {
+        scanner.name: [
+            measured(home, model) for home in subjects(options.out / scanner.name / "test")
+        ]
+        for scanner in (ORIGINAL, *scanners)
+    }
+    print_table(rows)
+
+
+def make_all(heads: Path, out: Path, atlas: Path | None, scanners: Sequence[Scanner]) -> None:
+    """Write the subjects of all scanners, and the test subjects of the ordinary range."""
+    masks = [
+        torch.from_numpy(nifti.read_mask(path).canonical().data > 0)
+        for path in (sorted(atlas.glob("*.nii.gz")) if atlas else [])
+    ]
+    names = sorted(image_stem(path) for path in heads.glob("*.nii.gz"))
+    trained = [name for name in names if name not in HELD_OUT]
+    for part, subjects_of_part, brains, wanted in (
+        ("train", TRAINING, trained, scanners),
+        ("test", TEST, HELD_OUT, (ORIGINAL, *scanners)),
+    ):
+        for number in range(subjects_of_part):
+            homes = [(s, out / s.name / part / f"sub-{number + 1:02d}") for s in wanted]
+            missing = [(scanner, home) for scanner, home in homes if not home.is_dir()]
+            if not missing:
+                continue
+            anatomy = load_head(heads / f"{brains[number % len(brains)]}.nii.gz")
+            for scanner, home in missing:
+                write(home, scanned(scanner, anatomy, [606, int(part == "test"), number], masks))
+
+
+def scanned(scanner: Scanner, anatomy: Anatomy, seed: list[int], atlas: Sequence[Tensor]) -> Scan:
+    """One subject of a scanner. The seed decides its brain and lesions, whatever the scanner."""
+    scan = ordinary(anatomy, seed, atlas, head=scanner.head)
+    rng = np.random.default_rng([*seed, 2])
+    images = (
+        seen(image, scan.truth, look, rng)
+        for image, look in ((scan.flair, scanner.flair), (scan.t1, scanner.t1))
+    )
+    return replace(scan, **dict(zip(("flair", "t1"), images, strict=True)))
+
+
+def ordinary(
+    anatomy: Anatomy, seed: list[int], atlas: Sequence[Tensor], *, head: bool | None
+) -> Scan:
+    """An axial scan as the training showed such, the first of the seed with enough lesions."""
+    for attempt in count():
+        choice = axial(anatomy, np.random.default_rng([*seed, attempt, 1]))
+        if head is not None:
+            choice = replace(choice, head=head)
+        scan = synthesise(anatomy, [*seed, attempt], atlas=atlas, choice=choice, size=SIZE)
+        if (scan.truth == WMH).sum() * SPACING_MM / 1000 >= LEAST_ML:
+            break
+    return scan
+
+
+def axial(anatomy: Anatomy, rng: np.random.Generator) -> Choice:
+    return replace(
+        choose(anatomy, rng),
+        axis=2,
+        slices=SLICES,
+        thickness_mm=SPACING_MM,
+        spacing_mm=SPACING_MM,
+        parts=2,
+        with_t1=True,
+    )
+
+
+def seen(image: Tensor, truth: Tensor, look: Look, rng: np.random.Generator) -> Tensor:
+    """The image (N, H, W) as a scanner would have seen it; what is 0 stays 0."""
+    inside = image > 0
+    image = image / image[truth == WHITE].median()
+    image = relevelled(image, truth, look.levels, rng)
+    image = at_resolution(image, look.resolution_mm)
+    image = image * sensitivity(image.shape, look, rng)
+    sigma = look.noise * jittered(rng)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    noise = sigma * torch.randn(2, *image.shape, generator=generator)
+    image = torch.hypot(image + noise[0], noise[1]) ** (look.exponent ** jittered(rng))
+    return image * inside
+
+
+def jittered(rng: np.random.Generator) -> float:
+    return math.exp(rng.normal(0, JITTER))
+
+
+def relevelled(
+    image: Tensor, truth: Tensor, levels: Mapping[int, float], rng: np.random.Generator
+) -> Tensor:
+    """The image with classes moved to their levels, softly at their edges, never below 0."""
+    moved = image
+    for number, level in levels.items():
+        inside = truth == number
+        step = level + rng.normal(0, JITTER) - image[inside].median()
+        moved = moved + step * blurred(inside.float(), SOFT_EDGE)
+    return moved.clamp(min=0)
+
+
+def at_resolution(image: Tensor, resolution_mm: float) -> Tensor:
+    """The image without the spatial frequencies that pixels of that size in mm cannot hold."""
+    if resolution_mm == 1:
+        return image
+    kept = [torch.fft.fftfreq(n).abs() <= 0.5 / resolution_mm for n in image.shape[1:]]
+    spectrum = torch.fft.fft2(image) * (kept[0][:, None] & kept[1])
+    return torch.fft.ifft2(spectrum).abs()
+
+
+def sensitivity(shape: Sequence[int], look: Look, rng: np.random.Generator) -> Tensor:
+    """Bias field (N, H, W): the same for all subjects, nearly, and its mean in plane about 1."""
+    scale = (shape[0] / 2, 90, 90)
+    fixed, own = (
+        smooth_noise(shape, scale, torch.Generator().manual_seed(seed))
+        for seed in (1, int(rng.integers(2**62)))
+    )
+    bias = fixed + 3 * JITTER * own
+    bias = 1 + look.shading * bias / bias.abs().max()
+    from_back = torch.arange(shape[2]) - shape[2] / 2 + rng.normal(0, 100 * JITTER)
+    return bias * torch.exp(-from_back / look.coil_reach_mm)
+
+
+def write(home: Path, scan: Scan) -> None:
+    with staged(home) as scratch:
+        for name, volume in scan.volumes().items():
+            nifti.write(scratch / f"{name}.nii.gz", volume)
+
+
+def subjects(folder: Path) -> Iterator[Path]:
+    yield from sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def measured(home: Path, model: Model) -> Row:
+    """All measures of the model on one subject, with the limits of its card."""
+    flair, t1 = (nifti.read(home / f"{name}.nii.gz") for name in ("FLAIR", "T1"))
+    return compare(
+        nifti.read_mask(home / "wmh.nii.gz"), masked(flair, predict(flair, t1, model)[-1], model)
+    )
+
+
+def masked(flair: Volume, probability: np.ndarray, model: Model) -> Volume:
+    threshold, smallest_mm3 = model.card.limits(None, None)
+    mask = to_mask(probability, threshold, smallest_mm3=smallest_mm3, voxel_mm3=flair.voxel_mm3)
+    return flair.with_data(mask)
+
+
+def print_table(rows: Mapping[str, Sequence[Row]]) -> None:
+    """A row a scanner; the first is what the others are compared with, subject by subject."""
+    print("| scanner |", " | ".join(COLUMNS.values()), "| Dice, less that of original |")
+    print("|---" * (len(COLUMNS) + 2) + "|")
+    first = next(iter(rows.values()))
+    for name, own in rows.items():
+        cells = [
+            interval([row[column] for row in own], 1 if column == "h95_mm" else 2)
+            for column in COLUMNS
+        ]
+        lost = [row["dsc"] - other["dsc"] for row, other in zip(own, first, strict=True)]
+        print("|", " | ".join([name, *cells, interval(lost, 2)]), "|")
+
+
+def interval(values: Sequence[float], digits: int) -> str:
+    mean, low, high = mean_with_interval(values)
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+if __name__ == "__main__":
+    main()
