@@ -15,6 +15,7 @@ come to stdout, all numbers to OUT/peers.json.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -86,18 +87,22 @@ def main() -> None:
         keep(out, {"machine": machine(), "training": accounts(out)})
     if "accuracy" in parts:
         folders = (out / "data" / "test", *([options.real] if options.real else []))
-        for folder in folders:
-            keep(out, {f"accuracy-{folder.name}": accuracy(out, folder)})
+        for name, folder in itertools.product(MEASURED, folders):
+            key = f"accuracy-{folder.name}"
+            keep(out, {key: results(out).get(key, {}) | {name: accuracy(out, name, folder)}})
     if "speed" in parts:
         keep(out, {"speed": speed(out, options.rounds)})
-    print(peer_tables.as_text(read_json(out / RESULTS, what="results")))
+    print(peer_tables.as_text(results(out)))
 
 
-def keep(out: Path, results: dict[str, Any]) -> None:
-    """Add to what OUT holds already."""
+def results(out: Path) -> dict[str, Any]:
     path = out / RESULTS
-    older = read_json(path, what="results") if path.is_file() else {}
-    write_json(path, older | results)
+    return read_json(path, what="results") if path.is_file() else {}
+
+
+def keep(out: Path, found: dict[str, Any]) -> None:
+    """Add to the results that OUT holds already."""
+    write_json(out / RESULTS, results(out) | found)
 
 
 def machine() -> dict[str, Any]:
@@ -175,16 +180,13 @@ class Account:
             write_json(self.path, account)
 
 
-def accuracy(out: Path, folder: Path) -> dict[str, dict[str, Row]]:
-    """The measures by method and subject; masks that OUT holds are taken as they are."""
+def accuracy(out: Path, name: str, folder: Path) -> dict[str, dict[str, float | None]]:
+    """A method's measures by subject; masks that OUT holds are taken as they are."""
     subjects = find_subjects(folder)
-    found = {}
-    for name in MEASURED:
-        masks = {s.name: out / "masks" / folder.name / name / f"{s.name}.nii.gz" for s in subjects}
-        if not all(path.is_file() for path in masks.values()):
-            segment(peer_methods.load(name, out), subjects, masks)
-        found[name] = {s.name: json_ready(measured(s, masks[s.name])) for s in subjects}
-    return found
+    masks = {s.name: out / "masks" / folder.name / name / f"{s.name}.nii.gz" for s in subjects}
+    if not all(path.is_file() for path in masks.values()):
+        segment(peer_methods.load(name, out), subjects, masks)
+    return {s.name: json_ready(measured(s, masks[s.name])) for s in subjects}
 
 
 def segment(method: Method, subjects: Sequence[Subject], masks: Mapping[str, Path]) -> None:
