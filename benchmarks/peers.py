@@ -44,8 +44,9 @@ from leuko.evaluate import Row, compare, json_ready
 from leuko.export import export
 from leuko.files import read_json, staged, write_json
 from leuko.network import SpecialisedVGG
+from leuko.plan import CLASSES, Settings, start
 from leuko.recipes import MODERN
-from leuko.train import CLASSES, Progress, Settings, fit, start, training_slices
+from leuko.train import Progress, fit, training_slices
 
 RESULTS = "peers.json"
 PARTS = ("data", "train", "accuracy", "speed")
