@@ -153,6 +153,36 @@ def test_training_from_a_model_keeps_its_settings(leuko, heads, model, tmp_path)
     assert card.stages == load_card(model).stages
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--recipe", "adapt", "--init", "none"], "takes a trained model to start from"),
+        (["--folds", 3, "--held-out", 0.5], "each subject is held out once"),
+        (["--init", "none", "--folds", 1], "leaves no subject to train with"),
+        (["--recipe", "adapt", "--channels", "flair-3-slices"], "mixes in synthetic images"),
+        (["--recipe", "adapt", "--heads", "nowhere"], "holds no label maps"),
+    ],
+)
+def test_trainings_that_cannot_be_are_refused(leuko, heads, tmp_path, options, said):
+    code, out, err = leuko("train", heads, "-o", tmp_path / "run", *options)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cross_validation_is_told(leuko, heads, model, tmp_path):
+    run = tmp_path / "ours"
+    options = ("--init", model, "--steps", 2, "--folds", 2)
+    code, out, err = leuko("train", heads, "-o", run, *options)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[:2] == [f"model   {run}", f"report  {run / 'report.html'}"]
+    assert lines[2].split() == ["before", "after", "change", "95", "%", "interval"]
+    assert lines[3].startswith("Dice (DSC)")
+    assert any(line.startswith("ours against phantom-model, on 6 subjects") for line in lines)
+
+
 @pytest.fixture
 def interruptible():
     """A process in the background of a shell ignores interrupts, and so would its children."""

@@ -182,6 +182,8 @@ def _grouped(settings: Settings, measured: Collection[str] | None) -> dict[str, 
     else:
         train = [s for s in subjects if s.name not in measured]
         held_out = [s for s in subjects if s.name in measured]
+    if settings.folds == 1:
+        raise LeukoError("one fold leaves no subject to train with; give --folds 2 or more, or 0")
     if settings.folds and len(train) < 2:
         raise LeukoError(
             "cross-validation takes two labelled subjects or more; "
