@@ -267,8 +267,10 @@ def print_table(rows: Mapping[str, Sequence[Row]]) -> None:
 
 
 def interval(values: Sequence[float], digits: int) -> str:
+    """Mean and its 95 % interval; of one value there is none."""
     mean, low, high = mean_with_interval(values)
-    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    told = f"{mean:.{digits}f}"
+    return told if math.isnan(low) else f"{told} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -121,8 +121,10 @@ def main() -> None:
         (AS_IT_IS,),
         model,
     )[AS_IT_IS].features
-    print("| site | chosen by | FLAIR | T1 | Dice | gained | threshold | Dice | gained |")
-    print("|---" * 9 + "|")
+    print(
+        "| site | chosen by | FLAIR | T1 | distance | Dice | gained | threshold | Dice | gained |"
+    )
+    print("|---" * 10 + "|")
     for name, (training, test) in sites(options.data, options.real).items():
         if options.site is None or name in options.site:
             report(
@@ -220,6 +222,9 @@ def choices(
     for name, score in scores.items():
         point = max(points, key=score)
         yield name, point, expected_threshold(looks[point], temperature)
+    # What each image's part in the last of them is worth.
+    for part, own in (("FLAIR", (point[0], Greys())), ("T1", (Greys(), point[1]))):
+        yield f"{name}, of {part} alone", own, expected_threshold(looks[own], temperature)
     truths = [case.truth for case in cases]
 
     def with_labels(point: Point, threshold: float) -> float:
@@ -290,7 +295,7 @@ def mean_dice(lesions: Sequence[Array], truths: Sequence[Array], threshold: floa
 def report(
     site: str, few: Sequence[Case], test: Sequence[Case], usual: Array, model: Model
 ) -> None:
-    """The rows of one site."""
+    """The rows of one site; `distance` is that of its tissue greys from the usual."""
     looks = look(few, GRID, model)
     found: dict[Point, list[Array]] = {}
     before: list[float] = []
@@ -303,7 +308,16 @@ def report(
             before = before or dices
             gained = [now - then for now, then in zip(dices, before, strict=True)]
             columns.append([interval(dices, 2), interval(gained, 2)])
-        cells = [site, name, *map(str, point), *columns[0], f"{threshold:.2f}", *columns[1]]
+        unusual = f"{strangeness(looks[point].features, usual):.1f}"
+        cells = [
+            site,
+            name,
+            *map(str, point),
+            unusual,
+            *columns[0],
+            f"{threshold:.2f}",
+            *columns[1],
+        ]
         print("|", " | ".join(cells), "|", flush=True)
 
 
