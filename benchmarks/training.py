@@ -77,7 +77,7 @@ def trained(
         images_at_once=batch,
         mixed_precision=mixed,
     )
-    settings = Settings(data=str(data), recipe=recipe, init="none", compiled=compiled)
+    settings = Settings(data=str(data), recipe=recipe, init="none", held_out=0.0, compiled=compiled)
     start(run, settings, device=options.device)
     steps: list[Progress] = []
     fit(run, on_step=steps.append, checkpoint_seconds=1e9)
