@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import DynUNet
-from peer_training import load, train
+from peer_training import load, mixed_precision, train
 from torch import Tensor, nn
 
 from leuko import nifti
@@ -73,7 +73,7 @@ class Crop:
     """Where a prepared scan came from: the box of what is not 0 in a stack of slices."""
 
     box: tuple[slice, ...]
-    stack: tuple[int, ...]  # the shape of the whole
+    whole: tuple[int, ...]  # the shape of the stack
 
     @classmethod
     def of(cls, shown: Array) -> "Crop":
@@ -83,7 +83,7 @@ class Crop:
         return stacks[(..., *self.box)]
 
     def undo(self, cropped: Array) -> Array:
-        whole = np.zeros(self.stack, dtype=cropped.dtype)
+        whole = np.zeros(self.whole, dtype=cropped.dtype)
         whole[self.box] = cropped
         return whole
 
@@ -127,12 +127,13 @@ def probability(
     large as the scan.
     """
     scan, crop = prepared(flair, t1)
-    turns = [axes for n in range(4) for axes in itertools.combinations(AXES, n)]
+    mirrorings = [axes for n in range(4) for axes in itertools.combinations(AXES, n)]
 
     def logits(patches: Tensor) -> Tensor:
         if not mirrored:
             return network(patches)
-        return sum(network(patches.flip(axes)).flip(axes) for axes in turns) / len(turns)
+        flipped = (network(patches.flip(axes)).flip(axes) for axes in mirrorings)
+        return sum(flipped) / len(mirrorings)
 
     window = whole(scan.shape[1:]) if one_pass else PATCH
     with torch.inference_mode():
@@ -169,7 +170,9 @@ def train_network(path: Path, subjects: Sequence[Subject], *, seconds: float) ->
     def step(spent: float, rng: np.random.Generator) -> Tensor:
         optimizer.param_groups[0]["lr"] = RATE * (1 - spent) ** POWER
         images, labels = batch(scans, rng)
-        return supervised_loss(network(images), labels)
+        with mixed_precision():
+            outputs = network(images)
+        return supervised_loss(outputs, labels)
 
     train(
         path,
@@ -188,6 +191,8 @@ def training_scan(subject: Subject) -> tuple[Tensor, Tensor]:
     scan, crop = prepared(nifti.read(subject.flair), nifti.read(subject.t1))
     truth = nifti.read_mask(subject.labels).canonical()
     wmh = crop.cut(stack(truth, truth.through_plane_axis))
+    if wmh.shape != scan.shape[1:]:
+        raise ValueError(f"{subject.name} is not of {SPACING_MM} mm: its labels would not fit")
     return scan.half(), torch.from_numpy(wmh.astype(np.uint8))
 
 
@@ -236,10 +241,15 @@ def supervised_loss(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Dice and cross entropy of the outputs of all levels, each of half the weight of the last."""
     weights = [0.5**level for level in range(len(outputs))]
     losses = [
-        weight * dice_and_cross_entropy(out.float(), F.interpolate(labels, out.shape[2:])[:, 0])
+        weight * dice_and_cross_entropy(out.float(), smaller(labels, out.shape[2:])[:, 0])
         for weight, out in zip(weights, outputs, strict=True)
     ]
     return sum(losses, start=torch.zeros(())) / sum(weights)
+
+
+def smaller(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Labels (N, 1, ...) of the nearest voxels."""
+    return F.interpolate(labels, list(size), mode="nearest-exact")
 
 
 def dice_and_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ BRIGHT_AS_TISSUE = 50  # in the same units
 THINNER_THAN_BRAIN_MM, LEFT_OUT_MM = 6.0, 1.0  # scalp and eyes; the rim of the brain
 LEVELS = range(105, 255, 5)
 SMALLEST_CHOICES_MM3 = (5.0, 10.0, 20.0, 50.0, 100.0)
+UNETS = 3  # of the ensemble
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def of_torch(name: str, out: Path) -> Method:
     if network == "unet":
         import peer_unet
 
-        paths = unet_paths(out) if "ensemble" in how else unet_paths(out)[:1]
+        paths = ensemble_paths(out) if "ensemble" in how else [out / "unet.pt"]
         probability = partial(
             peer_unet.probability, networks=[peer_unet.read_network(path) for path in paths]
         )
@@ -126,9 +127,9 @@ def to_mask(probability: Array, pair: Pair, threshold: float, smallest_mm3: floa
     )
 
 
-def unet_paths(out: Path) -> list[Path]:
+def ensemble_paths(out: Path) -> list[Path]:
     """Of the networks of the ensemble, trained or not."""
-    return [out / f"unet-{number}.pt" for number in (1, 2, 3)]
+    return [out / f"unet-{number + 1}.pt" for number in range(UNETS)]
 
 
 def brighter(flair: Volume, level: float, smallest_mm3: float) -> Array:

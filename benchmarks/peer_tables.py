@@ -21,7 +21,8 @@ def as_text(results: Mapping[str, Any]) -> str:
     if "machine" in results:
         blocks.append(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
     if "training" in results:
-        blocks.append(table(["trained", "seconds", "steps", "images"], trained(results)))
+        head = ["trained", "seconds", "steps", "images", "last loss"]
+        blocks.append(table(head, trained(results)))
     for key, found in results.items():
         if key.startswith("accuracy-"):
             count = len(found["leuko"])
@@ -29,7 +30,8 @@ def as_text(results: Mapping[str, Any]) -> str:
             blocks.append(table([title, *COLUMNS.values()], means(found)))
             blocks.append(table(["Leuko minus", *COLUMNS.values()], differences(found)))
     if "speed" in results:
-        head = ["one pair", "M parameters", "seconds", "times Leuko's", "asked", "met", "peak MB"]
+        head = ["one pair", "M parameters", "seconds", "times Leuko's", "asked", "met"]
+        head += ["times Leuko's in float32", "peak MB"]
         blocks.append(table(head, speeds(results["speed"])))
     return "\n\n".join(blocks)
 
@@ -41,7 +43,8 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 def trained(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     for name, account in results["training"].items():
-        yield name, *(f"{account[key]:.0f}" for key in ("seconds", "steps", "images"))
+        numbers = (f"{account[key]:.0f}" for key in ("seconds", "steps", "images"))
+        yield name, *numbers, f"{account['loss']:.2f}"
 
 
 def means(found: Rows) -> Iterator[Sequence[str]]:
@@ -84,5 +87,6 @@ def speeds(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Sequence[str]]:
             f"{row['times_leuko']:.1f}",
             f"at least {asked}" if asked else "",
             "" if asked is None else "yes" if row["times_leuko"] >= asked else "NO",
+            f"{row['times_leuko_float']:.1f}",
             f"{row['peak_mb']:.0f}",
         )

@@ -1,4 +1,7 @@
-"""How the networks of Leuko's peers are trained: for a given time, with checkpoints."""
+"""How the networks of Leuko's peers are trained: for a given time, with checkpoints.
+
+On one core: threads that wait for each other count as work, the more the busier the machine is.
+"""
 
 import json
 import time
@@ -19,7 +22,7 @@ Step = Callable[[float, np.random.Generator], Tensor]
 
 
 class Clock:
-    """Seconds of work on all cores: processor time by threads. Other programs do not slow it."""
+    """Seconds of work of this process on its core, which other programs do not slow."""
 
     def __init__(self, before: float = 0.0) -> None:
         self.begun = processor_seconds() - before
@@ -30,7 +33,7 @@ class Clock:
 
 
 def processor_seconds() -> float:
-    return time.process_time() / torch.get_num_threads()
+    return time.process_time()
 
 
 def train(
@@ -59,8 +62,7 @@ def train(
     ended = False
     while not ended:
         rng = np.random.default_rng([seed, state["steps"]])
-        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_in_bfloat16()):
-            loss = step(min(1.0, clock.seconds / seconds), rng)
+        loss = step(min(1.0, clock.seconds / seconds), rng)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), largest_gradient)
@@ -81,6 +83,11 @@ def train(
             print(path.stem, json.dumps(account), flush=True)
             write_json(path.with_suffix(".json"), account)
             saved, losses = time.monotonic(), []
+
+
+def mixed_precision() -> torch.autocast:
+    """For the networks alone: images that are moved in bfloat16 would be blurred."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_in_bfloat16())
 
 
 def multiplies_in_bfloat16() -> bool:

@@ -3,11 +3,11 @@
 Li et al., NeuroImage 183:650 (2018), doi 10.1016/j.neuroimage.2018.07.005, team sysu_media: slices
 of 200 x 200 pixels as they are, FLAIR and T1, one Gaussian normalisation a scan within a mask of
 the head; two convolutions a level, the first two 5 x 5; maps are repeated on the way up and the
-skipped ones cropped to fit; a Dice loss over the batch. What differs is said where it does.
+skipped ones cropped to fit. What differs is said where it does.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
-from peer_training import Step, load, train
+from peer_training import Step, load, mixed_precision, train
 from torch import Tensor, nn
 
 from leuko import nifti
@@ -26,11 +26,12 @@ from leuko.volume import Array, Orientation, Volume, resample_onto
 
 SIDE = 200
 WIDTHS = (64, 96, 128, 256, 512)
-NETWORKS = 3  # of the ensemble
-IMAGES_PER_STEP = 6  # 30 in the paper, with which minutes on a CPU would be a handful of steps
+# 30 in the paper, drawn evenly: minutes on a CPU would be a handful of steps, many without lesion.
+IMAGES_PER_STEP, LESION_PART = 6, 0.5
 RATE = 2e-4
 TURN_DEGREES, SHEAR, SCALE = 15.0, 0.1, (0.9, 1.1)
-ENDS = 5 / 48  # of the slices, left out of training at the top and at the bottom, as they did
+# Parts of the slices, at the top and at the bottom each: not trained with, and without WMH.
+ENDS_TRAINED, ENDS_EMPTY = 5 / 48, 6 / 48
 
 
 class UNet(nn.Module):
@@ -75,9 +76,13 @@ def convolutions(before: int, width: int, kernel: int) -> nn.Module:
 
 
 def centred(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (N, C, h, w) cropped, or padded with 0, to (N, C, *size) around their middle."""
+    """Maps (N, C, h, w) cropped, or padded with 0, to (N, C, *size) around their middle.
+
+    Of an odd number of rows the last side has one more.
+    """
     rows, columns = (new - old for new, old in zip(size, maps.shape[-2:], strict=True))
-    return F.pad(maps, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+    top, left = int(rows / 2), int(columns / 2)
+    return F.pad(maps, (left, columns - left, top, rows - top))
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,10 @@ def stack(scan: Volume, across: int) -> Array:
 
 
 def probability(flair: Volume, t1: Volume, networks: Sequence[UNet]) -> Array:
-    """That of WMH (X, Y, Z) on the grid of the FLAIR, float32: the mean of the networks'."""
+    """That of WMH (X, Y, Z) on the grid of the FLAIR, float32: the mean of the networks'.
+
+    It is 0 on the first and last slices, which no network was trained with.
+    """
     squares, window = prepared(flair, t1)
     images = torch.from_numpy(squares).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -153,6 +161,8 @@ def probability(flair: Volume, t1: Volume, networks: Sequence[UNet]) -> Array:
     grid = flair.canonical()
     across = grid.through_plane_axis
     slices = window.undo(torch.cat(means).numpy(), stack(grid, across).shape[1:])
+    ends = round(ENDS_EMPTY * len(slices))
+    slices[:ends] = slices[len(slices) - ends :] = 0
     return Orientation.of(flair.affine).undo(np.moveaxis(slices, 0, across))
 
 
@@ -163,10 +173,10 @@ def read_network(path: Path) -> UNet:
     return network.eval().to(memory_format=torch.channels_last)
 
 
-def train_ensemble(paths: Sequence[Path], subjects: Sequence[Subject], *, seconds: float) -> None:
-    """Networks that differ by their seed share the time."""
+def train_networks(seconds: Mapping[Path, float], subjects: Sequence[Subject]) -> None:
+    """A network into each path, for its own time; they differ by their seed."""
     images, labels = training_slices(subjects)
-    for seed, path in enumerate(paths):
+    for seed, path in enumerate(seconds):
         torch.manual_seed(seed)
         network = UNet().to(memory_format=torch.channels_last)
         train(
@@ -174,7 +184,7 @@ def train_ensemble(paths: Sequence[Path], subjects: Sequence[Subject], *, second
             network,
             torch.optim.Adam(network.parameters(), lr=RATE),
             step_of(network, images, labels),
-            seconds=seconds / len(paths),
+            seconds=seconds[path],
             seed=seed,
             images_per_step=IMAGES_PER_STEP,
             largest_gradient=math.inf,
@@ -188,17 +198,23 @@ def training_slices(subjects: Sequence[Subject]) -> tuple[Tensor, Tensor]:
         squares, window = prepared(nifti.read(subject.flair), nifti.read(subject.t1))
         truth = nifti.read_mask(subject.labels).canonical()
         wmh = window.cut(stack(truth, truth.through_plane_axis))
-        ends = round(ENDS * len(wmh))
+        ends = round(ENDS_TRAINED * len(wmh))
         images.append(squares[ends : len(wmh) - ends].astype(np.float16))
         labels.append(wmh[ends : len(wmh) - ends])
     return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
 
 
 def step_of(network: UNet, images: Tensor, labels: Tensor) -> Step:
+    shows_lesion = labels.flatten(1).any(dim=1).nonzero()[:, 0].numpy()
+
     def step(_: float, rng: np.random.Generator) -> Tensor:
-        drawn = torch.from_numpy(rng.integers(len(images), size=IMAGES_PER_STEP))
+        drawn = rng.integers(len(images), size=IMAGES_PER_STEP)
+        chosen = rng.random(IMAGES_PER_STEP) < LESION_PART
+        drawn[chosen] = rng.choice(shows_lesion, size=int(chosen.sum()))
         batch, truth = augmented(images[drawn].float(), labels[drawn].float(), rng)
-        return dice_loss(network(batch).float().sigmoid(), truth)
+        with mixed_precision():
+            logits = network(batch)
+        return loss_of(logits.float(), truth)
 
     return step
 
@@ -221,6 +237,11 @@ def augmented(images: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple
     return moved.contiguous(memory_format=torch.channels_last), truth[:, 0]
 
 
-def dice_loss(found: Tensor, truth: Tensor) -> Tensor:
-    """1 - Dice of probabilities over the whole batch, smoothed by 1."""
-    return 1 - (2 * (found * truth).sum() + 1) / (found.sum() + truth.sum() + 1)
+def loss_of(logits: Tensor, truth: Tensor) -> Tensor:
+    """The paper's, 1 - Dice over the whole batch, smoothed by 1, and the mean cross entropy.
+
+    By Dice alone it learnt within a hundred steps to find nothing, and did not come back.
+    """
+    found = logits.sigmoid()
+    dice = (2 * (found * truth).sum() + 1) / (found.sum() + truth.sum() + 1)
+    return 1 - dice + F.binary_cross_entropy_with_logits(logits, truth)

@@ -1,6 +1,6 @@
 """Leuko beside its peers, in one run: the same subjects, the same minutes of training, one clock.
 
-    python benchmarks/peers.py HEADS OUT [--atlas MASKS] [--real DATA] [--minutes 15] [--part PART]
+    python benchmarks/peers.py HEADS OUT [--atlas MASKS] [--real DATA] [--minutes 30] [--part PART]
 
 HEADS: whole heads as FreeSurfer label maps. --atlas: lesion masks in MNI space. --real: labelled
 scans that are measured on and never trained with. Parts: data, train, accuracy, speed; what OUT
@@ -8,7 +8,7 @@ holds already is not made again. Needs Leuko with its extras `train`, `dev` and 
 come to stdout, all numbers to OUT/peers.json.
 
 - data: 60 synthetic subjects to train with, and 18 of other heads to test on.
-- train: each network from scratch for the same time on all cores. The clock is that of the
+- train: each network from scratch for the same time on one core. The clock is that of the
   processor, so that other programs do not slow it; preparing scans is not counted.
 - accuracy: the challenge's measures, and what Leuko is better or worse by, subject by subject.
 - speed: one pair in memory to its mask. The methods take turns; the memory is a process's own.
@@ -51,11 +51,20 @@ from leuko.train import Progress, fit, training_slices
 RESULTS = "peers.json"
 PARTS = ("data", "train", "accuracy", "speed")
 MEASURED_STEPS, FIRST_STEPS = 16, 4  # to know Leuko's speed; the first set things up
-MEASURED = ("leuko", "unet-ensemble", "dynunet", "threshold", "leuko-base", "dynunet-mirrored")
+MEASURED = (
+    "leuko",
+    "unet",
+    "unet-ensemble",
+    "dynunet",
+    "threshold",
+    "leuko-base",
+    "dynunet-mirrored",
+)
 TIMED = (
     "leuko",
     "leuko-float",
     "leuko-base",
+    "threshold",
     "unet",
     "unet-ensemble",
     "unet-ensemble-bf16",
@@ -73,18 +82,21 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--atlas", type=Path)
     parser.add_argument("--real", type=Path)
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--part", choices=PARTS)
     options = parser.parse_args()
-    torch.set_num_threads(runtime.available_cpus())
     out = options.out
     parts = (options.part,) if options.part else PARTS
     if "data" in parts:
         for home in peer_data.make_subjects(out / "data", options.heads, options.atlas):
             print("made", home, flush=True)
     if "train" in parts:
-        train(out, 60 * options.minutes)
+        minutes = results(out).get("minutes of training", options.minutes)
+        if minutes != options.minutes:
+            raise SystemExit(f"{out} was trained for {minutes} minutes: choose another folder")
+        keep(out, {"minutes of training": minutes})
+        train(out, 60 * minutes)
         keep(out, {"machine": machine(), "training": accounts(out)})
     if "accuracy" in parts:
         folders = (out / "data" / "test", *([options.real] if options.real else []))
@@ -118,16 +130,19 @@ def machine() -> dict[str, Any]:
 
 def accounts(out: Path) -> dict[str, Any]:
     """What each training has spent and seen."""
-    names = ["leuko", *(path.stem for path in peer_methods.unet_paths(out)), "dynunet"]
+    unets = (path.stem for path in peer_methods.ensemble_paths(out))
+    names = ["leuko", "unet", *unets, "dynunet"]
     return {name: read_json(out / f"{name}.json", what="account") for name in names}
 
 
 def train(out: Path, seconds: float) -> None:
     """Every method on the training subjects; what is finished stays."""
+    torch.set_num_threads(1)
     data = out / "data" / "train"
     subjects = find_subjects(data)
     train_leuko(out, data, seconds)
-    peer_unet.train_ensemble(peer_methods.unet_paths(out), subjects, seconds=seconds)
+    members = dict.fromkeys(peer_methods.ensemble_paths(out), seconds / peer_methods.UNETS)
+    peer_unet.train_networks({out / "unet.pt": seconds} | members, subjects)
     peer_dynunet.train_network(out / "dynunet.pt", subjects, seconds=seconds)
     if not (out / "threshold.json").is_file():
         pairs = [(nifti.read(s.flair), nifti.read_mask(s.labels).data) for s in subjects]
@@ -142,7 +157,7 @@ def train_leuko(out: Path, data: Path, seconds: float) -> None:
         each = seconds_of_a_step(settings)
         steps = max(1, round(seconds / each))
         print("leuko", json.dumps({"seconds_of_a_step": round(each, 3), "steps": steps}))
-        start(run, replace(settings, recipe=replace(MODERN, steps=steps)))
+        start(run, replace(settings, recipe=replace(MODERN, steps=steps)), threads=1)
     if not read_json(run / "run.json", what="run")["finished"]:
         account = Account(out / "leuko.json")
         fit(run, on_step=account)
@@ -151,11 +166,12 @@ def train_leuko(out: Path, data: Path, seconds: float) -> None:
 
 
 def seconds_of_a_step(settings: Settings) -> float:
-    """Of the work on all cores, by a short training that is thrown away."""
+    """Of work, by a short training that is thrown away."""
     clocks: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        start(run, replace(settings, recipe=replace(settings.recipe, steps=MEASURED_STEPS)))
+        recipe = replace(settings.recipe, steps=MEASURED_STEPS)
+        start(run, replace(settings, recipe=recipe), threads=1)
         fit(run, on_step=lambda _: clocks.append(processor_seconds()))
     return (clocks[-1] - clocks[FIRST_STEPS - 1]) / (MEASURED_STEPS - FIRST_STEPS)
 
@@ -208,8 +224,10 @@ def measured(subject: Subject, mask: Path) -> Row:
 
 
 def speed(out: Path, rounds: int) -> dict[str, dict[str, Any]]:
-    """Median seconds of the methods, which take turns, and how many times Leuko's of the same turn;
-    processors that each got; peak memory of a process that does it once; parameters."""
+    """Median seconds of the methods, which take turns, and how many times Leuko's of the same turn,
+    in 8 bits and in float32; processors that each got; peak memory of a process that does it once;
+    parameters."""
+    torch.set_num_threads(runtime.available_cpus())
     subject = whole_head(find_subjects(out / "data" / "test"))
     pair = Pair.read(subject)
     methods = {name: peer_methods.load(name, out) for name in TIMED}
@@ -228,11 +246,15 @@ def speed(out: Path, rounds: int) -> dict[str, dict[str, Any]]:
     counts, script = parameters(), Path(peer_methods.__file__)
     rows = {}
     for name in TIMED:
-        ratios = [own / ours for own, ours in zip(turns[name], turns["leuko"], strict=False)]
+        times_leuko, times_float = (
+            median(own / theirs for own, theirs in zip(turns[name], turns[other], strict=False))
+            for other in ("leuko", "leuko-float")
+        )
         rows[name] = {
             "parameters": counts[name],
             "seconds": median(turns[name]),
-            "times_leuko": median(ratios),
+            "times_leuko": times_leuko,
+            "times_leuko_float": times_float,
             "cores": median(cores[name]),
             "peak_mb": run_python(script, name, out, subject)[1] * MEBIBYTE / 1e6,
             "turns": turns[name],
@@ -249,7 +271,8 @@ def parameters() -> dict[str, int]:
     counts = {
         name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()
     }
-    counts["unet-ensemble"] = peer_unet.NETWORKS * counts["unet"]
+    counts["unet-ensemble"] = peer_methods.UNETS * counts["unet"]
+    counts["threshold"] = 2
     return {name: counts[max(filter(name.startswith, counts), key=len)] for name in TIMED}
 
 

@@ -1,6 +1,6 @@
 """How fast `leuko train` is on a device, beside the matrix products that it could do at most.
 
-    python benchmarks/training.py [--device cuda] [--batch 8 64] [--steps 10]
+    python benchmarks/training.py [--device cuda] [--batch 8 64] [--steps 6]
 
 One row for each precision, batch and way: slices a second of whole steps, from drawing to the
 optimiser, and the part of the measured rate of matrix products in the same precision. A slice costs
@@ -40,8 +40,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_noise_subject(Path(folder) / "data" / "subject")
         for turn in range(ROUNDS):
-            for dtype, best in rates.items():
-                best.append(max(matrix_rate(n, dtype, options.device) for n in SIZES))
+            for dtype, measured in rates.items():
+                measured.append(max(matrix_rate(n, dtype, options.device) for n in SIZES))
             for number, way in enumerate(ways):
                 run = Path(folder) / f"{turn}-{number}"
                 speeds[way].append(trained(run, Path(folder) / "data", way, options))
@@ -74,7 +74,6 @@ def trained(
         MODERN,
         steps=2 * options.steps,
         images_per_step=batch,
-        images_at_once=batch,
         mixed_precision=mixed,
     )
     settings = Settings(data=str(data), recipe=recipe, init="none", held_out=0.0, compiled=compiled)
@@ -87,10 +86,10 @@ def trained(
 def matrix_rate(size: int, dtype: torch.dtype, device: str) -> float:
     """Operations a second of a product of square matrices."""
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / min(timed(left, right) for _ in range(4))
+    return 2 * size**3 / min(seconds_of(left, right) for _ in range(4))
 
 
-def timed(left: torch.Tensor, right: torch.Tensor) -> float:
+def seconds_of(left: torch.Tensor, right: torch.Tensor) -> float:
     begun = time.perf_counter()
     (left @ right)[0, 0].item()  # waits for the device
     return time.perf_counter() - begun

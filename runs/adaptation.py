@@ -4,9 +4,10 @@
         [--rate R] [--synthetic PART] [--start-part PART]
 
 SCANNERS is what runs/scanners.py wrote. For each scanner the bundled model is adapted on its first
-5, 10 and 15 training subjects; both models are measured on its test subjects, and on those of the
-original range, whose heads neither has seen. OUT keeps the runs: what is done is not done again.
-The recipe is ADAPT, but for what is given: another OUT for each.
+5, 10 and 15 training subjects; both models are measured on its test subjects, and on fresh ones of
+the original range, whose heads neither has seen. The scanner `original` is a control: what further
+training gives by itself. OUT keeps the runs: what is done is not done again. The recipe is ADAPT,
+but for what is given: another OUT for each.
 """
 
 import argparse
@@ -15,16 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+from scanners import FRESH, ORIGINAL, TESTS
+from tables import interval
+
 from leuko import plan, runtime, train
 from leuko.dataset import find_subjects
-from leuko.evaluate import Row, json_ready, mean_with_interval
+from leuko.evaluate import Row, json_ready
 from leuko.export import export
 from leuko.files import read_json, write_json
 from leuko.recipes import ADAPT, Recipe
 from leuko.weights import DEFAULT, find, load_card
 
 KEYS = ("dsc", "lesion_f1", "h95_mm")
-ORIGINAL = "original"
 
 
 def main() -> None:
@@ -45,22 +48,23 @@ def main() -> None:
         start_part=options.start_part,
     )
     names = options.scanner or sorted(
-        path.name for path in options.scanners.iterdir() if path.name != ORIGINAL
+        path.name for path in options.scanners.iterdir() if path.name != ORIGINAL.name
     )
     base = find(DEFAULT)
-    original = measures(base, options.scanners / ORIGINAL / "test", options.out / "base-original")
+    fresh = options.scanners / ORIGINAL.name / FRESH
+    original = measures(base, fresh, options.out / "base-fresh")
     print(
         "| scanner | labelled | Dice before | Dice after | gain | F1 gain | H95 gain, mm |", end=""
     )
     print(" on the original range | minutes |\n" + "|---" * 9 + "|")
     for name in names:
-        test = options.scanners / name / "test"
+        test = options.scanners / name / TESTS
         before = measures(base, test, options.out / f"base-{name}")
         for count in options.labelled:
             run = options.out / f"{name}-{count}"
             model = adapted(options.scanners / name / "train", count, run, recipe)
-            after = measures(model, test, run / "test")
-            kept = measures(model, options.scanners / ORIGINAL / "test", run / ORIGINAL)
+            after = measures(model, test, run / TESTS)
+            kept = measures(model, fresh, run / FRESH)
             seconds = read_json(run / plan.RUN_FILE, what="run")["seconds"]["train"]
             cells = [
                 name,
@@ -104,16 +108,16 @@ def adapted(data: Path, count: int, run: Path, recipe: Recipe) -> Path:
 
 
 def measures(model: Path, data: Path, kept: Path) -> Mapping[str, Row]:
-    """The measures of a model on labelled subjects, by name; `kept` keeps them."""
-    file = kept.with_suffix(".json")
-    if not file.is_file():
+    """The measures of a model on labelled subjects, by name; `kept` keeps them with its hash."""
+    file, sha256 = kept.with_suffix(".json"), load_card(model).weights_sha256
+    if not file.is_file() or read_json(file, what="measures")["model"] != sha256:
         loaded = runtime.load(model)
-        rows = {s.name: train.measured(s, loaded) for s in find_subjects(data)}
+        rows = {s.name: json_ready(train.measure(s, loaded)) for s in find_subjects(data)}
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {name: json_ready(row) for name, row in rows.items()})
+        write_json(file, {"model": sha256, "rows": rows})
     return {
         name: {key: float("nan") if value is None else value for key, value in row.items()}
-        for name, row in read_json(file, what="measures").items()
+        for name, row in read_json(file, what="measures")["rows"].items()
     }
 
 
@@ -124,9 +128,7 @@ def mean(rows: Mapping[str, Row]) -> float:
 def gain(before: Mapping[str, Row], after: Mapping[str, Row], key: str) -> str:
     """The mean change of a measure, subject by subject, with its 95 % interval."""
     changes = [after[name][key] - before[name][key] for name in before]
-    change, low, high = mean_with_interval(changes)
-    digits = 1 if key == "h95_mm" else 2
-    return f"{change:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+    return interval(changes, 1 if key == "h95_mm" else 2, signed=True)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
 HEADS and --atlas: as for runs/train_base.py. Each scanner has one look, which varies a little from
 subject to subject. It leaves OUT/<scanner>/train/sub-XX, made of heads that the model was trained
 on, and OUT/<scanner>/test/sub-XX, of those that were held out: FLAIR, T1, wmh and tissue, axial, of
-1 x 1 x 3 mm, with at least 1 mL of WMH. OUT/original/test has the same brains and lesions as every
-scanner's test, as the training showed such. Subjects that are there already stay. The table has the
+1 x 1 x 3 mm, with at least 1 mL of WMH. OUT/original has the same brains and lesions as every
+scanner, as the training showed such, and others in OUT/original/fresh. Subjects that are there
+already stay. The table has the
 mean measures of the test subjects, and of the differences of Dice from `original`, with their 95 %
 intervals.
 """
@@ -20,21 +21,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tables import interval
 from torch import Tensor
 from train_base import HELD_OUT
 
 from leuko import nifti, runtime, weights
 from leuko.anatomy import CSF, GREY, VENTRICLE, WHITE, WMH, Anatomy, load_head
-from leuko.evaluate import Row, compare, mean_with_interval
+from leuko.dataset import find_subjects
+from leuko.evaluate import Row
 from leuko.fields import blurred, smooth_noise
 from leuko.files import image_stem, staged
-from leuko.predict import predict, to_mask
-from leuko.runtime import Model
 from leuko.synthesis import Choice, Scan, choose, synthesise
-from leuko.volume import Volume
+from leuko.train import measure
 
 TRAINING, TEST = 15, 12  # subjects of a scanner
 SLICES, SPACING_MM, SIZE = 48, 3.0, (192, 224)
+TESTS, FRESH = "test", "fresh"
 LEAST_ML = 1.0
 SOFT_EDGE = 0.7  # pixels, of the classes when their grey values are moved
 JITTER = 0.03  # of levels, in the logarithm of noise and exponent, of the shading's shape
@@ -110,7 +112,7 @@ def main() -> None:
     model = runtime.load(weights.find(options.model))
     rows = {
         scanner.name: [
-            measured(home, model) for home in subjects(options.out / scanner.name / "test")
+            measure(subject, model) for subject in find_subjects(options.out / scanner.name / TESTS)
         ]
         for scanner in (ORIGINAL, *scanners)
     }
@@ -118,16 +120,19 @@ def main() -> None:
 
 
 def make_all(heads: Path, out: Path, atlas: Path | None, scanners: Sequence[Scanner]) -> None:
-    """Write the subjects of all scanners, and the test subjects of the ordinary range."""
+    """Write the subjects of all scanners, and those of the ordinary range."""
     masks = [
         torch.from_numpy(nifti.read_mask(path).canonical().data > 0)
         for path in (sorted(atlas.glob("*.nii.gz")) if atlas else [])
     ]
     names = sorted(image_stem(path) for path in heads.glob("*.nii.gz"))
     trained = [name for name in names if name not in HELD_OUT]
-    for part, subjects_of_part, brains, wanted in (
-        ("train", TRAINING, trained, scanners),
-        ("test", TEST, HELD_OUT, (ORIGINAL, *scanners)),
+    for key, (part, subjects_of_part, brains, wanted) in enumerate(
+        (
+            ("train", TRAINING, trained, (ORIGINAL, *scanners)),
+            (TESTS, TEST, HELD_OUT, (ORIGINAL, *scanners)),
+            (FRESH, TEST, HELD_OUT, (ORIGINAL,)),
+        )
     ):
         for number in range(subjects_of_part):
             homes = [(s, out / s.name / part / f"sub-{number + 1:02d}") for s in wanted]
@@ -136,7 +141,7 @@ def make_all(heads: Path, out: Path, atlas: Path | None, scanners: Sequence[Scan
                 continue
             anatomy = load_head(heads / f"{brains[number % len(brains)]}.nii.gz")
             for scanner, home in missing:
-                write(home, scanned(scanner, anatomy, [606, int(part == "test"), number], masks))
+                write(home, scanned(scanner, anatomy, [606, key, number], masks))
 
 
 def scanned(scanner: Scanner, anatomy: Anatomy, seed: list[int], atlas: Sequence[Tensor]) -> Scan:
@@ -238,20 +243,6 @@ def subjects(folder: Path) -> Iterator[Path]:
     yield from sorted(path for path in folder.iterdir() if path.is_dir())
 
 
-def measured(home: Path, model: Model) -> Row:
-    """All measures of the model on one subject, with the limits of its card."""
-    flair, t1 = (nifti.read(home / f"{name}.nii.gz") for name in ("FLAIR", "T1"))
-    return compare(
-        nifti.read_mask(home / "wmh.nii.gz"), masked(flair, predict(flair, t1, model)[-1], model)
-    )
-
-
-def masked(flair: Volume, probability: np.ndarray, model: Model) -> Volume:
-    threshold, smallest_mm3 = model.card.limits(None, None)
-    mask = to_mask(probability, threshold, smallest_mm3=smallest_mm3, voxel_mm3=flair.voxel_mm3)
-    return flair.with_data(mask)
-
-
 def print_table(rows: Mapping[str, Sequence[Row]]) -> None:
     """A row a scanner; the first is what the others are compared with, subject by subject."""
     print("| scanner |", " | ".join(COLUMNS.values()), "| Dice, less that of original |")
@@ -264,13 +255,6 @@ def print_table(rows: Mapping[str, Sequence[Row]]) -> None:
         ]
         lost = [row["dsc"] - other["dsc"] for row, other in zip(own, first, strict=True)]
         print("|", " | ".join([name, *cells, interval(lost, 2)]), "|")
-
-
-def interval(values: Sequence[float], digits: int) -> str:
-    """Mean and its 95 % interval; of one value there is none."""
-    mean, low, high = mean_with_interval(values)
-    told = f"{mean:.{digits}f}"
-    return told if math.isnan(low) else f"{told} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 if __name__ == "__main__":

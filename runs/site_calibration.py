@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import scipy.special
-from scanners import ORIGINAL, SCANNERS, interval, subjects
+from scanners import ORIGINAL, SCANNERS, subjects
+from tables import interval
 
 from leuko import nifti, runtime, weights
 from leuko.anatomy import BACKGROUND, CSF, GREY, VENTRICLE, WHITE

@@ -10,12 +10,14 @@ threshold of 0.5. OUT keeps the runs: what is done is not done again.
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from adaptation import KEYS, measures
+from tables import interval
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from leuko import plan, train
+from leuko import board, plan, train
 from leuko.channels import Preparation
-from leuko.evaluate import mean_with_interval
 from leuko.files import read_json
 from leuko.network import VGG16, SpecialisedVGG
 from leuko.recipes import MODERN, XU2017
@@ -43,10 +45,10 @@ def main() -> None:
         millions = sum(tensor.numel() for tensor in network.parameters()) / 1e6
         minutes = read_json(run / plan.RUN_FILE, what="run")["seconds"]["train"] / 60
         cells = [name, f"{millions:.2f} M"]
-        for key in KEYS:
-            mean, low, high = mean_with_interval([row[key] for row in rows.values()])
-            digits = 1 if key == "h95_mm" else 2
-            cells.append(f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
+        cells += [
+            interval([row[key] for row in rows.values()], 1 if key == "h95_mm" else 2)
+            for key in KEYS
+        ]
         cells += [f"{losses[0]:.3g} to {losses[1]:.3g}", f"{minutes:.0f}"]
         print("|", " | ".join(cells), "|", flush=True)
 
@@ -75,17 +77,15 @@ def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
 
 def trained(run: Path, settings: plan.Settings) -> tuple[float, float]:
     """Train a run unless it is there; the mean loss of the first and of the last tenth of it."""
-    file = run / "losses.txt"
-    if not file.is_file():
-        if not (run / plan.RUN_FILE).is_file():
-            plan.start(run, settings)
-        losses: list[float] = []
-        train.fit(run, on_step=lambda at: losses.append(at.loss))
-        tenth = max(1, len(losses) // 10)
-        first, last = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
-        file.write_text(f"{first} {last}\n")
-    first, last = map(float, file.read_text().split())
-    return first, last
+    if not (run / plan.RUN_FILE).is_file():
+        plan.start(run, settings)
+    if not read_json(run / plan.RUN_FILE, what="run")["finished"]:
+        train.fit(run)
+    curves = EventAccumulator(str(run / board.FOLDER), size_guidance={"scalars": 0})
+    curves.Reload()
+    losses = [event.value for event in curves.Scalars("loss")]
+    tenth = max(1, len(losses) // 10)
+    return fmean(losses[:tenth]), fmean(losses[-tenth:])
 
 
 if __name__ == "__main__":

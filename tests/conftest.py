@@ -15,6 +15,7 @@ from leuko.cli import main
 from leuko.plan import Settings
 from leuko.recipes import MODERN, Phase
 from leuko.volume import Volume
+from leuko.weights import load_card, save_card
 from phantoms import Phantom, make_phantom
 
 BROWSER = next(
@@ -136,3 +137,13 @@ def model(heads, tmp_path_factory) -> Path:
     plan.start(run, small_settings(heads, steps=300, seed=1))
     train.fit(run)
     return run
+
+
+@pytest.fixture(scope="session")
+def foreign_model(model, tmp_path_factory) -> Path:
+    """The same, as if other subjects had trained it."""
+    folder = tmp_path_factory.mktemp("models") / "phantom-model"
+    shutil.copytree(model, folder)
+    card = load_card(folder)
+    save_card(folder, replace(card, training={**card.training, "scans": []}))
+    return folder

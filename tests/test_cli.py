@@ -145,12 +145,14 @@ def test_the_published_recipe_runs(leuko, heads, tmp_path):
     assert load_card(tmp_path / "run").training["recipe"] == "xu2017"
 
 
-def test_training_from_a_model_keeps_its_settings(leuko, heads, model, tmp_path):
-    code, _, err = leuko("train", heads, "-o", tmp_path / "run", "--init", model, "--steps", 1)
+def test_training_from_a_model_keeps_its_settings(leuko, heads, foreign_model, tmp_path):
+    code, _, err = leuko(
+        "train", heads, "-o", tmp_path / "run", "--init", foreign_model, "--steps", 1
+    )
     assert code == 0, err
     card = load_card(tmp_path / "run")
-    assert card.preparation == load_card(model).preparation
-    assert card.stages == load_card(model).stages
+    assert card.preparation == load_card(foreign_model).preparation
+    assert card.stages == load_card(foreign_model).stages
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,10 @@ def test_training_from_a_model_keeps_its_settings(leuko, heads, model, tmp_path)
         (["--recipe", "adapt", "--init", "none"], "takes a trained model to start from"),
         (["--folds", 3, "--held-out", 0.5], "each subject is held out once"),
         (["--init", "none", "--folds", 1], "leaves no subject to train with"),
-        (["--recipe", "adapt", "--channels", "flair-3-slices"], "mixes in synthetic images"),
+        (["--recipe", "adapt", "--channels", "flair-3-slices"], "and knows no other"),
+        (["--recipe", "adapt", "--patience", 2], "has a fixed length"),
+        (["--init", "none", "--heads", "nowhere"], "makes no synthetic images"),
+        (["--init", "none", "--imagenet-weights", "f"], "goes with --init imagenet; the start is"),
         (["--recipe", "adapt", "--heads", "nowhere"], "holds no label maps"),
     ],
 )
@@ -171,9 +176,9 @@ def test_trainings_that_cannot_be_are_refused(leuko, heads, tmp_path, options, s
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cross_validation_is_told(leuko, heads, model, tmp_path):
+def test_a_cross_validation_is_told(leuko, heads, foreign_model, tmp_path):
     run = tmp_path / "ours"
-    options = ("--init", model, "--steps", 2, "--folds", 2)
+    options = ("--init", foreign_model, "--steps", 2, "--folds", 2)
     code, out, err = leuko("train", heads, "-o", run, *options)
     assert code == 0, err
     lines = out.splitlines()
@@ -192,9 +197,19 @@ def interruptible():
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupted_training_says_how_to_go_on(heads, model, tmp_path):
+def test_an_interrupted_training_says_how_to_go_on(heads, foreign_model, tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "leuko.cli", "train", heads, "-o", run, "--init", model]
+    command = [
+        sys.executable,
+        "-m",
+        "leuko.cli",
+        "train",
+        heads,
+        "-o",
+        run,
+        "--init",
+        foreign_model,
+    ]
     process = subprocess.Popen(
         [str(part) for part in [*command, "--steps", 5000]], stderr=subprocess.PIPE, text=True
     )
@@ -220,12 +235,14 @@ def test_a_start_that_fails_leaves_no_run(leuko, heads, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_resumed_from_anywhere(leuko, heads, model, tmp_path, monkeypatch):
+def test_a_run_is_resumed_from_anywhere(leuko, heads, foreign_model, tmp_path, monkeypatch):
     from leuko import train
 
     monkeypatch.chdir(heads)
     monkeypatch.setattr(train, "fit", lambda *_, **__: {})
-    assert leuko("train", ".", "-o", tmp_path / "run", "--init", model, "--steps", 1)[0] == 0
+    assert (
+        leuko("train", ".", "-o", tmp_path / "run", "--init", foreign_model, "--steps", 1)[0] == 0
+    )
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     code, out, err = leuko("train", "--resume", "run")
@@ -233,12 +250,12 @@ def test_a_run_is_resumed_from_anywhere(leuko, heads, model, tmp_path, monkeypat
     assert "model   run" in out
 
 
-def test_resume_finishes_a_run(leuko, heads, model, tmp_path):
+def test_resume_finishes_a_run(leuko, heads, foreign_model, tmp_path):
     from conftest import small_settings
     from leuko import plan
 
     run = tmp_path / "run"
-    plan.start(run, small_settings(heads, steps=3, init=str(model)))
+    plan.start(run, small_settings(heads, steps=3, init=str(foreign_model)))
     code, out, err = leuko("train", "--resume", run)
     assert code == 0, err
     assert f"model   {run}" in out

@@ -114,7 +114,7 @@ def test_torch_computes_an_exported_model_where_onnxruntime_cannot(exported, sli
 
 def test_an_exported_model_starts_a_training(exported, heads, tmp_path):
     run = tmp_path / "run"
-    plan.start(run, small_settings(heads, steps=1, init=str(exported)))
+    plan.start(run, small_settings(heads, steps=1, init=str(exported), held_out=0.0))
     started = torch.load(run / train.CHECKPOINT_FILE, weights_only=True)["model"]
     expected = read_network(exported, load_card(exported)).state_dict()
     assert all(torch.equal(started[name], expected[name]) for name in expected)

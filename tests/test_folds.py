@@ -18,10 +18,10 @@ from leuko.folds_report import as_html, as_markdown, changes_as_cells, examples
 from leuko.network import SpecialisedVGG
 from leuko.recipes import ADAPT
 from leuko.validation import Change, Validation
-from leuko.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
+from leuko.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 
 NARROW = ((4, 4), (8, 8))
-SHORT = replace(ADAPT, steps=3, images_per_step=4, images_at_once=4, synthetic_part=0.0)
+SHORT = replace(ADAPT, steps=3, images_per_step=4, synthetic_part=0.0)
 
 
 class StoppedError(Exception):
@@ -44,11 +44,18 @@ def adapting(data, model, **changes):
     )
 
 
+def copied(model, folder):
+    folder.mkdir()
+    for name in (WEIGHTS_FILE, CARD_FILE):
+        (folder / name).write_bytes((model / name).read_bytes())
+    return folder
+
+
 @pytest.fixture(scope="module")
-def adapted(heads, model, tmp_path_factory):
-    """A model adapted on its own subjects, and what was said of it."""
+def adapted(heads, foreign_model, tmp_path_factory):
+    """A model adapted on six subjects, and what was said of it."""
     run = tmp_path_factory.mktemp("adapted") / "site-model"
-    plan.start(run, adapting(heads, model))
+    plan.start(run, adapting(heads, foreign_model))
     return run, folds.fit(run)
 
 
@@ -60,7 +67,7 @@ def test_every_subject_is_measured_once(adapted, heads):
     assert sorted(validation.after) == sorted(validation.before) == names
 
 
-def test_a_fold_trains_without_those_that_it_measures(heads, model, tmp_path, monkeypatch):
+def test_a_fold_trains_without_those_that_it_measures(heads, foreign_model, tmp_path, monkeypatch):
     seen = {}
     fit = train.fit
 
@@ -70,7 +77,7 @@ def test_a_fold_trains_without_those_that_it_measures(heads, model, tmp_path, mo
         return fit(run, **options)
 
     monkeypatch.setattr(train, "fit", noted)
-    plan.start(tmp_path / "run", adapting(heads, model))
+    plan.start(tmp_path / "run", adapting(heads, foreign_model))
     validation = folds.fit(tmp_path / "run")
     for number, names in enumerate(validation.folds, start=1):
         trained, measured = seen[str(number)]
@@ -80,15 +87,15 @@ def test_a_fold_trains_without_those_that_it_measures(heads, model, tmp_path, mo
     assert seen["run"] == [sorted(validation.after), []]
 
 
-def test_before_is_what_the_first_model_measures(adapted, heads, model):
+def test_before_is_what_the_first_model_measures(adapted, heads, foreign_model):
     _, validation = adapted
     subject = next(s for s in train.find_subjects(heads) if s.name == "head3")
-    assert validation.before["head3"] == train.measured(subject, runtime.load(model))
+    assert validation.before["head3"] == train.measure(subject, runtime.load(foreign_model))
 
 
-def test_the_result_is_an_ordinary_model(adapted, model):
+def test_the_result_is_an_ordinary_model(adapted, foreign_model):
     run, _ = adapted
-    card, before = load_card(run), load_card(model)
+    card, before = load_card(run), load_card(foreign_model)
     assert card.name == "site-model"
     assert card.threshold == before.threshold
     assert card.training["recipe"] == "adapt"
@@ -98,12 +105,12 @@ def test_the_result_is_an_ordinary_model(adapted, model):
     assert not (run / folds.FOLDER).exists()
 
 
-def test_a_model_that_is_started_from_lends_its_use_but_not_its_licence(heads, model, tmp_path):
-    start = tmp_path / "start"
-    start.mkdir()
-    (start / WEIGHTS_FILE).write_bytes((model / WEIGHTS_FILE).read_bytes())
+def test_a_model_that_is_started_from_lends_its_use_but_not_its_licence(
+    heads, foreign_model, tmp_path
+):
+    start = copied(foreign_model, tmp_path / "start")
     changed = {"three_planes": True, "threshold": 0.3, "licence": "Apache-2.0"}
-    save_card(start, replace(load_card(model), **changed))
+    save_card(start, replace(load_card(foreign_model), **changed))
     plan.start(tmp_path / "run", replace(adapting(heads, start), folds=0))
     train.fit(tmp_path / "run")
     card = load_card(tmp_path / "run")
@@ -113,10 +120,10 @@ def test_a_model_that_is_started_from_lends_its_use_but_not_its_licence(heads, m
 
 
 @pytest.mark.parametrize("stop", [2, 5, 11])
-def test_a_stopped_cross_validation_goes_on(adapted, heads, model, tmp_path, stop):
+def test_a_stopped_cross_validation_goes_on(adapted, heads, foreign_model, tmp_path, stop):
     run, whole = adapted
     again = tmp_path / "site-model"
-    plan.start(again, adapting(heads, model))
+    plan.start(again, adapting(heads, foreign_model))
 
     def on_step(at):
         assert at.steps == 12
@@ -160,19 +167,91 @@ def test_more_folds_than_subjects_leave_one_out_each():
 
 
 def test_scans_of_one_person_stay_together():
-    names = [f"sub-{k}/ses-{visit}" for k in range(4) for visit in (1, 2)] + ["Utrecht/50"]
+    names = [f"site/sub-{k}/ses-{visit}" for k in range(4) for visit in (1, 2)] + ["Utrecht/50"]
     parts = folds.split(names, plan.Settings(data="", folds=5))
     assert sorted(map(len, parts)) == [1, 2, 2, 2, 2]
     assert sorted(name for part in parts for name in part) == sorted(names)
     for part in parts:
-        assert len({name.split("/")[0] for name in part}) == 1
+        assert len({name.rsplit("/", 1)[0] for name in part}) == 1
 
 
-def test_one_subject_cannot_be_cross_validated(heads, model, tmp_path):
+def test_two_scans_of_one_person_are_no_two_subjects(heads, foreign_model, tmp_path):
+    for visit in (1, 2):
+        home = tmp_path / "data" / "sub-01" / f"ses-{visit}"
+        home.parent.mkdir(parents=True, exist_ok=True)
+        home.symlink_to(heads / f"head{visit}")
+    with pytest.raises(LeukoError, match="takes two labelled subjects or more"):
+        plan.start(tmp_path / "run", adapting(tmp_path / "data", foreign_model))
+
+
+def test_a_subject_that_the_start_was_trained_with_is_not_measured(adapted, heads, tmp_path):
+    run, _ = adapted
+    again = adapting(heads, run)
+    with pytest.raises(LeukoError, match=r"site-model, or .*, was trained with head0 and 5 more:"):
+        plan.start(tmp_path / "run", again)
+    assert not (tmp_path / "run").exists()
+    # Over generations, and under another name: it is the scan that counts.
+    plan.start(tmp_path / "second", replace(again, folds=0))
+    train.fit(tmp_path / "second")
+    (tmp_path / "data").mkdir()
+    for name in ("head0", "head1"):
+        (tmp_path / "data" / f"new-{name}").symlink_to(heads / name)
+    third = adapting(tmp_path / "data", tmp_path / "second")
+    with pytest.raises(LeukoError, match=r"second, or .*, was trained with new-head\d:"):
+        plan.start(tmp_path / "third", replace(third, folds=0, held_out=0.5))
+    card = load_card(tmp_path / "second")
+    assert card.training["from"]["from"]["name"] == "phantom-model"
+
+
+def test_folds_need_the_model_that_the_run_started_from(heads, foreign_model, tmp_path):
+    start, run = copied(foreign_model, tmp_path / "start"), tmp_path / "run"
+    plan.start(run, adapting(heads, start))
+
+    def on_step(at):
+        if at.step == 4:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        folds.fit(run, on_step=on_step)
+    start.rename(tmp_path / "elsewhere")
+    with pytest.raises(LeukoError, match="is not the model that the run started from"):
+        folds.fit(run)
+    (tmp_path / "elsewhere").rename(start)
+    assert len(folds.fit(run).after) == 6
+
+
+def test_folds_are_of_the_subjects_that_the_run_began_with(heads, foreign_model, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(4):
+        (data / f"head{number}").symlink_to(heads / f"head{number}")
+    plan.start(tmp_path / "run", replace(adapting(data, foreign_model), folds=2))
+    (data / "later").symlink_to(heads / "head5")
+    trained = []
+
+    def on_step(_):
+        for home in (tmp_path / "run" / folds.FOLDER).iterdir():
+            trained.extend(s.name for s in plan.read(home).trained)
+
+    folds.fit(tmp_path / "run", on_step=on_step)
+    assert set(trained) == {f"head{number}" for number in range(4)}
+
+
+def test_every_subject_is_measured_where_some_stop_the_training(heads, tmp_path):
+    recipe = replace(small_settings(heads, steps=5).recipe, validate_steps=2)
+    settings = small_settings(
+        heads, steps=5, recipe=recipe, stages=NARROW, folds=3, patience=2, held_out=0.0
+    )
+    plan.start(tmp_path / "run", settings)
+    assert len(plan.read(tmp_path / "run").groups["validation"]) == 1
+    assert len(folds.fit(tmp_path / "run").after) == 6
+
+
+def test_one_subject_cannot_be_cross_validated(heads, foreign_model, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "anna").symlink_to(heads / "head0")
     with pytest.raises(LeukoError, match="takes two labelled subjects or more"):
-        plan.start(tmp_path / "run", adapting(tmp_path / "data", model))
+        plan.start(tmp_path / "run", adapting(tmp_path / "data", foreign_model))
 
 
 # Synthetic images
@@ -204,10 +283,10 @@ def test_synthetic_images_are_mixed_in_and_measured(heads, tissue_model, tmp_pat
     counts = []
     backward = train._loss
 
-    def noted(logits, batch, recipe):
+    def noted(logits, batch, recipe, total):
         counts.append((len(batch.labels), len(batch.classes)))
         assert logits.shape[1] == len(CLASSES)
-        return backward(logits, batch, recipe)
+        return backward(logits, batch, recipe, total)
 
     monkeypatch.setattr(train, "_loss", noted)
     plan.start(tmp_path / "run", settings)
@@ -217,10 +296,10 @@ def test_synthetic_images_are_mixed_in_and_measured(heads, tissue_model, tmp_pat
     assert len(before) == len(after) == 2
 
 
-def test_synthetic_images_need_a_model_of_their_kind(heads, model, tmp_path):
+def test_synthetic_images_need_a_model_of_their_kind(heads, foreign_model, tmp_path):
     recipe = replace(SHORT, synthetic_part=0.25)
     with pytest.raises(LeukoError, match="mixes in synthetic images, which are made for"):
-        plan.start(tmp_path / "run", adapting(heads, model, recipe=recipe))
+        plan.start(tmp_path / "run", adapting(heads, foreign_model, recipe=recipe))
     assert not (tmp_path / "run").exists()
 
 
@@ -229,17 +308,22 @@ def test_synthetic_images_need_a_model_of_their_kind(heads, model, tmp_path):
 
 def row(dsc, **others):
     keys = ("dsc", "h95_mm", "avd_percent", "log_avd", "lesion_recall", "lesion_f1")
-    return dict.fromkeys(keys, 0.5) | {"dsc": dsc} | others
+    return dict.fromkeys(keys, 0.5) | {"dsc": dsc, "reference_ml": 3.0} | others
 
 
 def validation(befores, afters, synthetic=None):
+    """Of rows, or of Dice alone."""
     names = [f"sub-{k}" for k in range(len(befores))]
+    before, after = (
+        {n: v if isinstance(v, dict) else row(v) for n, v in zip(names, values, strict=True)}
+        for values in (befores, afters)
+    )
     return Validation(
         model="ours",
         origin="leuko-base",
         folds=[names],
-        after={n: row(dsc) for n, dsc in zip(names, afters, strict=True)},
-        before={n: row(dsc) for n, dsc in zip(names, befores, strict=True)},
+        after=after,
+        before=before,
         synthetic=synthetic,
     )
 
@@ -256,11 +340,43 @@ def test_the_verdict_follows_the_interval_of_the_change():
 
 
 def test_a_change_counts_subjects_that_have_both():
-    change = Change.of([0.5, math.nan, 0.7], [0.6, 0.9, 0.9])
+    after = {"c": 0.9, "b": 0.9, "a": 0.6}  # paired by name, not by order
+    change = Change.of({"a": 0.5, "b": math.nan, "c": 0.7}, after)
+    assert change.people == 2
     assert change.before == pytest.approx(0.6)
     assert change.change == pytest.approx(0.15)
-    assert change.low == pytest.approx(0.1)
-    assert change.high == pytest.approx(0.2)
+    # Student's t of one degree of freedom, 12.706, times 0.0707 / sqrt(2).
+    assert change.low == pytest.approx(0.15 - 0.6353, abs=1e-4)
+    assert change.high == pytest.approx(0.15 + 0.6353, abs=1e-4)
+
+
+def test_scans_of_one_person_count_as_one():
+    before = {f"sub-{k}": 0.5 for k in range(3)}
+    after = {"sub-0": 0.6, "sub-1": 0.7, "sub-2": 0.65}
+    often = {f"{name}/ses-{visit}": value for name, value in after.items() for visit in range(5)}
+    assert Change.of(before, after) == Change.of(dict.fromkeys(often, 0.5), often)
+
+
+def test_a_change_that_is_none_is_seldom_called_one():
+    rng = np.random.default_rng(0)
+    for people in (2, 3, 5, 15):
+        wrong = 0
+        for _ in range(1000):
+            change = Change.of(
+                *({str(k): v for k, v in enumerate(rng.normal(size=people))} for _ in range(2))
+            )
+            wrong += change.low > 0 or change.high < 0
+        assert wrong < 75  # 50 are expected; 75 is 3.6 standard deviations more
+
+
+def test_a_model_that_finds_wmh_where_there_are_none_is_not_better():
+    nan = math.nan
+    healthy = [row(nan, reference_ml=0.0, prediction_ml=found) for found in (0.0, 0.0, 0.5, 0.7)]
+    found = validation(LOW + healthy[:2], HIGH + healthy[2:])
+    assert found.change("dsc").low > 0
+    assert found.verdict == "no clear difference"
+    assert "In 2 without WMH it finds 0.60 mL on average, leuko-base 0.00." in found.sentences()
+    assert validation(LOW + healthy[:2], HIGH + healthy[:2]).verdict == "better"
 
 
 def test_forgetting_is_said():
@@ -296,7 +412,7 @@ def test_subjects_without_lesions_are_no_examples():
 
 def test_cells_have_signs_and_units():
     cells = dict(changes_as_cells(validation(LOW, HIGH)))
-    assert cells["Dice (DSC)"] == ["0.50", "0.67", "+0.16", "+0.13 to +0.19"]
+    assert cells["Dice (DSC)"] == ["0.50", "0.67", "+0.16", "+0.12 to +0.21"]
     assert cells["Hausdorff 95 (H95), mm"] == ["0.5", "0.5", "+0.0", "+0.0 to +0.0"]
 
 
@@ -309,9 +425,10 @@ def test_the_text_report_holds_every_subject():
 
 def test_a_names_brackets_stay_text_on_the_page():
     found = validation(LOW, HIGH)
-    page = as_html(replace(found, model="<b>ours"), [], {"scans": "<i>"})
-    assert "<b>ours" not in page
-    assert "<i>" not in page
+    found = replace(found, model="<b>ours", origin="<u>base")
+    page = as_html(found, [], {"scans": "<i>"})
+    assert not any(tag in page for tag in ("<b>ours", "<u>base", "<i>"))
+    assert "- scans: A & B" in as_markdown(found, {"scans": "A & B"})
 
 
 @pytest.mark.browser

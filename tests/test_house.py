@@ -22,7 +22,7 @@ LAYERS = (
     {"train", "folds_report"},
     {"validation"},
     {"plan", "board"},
-    {"batches"},
+    {"batches", "lineage"},
     {"cohort_report", "subject"},
     {"segment", "evaluate", "augment", "losses", "isolate", "derivatives", "summary", "rehearsal"},
     {"outputs", "change_report"},

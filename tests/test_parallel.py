@@ -15,7 +15,7 @@ from leuko import parallel, plan, train
 from leuko.errors import LeukoError
 from leuko.files import sha256
 from leuko.recipes import Phase
-from leuko.weights import WEIGHTS_FILE, load_card
+from leuko.weights import WEIGHTS_FILE, load_card, save_card
 
 STEPS = 12
 # Trains the run in a folder and writes its losses; ends without a word after some steps.
@@ -35,12 +35,11 @@ name = "losses.json" if parallel.is_first() else "losses-of-the-other.json"
 """
 
 
-def shared(data, *, at_once):
-    """Few rounds at a rate that lets errors grow slowly; parts of a step may be told apart."""
+def shared(data):
+    """Few rounds at a rate that lets errors grow slowly."""
     settings = small_settings(data, steps=STEPS, stages=((4, 4), (8, 8)), patience=2)
     recipe = replace(
         settings.recipe,
-        images_at_once=at_once,
         phases=(Phase(1, 1e-3, 1e-3),),
         frozen_stages=1,
         frozen_part=0.5,
@@ -76,13 +75,13 @@ def losses(run, name="losses.json"):
 def by_two(heads, tmp_path_factory):
     """A run that two processes shared."""
     run = tmp_path_factory.mktemp("shared") / "run"
-    plan.start(run, shared(heads, at_once=4), threads=1)
+    plan.start(run, shared(heads), threads=1)
     fit_by_two(run)
     return run
 
 
 def test_two_processes_have_the_losses_of_one(heads, by_two, tmp_path):
-    plan.start(tmp_path / "one", shared(heads, at_once=4), threads=1)
+    plan.start(tmp_path / "one", shared(heads), threads=1)
     alone = []
     train.fit(tmp_path / "one", on_step=lambda progress: alone.append(progress.loss))
     assert losses(by_two) == pytest.approx(alone, rel=1e-4)
@@ -91,7 +90,7 @@ def test_two_processes_have_the_losses_of_one(heads, by_two, tmp_path):
 
 
 def test_a_shared_run_that_was_stopped_gives_the_same_bytes(heads, by_two, tmp_path):
-    plan.start(tmp_path / "stopped", shared(heads, at_once=4), threads=1)
+    plan.start(tmp_path / "stopped", shared(heads), threads=1)
     fit_by_two(tmp_path / "stopped", last=3)
     assert not (tmp_path / "stopped" / WEIGHTS_FILE).exists()
     fit_by_two(tmp_path / "stopped", last=7)
@@ -116,25 +115,32 @@ def as_if(monkeypatch, *, processes, rank=0):
         monkeypatch.setenv(name, str(value))
 
 
-def test_a_step_is_shared_evenly_or_not_at_all(monkeypatch):
-    assert parallel.at_once(8, 8) == 8
+def test_a_step_is_shared_evenly_or_not_at_all(heads, tmp_path, monkeypatch):
+    plan.start(tmp_path / "run", shared(heads))
     as_if(monkeypatch, processes=4)
-    assert parallel.at_once(8, 8) == 2
-    assert parallel.at_once(20, 1) == 1
+    parallel.require_even(8)
     as_if(monkeypatch, processes=3)
     with pytest.raises(LeukoError, match="8 images a step cannot be shared evenly by 3"):
-        parallel.at_once(8, 8)
-
-
-def test_more_processes_than_parts_are_refused(heads, tmp_path, monkeypatch):
-    plan.start(tmp_path / "run", shared(heads, at_once=8))
-
-    class Two:
-        world_size, device = 2, torch.device("cpu")
-
-    monkeypatch.setattr(parallel, "join", lambda *_: Two())
-    with pytest.raises(LeukoError, match=r"has 1 parts, and no more processes can share it"):
+        parallel.require_even(8)
+    with pytest.raises(LeukoError, match="cannot be shared evenly by 3"):
         train.fit(tmp_path / "run")
+    with pytest.raises(LeukoError, match="cannot be shared evenly by 3"):
+        plan.start(tmp_path / "other", shared(heads))
+
+
+def test_the_total_is_the_sum_whose_gradient_is_the_own_parts():
+    class Two:
+        world_size = 2
+
+        def all_reduce(self, value, reduce_op):
+            assert reduce_op == "sum"
+            return value + 3.1
+
+    own = torch.tensor([0.3, 0.7], requires_grad=True)
+    total = parallel.total(Two(), own)
+    assert torch.equal(total, own.detach() + 3.1)
+    total.square().sum().backward()
+    assert own.grad.tolist() == pytest.approx([2 * 3.4, 2 * 3.8])
 
 
 def test_a_variable_of_other_tools_does_not_make_a_shared_training(monkeypatch):
@@ -143,14 +149,25 @@ def test_a_variable_of_other_tools_does_not_make_a_shared_training(monkeypatch):
     assert parallel.is_first()
 
 
-def test_the_command_trains_and_cross_validates_by_two(heads, model, tmp_path):
-    run = tmp_path / "run"
-    command = ("-m", "leuko.cli", "train", heads, "-o", run, "--init", model, "--threads", 1)
+def test_the_command_trains_and_cross_validates_by_two(leuko, heads, tmp_path):
+    start = tmp_path / "start"
+    plan.start(start, shared(heads))
+    train.fit(start)
+    card = load_card(start)
+    save_card(start, replace(card, training={**card.training, "scans": []}))
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    command = ("-m", "leuko.cli", "train", heads, "-o", run, "--init", start, "--threads", 1)
     process = by_torchrun(*command, "--steps", 4, "--folds", 2)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("model   ") == process.stdout.count("report  ") == 1
     assert process.stderr.count("step 12/12") == 1
     assert load_card(run).training["subjects"] == sorted(path.name for path in heads.iterdir())
+    # By one process the same command gives the same model, up to the order of sums.
+    options = ("--init", start, "--threads", 1, "--steps", 4, "--folds", 2)
+    assert leuko("train", heads, "-o", alone, *options)[0] == 0
+    found, expected = (load_file(folder / WEIGHTS_FILE) for folder in (run, alone))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
     again = by_torchrun(*command)
     assert again.returncode != 0
     assert "holds a run already" in again.stderr
@@ -158,9 +175,9 @@ def test_the_command_trains_and_cross_validates_by_two(heads, model, tmp_path):
 
 def test_one_process_goes_on_with_what_two_began(heads, tmp_path, by_two):
     run = tmp_path / "run"
-    plan.start(run, shared(heads, at_once=4), threads=1)
+    plan.start(run, shared(heads), threads=1)
     fit_by_two(run, last=6)
     train.fit(run)
     found, expected = (load_file(folder / WEIGHTS_FILE) for folder in (run, by_two))
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from leuko.anatomy import WMH, from_mni152
 from leuko.augment import augment
 from leuko.batches import Batches
 from leuko.channels import Preparation
-from leuko.dataset import IGNORED, find_subjects, load, split
+from leuko.dataset import IGNORED, Subject, find_subjects, load, people, person, split
 from leuko.errors import LeukoError
+from leuko.losses import cross_entropy_dice, summed_cross_entropy
 from leuko.recipes import MODERN, XU2017, Augmentation, phase_at
 from leuko.rehearsal import Rehearsal
 from phantoms import make_phantom
@@ -254,6 +256,29 @@ def test_a_split_keeps_every_subject_once(heads):
     assert split(subjects[:1], held_out=0.9, seed=0) == (subjects[:1], [])
 
 
+def test_scans_of_one_person_are_on_one_side_of_a_split():
+    names = [f"site/sub-{k}/ses-{visit}" for k in range(10) for visit in (1, 2)]
+    subjects = [Subject(name, Path(), None, Path()) for name in names]
+    for seed in range(5):
+        train, measured = (people(part) for part in split(subjects, held_out=0.3, seed=seed))
+        assert (len(train), len(measured)) == (7, 3)
+        assert not set(train) & set(measured)
+
+
+@pytest.mark.parametrize(
+    ("name", "whose"),
+    [
+        ("sub-01/ses-1", "sub-01"),
+        ("sub-01_ses-1", "sub-01"),
+        ("Utrecht/sub-7/ses-2", "Utrecht/sub-7"),
+        ("Utrecht/50", "Utrecht/50"),
+        ("anna", "anna"),
+    ],
+)
+def test_a_name_says_whose_scan_it_is(name, whose):
+    assert person(name) == whose
+
+
 def test_other_pathology_is_unknown_to_the_loss(tmp_path, phantom):
     labels = phantom.labels.data.copy()
     lesion = np.argwhere(labels)[0]
@@ -318,7 +343,7 @@ def test_lesion_aware_drawing_shows_more_lesions():
     assert len(none.draw(5, lesion_part=1.0, rng=rng)) == 5
 
 
-# Parts of a step
+# What a step sees
 
 
 def made_batches(recipe, rehearsal=None, **options):
@@ -341,50 +366,86 @@ def greys(batch):
     return (batch.images[:, 1, 8, 8] + 127).round().int().tolist()
 
 
-def test_parts_of_a_step_are_its_images_in_order():
-    whole = greys(made_batches(MODERN).part(3, 0))
-    batches = made_batches(replace(MODERN, images_at_once=3))
-    assert batches.parts == 3
-    assert [g for part in range(3) for g in greys(batches.part(3, part))] == whole
-    assert len(set(whole)) > 4
-    assert greys(made_batches(MODERN).part(4, 0)) != whole
+def test_the_shares_of_a_step_are_all_of_it():
+    recipe = replace(MODERN, synthetic_part=0.25)
+    whole = made_batches(recipe, MadeUp(), tissues=True).draw(3)
+    for count in (1, 2, 4, 8):
+        shares = [whole.share(rank, count) for rank in range(count)]
+        assert {len(share.images) for share in shares} == {8 // count}
+        for share in shares:
+            assert len(share.images) == len(share.labels) + len(share.classes) == len(share.wmh)
+            assert torch.equal(share.wmh, torch.cat([share.labels == 1, share.classes == WMH]))
+        assert sorted(g for share in shares for g in greys(share)) == sorted(greys(whole))
+    assert sum(len(whole.share(rank, 4).classes) for rank in range(4)) == 2
 
 
-def test_a_part_is_the_same_whenever_it_is_made():
-    noisy = replace(MODERN, images_at_once=4)
-    one, other = (made_batches(noisy) for _ in range(2))
-    other.part(0, 1)
-    assert torch.equal(one.part(2, 1).images, other.part(2, 1).images)
+def test_a_step_is_the_same_whenever_it_is_drawn():
+    one, other = (made_batches(MODERN) for _ in range(2))
+    other.draw(0)
+    assert torch.equal(one.draw(2).images, other.draw(2).images)
+    assert greys(one.draw(2)) != greys(one.draw(3))
+
+
+def test_what_is_drawn_first_says_nothing_of_what_is_drawn_next():
+    """The slices, the synthetic ones and their moves come from one stream, not from equal ones."""
+
+    class Asked:
+        def draw(self, _, count, *, rng, **__):
+            asked.append(rng.random())
+            return MadeUp().draw(0, count)
+
+    asked = []
+    batches = made_batches(replace(MODERN, synthetic_part=0.25), Asked())
+    for step in range(3):
+        batches.draw(step)
+        assert asked[step] != np.random.default_rng([5, step]).random()
 
 
 class MadeUp:
     """Synthetic slices of grey value 200 whose pixels are all WMH, or CSF in the first row."""
 
-    def draw(self, _step, _part, count, **_):
+    def draw(self, _step, count, **_):
         classes = np.full((count, 16, 16), WMH, np.uint8)
         classes[:, 0] = 1
         return np.full((count, 16, 16, 3), 200, np.uint8), classes, np.zeros(count, dtype=bool)
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 8])
-def test_synthetic_images_are_their_part_of_a_step(at_once):
-    recipe = replace(MODERN, images_at_once=at_once, synthetic_part=0.25)
-    batches = made_batches(recipe, MadeUp(), tissues=True)
-    parts = [batches.part(0, part) for part in range(batches.parts)]
-    assert sum(len(part.classes) for part in parts) == 2
-    assert sum(len(part.labels) for part in parts) == 6
-    assert [g for part in parts for g in greys(part)].count(200) == 2
-    for part in parts:
-        assert len(part.images) == len(part.labels) + len(part.classes) == len(part.wmh)
-        assert set(part.classes.unique().tolist()) <= {1, WMH}
-        assert part.wmh.sum() == (part.classes == WMH).sum()
+def test_synthetic_images_are_their_part_of_a_step():
+    recipe = replace(MODERN, synthetic_part=0.25)
+    batch = made_batches(recipe, MadeUp(), tissues=True).draw(0)
+    assert (len(batch.labels), len(batch.classes)) == (6, 2)
+    assert greys(batch).count(200) == 2
+    assert set(batch.classes.unique().tolist()) == {1, WMH}
 
 
 def test_a_model_of_two_classes_is_told_wmh_alone():
     recipe = replace(MODERN, synthetic_part=0.5)
-    part = made_batches(recipe, MadeUp()).part(0, 0)
-    assert part.classes.unique().tolist() == [0, 1]
-    assert torch.equal(part.classes == 1, part.wmh[len(part.labels) :])
+    batch = made_batches(recipe, MadeUp()).draw(0)
+    assert batch.classes.unique().tolist() == [0, 1]
+    assert torch.equal(batch.classes == 1, batch.wmh[len(batch.labels) :])
+
+
+@pytest.mark.parametrize("loss_of", [cross_entropy_dice, summed_cross_entropy])
+def test_shares_that_are_summed_have_the_loss_and_the_gradient_of_all(loss_of):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 3, 5, 7), torch.randint(0, 3, (6, 5, 7))
+    labels[0, 0] = IGNORED
+    whole = logits.clone().requires_grad_()
+    loss = loss_of(whole, labels)
+    loss.backward()
+    parts = [logits[:4], logits[4:], logits[:0]]  # a process may have no such image
+    sums = []
+    for part, known in zip(parts, (labels[:4], labels[4:], labels[:0]), strict=True):
+        loss_of(part, known, lambda own: sums.append(own) or own)
+    total = torch.stack(sums).sum(dim=0)
+    gradients = []
+    for part, known in zip(parts, (labels[:4], labels[4:], labels[:0]), strict=True):
+        own = part.clone().requires_grad_()
+        shared = loss_of(own, known, lambda mine: total + (mine - mine.detach()))
+        assert shared.item() == pytest.approx(loss.item(), rel=1e-6)
+        shared.backward()
+        gradients.append(own.grad)
+    torch.testing.assert_close(torch.cat(gradients), whole.grad)
 
 
 def test_synthetic_slices_are_drawn_from_scans_that_change():
@@ -394,7 +455,7 @@ def test_synthetic_slices_are_drawn_from_scans_that_change():
     for _ in range(2):
         rehearsal = Rehearsal([anatomy], Preparation(), size, seed=3)
         rng = np.random.default_rng(0)
-        draws.append([rehearsal.draw(step, 0, 4, lesion_part=1.0, rng=rng) for step in (0, 49, 50)])
+        draws.append([rehearsal.draw(step, 4, lesion_part=1.0, rng=rng) for step in (0, 49, 50)])
     for first, second in zip(*draws, strict=True):
         for one, other in zip(first, second, strict=True):
             assert np.array_equal(one, other)

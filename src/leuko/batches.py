@@ -1,11 +1,9 @@
 """What a step of a training sees: slices of the subjects, and synthetic ones, each as a random
 variant.
 
-A step has parts, what a process computes at once. All about a part follows from the seed and the
-numbers of step and part, whichever process computes it.
+All about a step follows from the seed and its number, however many processes share it.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +16,6 @@ from leuko.channels import Channels
 from leuko.dataset import Slices
 from leuko.recipes import Recipe
 from leuko.rehearsal import Rehearsal
-from leuko.volume import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +31,19 @@ class Batch:
     classes: Tensor
     wmh: Tensor
 
+    def share(self, rank: int, count: int) -> "Batch":
+        """Every `count`-th image, from that of a process's rank on."""
+        first = (rank - len(self.labels)) % count
+        return Batch(
+            self.images[rank::count],
+            self.labels[rank::count],
+            self.classes[first::count],
+            self.wmh[rank::count],
+        )
+
 
 class Batches:
-    """The parts of all steps of a training, on a device."""
+    """Those of all steps of a training, on a device."""
 
     def __init__(
         self,
@@ -58,26 +65,19 @@ class Batches:
             for array in (slices.images, slices.labels, slices.sagittal)
         )
 
-    @property
-    def parts(self) -> int:
-        """How many parts a step has."""
-        return math.ceil(self._recipe.images_per_step / self._recipe.images_at_once)
-
-    def part(self, step: int, part: int) -> Batch:
-        """What a part of a step sees."""
+    def draw(self, step: int) -> Batch:
+        """What a step sees."""
         recipe = self._recipe
         rng = np.random.default_rng([self._seed, step])
-        drawn = self._slices.draw(recipe.images_per_step, lesion_part=recipe.lesion_part, rng=rng)
-        first = part * recipe.images_at_once
-        synthetic = _is_synthetic(recipe)[first : first + recipe.images_at_once]
-        mine = torch.from_numpy(drawn[first : first + recipe.images_at_once][~synthetic])
-        rng = np.random.default_rng([self._seed, step, part])
+        real = recipe.images_per_step - recipe.synthetic_images
+        drawn = self._slices.draw(real, lesion_part=recipe.lesion_part, rng=rng)
+        indices = torch.from_numpy(drawn).to(self._device)
         images, labels, sagittal = (
-            tensor[mine.to(self._device)] for tensor in (self._images, self._labels, self._sagittal)
+            tensor[indices] for tensor in (self._images, self._labels, self._sagittal)
         )
-        if self._rehearsal and synthetic.any():
+        if self._rehearsal:
             others = self._rehearsal.draw(
-                step, part, int(synthetic.sum()), lesion_part=recipe.lesion_part, rng=rng
+                step, recipe.synthetic_images, lesion_part=recipe.lesion_part, rng=rng
             )
             images, labels, sagittal = (
                 torch.cat([own, torch.from_numpy(other).to(self._device)])
@@ -91,15 +91,13 @@ class Batches:
             sagittal=sagittal,
             generator=torch.Generator(self._device).manual_seed(int(rng.integers(2**62))),
         )
-        labels, classes = moved[: len(mine)], moved[len(mine) :]
+        labels, classes = moved[:real], moved[real:]
         wmh = torch.cat([labels == 1, classes == WMH])
         if not self._tissues:
             classes = (classes == WMH).long()
         return Batch(varied, labels, classes, wmh)
 
-
-def _is_synthetic(recipe: Recipe) -> Array:
-    """Which images of a step are, spread evenly over it."""
-    places = np.arange(recipe.images_per_step + 1) * recipe.synthetic_part
-    drawn: Array = np.diff(np.floor(places + 1e-9)) > 0
-    return drawn
+    def close(self) -> None:
+        """Make no more synthetic slices."""
+        if self._rehearsal:
+            self._rehearsal.close()

@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from leuko.errors import LeukoError
 from leuko.terminal import counted, means_as_text, progress_bar, validation_as_text
 
 if TYPE_CHECKING:
+    from leuko.channels import Channels
     from leuko.validation import Validation
 
 FOLDS = 5  # to adapt
@@ -92,37 +93,24 @@ def train(
         raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to go on")
     _require_training_packages()
     from leuko import parallel
-    from leuko.channels import Preparation
-    from leuko.network import SIDE_MAPS, VGG16
-    from leuko.plan import CLASSES, NO_MODELS, Settings, start
+    from leuko.plan import NO_MODELS, Settings, start
     from leuko.recipes import RECIPES
-    from leuko.weights import DEFAULT, find, load_card
+    from leuko.weights import DEFAULT
 
     chosen = RECIPES[recipe]
     adapts = recipe == "adapt"
     folds = (FOLDS if adapts else 0) if folds is None else folds
     if folds and _is_given(context, "held_out"):
         raise LeukoError("with --folds each subject is held out once; leave --held-out away")
-    preparation, stages, side_maps, classes = Preparation(), VGG16, SIDE_MAPS, CLASSES
     init = init or (DEFAULT if adapts else "imagenet")
     if adapts and init in NO_MODELS:
         raise LeukoError(f"to adapt takes a trained model to start from; {init} is none")
-    if init not in NO_MODELS:
-        start_folder = find(init)
-        card = load_card(start_folder)
-        preparation, classes = card.preparation, card.classes
-        stages, side_maps = card.stages, card.side_maps
-        init = str(start_folder.resolve())
-    if channels is not None:
-        preparation = replace(preparation, channels=channels)
+    if init != "imagenet" and _is_given(context, "imagenet_weights"):
+        raise LeukoError(f"--imagenet-weights goes with --init imagenet; the start is {init}")
     settings = Settings(
         data=str(data.resolve()),
         recipe=replace(chosen, steps=steps or chosen.steps),
-        preparation=preparation,
-        stages=stages,
-        side_maps=side_maps,
-        classes=classes,
-        init=init,
+        **_network(init, channels),
         imagenet_weights=imagenet_weights,
         seed=seed,
         held_out=0 if folds else held_out,
@@ -176,13 +164,38 @@ def synth(
         print(f"{folder}  {volume_ml:.2f} mL")
 
 
+def _network(init: str, channels: "Channels | None") -> dict[str, Any]:
+    """The settings that say what is trained, which a model to start from decides."""
+    from leuko.channels import Preparation
+    from leuko.plan import NO_MODELS
+    from leuko.weights import find, load_card
+
+    if init in NO_MODELS:
+        preparation = Preparation(channels=channels) if channels else Preparation()
+        return {"init": init, "preparation": preparation}
+    folder = find(init)
+    card = load_card(folder)
+    if channels not in (None, card.preparation.channels):
+        raise LeukoError(
+            f"{init} was trained with the channels {card.preparation.channels}, and knows no "
+            "other; leave --channels away, or start from imagenet"
+        )
+    return {
+        "init": str(folder.resolve()),
+        "preparation": card.preparation,
+        "stages": card.stages,
+        "side_maps": card.side_maps,
+        "classes": card.classes,
+    }
+
+
 def _fit(run: Path) -> None:
     """Train with a progress bar, print the measures of subjects that were not trained with."""
     _require_training_packages()
     from leuko import folds, parallel, plan, train
 
     parallel.wait_for(run / plan.RUN_FILE)
-    cross_validates = plan.read(run).settings.folds > 0
+    cross_validates = plan.read_settings(run)[0].folds > 0
     try:
         with progress_bar(shown=parallel.is_first()) as on_step:
             if cross_validates:

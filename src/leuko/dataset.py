@@ -1,7 +1,8 @@
 """Labelled subjects on disk become slices in memory, ready to draw batches from."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,17 +95,41 @@ def find_subjects(folder: Path) -> list[Subject]:
     return subjects
 
 
+def verify(subject: Subject) -> None:
+    """Raises LeukoError where a file of a subject cannot be read, or the labels do not fit."""
+    try:
+        if subject.t1:
+            nifti.read(subject.t1)
+        truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
+        require_same_grid(nifti.read(subject.flair), truth)
+    except LeukoError as error:
+        raise LeukoError(f"{subject.name}: {error}") from error
+
+
+def person(name: str) -> str:
+    """Whose scan it is that a subject's name is of: `sub-01/ses-2` is of `sub-01`."""
+    match = re.match(r"(.*/)?sub-[A-Za-z0-9]+", name)
+    return match.group() if match else name
+
+
+def people(subjects: Iterable[Subject]) -> list[str]:
+    """Whose scans they are, sorted."""
+    return sorted({person(subject.name) for subject in subjects})
+
+
 def split(subjects: Sequence[Subject], *, held_out: float, seed: int) -> tuple[list[Subject], ...]:
     """Subjects to train with, and a random part of about `held_out` to measure on.
 
-    At least one subject trains; with fewer than 1 / `held_out` subjects all of them do.
+    All scans of a person are on one side. At least one person trains; with fewer than
+    1 / `held_out` people all of them do.
     """
-    count = min(int(held_out * len(subjects)), len(subjects) - 1)
-    order = np.random.default_rng(seed).permutation(len(subjects))
-    measured = set(order[:count].tolist())
+    everyone = people(subjects)
+    count = min(int(held_out * len(everyone)), len(everyone) - 1)
+    order = np.random.default_rng(seed).permutation(len(everyone))
+    measured = {everyone[k] for k in order[:count]}
     return (
-        [s for i, s in enumerate(subjects) if i not in measured],
-        [s for i, s in enumerate(subjects) if i in measured],
+        [s for s in subjects if person(s.name) not in measured],
+        [s for s in subjects if person(s.name) in measured],
     )
 
 
@@ -120,6 +145,11 @@ def load(
         for subject in subjects
         for part in _subject_slices(subject, preparation, three_planes=three_planes)
     ]
+    return joined(parts)
+
+
+def joined(parts: Sequence[Slices]) -> Slices:
+    """All in one; smaller ones are centred on the largest's canvas."""
     height = max(part.images.shape[1] for part in parts)
     width = max(part.images.shape[2] for part in parts)
     return Slices(

@@ -17,14 +17,14 @@ import torch
 
 from leuko import nifti, parallel, plan, runtime, train
 from leuko.anatomy import WMH
-from leuko.dataset import LABEL_VALUES
+from leuko.dataset import LABEL_VALUES, person
 from leuko.errors import LeukoError
 from leuko.evaluate import Row, json_ready
 from leuko.figures import Example
 from leuko.files import read_json, staged, write_json
 from leuko.folds_report import as_html, as_markdown, examples
 from leuko.metrics import dice
-from leuko.plan import CHECKPOINT_FILE, RUN_FILE, Plan
+from leuko.plan import RUN_FILE, Plan
 from leuko.synthesis import synthesise
 from leuko.train import Progress
 from leuko.validation import Validation
@@ -46,17 +46,15 @@ def fit(run: Path, *, on_step: Callable[[Progress], None] = lambda _: None) -> V
     if (run / RESULT_FILE).is_file():
         raise LeukoError(f"{run} is finished; what it found is in {run / RESULT_FILE}")
     planned = plan.read(run)
-    folds = split([s.name for s in planned.groups["train"]], planned.settings)
+    parallel.require_even(planned.settings.recipe.images_per_step)
+    folds = split(sorted(s.name for s in planned.trained), planned.settings)
     homes = [run / FOLDER / str(number) for number in range(1, len(folds) + 1)]
     rows: dict[str, Row] = {}
     for number, (home, names) in enumerate(zip(homes, folds, strict=True)):
         if parallel.is_first() and not (home / RUN_FILE).is_file():
-            alone = replace(planned.settings, folds=0)
-            plan.start(home, alone, device=planned.device, threads=planned.threads, measured=names)
-        rows |= _fitted(home, _placed(on_step, number, len(folds) + 1))
-        if parallel.is_first():
-            (home / CHECKPOINT_FILE).unlink(missing_ok=True)  # it is large, and no longer needed
-    _fitted(run, _placed(on_step, len(folds), len(folds) + 1))
+            plan.start_fold(home, planned, names)
+        rows |= _fit(home, _as_part(on_step, number, len(folds) + 1))
+    _fit(run, _as_part(on_step, len(folds), len(folds) + 1))
     if not parallel.is_first():
         return None
     validation = _validated(run, planned, folds, rows)
@@ -77,18 +75,14 @@ def split(names: Sequence[str], settings: plan.Settings) -> list[list[str]]:
 
     Scans of one person, `sub-01/ses-1` and `sub-01/ses-2`, stay together.
     """
-    people = sorted({_person(name) for name in names})
-    order = np.random.default_rng(settings.seed).permutation(len(people))
-    count = min(settings.folds, len(people))
-    parts = [{people[k] for k in order[first::count]} for first in range(count)]
-    return [sorted(name for name in names if _person(name) in part) for part in parts]
+    everyone = sorted({person(name) for name in names})
+    order = np.random.default_rng(settings.seed).permutation(len(everyone))
+    count = min(settings.folds, len(everyone))
+    parts = [{everyone[k] for k in order[first::count]} for first in range(count)]
+    return [sorted(name for name in names if person(name) in part) for part in parts]
 
 
-def _person(name: str) -> str:
-    return name.split("/", maxsplit=1)[0] if name.startswith("sub-") else name
-
-
-def _fitted(run: Path, on_step: Callable[[Progress], None]) -> dict[str, Row]:
+def _fit(run: Path, on_step: Callable[[Progress], None]) -> dict[str, Row]:
     """The measures of a run's held-out subjects, trained unless that is done."""
     parallel.wait_for(run / RUN_FILE)
     record = read_json(run / RUN_FILE, what="run")
@@ -100,45 +94,45 @@ def _fitted(run: Path, on_step: Callable[[Progress], None]) -> dict[str, Row]:
     }
 
 
-def _placed(
+def _as_part(
     on_step: Callable[[Progress], None], number: int, count: int
 ) -> Callable[[Progress], None]:
     """Tells the progress of one of several trainings as that of all."""
 
-    def placed(at: Progress) -> None:
+    def tell(at: Progress) -> None:
         on_step(replace(at, step=at.step + number * at.steps, steps=count * at.steps))
 
-    return placed
+    return tell
 
 
 def _validated(
     run: Path, planned: Plan, folds: list[list[str]], rows: Mapping[str, Row]
 ) -> Validation:
-    subjects = planned.groups["train"]
     before: dict[str, Row] = {}
     synthetic = None
     if planned.origin:
-        origin = _loaded(planned.origin, planned)
-        before = {subject.name: train.measured(subject, origin) for subject in subjects}
-        if planned.settings.recipe.synthetic_part:
-            synthetic = _on_synthetic_scans([origin, _loaded(run, planned)], planned)
+        planned.require_origin()
+        origin = _load(planned.origin, planned)
+        before = {subject.name: train.measure(subject, origin) for subject in planned.trained}
+        if planned.settings.recipe.synthetic_images:
+            synthetic = _on_synthetic_scans([origin, _load(run, planned)], planned)
     return Validation(
         model=run.resolve().name,
         origin=planned.card.training["from"]["name"] if planned.origin else "",
         folds=folds,
-        after={subject.name: rows[subject.name] for subject in subjects},
+        after={name: rows[name] for name in sorted(rows)},
         before=before,
         synthetic=synthetic,
     )
 
 
-def _loaded(folder: Path, planned: Plan) -> runtime.Model:
+def _load(folder: Path, planned: Plan) -> runtime.Model:
     return runtime.load(folder, device=planned.device, threads=planned.threads)
 
 
 def _on_synthetic_scans(models: Sequence[runtime.Model], planned: Plan) -> list[list[float]]:
     """For each model its Dice on synthetic scans with lesions."""
-    anatomies = plan.anatomies(planned.settings, torch.device("cpu"))
+    anatomies = plan.anatomies(planned.settings.heads, torch.device("cpu"))
     found: list[list[float]] = [[] for _ in models]
     for number in range(SYNTHETIC_SCANS):
         anatomy = anatomies[number % len(anatomies)]
@@ -152,15 +146,14 @@ def _on_synthetic_scans(models: Sequence[runtime.Model], planned: Plan) -> list[
 
 def _example(validation: Validation, name: str, homes: Sequence[Path], planned: Plan) -> Example:
     """The slice of a subject that is labelled most, by the model before and by that of its fold."""
-    subject = next(s for s in planned.groups["train"] if s.name == name)
+    subject = next(s for s in planned.trained if s.name == name)
     home = next(h for h, names in zip(homes, validation.folds, strict=True) if name in names)
     truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
     turn = Orientation.of(truth.affine)
     across = truth.canonical().through_plane_axis
     masks = [
-        train.segmented(subject, _loaded(folder, planned)).data
-        for folder in (planned.origin, home)
-        if folder
+        train.segment(subject, _load(folder, planned)).data
+        for folder in (Path(planned.settings.init), home)
     ]
     stacks = [
         np.moveaxis(turn.apply(data), across, 0)
@@ -172,7 +165,7 @@ def _example(validation: Validation, name: str, homes: Sequence[Path], planned: 
     return Example(name, flair, labelled, tuple(found), dices)
 
 
-def _about(planned: Plan) -> dict[str, Any]:
+def _about(planned: Plan) -> dict[str, str]:
     recipe, card = planned.settings.recipe, planned.card
     return {
         "recipe": f"{recipe.name}, {recipe.steps} steps of {recipe.images_per_step} slices",

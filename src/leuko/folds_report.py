@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from leuko.figures import Example, as_jpeg, as_svg, before_after_figure, change_figure
 from leuko.frame import document, drawing, facts, picture, plain, section, shown, text
@@ -15,7 +14,7 @@ SHOWN = ("dsc", "lesion_f1", "lesion_recall", "h95_mm", "avd_percent")
 ON_CARDS = ("dsc", "lesion_f1", "h95_mm")
 
 
-def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str, Any]) -> str:
+def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str, str]) -> str:
     """The page, which needs no other file. `shown` are examples to look at, `about` is how the
     model was trained."""
     dice = {
@@ -23,6 +22,7 @@ def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str
     }
     rows = [(name, list(pair)) for name, pair in dice.items()]
     caption = "Dice of each subject, before and after"
+    settings = {name: text(value) for name, value in _settings(validation, about)}
     verdict = "".join(f"<p>{text(sentence)}</p>" for sentence in validation.sentences())
     return document(
         title=f"{validation.model}: {validation.verdict}",
@@ -37,13 +37,13 @@ def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str
                 _table(validation),
             ),
             section("To look at", *map(_shown, shown)),
-            section("How it was made", plain("Settings", _settings(validation, about))),
+            section("How it was made", plain("Settings", settings)),
         ],
         data={},
     )
 
 
-def as_markdown(validation: Validation, about: Mapping[str, Any]) -> str:
+def as_markdown(validation: Validation, about: Mapping[str, str]) -> str:
     """The same in text, without pictures."""
     head = ["subject", *(f"{m.name} {when}" for m in _measures() for when in ("before", "after"))]
     lines = [
@@ -59,7 +59,7 @@ def as_markdown(validation: Validation, about: Mapping[str, Any]) -> str:
         "|---" * len(head) + "|",
         *(f"| {name} | {' | '.join(cells)} |" for name, cells in _subject_rows(validation)),
         "",
-        *(f"- {name}: {value}" for name, value in _settings(validation, about).items()),
+        *(f"- {name}: {value}" for name, value in _settings(validation, about)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -84,7 +84,7 @@ def examples(validation: Validation) -> list[str]:
 
 
 def _is_bad(validation: Validation) -> bool:
-    return validation.verdict != "better" or validation.has_forgotten
+    return validation.verdict != "better" or validation.has_forgotten or validation.invents
 
 
 def _measures() -> Iterator[Measure]:
@@ -150,12 +150,10 @@ def _shown(example: Example) -> str:
     return f"<figure><figcaption>{text(caption)}</figcaption>{image}</figure>"
 
 
-def _settings(validation: Validation, about: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "subjects": f"{len(validation.after)} in {len(validation.folds)} folds; each was measured "
-        "by a model trained on the other folds, with the same settings",
-        **{name: text(value) for name, value in about.items()},
-        "intervals": "percentile bootstrap over subjects, of the change of each",
-        "to go back": f"{validation.origin} is as it was: leuko segment --model "
-        f"{validation.origin}",
-    }
+def _settings(validation: Validation, about: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    folds = f"{len(validation.after)} in {len(validation.folds)} folds"
+    how = "each was measured by a model trained on the other folds, with the same settings"
+    yield "subjects", f"{folds}; {how}"
+    yield from about.items()
+    yield "intervals", "Student's, of the mean change; scans of one person count as one"
+    yield "to go back", f"{validation.origin} is as it was; leuko segment --model takes either"

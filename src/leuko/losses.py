@@ -1,13 +1,18 @@
 """The two losses, and how labels of lesions alone train a network that knows tissues.
 
-Logits are (N, C, H, W), labels (N, H, W); pixels of the label `dataset.IGNORED` do not count.
+Logits are (N, C, H, W), labels (N, H, W); pixels of the label `dataset.IGNORED` do not count. What
+is summed over images goes through `total`, so that processes that share them have one loss.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from leuko.dataset import IGNORED
+
+Total = Callable[[Tensor], Tensor]  # own sums become those of all processes
 
 
 def wmh_or_not(logits: Tensor) -> Tensor:
@@ -21,23 +26,28 @@ def wmh_or_not(logits: Tensor) -> Tensor:
     return torch.stack([logits[:, :-1].logsumexp(dim=1), logits[:, -1]], dim=1)
 
 
-def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def _alone(own: Tensor) -> Tensor:
+    return own
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor, total: Total = _alone) -> Tensor:
     """Multinomial logistic loss summed over the pixels of an image, mean over images (Xu 2017)."""
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    return total / len(logits)
+    entropy = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    entropy, images = total(torch.stack([entropy, entropy.new_tensor(len(logits))])).unbind()
+    return entropy / images
 
 
-def cross_entropy_dice(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_dice(logits: Tensor, labels: Tensor, total: Total = _alone) -> Tensor:
     """Mean cross-entropy plus the soft Dice loss of the last class, WMH, over the whole batch.
 
     Soft Dice: Milletari et al. 2016 (V-Net), 1 - 2 sum(p g) / (sum(p) + sum(g)), with one pixel
     added to both so that a batch without lesion has a loss too.
     """
     counted = labels != IGNORED
-    # An image of ignored labels alone has no mean: its cross-entropy is 0, not nan.
     entropy = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    entropy = entropy / counted.sum().clamp(min=1)
     wmh = logits.softmax(dim=1)[:, -1] * counted
     truth = (labels == logits.shape[1] - 1).float()
-    overlap = (2 * (wmh * truth).sum() + 1) / (wmh.sum() + truth.sum() + 1)
-    return entropy + 1 - overlap
+    sums = [entropy, counted.sum().float(), (wmh * truth).sum(), wmh.sum() + truth.sum()]
+    entropy, pixels, shared, both = total(torch.stack(sums)).unbind()
+    # Images of ignored labels alone have no mean: their cross-entropy is 0, not nan.
+    return entropy / pixels.clamp(min=1) + 1 - (2 * shared + 1) / (both + 1)

@@ -54,23 +54,22 @@ def join(device: str, precision: Precision) -> Fabric:
     return fabric
 
 
-def total(fabric: Fabric, value: Tensor) -> float:
-    """The sum of a value over all processes."""
-    return float(cast("Tensor", fabric.all_reduce(value, reduce_op="sum")))
+def total(fabric: Fabric, own: Tensor) -> Tensor:
+    """The sum over all processes of what each has; the gradient flows to the process's own part."""
+    if fabric.world_size == 1:
+        return own
+    # A copy, since all_reduce may write into what it is given.
+    summed = cast("Tensor", fabric.all_reduce(own.detach().clone(), reduce_op="sum"))
+    return summed + (own - own.detach())
 
 
-def at_once(images_per_step: int, most: int) -> int:
-    """The images of a step that one process computes at once, so that all have the same work.
-
-    Raises LeukoError where the images cannot be shared evenly.
-    """
-    share, rest = divmod(images_per_step, count())
-    if rest:
+def require_even(images_per_step: int) -> None:
+    """Raises LeukoError unless all processes can have the same work."""
+    if images_per_step % count():
         raise LeukoError(
             f"{images_per_step} images a step cannot be shared evenly by {count()} processes; "
             "choose another number of processes"
         )
-    return min(most, share)
 
 
 def _by_torchrun() -> bool:

@@ -4,20 +4,22 @@ A run is a folder: `start` makes it, `train.fit` fills it.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from leuko import imagenet, parallel, runtime
+from leuko import imagenet, lineage, parallel, runtime
+from leuko.anatomy import CLASSES as TISSUES
 from leuko.anatomy import Anatomy, from_mni152, load_heads
 from leuko.channels import Preparation
-from leuko.dataset import Subject, find_subjects, split
+from leuko.dataset import Subject, find_subjects, people, split, verify
 from leuko.errors import LeukoError
 from leuko.export import read_network
-from leuko.files import read_json, sha256, staged, write_json
+from leuko.files import read_json, staged, write_json
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, Stages
 from leuko.recipes import MODERN, Augmentation, Phase, Recipe
 from leuko.record import versions
@@ -29,6 +31,7 @@ RUN_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.ckpt"
 CLASSES: tuple[str, ...] = ("background", "wmh")
 GROUPS = ("train", "validation", "held_out")
+HOW = ("device", "threads", "precision")  # it is computed
 VALIDATION_PART = 0.2  # of the training subjects, where the training may stop early
 SYNTHETIC = Preparation()  # what synthetic slices look like
 NO_MODELS = ("imagenet", "none")  # to start from
@@ -87,9 +90,26 @@ class Plan:
     record: dict[str, Any]  # all of the file
 
     @property
+    def trained(self) -> list[Subject]:
+        """All subjects that have a say in the weights."""
+        return self.groups["train"] + self.groups["validation"]
+
+    @property
     def origin(self) -> Path | None:
         """The model that it starts from."""
         return None if self.settings.init in NO_MODELS else Path(self.settings.init)
+
+    def require_origin(self) -> None:
+        """Raises LeukoError if the model that it starts from is gone, or another by now."""
+        if self.origin is None:
+            return
+        begun = self.card.training["from"]["sha256"]
+        there = (self.origin / CARD_FILE).is_file()
+        if not there or load_card(self.origin).weights_sha256 != begun:
+            raise LeukoError(
+                f"{self.origin} is not the model that the run started from, SHA-256 {begun[:12]}; "
+                "put it back, and go on with leuko train --resume"
+            )
 
 
 def start(
@@ -98,15 +118,13 @@ def start(
     *,
     device: runtime.Device = "cpu",
     threads: int | None = None,
-    measured: Collection[str] | None = None,
 ) -> None:
     """Make a run folder that `train.fit` can fill: the network as it starts, and all that is
     decided.
 
-    `measured` names the subjects to hold out, in place of a random part of them. Number of threads
-    and precision are kept too, since they decide the last bits, and how many images are computed at
-    once, so that any number of processes can go on. Raises LeukoError, and leaves no folder, if
-    there is a run already, or if the scans, the weights to start from, or the device are missing.
+    Number of threads and precision are kept too, since they decide the last bits. Raises
+    LeukoError, and leaves no folder, if there is a run already, if the scans, the weights to start
+    from, or the device are missing, or if the settings go against each other.
     """
     if any((run / name).exists() for name in (RUN_FILE, CHECKPOINT_FILE, CARD_FILE, WEIGHTS_FILE)):
         raise LeukoError(
@@ -114,30 +132,34 @@ def start(
             "delete it, or choose another folder"
         )
     runtime.require_device(device)
-    groups = _grouped(settings, measured)
-    recipe = settings.recipe
-    at_once = parallel.at_once(recipe.images_per_step, recipe.images_at_once)
-    settings = replace(settings, recipe=replace(recipe, images_at_once=at_once))
-    if recipe.synthetic_part:
-        _require_synthesis(settings)
-    network = _initialised(settings)
-    with staged(run) as scratch:
-        torch.save({"model": network.state_dict(), "step": 0}, scratch / CHECKPOINT_FILE)
-        write_json(
-            scratch / RUN_FILE,
-            {
-                "command": "train",
-                "finished": False,
-                "versions": versions(),
-                "settings": asdict(settings),
-                "device": device,
-                "processes": parallel.count(),
-                "threads": threads or max(1, runtime.available_cpus() // parallel.count_here()),
-                "precision": _precision(recipe, device),
-                "subjects": {name: _described(groups[name]) for name in GROUPS},
-                "card": asdict(_card(run.resolve().name, settings, groups["train"])),
-            },
-        )
+    parallel.require_even(settings.recipe.images_per_step)
+    _require_sense(settings)
+    subjects = find_subjects(Path(settings.data))
+    groups = _held_out(subjects, settings)
+    how = {
+        "device": device,
+        "threads": threads or max(1, runtime.available_cpus() // parallel.count_here()),
+        "precision": _precision(settings.recipe, device),
+    }
+    _require_subjects(subjects, settings)
+    _make(run, settings, groups, how)
+
+
+def start_fold(run: Path, planned: Plan, measured: Collection[str]) -> None:
+    """Make a run folder as `start` does, of a plan without some of its subjects, which it is to
+    measure.
+
+    Raises LeukoError if the model that the plan starts from is gone or another by now.
+    """
+    subjects = sorted(planned.trained, key=lambda subject: subject.name)
+    planned.require_origin()
+    settings = replace(planned.settings, folds=0)
+    groups = _grouped(
+        [s for s in subjects if s.name not in measured],
+        [s for s in subjects if s.name in measured],
+        settings,
+    )
+    _make(run, settings, groups, {key: planned.record[key] for key in HOW})
 
 
 def read(run: Path) -> Plan:
@@ -145,57 +167,123 @@ def read(run: Path) -> Plan:
 
     Raises LeukoError if the folder is no run, or scans are gone or others.
     """
-    record = read_json(run / RUN_FILE, what="run") if (run / RUN_FILE).is_file() else {}
-    if record.get("command") != "train":
-        raise LeukoError(f"{run} is no training run; give a folder that leuko train made")
-    settings = Settings.from_json(record["settings"])
+    settings, record = read_settings(run)
     return Plan(
         settings=settings,
         card=ModelCard.from_json(record["card"], source=run / RUN_FILE),
-        groups=_recorded_subjects(record, settings),
-        device=record["device"],
-        threads=record["threads"],
-        precision=record["precision"],
+        groups=lineage.unchanged(record["subjects"], Path(settings.data)),
         record=record,
+        **{key: record[key] for key in HOW},
     )
 
 
-def anatomies(settings: Settings, device: torch.device) -> list[Anatomy]:
-    """What synthetic scans are made of. Raises LeukoError if it is not there."""
-    found = load_heads(Path(settings.heads)) if settings.heads else [from_mni152()]
+def read_settings(run: Path) -> tuple[Settings, dict[str, Any]]:
+    """Those of the run in a folder, and all of its record. Raises LeukoError if it is no run."""
+    record = read_json(run / RUN_FILE, what="run") if (run / RUN_FILE).is_file() else {}
+    if record.get("command") != "train":
+        raise LeukoError(f"{run} is no training run; give a folder that leuko train made")
+    lacking = {"settings", "card", "subjects", "finished", *HOW} - record.keys()
+    try:
+        if not lacking:
+            return Settings.from_json(record["settings"]), record
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise LeukoError(
+        f"{run / RUN_FILE} is damaged, or of another version of Leuko; start another run"
+    )
+
+
+@cache
+def anatomies(heads: str | None, device: torch.device) -> list[Anatomy]:
+    """What synthetic scans are made of: label maps in a folder, or the MNI152 brain.
+
+    Raises LeukoError if it is not there.
+    """
+    found = load_heads(Path(heads)) if heads else [from_mni152()]
     return [anatomy.to(device) for anatomy in found]
 
 
-def _grouped(settings: Settings, measured: Collection[str] | None) -> dict[str, list[Subject]]:
-    """The subjects to train with, to stop by, and to measure on."""
-    subjects = find_subjects(Path(settings.data))
-    lacking = [s.name for s in subjects if s.t1 is None]
-    if lacking and settings.preparation.needs_t1:
-        raise LeukoError(
-            f"{settings.data}: {lacking[0]} has no T1.nii.gz, which the channels "
-            f"{settings.preparation.channels} need; add it, or use --channels flair-3-slices"
-        )
-    if measured is None:
-        train, held_out = split(subjects, held_out=settings.held_out, seed=settings.seed)
-        if settings.held_out and not held_out:
-            log.warning("%d subjects are too few to hold one out; none is measured", len(subjects))
-    else:
-        train = [s for s in subjects if s.name not in measured]
-        held_out = [s for s in subjects if s.name in measured]
-    if settings.folds == 1:
-        raise LeukoError("one fold leaves no subject to train with; give --folds 2 or more, or 0")
-    if settings.folds and len(train) < 2:
+def _make(
+    run: Path, settings: Settings, groups: Mapping[str, list[Subject]], how: Mapping[str, Any]
+) -> None:
+    """The folder of a run. Raises LeukoError if it would measure what its start has seen."""
+    described = {name: lineage.described(groups[name]) for name in GROUPS}
+    card = _card(run.resolve().name, settings, described)
+    measured = GROUPS if settings.folds else ("held_out",)
+    lineage.require_unseen(card, [s for group in measured for s in described[group]])
+    network = _initialised(settings)
+    with staged(run) as scratch:
+        torch.save({"model": network.state_dict(), "step": 0}, scratch / CHECKPOINT_FILE)
+        record = {
+            "command": "train",
+            "finished": False,
+            "versions": versions(),
+            "settings": asdict(settings),
+            **how,
+            "subjects": described,
+            "card": asdict(card),
+        }
+        write_json(scratch / RUN_FILE, record)
+
+
+def _held_out(subjects: Sequence[Subject], settings: Settings) -> dict[str, list[Subject]]:
+    """The groups of subjects, a random part of which is held out."""
+    train, held_out = split(subjects, held_out=settings.held_out, seed=settings.seed)
+    if settings.held_out and not held_out:
+        log.warning("%d subjects are too few to hold one out; none is measured", len(subjects))
+    if settings.folds and len(people(train)) < 2:
         raise LeukoError(
             "cross-validation takes two labelled subjects or more; "
             "label another, or use --folds 0, which measures nothing"
         )
+    return _grouped(train, held_out, settings)
+
+
+def _grouped(
+    train: list[Subject], held_out: list[Subject], settings: Settings
+) -> dict[str, list[Subject]]:
+    """The subjects to train with, to stop by, and to measure on."""
     validation: list[Subject] = []
     if settings.patience:
-        part = max(VALIDATION_PART, 1 / len(train))
+        part = max(VALIDATION_PART, 1 / len(people(train)))
         train, validation = split(train, held_out=part, seed=settings.seed + 1)
         if not validation:
             raise LeukoError("stopping early takes two training subjects or more: one to stop by")
     return dict(zip(GROUPS, (train, validation, held_out), strict=True))
+
+
+def _require_sense(settings: Settings) -> None:
+    recipe = settings.recipe
+    if settings.folds == 1:
+        raise LeukoError("one fold leaves no subject to train with; give --folds 2 or more, or 0")
+    if settings.patience and recipe.start_part:
+        raise LeukoError(
+            f"the recipe {recipe.name} has a fixed length, and keeps a part of its start; "
+            "leave --patience away"
+        )
+    if settings.patience * recipe.validate_steps >= recipe.steps:
+        raise LeukoError(
+            f"{recipe.steps} steps, with a look every {recipe.validate_steps}, are over before a "
+            f"patience of {settings.patience} is; leave --patience away, or train longer"
+        )
+    if recipe.synthetic_part:
+        _require_synthesis(settings)
+    elif settings.heads:
+        raise LeukoError(
+            f"the recipe {recipe.name} makes no synthetic images; leave --heads away, or use "
+            "--recipe adapt"
+        )
+
+
+def _require_subjects(subjects: Iterable[Subject], settings: Settings) -> None:
+    """Raises LeukoError for the first that cannot be trained with or measured on."""
+    for subject in subjects:
+        if subject.t1 is None and settings.preparation.needs_t1:
+            raise LeukoError(
+                f"{settings.data}: {subject.name} has no T1.nii.gz, which the channels "
+                f"{settings.preparation.channels} need; add it, or use --channels flair-3-slices"
+            )
+        verify(subject)
 
 
 def _require_synthesis(settings: Settings) -> None:
@@ -207,7 +295,13 @@ def _require_synthesis(settings: Settings) -> None:
             f"channels {SYNTHETIC.channels} at {SYNTHETIC.pixel_mm:g} mm; this model has "
             f"{preparation.channels} at {preparation.pixel_mm:g} mm: use --recipe modern"
         )
-    anatomies(settings, torch.device("cpu"))
+    if settings.classes not in (CLASSES, TISSUES):
+        raise LeukoError(
+            f"the recipe {settings.recipe.name} mixes in synthetic images of the classes "
+            f"{', '.join(TISSUES)}; this model has {', '.join(settings.classes)}: use --recipe "
+            "modern"
+        )
+    anatomies(settings.heads, torch.device("cpu"))
 
 
 def _initialised(settings: Settings) -> SpecialisedVGG:
@@ -235,10 +329,11 @@ def _started(folder: Path, settings: Settings) -> SpecialisedVGG:
     return read_network(folder, card)
 
 
-def _card(name: str, settings: Settings, train: list[Subject]) -> ModelCard:
-    """Of the model to come. From a model it takes how that one is used, but neither its
-    calibration, which was measured with other weights, nor its licence: the scans have owners."""
-    recipe = settings.recipe
+def _card(
+    name: str, settings: Settings, described: Mapping[str, Sequence[lineage.Described]]
+) -> ModelCard:
+    """Of the model to come."""
+    trained = [*described["train"], *described["validation"]]
     card = ModelCard(
         name=name,
         classes=settings.classes,
@@ -246,25 +341,18 @@ def _card(name: str, settings: Settings, train: list[Subject]) -> ModelCard:
         stages=settings.stages,
         side_maps=settings.side_maps,
         training={
-            "recipe": recipe.name,
-            "steps": recipe.steps,
+            "recipe": settings.recipe.name,
+            "steps": settings.recipe.steps,
             "init": settings.init,
             "seed": settings.seed,
-            "subjects": [subject.name for subject in train],
+            "subjects": [subject["name"] for subject in described["train"]],
+            "scans": [lineage.scan(subject) for subject in trained],
         },
         leuko_version=versions()["leuko"],
     )
     if settings.init in NO_MODELS:
         return card
-    before = load_card(Path(settings.init))
-    origin = {"name": before.name, "licence": before.licence, "sha256": before.weights_sha256}
-    return replace(
-        card,
-        three_planes=before.three_planes,
-        threshold=before.threshold,
-        smallest_lesion_mm3=before.smallest_lesion_mm3,
-        training={**card.training, "from": origin},
-    )
+    return lineage.descended(card, load_card(Path(settings.init)))
 
 
 def _precision(recipe: Recipe, device: runtime.Device) -> parallel.Precision:
@@ -278,28 +366,3 @@ def _precision(recipe: Recipe, device: runtime.Device) -> parallel.Precision:
         case "mps":
             native = False
     return "bf16-mixed" if recipe.mixed_precision and native else "32-true"
-
-
-def _described(subjects: list[Subject]) -> list[dict[str, Any]]:
-    return [
-        {"name": s.name, "files": {str(path): sha256(path) for path in s.files}} for s in subjects
-    ]
-
-
-def _recorded_subjects(record: dict[str, Any], settings: Settings) -> dict[str, list[Subject]]:
-    """The run's subjects, their files unchanged since `start`."""
-    found = {s.name: s for s in find_subjects(Path(settings.data))}
-    groups = {}
-    for group in GROUPS:
-        subjects = []
-        for entry in record["subjects"][group]:
-            subject = found.get(entry["name"])
-            hashes = list(entry["files"].values())
-            if subject is None or [sha256(path) for path in subject.files] != hashes:
-                raise LeukoError(
-                    f"the scans of {entry['name']} in {settings.data} are not those that the run "
-                    "started with; put them back, or start another run"
-                )
-            subjects.append(subject)
-        groups[group] = subjects
-    return groups

@@ -37,7 +37,6 @@ class Recipe:
     name: str
     steps: int  # updates of the weights
     images_per_step: int
-    images_at_once: int  # in memory; gradients are summed up to a step
     loss: Literal["summed-cross-entropy", "cross-entropy-dice"]
     optimiser: Literal["sgd", "adamw"]
     weight_decay: float
@@ -53,12 +52,16 @@ class Recipe:
     synthetic_part: float = 0.0  # of the images of a step
     validate_steps: int = 100  # between two looks at the validation subjects, if there are any
 
+    @property
+    def synthetic_images(self) -> int:
+        """Of the images of a step."""
+        return round(self.synthetic_part * self.images_per_step)
+
 
 XU2017 = Recipe(
     name="xu2017",
     steps=150_000,
     images_per_step=20,
-    images_at_once=1,
     loss="summed-cross-entropy",
     optimiser="sgd",
     weight_decay=0.0005,
@@ -76,7 +79,6 @@ MODERN = Recipe(
     name="modern",
     steps=6_000,
     images_per_step=8,
-    images_at_once=8,
     loss="cross-entropy-dice",
     optimiser="adamw",
     weight_decay=0.01,

@@ -12,7 +12,7 @@ import numpy as np
 
 from leuko.anatomy import WMH, Anatomy
 from leuko.channels import Preparation
-from leuko.dataset import Slices
+from leuko.dataset import Slices, joined
 from leuko.synthesis import synthesise
 from leuko.volume import Array
 
@@ -33,45 +33,38 @@ class Rehearsal:
         self._anatomies, self._preparation = anatomies, preparation
         self._size, self._seed = size, seed
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._made: dict[tuple[int, int], Future[Slices]] = {}
+        self._made: dict[int, list[Future[Slices]]] = {}  # by turn
+        self._turn = -1  # whose slices are at hand
 
     def draw(
-        self, step: int, part: int, count: int, *, lesion_part: float, rng: np.random.Generator
+        self, step: int, count: int, *, lesion_part: float, rng: np.random.Generator
     ) -> tuple[Array, Array, Array]:
-        """Images (N, H, W, 3), classes (N, H, W), and which are sagittal (N,), for part of a step.
+        """Images (N, H, W, 3), classes (N, H, W), and which are sagittal (N,), for a step.
 
         About `lesion_part` of them surely show a lesion.
         """
         turn = step // STEPS
-        now, following = (self._submitted(turn + k, part) for k in range(2))
-        self._made = {
-            key: future
-            for key, future in self._made.items()
-            if future in (now, following) or key[1] != part
-        }
-        slices = now.result()
-        lesions = replace(slices, labels=(slices.labels == WMH).astype(np.uint8))
-        drawn = lesions.draw(count, lesion_part=lesion_part, rng=rng)
+        if turn != self._turn:
+            self._made = {t: self._made.get(t) or self._submit(t) for t in (turn, turn + 1)}
+            self._turn = turn
+            self._slices = joined([future.result() for future in self._made[turn]])
+            labels = (self._slices.labels == WMH).astype(np.uint8)
+            self._lesions = replace(self._slices, labels=labels)
+        drawn = self._lesions.draw(count, lesion_part=lesion_part, rng=rng)
+        slices = self._slices
         return slices.images[drawn], slices.labels[drawn], slices.sagittal[drawn]
 
-    def _submitted(self, turn: int, part: int) -> Future[Slices]:
-        key = turn, part
-        if key not in self._made:
-            self._made[key] = self._pool.submit(self._make, turn, part)
-        return self._made[key]
+    def close(self) -> None:
+        """Make no more; a scan that is being made is waited for."""
+        self._pool.shutdown(cancel_futures=True)
 
-    def _make(self, turn: int, part: int) -> Slices:
-        made = []
-        for number in range(SCANS):
-            seed = [self._seed, turn, part, number]
-            anatomy = self._anatomies[
-                int(np.random.default_rng([*seed, 1]).integers(len(self._anatomies)))
-            ]
-            scan = synthesise(anatomy, seed, size=self._size)
-            images, classes = scan.slices(self._preparation)
-            made.append(Slices(images, classes, np.full(len(images), scan.axis == 0)))
-        return Slices(
-            np.concatenate([part.images for part in made]),
-            np.concatenate([part.labels for part in made]),
-            np.concatenate([part.sagittal for part in made]),
-        )
+    def _submit(self, turn: int) -> list[Future[Slices]]:
+        return [self._pool.submit(self._make, turn, number) for number in range(SCANS)]
+
+    def _make(self, turn: int, number: int) -> Slices:
+        # Of five numbers, so that no other random stream is the same.
+        rng = np.random.default_rng([self._seed, turn, number, 0, 1])
+        anatomy = self._anatomies[int(rng.integers(len(self._anatomies)))]
+        scan = synthesise(anatomy, rng.integers(2**32, size=4).tolist(), size=self._size)
+        images, classes = scan.slices(self._preparation)
+        return Slices(images, classes, np.full(len(images), scan.axis == 0))

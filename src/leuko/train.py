@@ -7,7 +7,9 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,24 +67,22 @@ def fit(
     run that was stopped and resumed gives the same weights, bit for bit on CPUs of one kind. Of
     processes that share a training the first writes and measures.
 
-    Raises LeukoError when the scans have changed, the checkpoint is damaged, the device is missing,
-    or the loss diverges.
+    Raises LeukoError when the run is finished, the scans have changed, the checkpoint is damaged,
+    the device is missing, or the loss diverges.
     """
     parallel.wait_for(run / RUN_FILE)
     planned = plan.read(run)
     settings, recipe = planned.settings, planned.settings.recipe
+    if planned.record["finished"]:
+        raise LeukoError(f"{run} is finished; its measures are in {run / RUN_FILE}")
     watch = Stopwatch()
     runtime.require_device(planned.device)
     torch.set_num_threads(planned.threads)
+    parallel.require_even(recipe.images_per_step)
     fabric = parallel.join(planned.device, planned.precision)
     with watch.stage("prepare"):
         batches = _batches(planned, fabric.device)
-        validation = _loaded(planned, "validation") if settings.patience else None
-    if fabric.world_size > batches.parts:
-        raise LeukoError(
-            f"a step of this run has {batches.parts} parts, and no more processes can share it; "
-            f"there are {fabric.world_size}"
-        )
+        validation = _slices(planned, "validation") if settings.patience else None
 
     saved = _load_checkpoint(run, fabric.device)
     step, spent = saved["step"], saved.get("seconds", 0.0)
@@ -95,20 +95,21 @@ def fit(
     if step:
         optimizer.load_state_dict(saved["optimizer"])
     best = saved.get("best", {"loss": math.inf, "step": 0})
-    start = saved.get("start", saved["model"])
+    start = saved.get("start", saved["model"]) if recipe.start_part else {}
     board = Board(run, step) if fabric.is_global_zero else None
 
     frozen = -1
-    with watch.stage("train", before=spent):
+    with watch.stage("train", before=spent), closing(batches):
         begun_training = last_saved = time.monotonic()
         while step < recipe.steps and not _is_over(best, step, settings):
             begun = time.monotonic()
             if _frozen(recipe, step) != frozen:
                 frozen = _frozen(recipe, step)
-                model = _placed(fabric, network, frozen=frozen, compiled=settings.compiled)
+                model = _set_up(fabric, network, frozen=frozen, compiled=settings.compiled)
             phase, rate = phase_at(recipe, step, recipe.steps)
             _set_rate(optimizer, phase, rate)
-            loss, batch, logits = _backward(fabric, model, batches, step, recipe)
+            batch = batches.draw(step).share(fabric.global_rank, fabric.world_size)
+            loss, logits = _backward(fabric, model, batch, recipe)
             if not math.isfinite(loss):
                 raise LeukoError(
                     f"the loss is {loss} at step {step + 1}: the training diverged; "
@@ -147,18 +148,19 @@ def fit(
     average.load_state_dict(best.get("model", average.state_dict()))
     with staged(run) as scratch:
         tensors = {
-            name: torch.lerp(tensor, start[name], recipe.start_part).cpu().contiguous()
+            name: torch.lerp(tensor, start.get(name, tensor), recipe.start_part).cpu().contiguous()
             for name, tensor in average.state_dict().items()
         }
         (scratch / WEIGHTS_FILE).write_bytes(save(tensors))  # save_file hides it from colleagues
         save_card(scratch, _trained(planned, step, best))
     with watch.stage("measure"):
         trained = runtime.load(run, device=planned.device, threads=planned.threads)
-        measures = {s.name: measured(s, trained) for s in planned.groups["held_out"]}
-    with staged(run) as scratch:
-        finished = {"finished": True, "seconds": watch.seconds}
-        shown = {name: json_ready(row) for name, row in measures.items()}
-        write_json(scratch / RUN_FILE, planned.record | finished | {"measures": shown})
+        measures = {s.name: measure(s, trained) for s in planned.groups["held_out"]}
+    finished = {"finished": True, "seconds": watch.seconds}
+    shown = {name: json_ready(row) for name, row in measures.items()}
+    write_json(run / f"{RUN_FILE}.part", planned.record | finished | {"measures": shown})
+    (run / f"{RUN_FILE}.part").replace(run / RUN_FILE)
+    (run / CHECKPOINT_FILE).unlink()  # six times as large as the weights
     return measures
 
 
@@ -173,13 +175,13 @@ def training_slices(run: Path, data: Path | None = None) -> Array:
     return load(planned.groups["train"], planned.settings.preparation).images
 
 
-def measured(subject: Subject, model: runtime.Model) -> Row:
+def measure(subject: Subject, model: runtime.Model) -> Row:
     """The measures of a model on one labelled subject."""
     truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
-    return compare(truth, segmented(subject, model))
+    return compare(truth, segment(subject, model))
 
 
-def segmented(subject: Subject, model: runtime.Model) -> Volume:
+def segment(subject: Subject, model: runtime.Model) -> Volume:
     """What a model finds in a subject, as bool."""
     flair = nifti.read(subject.flair)
     probability = predict(flair, nifti.read(subject.t1) if subject.t1 else None, model)[-1]
@@ -192,7 +194,7 @@ def segmented(subject: Subject, model: runtime.Model) -> Volume:
     return flair.with_data(mask)
 
 
-def _loaded(planned: Plan, group: str) -> Slices:
+def _slices(planned: Plan, group: str) -> Slices:
     return load(
         planned.groups[group],
         planned.settings.preparation,
@@ -202,11 +204,13 @@ def _loaded(planned: Plan, group: str) -> Slices:
 
 def _batches(planned: Plan, device: torch.device) -> Batches:
     settings, recipe = planned.settings, planned.settings.recipe
-    slices = _loaded(planned, "train")
+    slices = _slices(planned, "train")
     rehearsal = None
-    if recipe.synthetic_part:
+    if recipe.synthetic_images:
+        # Synthesis reckons in float64, which Apple's GPUs lack.
+        makes = device if device.type != "mps" else torch.device("cpu")
         rehearsal = Rehearsal(
-            plan.anatomies(settings, device),
+            plan.anatomies(settings.heads, makes),
             settings.preparation,
             size=slices.images.shape[1:3],
             seed=settings.seed,
@@ -244,47 +248,37 @@ def _frozen(recipe: Recipe, step: int) -> int:
     return recipe.frozen_stages if step < recipe.frozen_part * recipe.steps else 0
 
 
-def _placed(fabric: Fabric, network: SpecialisedVGG, *, frozen: int, compiled: bool) -> Any:
+def _set_up(fabric: Fabric, network: SpecialisedVGG, *, frozen: int, compiled: bool) -> Any:
     """The network as the processes compute it, its first stages not to be trained."""
     for number, stage in enumerate(network.stages):
         stage.requires_grad_(number >= frozen)
     return fabric.setup_module(cast("nn.Module", torch.compile(network)) if compiled else network)
 
 
-def _backward(
-    fabric: Fabric, model: Any, batches: Batches, step: int, recipe: Recipe
-) -> tuple[float, Batch, Tensor]:
-    """The gradients of a step, of which each process computes its parts; the loss, and the last
-    batch with its logits."""
-    loss_sum = torch.zeros((), device=fabric.device)
-    mine = range(fabric.global_rank, batches.parts, fabric.world_size)
-    for part in mine:
-        batch = batches.part(step, part)
-        with fabric.no_backward_sync(model, enabled=part != mine[-1]):
-            logits = model(batch.images).float()
-            loss = _loss(logits, batch, recipe)
-            # Processes take the mean of their gradients; a step wants the sum.
-            fabric.backward(loss * fabric.world_size)
-        loss_sum += loss.detach()
-    return parallel.total(fabric, loss_sum), batch, logits.detach()
+def _backward(fabric: Fabric, model: Any, batch: Batch, recipe: Recipe) -> tuple[float, Tensor]:
+    """The gradients of a step, of which this process computes its share; its loss, which is that
+    of all, and the logits."""
+    logits = model(batch.images).float()
+    loss = _loss(logits, batch, recipe, partial(parallel.total, fabric))
+    # Processes take the mean of their gradients; a step wants the sum.
+    fabric.backward(loss * fabric.world_size)
+    return float(loss.detach()), logits.detach()
 
 
-def _loss(logits: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
-    """The share of a batch in the loss of its step: the subjects' slices know only WMH and not
-    WMH, synthetic ones may know tissues."""
-    loss_of, real = LOSSES[recipe.loss], len(batch.labels)
-    shares = []
-    if real:
-        shares.append(real * loss_of(losses.wmh_or_not(logits[:real]), batch.labels))
-    if real < len(logits):
-        shares.append((len(logits) - real) * loss_of(logits[real:], batch.classes))
-    return sum(shares[1:], shares[0]) / recipe.images_per_step
+def _loss(logits: Tensor, batch: Batch, recipe: Recipe, total: losses.Total) -> Tensor:
+    """The subjects' slices know only WMH and not WMH, synthetic ones may know tissues."""
+    loss_of, real, synthetic = LOSSES[recipe.loss], len(batch.labels), recipe.synthetic_images
+    loss = loss_of(losses.wmh_or_not(logits[:real]), batch.labels, total)
+    if synthetic:
+        part = synthetic / recipe.images_per_step
+        loss = (1 - part) * loss + part * loss_of(logits[real:], batch.classes, total)
+    return loss
 
 
 def _follow(
     average: SpecialisedVGG, network: SpecialisedVGG, recipe: Recipe, steps_done: int
 ) -> None:
-    """Move the moving average of the weights, which at the beginning is that of all steps."""
+    """Move the moving average of the weights, at the beginning over the last tenth of the steps."""
     span = max(1.0, min(recipe.averaged_part * recipe.steps, 1 + steps_done / 10))
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 / span)
@@ -296,14 +290,14 @@ def _validation_loss(
     """The mean loss of all slices as they are, of which each process computes its share."""
     loss_sum = torch.zeros((), device=fabric.device)
     count = len(slices.images)
-    batches = torch.split(torch.arange(count), recipe.images_at_once)
+    batches = torch.split(torch.arange(count), recipe.images_per_step)
     for indices in batches[fabric.global_rank :: fabric.world_size]:
         images = torch.from_numpy(centred(slices.images[indices])).permute(0, 3, 1, 2)
         labels = torch.from_numpy(slices.labels[indices]).long().to(fabric.device)
         with torch.no_grad(), fabric.autocast():
             logits = network(images.to(fabric.device))
         loss_sum += len(indices) * LOSSES[recipe.loss](losses.wmh_or_not(logits.float()), labels)
-    return parallel.total(fabric, loss_sum) / count
+    return float(parallel.total(fabric, loss_sum)) / count
 
 
 def _better(

@@ -5,35 +5,56 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from leuko.evaluate import Row, mean_with_interval
+import numpy as np
+import scipy.stats
+
+from leuko.dataset import person
+from leuko.evaluate import Row
 from leuko.frame import shown
 
 DECIDES = "dsc"
-# Dice that a model may lose on scans like those that it came from.
+# Dice that a model may lose on synthetic scans.
 FORGOTTEN = 0.02
-FEW = 6  # subjects: below, an interval says little
+# What it may find more, on average, in a subject without WMH.
+INVENTED_ML = 0.1
+FEW = 6  # people: below, an interval says little
 
 Verdict = Literal["better", "worse", "no clear difference"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """The means of a measure before and after, and the mean change, subject by subject, with its
-    95 % interval."""
+    """The means of a measure before and after, and the mean change with its 95 % interval.
+
+    Student's interval of the mean of paired differences, over `people`: scans of one person count
+    as one, their mean.
+    """
 
     before: float
     after: float
     change: float
     low: float
     high: float
+    people: int
 
     @classmethod
-    def of(cls, before: Sequence[float], after: Sequence[float]) -> "Change":
-        """Where one of the two is undefined (nan), a subject does not count."""
-        pairs = [(b, a) for b, a in zip(before, after, strict=True) if not math.isnan(b + a)]
-        befores, afters = ([pair[k] for pair in pairs] for k in range(2))
-        change = mean_with_interval([a - b for b, a in pairs])
-        return cls(mean_with_interval(befores)[0], mean_with_interval(afters)[0], *change)
+    def of(cls, before: Mapping[str, float], after: Mapping[str, float]) -> "Change":
+        """Of values by subject. Where one of the two is undefined (nan), a scan does not count."""
+        by_person: dict[str, list[tuple[float, float]]] = {}
+        for name, value in before.items():
+            if not math.isnan(value + after[name]):
+                by_person.setdefault(person(name), []).append((value, after[name]))
+        count = len(by_person)
+        if not count:
+            return cls(math.nan, math.nan, math.nan, math.nan, math.nan, people=0)
+        pairs = np.array([np.mean(scans, axis=0) for scans in by_person.values()])
+        before_mean, after_mean = map(float, pairs.mean(axis=0))
+        changes = pairs[:, 1] - pairs[:, 0]
+        change, half = float(changes.mean()), math.nan
+        if count > 1:
+            error = changes.std(ddof=1) / math.sqrt(count)
+            half = float(scipy.stats.t.ppf(0.975, count - 1) * error)
+        return cls(before_mean, after_mean, change, change - half, change + half, people=count)
 
 
 @dataclass(frozen=True)
@@ -41,8 +62,8 @@ class Validation:
     """Measures of subjects, by name: `after` of models that were trained without them, `before` of
     the model that the training started from, if there was one.
 
-    `synthetic`: Dice on synthetic scans like those that model was trained on, of it and of the
-    model that was trained with all subjects.
+    `synthetic`: Dice on synthetic scans like those that were trained with, of that model and of the
+    one that was trained with all subjects.
     """
 
     model: str
@@ -55,21 +76,43 @@ class Validation:
     def change(self, key: str) -> Change:
         """That of a measure."""
         return Change.of(
-            [row[key] for row in self.before.values()], [row[key] for row in self.after.values()]
+            {name: row[key] for name, row in self.before.items()},
+            {name: row[key] for name, row in self.after.items()},
         )
 
     @property
     def verdict(self) -> Verdict:
-        """By the interval of the change of Dice."""
+        """By the interval of the change of Dice; a model that finds WMH where there are none is
+        not better."""
         change = self.change(DECIDES)
-        if change.low > 0:
+        if change.low > 0 and not self.invents:
             return "better"
         return "worse" if change.high < 0 else "no clear difference"
 
     @property
+    def healthy(self) -> Change:
+        """The change of the volume found, in mL, in subjects without WMH, which have no Dice."""
+        found = [
+            {
+                name: row["prediction_ml"]
+                for name, row in rows.items()
+                if self.after[name]["reference_ml"] == 0
+            }
+            for rows in (self.before, self.after)
+        ]
+        return Change.of(*found)
+
+    @property
+    def invents(self) -> bool:
+        """Whether it finds more than `INVENTED_ML` more in subjects without WMH."""
+        return self.healthy.change > INVENTED_ML
+
+    @property
     def kept(self) -> Change | None:
         """The change of Dice on synthetic scans."""
-        return Change.of(*self.synthetic) if self.synthetic else None
+        if self.synthetic is None:
+            return None
+        return Change.of(*({str(k): dice for k, dice in enumerate(d)} for d in self.synthetic))
 
     @property
     def has_forgotten(self) -> bool:
@@ -78,15 +121,15 @@ class Validation:
 
     def sentences(self) -> list[str]:
         """The verdict in words, and what speaks against relying on it."""
-        change, count = self.change(DECIDES), len(self.after)
+        change, healthy = self.change(DECIDES), self.healthy
         numbers = (
             f"Dice {shown(change.before, 2)} before, {shown(change.after, 2)} after, "
             f"{signed(change.change)} (95 % interval {signed(change.low)} to {signed(change.high)})"
         )
         said = [
             (
-                f"{self.model} against {self.origin}, on {count} subjects that it had not seen: "
-                f"{self.verdict}. {numbers}."
+                f"{self.model} against {self.origin}, on {change.people} subjects that it had not "
+                f"seen: {self.verdict}. {numbers}."
             )
         ]
         match self.verdict:
@@ -96,11 +139,18 @@ class Validation:
                 said.append(f"Keep {self.origin}.")
             case _:
                 said.append(f"Keep {self.origin}, or label more subjects.")
-        if count < FEW:
-            said.append(f"{count} subjects are few: the interval says little.")
+        if change.people < FEW:
+            said.append(f"{change.people} subjects are few: the interval says little.")
+        if healthy.people:
+            said.append(
+                f"In {healthy.people} without WMH it finds {shown(healthy.after, 2)} mL on "
+                f"average, {self.origin} {shown(healthy.before, 2)}."
+            )
+        if self.invents:
+            said.append("It finds WMH where there are none: that speaks against it.")
         if self.kept is not None:
             said.append(
-                f"On synthetic scans like those that {self.origin} was trained on: Dice "
+                "On new synthetic scans of the kind that it was trained with: Dice "
                 f"{shown(self.kept.before, 2)} before, {shown(self.kept.after, 2)} after."
             )
         if self.has_forgotten:

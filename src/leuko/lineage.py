@@ -1,0 +1,86 @@
+"""Which scans and which models a model comes from, over all generations."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from leuko.dataset import Subject, find_subjects
+from leuko.errors import LeukoError
+from leuko.files import sha256
+from leuko.weights import ModelCard
+
+Described = Mapping[str, Any]  # a subject: its name, and the SHA-256 of its files by path
+
+
+def described(subjects: Iterable[Subject]) -> list[Described]:
+    """The subjects as JSON."""
+    return [
+        {"name": s.name, "files": {str(path): sha256(path) for path in s.files}} for s in subjects
+    ]
+
+
+def unchanged(recorded: Mapping[str, Sequence[Described]], data: Path) -> dict[str, list[Subject]]:
+    """The subjects of a folder that were described, by group.
+
+    Raises LeukoError if their files are not those of then.
+    """
+    found = {s.name: s for s in find_subjects(data)}
+    groups = {}
+    for group, entries in recorded.items():
+        subjects = []
+        for entry in entries:
+            subject = found.get(entry["name"])
+            hashes = list(entry["files"].values())
+            if subject is None or [sha256(path) for path in subject.files] != hashes:
+                raise LeukoError(
+                    f"the scans of {entry['name']} in {data} are not those that the run started "
+                    "with; put them back, or start another run"
+                )
+            subjects.append(subject)
+        groups[group] = subjects
+    return groups
+
+
+def scan(subject: Described) -> str:
+    """What tells a subject's FLAIR from all others, wherever it lies."""
+    return str(next(iter(subject["files"].values())))[:16]
+
+
+def descended(card: ModelCard, origin: ModelCard) -> ModelCard:
+    """The card of a model that starts from another.
+
+    It takes how that one is used, but neither its calibration, which was measured with other
+    weights, nor its licence: the scans have owners.
+    """
+    kept = {key: origin.training[key] for key in ("scans", "from") if key in origin.training}
+    before = {"name": origin.name, "licence": origin.licence, "sha256": origin.weights_sha256}
+    return replace(
+        card,
+        three_planes=origin.three_planes,
+        threshold=origin.threshold,
+        smallest_lesion_mm3=origin.smallest_lesion_mm3,
+        training={**card.training, "from": before | kept},
+    )
+
+
+def require_unseen(card: ModelCard, measured: Iterable[Described]) -> None:
+    """Raises LeukoError if a model that this one comes from was trained with a subject to measure
+    on."""
+    seen = {key for training in _before(card) for key in training.get("scans", ())}
+    known = [subject["name"] for subject in measured if scan(subject) in seen]
+    if known:
+        others = f" and {len(known) - 1} more" if known[1:] else ""
+        raise LeukoError(
+            f"{card.training['from']['name']}, or a model before it, was trained with {known[0]}"
+            f"{others}: measured on these scans the new model would look better than it is. Start "
+            "from a model that has not seen them, or measure none: --folds 0 --held-out 0"
+        )
+
+
+def _before(card: ModelCard) -> Iterator[Mapping[str, Any]]:
+    """The trainings before a model's own, the last one first."""
+    training: Mapping[str, Any] = card.training
+    while "from" in training:
+        training = training["from"]
+        yield training
