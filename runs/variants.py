@@ -3,8 +3,11 @@
     python runs/variants.py DATA OUT [--slices 4800] [--width 0.5] [--only NAME ...]
 
 DATA holds `train` and `test`, labelled subjects, as benchmarks/peers.py makes them. Every variant
-sees as many slices, in float32 or as its recipe says, and is measured on all test subjects with a
-threshold of 0.5. OUT keeps the runs: what is done is not done again.
+sees as many slices and is measured on all test subjects with a threshold of 0.5. The published
+recipe is not one of them: its rates belong to ImageNet's maps, which are in the hundreds. In their
+place it starts from the stages of leuko-base, scaled to that size, its other layers new, at full
+width, for `PUBLISHED_STEPS` of its 150,000 steps. OUT keeps the runs: what is done is not done
+again.
 """
 
 import argparse
@@ -12,16 +15,22 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+import torch
 from adaptation import KEYS, measures
+from safetensors.torch import save_file
 from tables import interval
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from leuko import board, plan, train
 from leuko.channels import Preparation
-from leuko.files import read_json
-from leuko.network import VGG16, SpecialisedVGG
+from leuko.export import read_network
+from leuko.files import read_json, staged
+from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
 from leuko.recipes import MODERN, XU2017
-from leuko.weights import load_card
+from leuko.weights import DEFAULT, WEIGHTS_FILE, ModelCard, find, load_card, save_card
+
+PUBLISHED_STEPS = 100
+LARGE = MODERN.feature_scale  # what Leuko divides ImageNet's maps by, to bring them near 1
 
 
 def main() -> None:
@@ -64,15 +73,49 @@ def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
         init="none",
         held_out=0.0,
     )
-    published = replace(XU2017, steps=options.slices // XU2017.images_per_step)
+    published = replace(
+        ours,
+        recipe=replace(XU2017, steps=PUBLISHED_STEPS),
+        init=str(with_large_maps(options.out / "large-maps")),
+        stages=VGG16,
+    )
     return {
         "colour image": ours,
         "three slices of FLAIR": replace(ours, preparation=Preparation(channels="flair-3-slices")),
         "three slices of T1": replace(ours, preparation=Preparation(channels="t1-3-slices")),
         "four stages": replace(ours, stages=stages[:4]),
         "scores of each stage": replace(ours, side_maps=2),
-        "published recipe": replace(ours, recipe=published),
+        "published recipe": published,
     }
+
+
+def with_large_maps(folder: Path) -> Path:
+    """A model with leuko-base's stages, all of whose maps are `LARGE` times as large, and new
+    layers on them."""
+    if not folder.is_dir():
+        base = find(DEFAULT)
+        card = load_card(base)
+        torch.manual_seed(0)
+        network = SpecialisedVGG(len(plan.CLASSES), card.stages)
+        network.stages.load_state_dict(read_network(base, card).stages.state_dict())
+        with torch.no_grad():
+            network.first_convolution.weight *= LARGE
+            for convolution in network.convolutions:
+                convolution.bias *= LARGE
+        with staged(folder) as scratch:
+            save_file(network.state_dict(), scratch / WEIGHTS_FILE)
+            save_card(
+                scratch,
+                ModelCard(
+                    name="large-maps",
+                    classes=plan.CLASSES,
+                    preparation=Preparation(),
+                    stages=card.stages,
+                    side_maps=SIDE_MAPS,
+                    training={},
+                ),
+            )
+    return folder.resolve()
 
 
 def trained(run: Path, settings: plan.Settings) -> tuple[float, float]:
