@@ -1,6 +1,7 @@
 """A model in 8-bit ONNX computes what the network does, and can become the network again."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import small_settings
-from leuko import plan, runtime, train
+from leuko import folds, plan, runtime, train
+from leuko.channels import centred
+from leuko.dataset import find_subjects
 from leuko.errors import LeukoError
 from leuko.evaluate import evaluate
 from leuko.export import export, read_network, to_onnx
@@ -107,8 +110,13 @@ def test_the_network_comes_back(model, exported):
 
 def test_torch_computes_an_exported_model_where_onnxruntime_cannot(exported, slices):
     card = load_card(exported)
-    found = runtime._torch_network(exported, card, "cpu", 1)(slices[20:24])[:, -1]
+    found = runtime.load(exported, by_torch=True).predict(slices[20:24])[:, -1]
     expected = runtime.load(exported).predict(slices[20:24])[:, -1]
+    network = read_network(exported, card).eval()
+    images = torch.from_numpy(centred(slices[20:24])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        exact = network(images).softmax(dim=1)[:, -1]
+    np.testing.assert_allclose(found, exact, atol=1e-5)
     assert dice(prediction=found >= 0.5, reference=expected >= 0.5) > 0.97
 
 
@@ -118,6 +126,21 @@ def test_an_exported_model_starts_a_training(exported, heads, tmp_path):
     started = torch.load(run / train.CHECKPOINT_FILE, weights_only=True)["model"]
     expected = read_network(exported, load_card(exported)).state_dict()
     assert all(torch.equal(started[name], expected[name]) for name in expected)
+
+
+def test_a_cross_validation_measures_an_exported_start_as_the_network_that_it_is(
+    exported, heads, tmp_path
+):
+    start = tmp_path / "start"
+    shutil.copytree(exported, start)
+    card = load_card(start)
+    save_card(start, replace(card, training={**card.training, "scans": []}))
+    settings = small_settings(heads, steps=1, init=str(start), held_out=0.0, folds=2)
+    plan.start(tmp_path / "run", settings)
+    validation = folds.fit(tmp_path / "run")
+    network = runtime.load(exported, by_torch=True)
+    for subject in find_subjects(heads):
+        assert validation.before[subject.name] == train.measure(subject, network)
 
 
 def test_a_model_is_exported_once_and_not_over_another(model, exported, slices, tmp_path):

@@ -127,7 +127,8 @@ def _validated(
 
 
 def _load(folder: Path, planned: Plan) -> runtime.Model:
-    return runtime.load(folder, device=planned.device, threads=planned.threads)
+    """By torch: 8 bits beside float32 would be part of the difference."""
+    return runtime.load(folder, device=planned.device, threads=planned.threads, by_torch=True)
 
 
 def _on_synthetic_scans(models: Sequence[runtime.Model], planned: Plan) -> list[list[float]]:

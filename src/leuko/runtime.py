@@ -49,17 +49,19 @@ class Model:
         return probabilities
 
 
-def load(folder: Path, *, device: Device = "cpu", threads: int | None = None) -> Model:
+def load(
+    folder: Path, *, device: Device = "cpu", threads: int | None = None, by_torch: bool = False
+) -> Model:
     """The model in a folder, its weights checked, on a device.
 
-    `threads` bounds the CPU's; by default those that this process may use. Raises LeukoError for
-    a folder that is no model, for a device that is not there, and where torch is needed and
-    missing.
+    `threads` bounds the CPU's; by default those that this process may use. `by_torch`: in float32
+    even where onnxruntime can, as a training goes on from it. Raises LeukoError for a folder that
+    is no model, for a device that is not there, and where torch is needed and missing.
     """
     card = load_card(folder)
     threads = threads or available_cpus()
     providers: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-    provider = providers.get(device, "none")
+    provider = "none" if by_torch else providers.get(device, "none")
     if card.weights == ONNX_FILE and provider in onnxruntime.get_available_providers():
         session = _session(folder / ONNX_FILE, provider, threads)
         _require_fit(session, card, folder)
