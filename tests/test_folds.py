@@ -203,6 +203,15 @@ def test_a_subject_that_the_start_was_trained_with_is_not_measured(adapted, head
     assert card.training["from"]["from"]["name"] == "phantom-model"
 
 
+def test_one_scan_under_two_names_is_refused(heads, foreign_model, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, source in (("anna", "head0"), ("bert", "head1"), ("cleo", "head0")):
+        (data / name).symlink_to(heads / source)
+    with pytest.raises(LeukoError, match="anna and cleo have the same FLAIR"):
+        plan.start(tmp_path / "run", adapting(data, foreign_model))
+
+
 def test_folds_need_the_model_that_the_run_started_from(heads, foreign_model, tmp_path):
     start, run = copied(foreign_model, tmp_path / "start"), tmp_path / "run"
     plan.start(run, adapting(heads, start))

@@ -47,6 +47,18 @@ def scan(subject: Described) -> str:
     return str(next(iter(subject["files"].values())))[:16]
 
 
+def require_distinct(subjects: Iterable[Described]) -> None:
+    """Raises LeukoError if two have one FLAIR: measured on the one, a model may have seen it as the
+    other."""
+    names: dict[str, str] = {}
+    for subject in subjects:
+        other = names.setdefault(scan(subject), subject["name"])
+        if other != subject["name"]:
+            raise LeukoError(
+                f"{other} and {subject['name']} have the same FLAIR; take one of them out"
+            )
+
+
 def descended(card: ModelCard, origin: ModelCard) -> ModelCard:
     """The card of a model that starts from another.
 

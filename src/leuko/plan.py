@@ -208,6 +208,7 @@ def _make(
 ) -> None:
     """The folder of a run. Raises LeukoError if it would measure what its start has seen."""
     described = {name: lineage.described(groups[name]) for name in GROUPS}
+    lineage.require_distinct(s for group in GROUPS for s in described[group])
     card = _card(run.resolve().name, settings, described)
     measured = GROUPS if settings.folds else ("held_out",)
     lineage.require_unseen(card, [s for group in measured for s in described[group]])
