@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from leuko import nifti
 from leuko.channels import HEAD_PART_OF_TISSUE, tissue_level
-from leuko.dataset import Subject
+from leuko.dataset import Slices, Subject
 from leuko.runtime import BATCH
 from leuko.volume import Array, Orientation, Volume, resample_onto
 
@@ -205,12 +205,10 @@ def training_slices(subjects: Sequence[Subject]) -> tuple[Tensor, Tensor]:
 
 
 def step_of(network: UNet, images: Tensor, labels: Tensor) -> Step:
-    shows_lesion = labels.flatten(1).any(dim=1).nonzero()[:, 0].numpy()
+    slices = Slices(images.numpy(), labels.numpy(), np.zeros(len(images), dtype=bool))
 
     def step(_: float, rng: np.random.Generator) -> Tensor:
-        drawn = rng.integers(len(images), size=IMAGES_PER_STEP)
-        chosen = rng.random(IMAGES_PER_STEP) < LESION_PART
-        drawn[chosen] = rng.choice(shows_lesion, size=int(chosen.sum()))
+        drawn = slices.draw(IMAGES_PER_STEP, lesion_part=LESION_PART, rng=rng)
         batch, truth = augmented(images[drawn].float(), labels[drawn].float(), rng)
         with mixed_precision():
             logits = network(batch)

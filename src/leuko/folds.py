@@ -47,7 +47,7 @@ def fit(run: Path, *, on_step: Callable[[Progress], None] = lambda _: None) -> V
         raise LeukoError(f"{run} is finished; what it found is in {run / RESULT_FILE}")
     planned = plan.read(run)
     parallel.require_even(planned.settings.recipe.images_per_step)
-    folds = split(sorted(s.name for s in planned.trained), planned.settings)
+    folds = split([s.name for s in planned.trained], planned.settings)
     homes = [run / FOLDER / str(number) for number in range(1, len(folds) + 1)]
     rows: dict[str, Row] = {}
     for number, (home, names) in enumerate(zip(homes, folds, strict=True)):

@@ -91,8 +91,8 @@ class Plan:
 
     @property
     def trained(self) -> list[Subject]:
-        """All subjects that have a say in the weights."""
-        return self.groups["train"] + self.groups["validation"]
+        """All subjects that have a say in the weights, sorted by name."""
+        return sorted(self.groups["train"] + self.groups["validation"], key=lambda s: s.name)
 
     @property
     def origin(self) -> Path | None:
@@ -151,12 +151,11 @@ def start_fold(run: Path, planned: Plan, measured: Collection[str]) -> None:
 
     Raises LeukoError if the model that the plan starts from is gone or another by now.
     """
-    subjects = sorted(planned.trained, key=lambda subject: subject.name)
     planned.require_origin()
     settings = replace(planned.settings, folds=0)
     groups = _grouped(
-        [s for s in subjects if s.name not in measured],
-        [s for s in subjects if s.name in measured],
+        [s for s in planned.trained if s.name not in measured],
+        [s for s in planned.trained if s.name in measured],
         settings,
     )
     _make(run, settings, groups, {key: planned.record[key] for key in HOW})
