@@ -19,7 +19,7 @@ from statistics import fmean
 from scanners import FRESH, ORIGINAL, TESTS
 from tables import interval
 
-from leuko import plan, runtime, train
+from leuko import held_out, plan, runtime, train
 from leuko.dataset import find_subjects
 from leuko.evaluate import Row, json_ready
 from leuko.export import export
@@ -112,8 +112,9 @@ def measures(model: Path, data: Path, kept: Path) -> Mapping[str, Row]:
     file, sha256 = kept.with_suffix(".json"), load_card(model).weights_sha256
     if not file.is_file() or read_json(file, what="measures")["model"] != sha256:
         loaded = runtime.load(model)
-        rows = {s.name: json_ready(train.measure(s, loaded)) for s in find_subjects(data)}
-        file.parent.mkdir(parents=True, exist_ok=True)
+        masks = kept.with_suffix("") / sha256[:12]
+        found = held_out.measures(find_subjects(data), loaded, masks, doing=print)
+        rows = {name: json_ready(row) for name, row in found.items()}
         write_json(file, {"model": sha256, "rows": rows})
     return {
         name: {key: float("nan") if value is None else value for key, value in row.items()}

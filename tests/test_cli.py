@@ -182,10 +182,12 @@ def test_a_cross_validation_is_told(leuko, heads, foreign_model, tmp_path):
     code, out, err = leuko("train", heads, "-o", run, *options)
     assert code == 0, err
     lines = out.splitlines()
-    assert lines[:2] == [f"model   {run}", f"report  {run / 'report.html'}"]
-    assert lines[2].split() == ["before", "after", "change", "95", "%", "interval"]
-    assert lines[3].startswith("Dice (DSC)")
-    assert any(line.startswith("ours against phantom-model, on 6 subjects") for line in lines)
+    assert lines[0] == "data    6 scans of 6 people, cross-validated in 2 folds"
+    assert lines[1] == "steps   3 trainings of 2"
+    assert lines[2:4] == [f"model   {run}", f"report  {run / 'report.html'}"]
+    assert lines[4].split() == ["before", "after", "change", "95", "%", "interval"]
+    assert lines[5].startswith("Dice (DSC)")
+    assert any(line.startswith("ours against phantom-model, on 6 people") for line in lines)
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import small_settings
-from leuko import folds, plan, runtime, train
+from leuko import folds, held_out, nifti, plan, runtime, train
 from leuko.channels import centred
-from leuko.dataset import find_subjects
+from leuko.dataset import LABEL_VALUES, find_subjects
 from leuko.errors import LeukoError
-from leuko.evaluate import evaluate
+from leuko.evaluate import compare, evaluate
 from leuko.export import export, read_network, to_onnx
 from leuko.metrics import dice
 from leuko.network import SpecialisedVGG
@@ -140,7 +140,15 @@ def test_a_cross_validation_measures_an_exported_start_as_the_network_that_it_is
     validation = folds.fit(tmp_path / "run")
     network = runtime.load(exported, by_torch=True)
     for subject in find_subjects(heads):
-        assert validation.before[subject.name] == train.measure(subject, network)
+        truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
+        assert validation.before[subject.name] == compare(truth, held_out.segment(subject, network))
+
+
+def test_what_8_bits_change_is_measured(model, exported, slices):
+    dice, change = train.rounding(model, exported, slices)
+    assert 0.9 < dice < 1
+    assert abs(change) < 10
+    assert train.rounding(model, model, slices) == (1, 0)
 
 
 def test_a_model_is_exported_once_and_not_over_another(model, exported, slices, tmp_path):

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from conftest import small_settings
-from leuko import folds, plan, runtime, train
+from conftest import small_settings, stored
+from leuko import folds, held_out, lineage, nifti, plan, runtime, train
 from leuko.anatomy import CLASSES
 from leuko.channels import Preparation
+from leuko.dataset import LABEL_VALUES, Subject
 from leuko.errors import LeukoError
+from leuko.evaluate import compare, evaluate_folders
 from leuko.files import sha256
 from leuko.folds_report import as_html, as_markdown, changes_as_cells, examples
 from leuko.network import SpecialisedVGG
@@ -22,6 +24,12 @@ from leuko.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_ca
 
 NARROW = ((4, 4), (8, 8))
 SHORT = replace(ADAPT, steps=3, images_per_step=4, synthetic_part=0.0)
+
+
+def measured(subject, model):
+    """The measures of a model on a subject, without a file in between."""
+    truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
+    return compare(truth, held_out.segment(subject, runtime.load(model, by_torch=True)))
 
 
 class StoppedError(Exception):
@@ -90,7 +98,7 @@ def test_a_fold_trains_without_those_that_it_measures(heads, foreign_model, tmp_
 def test_before_is_what_the_first_model_measures(adapted, heads, foreign_model):
     _, validation = adapted
     subject = next(s for s in train.find_subjects(heads) if s.name == "head3")
-    assert validation.before["head3"] == train.measure(subject, runtime.load(foreign_model))
+    assert validation.before["head3"] == measured(subject, foreign_model)
 
 
 def test_the_result_is_an_ordinary_model(adapted, foreign_model):
@@ -140,6 +148,39 @@ def test_a_finished_cross_validation_is_not_done_again(adapted):
     run, _ = adapted
     with pytest.raises(LeukoError, match=r"is finished; what it found is in .*validation.json"):
         folds.fit(run)
+
+
+def test_the_masks_of_both_are_kept(adapted, heads):
+    run, validation = adapted
+    for rows, masks in (
+        (validation.before, folds.MASKS_BEFORE),
+        (validation.after, held_out.MASKS),
+    ):
+        assert json.dumps(evaluate_folders(heads, run / masks)) == json.dumps(rows)
+
+
+def test_an_example_is_the_slice_that_changed_most_cut_to_the_head(adapted, heads, tmp_path):
+    run, validation = adapted
+    flair = nifti.read(heads / "head2" / "FLAIR.nii.gz")
+    before = flair.with_data(np.zeros(flair.data.shape, dtype=np.uint8))
+    after = before.with_data(before.data.copy())
+    after.data[20:23, 20:24, 4] = 1
+    after.data[20:22, 20:22, 7] = 1
+    for name, mask in (("before", before), ("after", after)):
+        path = held_out.mask_path(tmp_path / name, "head2")
+        path.parent.mkdir(parents=True)
+        nifti.write(path, mask)
+    masks = (tmp_path / "before", tmp_path / "after")
+    example = folds._example(validation, "head2", plan.read(run), masks)
+    assert [found.sum() for found in example.found] == [0, 12]
+    assert example.flair.shape == example.labelled.shape == example.found[1].shape
+
+
+def test_pictures_are_cut_to_the_head():
+    image = np.zeros((60, 50))
+    image[20:30, 25:48] = 100
+    assert folds._head(image, dark=25) == (slice(16, 34), slice(21, 52))
+    assert image[folds._head(0 * image, dark=25)].shape == image.shape
 
 
 def test_the_record_holds_both_measures(adapted):
@@ -201,6 +242,24 @@ def test_a_subject_that_the_start_was_trained_with_is_not_measured(adapted, head
         plan.start(tmp_path / "third", replace(third, folds=0, held_out=0.5))
     card = load_card(tmp_path / "second")
     assert card.training["from"]["from"]["name"] == "phantom-model"
+
+
+def test_a_scan_is_known_however_it_is_stored(heads, tmp_path):
+    flair = nifti.read(heads / "head0" / "FLAIR.nii.gz")
+    turned = stored(flair, (2, 0, 1), (-1, 1, 1))
+    subjects = []
+    for name, volume in (
+        ("as-it-was", flair),
+        ("turned", turned),
+        ("real", flair.with_data(flair.data.astype(np.float64))),
+        ("other", flair.with_data(flair.data[::-1].copy())),
+    ):
+        path = tmp_path / name / "FLAIR.nii"
+        path.parent.mkdir()
+        nifti.write(path, volume)
+        subjects.append(Subject(name, path, None, path))
+    scans = [lineage.scan(subject) for subject in lineage.described(subjects, tmp_path)]
+    assert scans[0] == scans[1] == scans[2] != scans[3]
 
 
 def test_one_scan_under_two_names_is_refused(heads, foreign_model, tmp_path):
@@ -317,7 +376,8 @@ def test_synthetic_images_need_a_model_of_their_kind(heads, foreign_model, tmp_p
 
 def row(dsc, **others):
     keys = ("dsc", "h95_mm", "avd_percent", "log_avd", "lesion_recall", "lesion_f1")
-    return dict.fromkeys(keys, 0.5) | {"dsc": dsc, "reference_ml": 3.0} | others
+    volumes = {"reference_ml": 3.0, "prediction_ml": 2.0}
+    return dict.fromkeys(keys, 0.5) | {"dsc": dsc} | volumes | others
 
 
 def validation(befores, afters, synthetic=None):
@@ -399,7 +459,7 @@ def test_forgetting_is_said():
 
 def test_few_subjects_are_said():
     assert (
-        "3 subjects are few: the interval says little." in validation(LOW[:3], HIGH[:3]).sentences()
+        "3 people are few: the interval says little." in validation(LOW[:3], HIGH[:3]).sentences()
     )
 
 
@@ -428,7 +488,8 @@ def test_cells_have_signs_and_units():
 def test_the_text_report_holds_every_subject():
     text = as_markdown(validation(LOW, HIGH), {"recipe": "adapt"})
     assert text.startswith("# ours: better\n")
-    assert "| sub-3 | 0.45 | 0.60 |" in text
+    assert "| sub-3 | 3.0 | 2.0 | 2.0 | 0.45 | 0.60 |" in text
+    assert "| mean of people | 3.0 | 2.0 | 2.0 | 0.50 | 0.67 |" in text
     assert "- recipe: adapt" in text
 
 

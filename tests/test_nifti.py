@@ -359,6 +359,15 @@ def test_a_prediction_that_is_no_mask_is_warned_of(tmp_path, caplog, values, war
     assert all("found.nii.gz is no mask" in record.getMessage() for record in caplog.records)
 
 
+def test_a_mask_of_0_and_255_is_told_what_to_write(tmp_path):
+    labels = np.zeros((4, 5, 6), dtype=np.uint8)
+    labels[1, 2, 3] = 255
+    path = tmp_path / "mask.nii.gz"
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), path)
+    with pytest.raises(LeukoError, match="values 255; expected only 0, 1: if 255 means 1, write"):
+        nifti.read_labels(path, values=(0, 1))
+
+
 @pytest.mark.parametrize("strange", [2, 7, -1, 0.5])
 def test_undeclared_label_values_are_named(tmp_path, strange):
     labels = np.zeros(SHAPE, np.float32)

@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import small_settings
-from leuko import nifti, plan, train
+from leuko import held_out, nifti, plan, train
 from leuko.board import FOLDER, PICTURE, PICTURES
 from leuko.channels import Preparation
 from leuko.errors import LeukoError
+from leuko.evaluate import evaluate_folders
 from leuko.files import sha256
 from leuko.network import SpecialisedVGG
 from leuko.recipes import XU2017, Phase
@@ -71,9 +72,9 @@ def test_the_run_records_what_it_did(model, heads):
     assert len(held_out) == 1
     assert set(record["measures"]) == held_out
     for subject in record["subjects"]["train"]:
-        for path, digest in subject["files"].items():
-            assert path.startswith(str(heads))
-            assert len(digest) == 64
+        assert set(subject["files"]) == {"flair", "t1", "labels"}
+        for file in subject["files"].values():
+            assert sha256(heads / file["path"]) == file["sha256"]
     card = load_card(model)
     assert set(card.training["subjects"]) == train_names
     assert card.weights_sha256 == weights(model)
@@ -377,7 +378,9 @@ def test_flair_alone_trains_where_the_channels_need_no_t1(heads, tmp_path):
 
 
 def test_a_run_folder_is_not_overwritten(heads, model):
-    with pytest.raises(LeukoError, match="holds a run already; continue it with"):
+    with pytest.raises(
+        LeukoError, match="holds a run already: if it was stopped, leuko train --resume"
+    ):
         plan.start(model, small_settings(heads, steps=1))
 
 
@@ -403,6 +406,60 @@ def test_a_scan_that_cannot_be_measured_is_found_before_the_training(heads, tmp_
     with pytest.raises(LeukoError, match="head3"):
         plan.start(tmp_path / "run", small_settings(data, steps=1))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_t1_of_another_head_is_found_before_the_training(heads, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(heads, data)
+    shutil.copy(heads / "head1" / "T1.nii.gz", data / "head3" / "T1.nii.gz")
+    settings = small_settings(data, steps=1)
+    with pytest.raises(LeukoError, match=r"head3: T1.nii.gz does not lie on FLAIR.nii.gz \(moved"):
+        plan.start(tmp_path / "run", settings)
+    flair_alone = replace(settings.preparation, channels="flair-3-slices")
+    plan.start(tmp_path / "run", replace(settings, preparation=flair_alone))
+
+
+def test_subjects_without_any_wmh_train_nothing(heads, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(heads, data)
+    for path in data.glob("*/wmh.nii.gz"):
+        labels = nifti.read_labels(path, values=(0, 1))
+        nifti.write(path, labels.with_data(np.zeros_like(labels.data)))
+    with pytest.raises(LeukoError, match="no subject has WMH"):
+        plan.start(tmp_path / "run", small_settings(data, steps=1))
+
+
+def test_what_is_done_besides_the_steps_is_told(heads, tmp_path):
+    plan.start(tmp_path / "run", small_settings(heads, steps=1))
+    told = []
+    measures = train.fit(tmp_path / "run", doing=told.append)
+    assert told == ["preparing", *(f"measuring {name}" for name in measures)]
+
+
+def test_masks_of_held_out_subjects_are_kept(heads, tmp_path):
+    plan.start(tmp_path / "run", small_settings(heads, steps=40, held_out=0.5))
+    measures = train.fit(tmp_path / "run")
+    assert len(measures) == 3
+    again = evaluate_folders(heads, tmp_path / "run" / held_out.MASKS)
+    assert json.dumps(again) == json.dumps(measures)
+
+
+def test_a_measuring_that_was_stopped_goes_on(heads, tmp_path, monkeypatch):
+    plan.start(tmp_path / "run", small_settings(heads, steps=2, held_out=0.5))
+    segment, segmented = held_out.segment, []
+
+    def stopping(subject, model):
+        if len(segmented) == 2:
+            segmented.append("stopped")
+            raise KeyboardInterrupt
+        segmented.append(subject.name)
+        return segment(subject, model)
+
+    monkeypatch.setattr(held_out, "segment", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(tmp_path / "run")
+    measures = train.fit(tmp_path / "run")
+    assert [name for name in segmented if name != "stopped"] == list(measures)
 
 
 @pytest.mark.parametrize("lacking", ["settings", "precision", "subjects"])

@@ -222,6 +222,15 @@ def test_linked_subject_folders_are_found(tmp_path, phantom):
     assert [s.name for s in find_subjects(tmp_path / "cohort")] == ["anna"]
 
 
+def test_scans_without_labels_are_named(tmp_path, phantom, caplog):
+    for name in ("anna", "bert", "cleo"):
+        write_subject(tmp_path / name, phantom)
+    for name in ("bert", "cleo"):
+        (tmp_path / name / "wmh.nii.gz").unlink()
+    assert [s.name for s in find_subjects(tmp_path)] == ["anna"]
+    assert "bert and 1 more: FLAIR without labels; left out" in caplog.text
+
+
 def test_labels_without_flair_are_named(tmp_path, phantom, caplog):
     write_subject(tmp_path / "anna", phantom)
     write_subject(tmp_path / "bert", phantom)
@@ -273,6 +282,10 @@ def test_scans_of_one_person_are_on_one_side_of_a_split():
         ("Utrecht/sub-7/ses-2", "Utrecht/sub-7"),
         ("Utrecht/50", "Utrecht/50"),
         ("anna", "anna"),
+        ("anna/ses-1", "anna"),
+        ("ses-1/sub-01", "sub-01"),
+        ("Utrecht/ses-1/50", "Utrecht/50"),
+        ("ses-1", "ses-1"),
     ],
 )
 def test_a_name_says_whose_scan_it_is(name, whose):

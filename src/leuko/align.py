@@ -49,6 +49,15 @@ class Alignment:
         """Whether these are two scans of one brain, and lie on each other."""
         return self.sharpness >= LEAST_SHARPNESS and self.off_mm < LOST_MM
 
+    def doubt(self) -> str | None:
+        """What tells that these are not two scans of one brain on each other, or None."""
+        if self.sharpness >= LEAST_SHARPNESS:
+            return None
+        return (
+            f"moved by {AWAY_MM:g} mm it loses {100 * max(0, self.sharpness):.0f} % of what the "
+            f"two have in common, expected {100 * LEAST_SHARPNESS:.0f} % or more"
+        )
+
     def apply(self, t1: Volume) -> Volume:
         """The same voxels at their place in the world of the FLAIR."""
         return replace(t1, affine=np.linalg.inv(self.matrix) @ t1.affine)

@@ -115,7 +115,11 @@ def load_heads(folder: Path) -> list[Anatomy]:
 
 def load_head(path: Path) -> Anatomy:
     """The anatomy of one label map, named by its file. Raises LeukoError as `from_labels` does."""
-    return from_labels(nifti.read(path), image_stem(path))
+    labels = nifti.read(path)
+    try:
+        return from_labels(labels, image_stem(path))
+    except LeukoError as error:
+        raise LeukoError(f"{path.parent}: {error}") from error
 
 
 def from_labels(labels: Volume, name: str) -> Anatomy:

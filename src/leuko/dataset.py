@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from leuko import nifti
+from leuko.align import align
 from leuko.channels import Pair, Placement, Preparation
 from leuko.errors import LeukoError
 from leuko.files import find_images, image_stem
@@ -31,10 +32,6 @@ class Subject:
     flair: Path
     t1: Path | None
     labels: Path
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return tuple(path for path in (self.flair, self.t1, self.labels) if path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +69,8 @@ def find_subjects(folder: Path) -> list[Subject]:
     if not folder.is_dir():
         raise LeukoError(f"{folder} is not a folder; give one that holds labelled subjects")
     subjects = []
-    for labels in find_images(folder):
+    images = find_images(folder)
+    for labels in images:
         if image_stem(labels) not in LABEL_NAMES:
             continue
         name = labels.parent.relative_to(folder).as_posix()
@@ -86,6 +84,11 @@ def find_subjects(folder: Path) -> list[Subject]:
     twice = {s.name for s in subjects if sum(s.name == other.name for other in subjects) > 1}
     if twice:
         raise LeukoError(f"{folder}: {min(twice)} has both wmh and lesions; keep one of them")
+    labelled = {subject.flair for subject in subjects}
+    others = [path for path in images if image_stem(path) == "FLAIR" and path not in labelled]
+    if subjects and others:
+        more = f" and {len(others) - 1} more" if others[1:] else ""
+        log.warning("%s%s: FLAIR without labels; left out", others[0].parent, more)
     if not subjects:
         raise LeukoError(
             f"{folder} holds no labelled subject; expected <subject>/FLAIR.nii.gz, T1.nii.gz and "
@@ -95,21 +98,40 @@ def find_subjects(folder: Path) -> list[Subject]:
     return subjects
 
 
-def verify(subject: Subject) -> None:
-    """Raises LeukoError where a file of a subject cannot be read, or the labels do not fit."""
+def verify(subject: Subject, *, with_t1: bool) -> bool:
+    """Whether a subject has WMH. Raises LeukoError where a file cannot be read, the labels are on
+    another grid, or, `with_t1`, the T1 does not lie on the FLAIR."""
     try:
-        if subject.t1:
-            nifti.read(subject.t1)
+        flair = nifti.read(subject.flair)
         truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
-        require_same_grid(nifti.read(subject.flair), truth)
+        require_same_grid(flair, truth)
+        if subject.t1 and with_t1:
+            _require_aligned(flair, nifti.read(subject.t1))
     except LeukoError as error:
         raise LeukoError(f"{subject.name}: {error}") from error
+    return bool((truth.data == 1).any())
+
+
+def _require_aligned(flair: Volume, t1: Volume) -> None:
+    doubt = align(flair, t1, mode="never").doubt()
+    if doubt:
+        raise LeukoError(
+            f"{t1.name} does not lie on {flair.name} ({doubt}): are both of one person, and "
+            "aligned? leuko segment --save-intermediate writes a T1 on the grid of its FLAIR"
+        )
 
 
 def person(name: str) -> str:
-    """Whose scan it is that a subject's name is of: `sub-01/ses-2` is of `sub-01`."""
-    match = re.match(r"(.*/)?sub-[A-Za-z0-9]+", name)
-    return match.group() if match else name
+    """Whose scan it is that a subject's name is of.
+
+    `ses-...` is a visit: `anna/ses-2` is of `anna`, `ses-2/sub-01_b` of `sub-01`.
+    """
+    whose = [part for part in name.split("/") if not part.startswith("ses-")]
+    for k, part in enumerate(whose):
+        match = re.match(r"sub-[A-Za-z0-9]+", part)
+        if match:
+            return "/".join([*whose[:k], match.group()])
+    return "/".join(whose) or name
 
 
 def people(subjects: Iterable[Subject]) -> list[str]:

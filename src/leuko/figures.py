@@ -176,22 +176,25 @@ def cohort_histogram(volumes_ml: Sequence[float]) -> tuple[Figure, list[tuple[st
 @dataclass(frozen=True, eq=False)
 class Example:
     """A slice (H, W) of a subject, its rows running to the right and its columns to the front:
-    FLAIR, labelled mask, masks before and after, and the Dice of both, over all slices."""
+    FLAIR, labelled mask, masks before and after, and the Dice of both, over all slices. `aspect` is
+    the length of a pixel to the front by that to the right."""
 
     name: str
     flair: Array
     labelled: Array
     found: Sequence[Array]
     dice: Sequence[float]
+    aspect: float = 1.0
 
 
 def before_after_figure(example: Example) -> Figure:
     """The slice twice: outlines of what is labelled, and of what was found before and after."""
-    figure = Figure(figsize=(8.4, 4.6), facecolor="black")
-    figure.set_layout_engine("constrained", h_pad=0, w_pad=0.02)
     flair = _upright(example.flair)
+    tall = example.aspect * len(flair) / flair.shape[1]
+    figure = Figure(figsize=(8.4, 4.2 * tall), facecolor="black")
+    figure.set_layout_engine("constrained", h_pad=0, w_pad=0.02)
     for axes, found in zip(figure.subplots(1, 2), example.found, strict=True):
-        axes.imshow(flair, cmap="gray", vmin=0, vmax=_brightest(flair))
+        axes.imshow(flair, cmap="gray", vmin=0, vmax=_brightest(flair), aspect=example.aspect)
         axes.set_axis_off()
         for outlined, colour in ((example.labelled, KNOWN), (found, FOUND)):
             if outlined.any():
@@ -204,7 +207,10 @@ def change_figure(pairs: Mapping[str, tuple[float, float]]) -> Figure:
     figure = Figure(figsize=(4.2, 3.6), layout="constrained")
     axes = figure.subplots()
     for before, after in pairs.values():
-        axes.plot([0, 1], [before, after], "o-", color=KINDS[0 if after >= before else 1])
+        kind = int(after < before)
+        axes.plot([0, 1], [before, after], "o-", color=KINDS[kind], label=("gained", "lost")[kind])
+    named = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    axes.legend(named.values(), named, loc="lower right", frameon=False)
     axes.set_xticks([0, 1], ["before", "after"])
     axes.set(xlim=(-0.2, 1.2), ylim=(0, 1), ylabel="Dice")
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,7 +2,8 @@
 trained with all.
 
 The folder of the run holds a run for each fold while that lasts. In the end it holds the model of
-all subjects, and where that was started from another model, a report of both on subjects not seen.
+all subjects, the masks of the models that had not seen them, and where it was started from another
+model, the masks of that one too, and a report of both.
 """
 
 import math
@@ -15,30 +16,40 @@ from typing import Any
 import numpy as np
 import torch
 
-from leuko import nifti, parallel, plan, runtime, train
+from leuko import held_out, nifti, parallel, plan, runtime, train
 from leuko.anatomy import WMH
+from leuko.channels import HEAD_PART_OF_TISSUE, tissue_level
 from leuko.dataset import LABEL_VALUES, person
 from leuko.errors import LeukoError
 from leuko.evaluate import Row, json_ready
 from leuko.figures import Example
 from leuko.files import read_json, staged, write_json
 from leuko.folds_report import as_html, as_markdown, examples
+from leuko.held_out import MASKS
 from leuko.metrics import dice
 from leuko.plan import RUN_FILE, Plan
 from leuko.synthesis import synthesise
 from leuko.train import Progress
 from leuko.validation import Validation
-from leuko.volume import Orientation
+from leuko.volume import Array
 
 FOLDER = "folds"
+MASKS_BEFORE = "masks-before"
 RESULT_FILE = "cross-validation.json"
 PAGE_FILE, TEXT_FILE = "report.html", "report.md"
 SYNTHETIC_SCANS = 12
 SYNTHETIC_SEED = 1_000_003  # of scans that no training sees
+MARGIN = 4  # pixels around a head
 
 
-def fit(run: Path, *, on_step: Callable[[Progress], None] = lambda _: None) -> Validation | None:
+def fit(
+    run: Path,
+    *,
+    on_step: Callable[[Progress], None] = lambda _: None,
+    doing: Callable[[str], None] = lambda _: None,
+) -> Validation | None:
     """Train the folds of a run that `plan.start` made, then the run, from where they were stopped.
+    `doing` is told what is done besides the steps.
 
     Only the first of several processes has a result. Raises LeukoError as `train.fit` does.
     """
@@ -53,16 +64,19 @@ def fit(run: Path, *, on_step: Callable[[Progress], None] = lambda _: None) -> V
     for number, (home, names) in enumerate(zip(homes, folds, strict=True)):
         if parallel.is_first() and not (home / RUN_FILE).is_file():
             plan.start_fold(home, planned, names)
-        rows |= _fit(home, _as_part(on_step, number, len(folds) + 1))
-    _fit(run, _as_part(on_step, len(folds), len(folds) + 1))
+        rows |= _fit(home, _as_part(on_step, number, len(folds) + 1), doing)
+    _fit(run, _as_part(on_step, len(folds), len(folds) + 1), doing)
     if not parallel.is_first():
         return None
-    validation = _validated(run, planned, folds, rows)
+    validation = _validated(run, planned, folds, rows, doing)
     with staged(run) as scratch:
+        for home in homes:
+            shutil.copytree(home / MASKS, scratch / MASKS, dirs_exist_ok=True)
         write_json(scratch / RESULT_FILE, _as_record(validation))
         if validation.before:
             about = _about(planned)
-            pictures = [_example(validation, name, homes, planned) for name in examples(validation)]
+            masks = (run / MASKS_BEFORE, scratch / MASKS)
+            pictures = [_example(validation, n, planned, masks) for n in examples(validation)]
             page = as_html(validation, pictures, about)
             (scratch / PAGE_FILE).write_text(page, encoding="utf-8")
             (scratch / TEXT_FILE).write_text(as_markdown(validation, about), encoding="utf-8")
@@ -82,12 +96,14 @@ def split(names: Sequence[str], settings: plan.Settings) -> list[list[str]]:
     return [sorted(name for name in names if person(name) in part) for part in parts]
 
 
-def _fit(run: Path, on_step: Callable[[Progress], None]) -> dict[str, Row]:
+def _fit(
+    run: Path, on_step: Callable[[Progress], None], doing: Callable[[str], None]
+) -> dict[str, Row]:
     """The measures of a run's held-out subjects, trained unless that is done."""
     parallel.wait_for(run / RUN_FILE)
     record = read_json(run / RUN_FILE, what="run")
     if not record["finished"]:
-        return train.fit(run, on_step=on_step)
+        return train.fit(run, on_step=on_step, doing=doing)
     return {
         name: {key: math.nan if value is None else value for key, value in row.items()}
         for name, row in record["measures"].items()
@@ -106,15 +122,25 @@ def _as_part(
 
 
 def _validated(
-    run: Path, planned: Plan, folds: list[list[str]], rows: Mapping[str, Row]
+    run: Path,
+    planned: Plan,
+    folds: list[list[str]],
+    rows: Mapping[str, Row],
+    doing: Callable[[str], None],
 ) -> Validation:
     before: dict[str, Row] = {}
     synthetic = None
     if planned.origin:
         planned.require_origin()
         origin = _load(planned.origin, planned)
-        before = {subject.name: train.measure(subject, origin) for subject in planned.trained}
+        before = held_out.measures(
+            planned.trained,
+            origin,
+            run / MASKS_BEFORE,
+            doing=doing,
+        )
         if planned.settings.recipe.synthetic_images:
+            doing("measuring synthetic scans")
             synthetic = _on_synthetic_scans([origin, _load(run, planned)], planned)
     return Validation(
         model=run.resolve().name,
@@ -145,25 +171,33 @@ def _on_synthetic_scans(models: Sequence[runtime.Model], planned: Plan) -> list[
     return found
 
 
-def _example(validation: Validation, name: str, homes: Sequence[Path], planned: Plan) -> Example:
-    """The slice of a subject that is labelled most, by the model before and by that of its fold."""
+def _example(validation: Validation, name: str, planned: Plan, masks: Sequence[Path]) -> Example:
+    """The slice of a subject on which the masks before and after differ most, cut to the head."""
     subject = next(s for s in planned.trained if s.name == name)
-    home = next(h for h, names in zip(homes, validation.folds, strict=True) if name in names)
-    truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
-    turn = Orientation.of(truth.affine)
-    across = truth.canonical().through_plane_axis
-    masks = [
-        train.segment(subject, _load(folder, planned)).data
-        for folder in (Path(planned.settings.init), home)
-    ]
-    stacks = [
-        np.moveaxis(turn.apply(data), across, 0)
-        for data in (nifti.read(subject.flair).data, truth.data == 1, *masks)
-    ]
-    shown = int(stacks[1].sum(axis=(1, 2)).argmax())
-    flair, labelled, *found = (stack[shown] for stack in stacks)
+    labels = nifti.read_labels(subject.labels, values=LABEL_VALUES)
+    flair = nifti.read(subject.flair).canonical()
+    truth = labels.with_data(labels.data == 1)
+    across = flair.through_plane_axis
+    found = [nifti.read_mask(held_out.mask_path(folder, name)) for folder in masks]
+    stacks = [np.moveaxis(v.canonical().data, across, 0) for v in (flair, truth, *found)]
+    differing = (stacks[2] != stacks[3]).sum(axis=(1, 2))
+    labelled = stacks[1].sum(axis=(1, 2))
+    shown = int(np.lexsort((labelled, differing))[-1])
+    head = _head(stacks[0][shown], HEAD_PART_OF_TISSUE * tissue_level(flair))
+    image, known, *masked = (stack[shown][head] for stack in stacks)
+    right_mm, front_mm = np.delete(flair.spacing_mm, across)
     dices = tuple(rows[name]["dsc"] for rows in (validation.before, validation.after))
-    return Example(name, flair, labelled, tuple(found), dices)
+    return Example(name, image, known, masked, dices, aspect=float(front_mm / right_mm))
+
+
+def _head(image: Array, dark: float) -> tuple[slice, ...]:
+    """The rectangle of what is not dark, and a margin."""
+    sides = []
+    for axis in (0, 1):
+        bright = np.flatnonzero((image > dark).any(axis=1 - axis))
+        low, high = (bright[0], bright[-1]) if len(bright) else (0, image.shape[axis] - 1)
+        sides.append(slice(max(0, low - MARGIN), high + MARGIN + 1))
+    return tuple(sides)
 
 
 def _about(planned: Plan) -> dict[str, str]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
+from leuko.dataset import person
 from leuko.figures import Example, as_jpeg, as_svg, before_after_figure, change_figure
 from leuko.frame import document, drawing, facts, picture, plain, section, shown, text
 from leuko.metrics import MEASURES, Measure
@@ -12,6 +13,12 @@ from leuko.validation import Change, Validation, signed
 
 SHOWN = ("dsc", "lesion_f1", "lesion_recall", "h95_mm", "avd_percent")
 ON_CARDS = ("dsc", "lesion_f1", "h95_mm")
+MEAN = "mean of people"
+SHOWN_SLICES = (
+    "The subjects whose Dice changed for the best, in the middle, and for the worst, each on the "
+    "slice on which the masks before and after differ most. The masks of all are in the model's "
+    "folder, in masks-before and masks."
+)
 
 
 def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str, str]) -> str:
@@ -36,7 +43,11 @@ def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str
                 drawing(as_svg(change_figure(dice)), caption, ["before", "after"], rows),
                 _table(validation),
             ),
-            section("To look at", *map(_shown, shown)),
+            section(
+                "To look at",
+                f"<p>{text(SHOWN_SLICES)}</p>" if shown else "",
+                *map(_shown, shown),
+            ),
             section("How it was made", plain("Settings", settings)),
         ],
         data={},
@@ -45,12 +56,11 @@ def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str
 
 def as_markdown(validation: Validation, about: Mapping[str, str]) -> str:
     """The same in text, without pictures."""
-    head = ["subject", *(f"{m.name} {when}" for m in _measures() for when in ("before", "after"))]
+    head = ["subject", *(f"{name} {when}" for name, times in _columns() for when in times)]
     lines = [
         f"# {validation.model}: {validation.verdict}",
         "",
-        *validation.sentences(),
-        "",
+        *(f"{sentence}\n" for sentence in validation.sentences()),
         "| measure | before | after | change | 95 % interval |",
         "|---|---|---|---|---|",
         *(f"| {name} | {' | '.join(cells)} |" for name, cells in changes_as_cells(validation)),
@@ -101,7 +111,7 @@ def _facts(validation: Validation) -> Iterator[tuple[str, str, str]]:
             yield _fact(measure.name, validation.change(measure.key), measure)
     if validation.kept is not None:
         dice = next(_measures())
-        yield _fact("Dice on synthetic scans, before and after", validation.kept, dice)
+        yield _fact("Dice on synthetic scans, where only the change matters", validation.kept, dice)
 
 
 def _fact(name: str, change: Change, measure: Measure) -> tuple[str, str, str]:
@@ -116,19 +126,37 @@ def _interval(change: Change, digits: int) -> str:
     return f"{signed(change.low, digits)} to {signed(change.high, digits)}"
 
 
+def _columns() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Of the table of subjects, in groups."""
+    yield "volume, mL", ("labelled", "before", "after")
+    yield from ((m.name, ("before", "after")) for m in _measures())
+
+
 def _subject_rows(validation: Validation) -> Iterator[tuple[str, list[str]]]:
+    """The cells of each subject, and means."""
     for name, after in validation.after.items():
-        before = validation.before[name]
+        rows = (validation.before[name], after)
+        volumes = [after["reference_ml"], *(row["prediction_ml"] for row in rows)]
         yield (
             name,
-            [shown(row[m.key], _digits(m)) for m in _measures() for row in (before, after)],
+            [shown(volume, 1) for volume in volumes]
+            + [shown(row[m.key], _digits(m)) for m in _measures() for row in rows],
         )
+    changes = {m: validation.change(m.key) for m in _measures()}
+    volume, labelled = (validation.change(key) for key in ("prediction_ml", "reference_ml"))
+    yield (
+        MEAN,
+        [shown(value, 1) for value in (labelled.after, volume.before, volume.after)]
+        + [shown(v, _digits(m)) for m, c in changes.items() for v in (c.before, c.after)],
+    )
 
 
 def _table(validation: Validation) -> str:
-    measures = list(_measures())
-    names = "".join(f'<th colspan="2" scope="colgroup">{text(m.name)}</th>' for m in measures)
-    times = '<th scope="col">before</th><th scope="col">after</th>' * len(measures)
+    names = "".join(
+        f'<th colspan="{len(times)}" scope="colgroup">{text(name)}</th>'
+        for name, times in _columns()
+    )
+    times = "".join(f'<th scope="col">{when}</th>' for _, group in _columns() for when in group)
     body = "".join(
         f'<tr><th scope="row">{text(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for name, cells in _subject_rows(validation)
@@ -151,9 +179,10 @@ def _shown(example: Example) -> str:
 
 
 def _settings(validation: Validation, about: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    folds = f"{len(validation.after)} in {len(validation.folds)} folds"
+    scans, persons = len(validation.after), len({person(name) for name in validation.after})
+    folds = f"{scans} of {persons} people in {len(validation.folds)} folds"
     how = "each was measured by a model trained on the other folds, with the same settings"
-    yield "subjects", f"{folds}; {how}"
+    yield "scans", f"{folds}; {how}"
     yield from about.items()
     yield "intervals", "Student's, of the mean change; scans of one person count as one"
     yield "to go back", f"{validation.origin} is as it was; leuko segment --model takes either"

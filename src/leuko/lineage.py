@@ -1,22 +1,35 @@
 """Which scans and which models a model comes from, over all generations."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from leuko.dataset import Subject, find_subjects
+import numpy as np
+
+from leuko import nifti
+from leuko.dataset import Subject
 from leuko.errors import LeukoError
 from leuko.files import sha256
 from leuko.weights import ModelCard
 
-Described = Mapping[str, Any]  # a subject: its name, and the SHA-256 of its files by path
+Described = Mapping[str, Any]  # a subject: its name, its files from DATA on, and their hashes
 
 
-def described(subjects: Iterable[Subject]) -> list[Described]:
-    """The subjects as JSON."""
+def described(subjects: Iterable[Subject], data: Path) -> list[Described]:
+    """The subjects of a folder as JSON."""
     return [
-        {"name": s.name, "files": {str(path): sha256(path) for path in s.files}} for s in subjects
+        {
+            "name": s.name,
+            "files": {
+                kind: {"path": path.relative_to(data).as_posix(), "sha256": sha256(path)}
+                for kind, path in (("flair", s.flair), ("t1", s.t1), ("labels", s.labels))
+                if path
+            },
+            "scan": _fingerprint(s.flair),
+        }
+        for s in subjects
     ]
 
 
@@ -25,26 +38,31 @@ def unchanged(recorded: Mapping[str, Sequence[Described]], data: Path) -> dict[s
 
     Raises LeukoError if their files are not those of then.
     """
-    found = {s.name: s for s in find_subjects(data)}
-    groups = {}
-    for group, entries in recorded.items():
-        subjects = []
-        for entry in entries:
-            subject = found.get(entry["name"])
-            hashes = list(entry["files"].values())
-            if subject is None or [sha256(path) for path in subject.files] != hashes:
-                raise LeukoError(
-                    f"the scans of {entry['name']} in {data} are not those that the run started "
-                    "with; put them back, or start another run"
-                )
-            subjects.append(subject)
-        groups[group] = subjects
-    return groups
+    return {
+        group: [_found(entry, data) for entry in entries] for group, entries in recorded.items()
+    }
 
 
 def scan(subject: Described) -> str:
-    """What tells a subject's FLAIR from all others, wherever it lies."""
-    return str(next(iter(subject["files"].values())))[:16]
+    """What tells a subject's FLAIR from all others, wherever it lies and however it is stored."""
+    return str(subject["scan"])
+
+
+def _found(entry: Described, data: Path) -> Subject:
+    paths = {kind: data / file["path"] for kind, file in entry["files"].items()}
+    for kind, file in entry["files"].items():
+        if not paths[kind].is_file() or sha256(paths[kind]) != file["sha256"]:
+            raise LeukoError(
+                f"the scans of {entry['name']} in {data} are not those that the run started "
+                "with; put them back, or start another run"
+            )
+    return Subject(entry["name"], **{"t1": None} | paths)
+
+
+def _fingerprint(path: Path) -> str:
+    """Of the voxels of an image, its axes running R, A, S."""
+    voxels = np.ascontiguousarray(nifti.read(path).canonical().data, dtype=np.float32)
+    return hashlib.sha256(voxels.tobytes()).hexdigest()[:16]
 
 
 def require_distinct(subjects: Iterable[Described]) -> None:

@@ -61,9 +61,11 @@ def read_labels(path: Path, *, values: Collection[int]) -> Volume:
     if strange:
         shown = ", ".join(f"{v:g}" for v in strange[:5]) + (", ..." if len(strange) > 5 else "")
         expected = ", ".join(str(v) for v in sorted(values))
+        advice = "is this the label file, or a probability map?"
+        if len(found) <= 2 and found.min() == 0:
+            advice = f"if {found.max():g} means {min(v for v in values if v)}, write that"
         raise LeukoError(
-            f"{path} holds the label values {shown}; expected only {expected}: "
-            "is this the label file, or a probability map?"
+            f"{path} holds the label values {shown}; expected only {expected}: {advice}"
         )
     return _placed(data.astype(np.uint8), image, path)
 

@@ -128,8 +128,8 @@ def start(
     """
     if any((run / name).exists() for name in (RUN_FILE, CHECKPOINT_FILE, CARD_FILE, WEIGHTS_FILE)):
         raise LeukoError(
-            f"{run} holds a run already; continue it with leuko train --resume {run}, "
-            "delete it, or choose another folder"
+            f"{run} holds a run already: if it was stopped, leuko train --resume {run} goes on; "
+            "else choose another folder"
         )
     runtime.require_device(device)
     parallel.require_even(settings.recipe.images_per_step)
@@ -142,7 +142,8 @@ def start(
         "precision": _precision(settings.recipe, device),
     }
     _require_subjects(subjects, settings)
-    _make(run, settings, groups, how)
+    data = Path(settings.data)
+    _make(run, settings, {name: lineage.described(groups[name], data) for name in GROUPS}, how)
 
 
 def start_fold(run: Path, planned: Plan, measured: Collection[str]) -> None:
@@ -158,7 +159,9 @@ def start_fold(run: Path, planned: Plan, measured: Collection[str]) -> None:
         [s for s in planned.trained if s.name in measured],
         settings,
     )
-    _make(run, settings, groups, {key: planned.record[key] for key in HOW})
+    described = {s["name"]: s for group in planned.record["subjects"].values() for s in group}
+    again = {name: [described[s.name] for s in groups[name]] for name in GROUPS}
+    _make(run, settings, again, {key: planned.record[key] for key in HOW})
 
 
 def read(run: Path) -> Plan:
@@ -203,10 +206,12 @@ def anatomies(heads: str | None, device: torch.device) -> list[Anatomy]:
 
 
 def _make(
-    run: Path, settings: Settings, groups: Mapping[str, list[Subject]], how: Mapping[str, Any]
+    run: Path,
+    settings: Settings,
+    described: Mapping[str, Sequence[lineage.Described]],
+    how: Mapping[str, Any],
 ) -> None:
     """The folder of a run. Raises LeukoError if it would measure what its start has seen."""
-    described = {name: lineage.described(groups[name]) for name in GROUPS}
     lineage.require_distinct(s for group in GROUPS for s in described[group])
     card = _card(run.resolve().name, settings, described)
     measured = GROUPS if settings.folds else ("held_out",)
@@ -276,14 +281,18 @@ def _require_sense(settings: Settings) -> None:
 
 
 def _require_subjects(subjects: Iterable[Subject], settings: Settings) -> None:
-    """Raises LeukoError for the first that cannot be trained with or measured on."""
+    """Raises LeukoError for the first that cannot be trained with or measured on, and if none has
+    WMH."""
+    have_wmh = False
     for subject in subjects:
         if subject.t1 is None and settings.preparation.needs_t1:
             raise LeukoError(
                 f"{settings.data}: {subject.name} has no T1.nii.gz, which the channels "
                 f"{settings.preparation.channels} need; add it, or use --channels flair-3-slices"
             )
-        verify(subject)
+        have_wmh |= verify(subject, with_t1=settings.preparation.uses_t1)
+    if not have_wmh:
+        raise LeukoError(f"{settings.data}: no subject has WMH (label 1); label some that do")
 
 
 def _require_synthesis(settings: Settings) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from leuko import guards, inputs, nifti, outputs, runtime, weights
-from leuko.align import FAR_MM, LEAST_SHARPNESS, LOST_MM, Alignment, Mode, align
+from leuko.align import FAR_MM, LOST_MM, Alignment, Mode, align
 from leuko.analysis import Case, analyse
 from leuko.channels import Pair
 from leuko.errors import LeukoError
@@ -216,12 +216,8 @@ def _alignment(flair: Volume, t1: Volume, mode: Mode, threads: int) -> Alignment
     found = align(flair, t1, mode=mode, threads=threads)
     if found.is_sure:
         return found
-    if found.sharpness < LEAST_SHARPNESS:
-        seen = (
-            f"moved by 4 mm it loses {100 * max(0, found.sharpness):.0f} % of what the two have in "
-            f"common, expected {100 * LEAST_SHARPNESS:.0f} % or more"
-        )
-    else:
+    seen = found.doubt()
+    if seen is None:
         way = f"{found.off_mm:.1f} mm away" if found.off_mm < FAR_MM else "elsewhere"
         seen = f"a better place is {way}, expected {LOST_MM:.1f} mm at most"
     evidence = f"{t1.name} does not lie on {flair.name} ({seen})"

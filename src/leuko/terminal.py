@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_bar(*, shown: bool = True) -> Iterator[Callable[["At"], None]]:
-    """A bar on a terminal; elsewhere a line for every tenth of the way. Nothing unless `shown`."""
+def progress_bar(
+    *, shown: bool = True
+) -> Iterator[tuple[Callable[["At"], None], Callable[[str], None]]]:
+    """What is to be told of each step of a training, and of what else is done: a bar on a terminal,
+    elsewhere a line for every tenth of the steps. Nothing unless `shown`."""
     if not shown:
-        yield lambda _: None
+        yield lambda _: None, lambda _: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -31,27 +34,28 @@ def progress_bar(*, shown: bool = True) -> Iterator[Callable[["At"], None]]:
 
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("training"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]:.1f} images/s"),
+        TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
     )
-    task = bar.add_task("training", total=None, loss=math.nan, speed=math.nan)
+    task = bar.add_task("", total=None, numbers="")
 
     def on_step(at: "At") -> None:
-        bar.update(
-            task, total=at.steps, completed=at.step, loss=at.loss, speed=at.images_per_second
-        )
+        numbers = f"loss {at.loss:.4g}  {at.images_per_second:.1f} images/s"
+        bar.update(task, description="training", total=at.steps, completed=at.step, numbers=numbers)
         tenth = max(1, at.steps // 10)
         if not console.is_terminal and (at.step % tenth == 0 or at.step == at.steps):
-            speed = f"{at.images_per_second:.1f} images/s"
-            print(f"step {at.step}/{at.steps}  loss {at.loss:.4g}  {speed}", file=sys.stderr)
+            print(f"step {at.step}/{at.steps}  {numbers}", file=sys.stderr)
+
+    def doing(what: str) -> None:
+        bar.update(task, description=what, numbers="")
 
     with bar:
-        yield on_step
+        yield on_step, doing
 
 
 LEAST_DONE = 3  # before a rate means something

@@ -13,29 +13,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from leuko import losses, nifti, parallel, plan, runtime
+from leuko import held_out, losses, parallel, plan, runtime
 from leuko.anatomy import CLASSES
 from leuko.batches import Batch, Batches
 from leuko.board import Board
 from leuko.channels import centred
-from leuko.dataset import LABEL_VALUES, Slices, Subject, find_subjects, load
+from leuko.dataset import Slices, find_subjects, load
 from leuko.errors import LeukoError
-from leuko.evaluate import Row, compare, json_ready
+from leuko.evaluate import Row, json_ready
 from leuko.files import staged, write_json
+from leuko.metrics import dice
 from leuko.network import SpecialisedVGG
 from leuko.plan import CHECKPOINT_FILE, RUN_FILE, Plan, Settings
-from leuko.predict import predict, to_mask
 from leuko.recipes import Phase, Recipe, phase_at
 from leuko.record import Stopwatch
 from leuko.rehearsal import Rehearsal
-from leuko.volume import Array, Volume
+from leuko.volume import Array
 from leuko.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
 
+COMPARED = 48  # slices
 CHECKPOINT_SECONDS = 60.0  # what a kill can cost; writing one takes about a second
 
 LOSSES = {
@@ -58,14 +60,16 @@ def fit(
     run: Path,
     *,
     on_step: Callable[[Progress], None] = lambda _: None,
+    doing: Callable[[str], None] = lambda _: None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Row]:
     """Train the run in a folder that `plan.start` made, from its last checkpoint.
 
     Leaves the model and its card in the folder and returns the measures of the held-out subjects,
-    by subject. Every random choice follows from the seed and the number of the step, so that a
-    run that was stopped and resumed gives the same weights, bit for bit on CPUs of one kind. Of
-    processes that share a training the first writes and measures.
+    by subject. `doing` is told what is done before and after the steps. Every random choice follows
+    from the seed and the number of the step, so that a run that was stopped and resumed gives the
+    same weights, bit for bit on CPUs of one kind. Of processes that share a training the first
+    writes and measures.
 
     Raises LeukoError when the run is finished, the scans have changed, the checkpoint is damaged,
     the device is missing, or the loss diverges.
@@ -80,6 +84,7 @@ def fit(
     torch.set_num_threads(planned.threads)
     parallel.require_even(recipe.images_per_step)
     fabric = parallel.join(planned.device, planned.precision)
+    doing("preparing")
     with watch.stage("prepare"):
         batches = _batches(planned, fabric.device)
         validation = _slices(planned, "validation") if settings.patience else None
@@ -155,7 +160,12 @@ def fit(
         save_card(scratch, _trained(planned, step, best))
     with watch.stage("measure"):
         trained = runtime.load(run, device=planned.device, threads=planned.threads)
-        measures = {s.name: measure(s, trained) for s in planned.groups["held_out"]}
+        measures = held_out.measures(
+            planned.groups["held_out"],
+            trained,
+            run / held_out.MASKS,
+            doing=doing,
+        )
     finished = {"finished": True, "seconds": watch.seconds}
     shown = {name: json_ready(row) for name, row in measures.items()}
     write_json(run / f"{RUN_FILE}.part", planned.record | finished | {"measures": shown})
@@ -175,23 +185,16 @@ def training_slices(run: Path, data: Path | None = None) -> Array:
     return load(planned.groups["train"], planned.settings.preparation).images
 
 
-def measure(subject: Subject, model: runtime.Model) -> Row:
-    """The measures of a model on one labelled subject."""
-    truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
-    return compare(truth, segment(subject, model))
-
-
-def segment(subject: Subject, model: runtime.Model) -> Volume:
-    """What a model finds in a subject, as bool."""
-    flair = nifti.read(subject.flair)
-    probability = predict(flair, nifti.read(subject.t1) if subject.t1 else None, model)[-1]
-    mask = to_mask(
-        probability,
-        model.card.threshold,
-        smallest_mm3=model.card.smallest_lesion_mm3,
-        voxel_mm3=flair.voxel_mm3,
+def rounding(model: Path, exported: Path, slices: Array) -> tuple[float, float]:
+    """What 8 bits change: the Dice of the masks of a model and of its export on `COMPARED` of the
+    slices (N, H, W, 3), and the change of what is found, in per cent; nan where nothing is."""
+    chosen = slices[np.linspace(0, len(slices) - 1, COMPARED).astype(int)]
+    before, after = (
+        found.predict(chosen)[:, -1] >= found.card.threshold
+        for found in (runtime.load(model), runtime.load(exported))
     )
-    return flair.with_data(mask)
+    change = 100 * (after.sum() / before.sum() - 1) if before.any() else math.nan
+    return dice(prediction=after, reference=before), float(change)
 
 
 def _slices(planned: Plan, group: str) -> Slices:

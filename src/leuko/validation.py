@@ -128,7 +128,7 @@ class Validation:
         )
         said = [
             (
-                f"{self.model} against {self.origin}, on {change.people} subjects that it had not "
+                f"{self.model} against {self.origin}, on {change.people} people whom it had not "
                 f"seen: {self.verdict}. {numbers}."
             )
         ]
@@ -138,9 +138,9 @@ class Validation:
             case "worse":
                 said.append(f"Keep {self.origin}.")
             case _:
-                said.append(f"Keep {self.origin}, or label more subjects.")
+                said.append(f"Keep {self.origin}, or label more people's scans.")
         if change.people < FEW:
-            said.append(f"{change.people} subjects are few: the interval says little.")
+            said.append(f"{change.people} people are few: the interval says little.")
         if healthy.people:
             said.append(
                 f"In {healthy.people} without WMH it finds {shown(healthy.after, 2)} mL on "
@@ -150,7 +150,7 @@ class Validation:
             said.append("It finds WMH where there are none: that speaks against it.")
         if self.kept is not None:
             said.append(
-                "On new synthetic scans of the kind that it was trained with: Dice "
+                "On synthetic scans, made to be hard, so that only the change matters: Dice "
                 f"{shown(self.kept.before, 2)} before, {shown(self.kept.after, 2)} after."
             )
         if self.has_forgotten:
