@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from leuko.files import write_json
+from leuko.plan import precision
+from leuko.recipes import MODERN
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -91,9 +93,8 @@ def mixed_precision() -> torch.autocast:
 
 
 def multiplies_in_bfloat16() -> bool:
-    """Whether this processor does, so that training in it is faster; Leuko's recipe asks alike."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    """Whether Leuko would train in it here."""
+    return precision(MODERN, "cpu") == "bf16-mixed"
 
 
 def load(path: Path) -> dict[str, Any]:

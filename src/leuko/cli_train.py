@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leuko.validation import Validation
 
 FOLDS = 5  # to adapt
+GROUPS = {"train": "to train with", "validation": "to stop by", "held_out": "held out"}
 
 
 def train(
@@ -206,13 +207,12 @@ def _print_plan(run: Path) -> None:
     names = {group: [s["name"] for s in subjects] for group, subjects in record["subjects"].items()}
     everyone = [name for group in names.values() for name in group]
     people = len({person(name) for name in everyone})
-    how = [f"{len(group)} {what}" for what, group in names.items() if group]
+    how = [f"{len(group)} {GROUPS[what]}" for what, group in names.items() if group]
     trainings = 1
     if settings.folds:
         count = min(settings.folds, people)
         how, trainings = [f"cross-validated in {count} folds"], count + 1
-    said = f"{counted(len(everyone), 'scan')} of {people} people, {', '.join(how)}"
-    print(f"data    {said.replace('held_out', 'held out')}")
+    print(f"data    {counted(len(everyone), 'scan')} of {people} people, {', '.join(how)}")
     print(f"steps   {counted(trainings, 'training')} of {settings.recipe.steps}", flush=True)
 
 

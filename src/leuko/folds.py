@@ -210,7 +210,7 @@ def _about(planned: Plan) -> dict[str, str]:
         "threshold": f"{card.threshold:g}",
         "smallest lesion": f"{card.smallest_lesion_mm3:g} mm³",
         "seed": str(planned.settings.seed),
-        "scans": planned.settings.data,
+        "data": planned.settings.data,
     }
 
 

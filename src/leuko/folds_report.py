@@ -79,9 +79,11 @@ def changes_as_cells(validation: Validation) -> Iterator[tuple[str, list[str]]]:
     for measure in _measures():
         change = validation.change(measure.key)
         digits = _digits(measure)
-        name = f"{measure.name}, {measure.unit}" if measure.unit else measure.name
         means = [shown(value, digits) for value in (change.before, change.after)]
-        yield name, [*means, signed(change.change, digits), _interval(change, digits)]
+        yield (
+            _with_unit(measure),
+            [*means, signed(change.change, digits), _interval(change, digits)],
+        )
 
 
 def examples(validation: Validation) -> list[str]:
@@ -99,6 +101,10 @@ def _is_bad(validation: Validation) -> bool:
 
 def _measures() -> Iterator[Measure]:
     return (measure for measure in MEASURES if measure.key in SHOWN)
+
+
+def _with_unit(measure: Measure) -> str:
+    return f"{measure.name}, {measure.unit}" if measure.unit else measure.name
 
 
 def _digits(measure: Measure) -> int:
@@ -129,7 +135,7 @@ def _interval(change: Change, digits: int) -> str:
 def _columns() -> Iterator[tuple[str, tuple[str, ...]]]:
     """Of the table of subjects, in groups."""
     yield "volume, mL", ("labelled", "before", "after")
-    yield from ((m.name, ("before", "after")) for m in _measures())
+    yield from ((_with_unit(m), ("before", "after")) for m in _measures())
 
 
 def _subject_rows(validation: Validation) -> Iterator[tuple[str, list[str]]]:

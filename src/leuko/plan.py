@@ -139,7 +139,7 @@ def start(
     how = {
         "device": device,
         "threads": threads or max(1, runtime.available_cpus() // parallel.count_here()),
-        "precision": _precision(settings.recipe, device),
+        "precision": precision(settings.recipe, device),
     }
     _require_subjects(subjects, settings)
     data = Path(settings.data)
@@ -364,7 +364,7 @@ def _card(
     return lineage.descended(card, load_card(Path(settings.init)))
 
 
-def _precision(recipe: Recipe, device: runtime.Device) -> parallel.Precision:
+def precision(recipe: Recipe, device: runtime.Device) -> parallel.Precision:
     """bfloat16 where the recipe allows it and the device multiplies in it: emulated, it is slow."""
     match device:
         case "cuda":
