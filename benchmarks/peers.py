@@ -45,7 +45,7 @@ from leuko.export import export
 from leuko.files import read_json, staged, write_json
 from leuko.network import SpecialisedVGG
 from leuko.plan import CLASSES, Settings, start
-from leuko.recipes import MODERN
+from leuko.recipes import FROM_NOTHING
 from leuko.train import Progress, fit, training_slices
 
 RESULTS = "peers.json"
@@ -153,11 +153,11 @@ def train_leuko(out: Path, data: Path, seconds: float) -> None:
     """At full width, from scratch, with the recipe's shape over the steps that fit the time."""
     run, exported = out / "leuko", out / "leuko-int8"
     if not run.is_dir():
-        settings = Settings(data=str(data), init="none", held_out=0.0)
+        settings = Settings(data=str(data), recipe=FROM_NOTHING, init="none", held_out=0.0)
         each = seconds_of_a_step(settings)
         steps = max(1, round(seconds / each))
         print("leuko", json.dumps({"seconds_of_a_step": round(each, 3), "steps": steps}))
-        start(run, replace(settings, recipe=replace(MODERN, steps=steps)), threads=1)
+        start(run, replace(settings, recipe=replace(FROM_NOTHING, steps=steps)), threads=1)
     if not read_json(run / "run.json", what="run")["finished"]:
         account = Account(out / "leuko.json")
         fit(run, on_step=account)
@@ -189,7 +189,7 @@ class Account:
         if at.step % 20 == 0 or at.step == at.steps:
             account = {
                 "steps": at.step,
-                "images": at.step * MODERN.images_per_step,
+                "images": at.step * FROM_NOTHING.images_per_step,
                 "seconds": round(self.clock.seconds, 1),
                 "loss": round(at.loss, 4),
             }

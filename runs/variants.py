@@ -25,8 +25,8 @@ from leuko import board, plan, train
 from leuko.channels import Preparation
 from leuko.export import read_network
 from leuko.files import read_json, staged
-from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
-from leuko.recipes import MODERN, XU2017
+from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, Stages
+from leuko.recipes import FROM_NOTHING, MODERN, XU2017
 from leuko.weights import DEFAULT, WEIGHTS_FILE, ModelCard, find, load_card, save_card
 
 PUBLISHED_STEPS = 100
@@ -63,9 +63,10 @@ def main() -> None:
 
 
 def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
-    """Each paper's variant, by name."""
+    """By name: those of the papers, and two of how a training starts."""
+    torch.manual_seed(0)
     stages = tuple(tuple(int(options.width * maps) for maps in stage) for stage in VGG16)
-    modern = replace(MODERN, steps=options.slices // MODERN.images_per_step)
+    modern = replace(FROM_NOTHING, steps=options.slices // MODERN.images_per_step)
     ours = plan.Settings(
         data=str((options.data / "train").resolve()),
         recipe=modern,
@@ -76,46 +77,54 @@ def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
     published = replace(
         ours,
         recipe=replace(XU2017, steps=PUBLISHED_STEPS),
-        init=str(with_large_maps(options.out / "large-maps")),
+        init=saved(options.out / "large-maps", with_large_maps()),
         stages=VGG16,
     )
+    small = SpecialisedVGG(len(plan.CLASSES), stages)
+    small.renew_specialised_layers()
     return {
         "colour image": ours,
         "three slices of FLAIR": replace(ours, preparation=Preparation(channels="flair-3-slices")),
         "three slices of T1": replace(ours, preparation=Preparation(channels="t1-3-slices")),
         "four stages": replace(ours, stages=stages[:4]),
         "scores of each stage": replace(ours, side_maps=2),
+        "rate of 3e-4": replace(ours, recipe=replace(modern, phases=MODERN.phases)),
+        "small specialised layers": replace(
+            ours, init=saved(options.out / "small-layers", small, stages)
+        ),
         "published recipe": published,
     }
 
 
-def with_large_maps(folder: Path) -> Path:
-    """A model with leuko-base's stages, all of whose maps are `LARGE` times as large, and new
-    layers on them."""
+def with_large_maps() -> SpecialisedVGG:
+    """leuko-base's stages, all of whose maps are `LARGE` times as large, and new layers on them."""
+    base = find(DEFAULT)
+    card = load_card(base)
+    network = SpecialisedVGG(len(plan.CLASSES), card.stages)
+    network.stages.load_state_dict(read_network(base, card).stages.state_dict())
+    network.renew_specialised_layers()
+    with torch.no_grad():
+        network.first_convolution.weight *= LARGE
+        for convolution in network.convolutions:
+            convolution.bias *= LARGE
+    return network
+
+
+def saved(folder: Path, network: SpecialisedVGG, stages: Stages = VGG16) -> str:
+    """A folder with a network to start from."""
     if not folder.is_dir():
-        base = find(DEFAULT)
-        card = load_card(base)
-        torch.manual_seed(0)
-        network = SpecialisedVGG(len(plan.CLASSES), card.stages)
-        network.stages.load_state_dict(read_network(base, card).stages.state_dict())
-        with torch.no_grad():
-            network.first_convolution.weight *= LARGE
-            for convolution in network.convolutions:
-                convolution.bias *= LARGE
         with staged(folder) as scratch:
             save_file(network.state_dict(), scratch / WEIGHTS_FILE)
-            save_card(
-                scratch,
-                ModelCard(
-                    name="large-maps",
-                    classes=plan.CLASSES,
-                    preparation=Preparation(),
-                    stages=card.stages,
-                    side_maps=SIDE_MAPS,
-                    training={},
-                ),
+            card = ModelCard(
+                name=folder.name,
+                classes=plan.CLASSES,
+                preparation=Preparation(),
+                stages=stages,
+                side_maps=SIDE_MAPS,
+                training={},
             )
-    return folder.resolve()
+            save_card(scratch, card)
+    return str(folder.resolve())
 
 
 def trained(run: Path, settings: plan.Settings) -> tuple[float, float]:

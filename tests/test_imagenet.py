@@ -57,6 +57,12 @@ def test_a_network_without_the_coarsest_stage_takes_what_it_has(state, weight_fi
     assert torch.equal(network.convolutions[-1].weight, state["features.7.weight"])
 
 
+def test_other_layers_start_small_beside_imagenets(weight_file):
+    network = SpecialisedVGG(2, STAGES)
+    imagenet.transfer(network, str(weight_file))
+    assert network.fusion.weight.abs().max() < 0.06
+
+
 def test_the_feature_scale_divides_every_map(weight_file):
     plain, scaled = SpecialisedVGG(2, STAGES), SpecialisedVGG(2, STAGES)
     imagenet.transfer(plain, str(weight_file))

@@ -58,6 +58,23 @@ def test_features_start_at_the_scale_of_one():
         assert 0.2 < x.std() < 5
 
 
+def test_specialised_maps_and_scores_start_at_the_scale_of_one_or_small():
+    torch.manual_seed(0)
+    network = SpecialisedVGG(2)
+    side, fusion = network.sides[0], network.fusion
+    assert side(torch.randn(1, 64, 64, 64)).std().item() == pytest.approx(1, rel=0.2)
+    assert fusion(torch.randn(1, 80, 64, 64)).std().item() == pytest.approx(1, rel=0.3)
+    network.renew_specialised_layers()
+    assert side.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_filters_are_blind_to_brightness_at_the_start():
+    network = SpecialisedVGG(2)
+    for convolution in network.convolutions:
+        mean = convolution.weight.mean(dim=(1, 2, 3))
+        assert mean.abs().max() < 1e-6
+
+
 def test_memory_layout_does_not_change_the_answer():
     torch.manual_seed(0)
     network, x = SpecialisedVGG(2, NARROW), torch.randn(1, 3, 32, 32)

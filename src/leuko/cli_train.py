@@ -95,10 +95,10 @@ def train(
     _require_training_packages()
     from leuko import parallel
     from leuko.plan import NO_MODELS, Settings, start
-    from leuko.recipes import RECIPES
+    from leuko.recipes import FROM_NOTHING, RECIPES
     from leuko.weights import DEFAULT
 
-    chosen = RECIPES[recipe]
+    chosen = FROM_NOTHING if (recipe, init) == ("modern", "none") else RECIPES[recipe]
     adapts = recipe == "adapt"
     folds = (FOLDS if adapts else 0) if folds is None else folds
     if folds and _is_given(context, "held_out"):

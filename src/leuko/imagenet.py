@@ -48,7 +48,7 @@ V1_STD = (0.229, 0.224, 0.225)
 
 
 def transfer(model: SpecialisedVGG, source: str, *, feature_scale: float = 1.0) -> None:
-    """Copy ImageNet weights into the stages of `model`, in place.
+    """Copy ImageNet weights into the stages of `model`, in place; its other layers start small.
 
     `source` is a name in `PUBLISHED`, downloaded once into torch's cache, or the path of a file
     with torchvision's key names (`features.0.weight`, ...). A file is taken for IMAGENET1K_V1 if
@@ -80,6 +80,7 @@ def transfer(model: SpecialisedVGG, source: str, *, feature_scale: float = 1.0) 
             assert convolution.bias is not None  # every convolution of the stages has one
             convolution.bias.copy_(state[f"features.{index}.bias"] / feature_scale)
         model.first_convolution.weight /= feature_scale
+    model.renew_specialised_layers()
 
 
 def fold_input_scaling(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The network of Xu et al. 2017: VGG-16 stages, a specialised layer on each, and their fusion."""
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -13,6 +14,8 @@ Stages = tuple[tuple[int, ...], ...]
 VGG16: Stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # Maps of each specialised layer, K in the paper.
 SIDE_MAPS = 16
+# The root mean square of what ReLU leaves of a Gaussian, by its standard deviation.
+SPREAD_ALONE = math.sqrt(math.pi / (math.pi - 1))
 
 
 class SpecialisedVGG(nn.Module):
@@ -72,15 +75,26 @@ class SpecialisedVGG(nn.Module):
         return logits
 
     def _initialise(self) -> None:
-        """From scratch: He et al. 2015 for the stages; small Gaussians, as is usual for layers
-        added to a trained network, for the rest. Centred grey values spread over about 64, and
-        the first layer takes that out, so that all maps start at the scale of one."""
-        for module in self.stages.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        """From nothing: all maps start at the size of one.
+
+        He et al. 2015 for the stages, each filter less its mean, so that an image's brightness does
+        not outshine what is in it; `SPREAD_ALONE` makes up for the mean that ReLU leaves (Brock et
+        al. 2021). Centred grey values spread over about 64, which the first layer takes out.
+        """
+        for convolution in self.convolutions:
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            nn.init.zeros_(cast("Tensor", convolution.bias))
+            with torch.no_grad():
+                convolution.weight -= convolution.weight.mean(dim=(1, 2, 3), keepdim=True)
+                convolution.weight *= SPREAD_ALONE
         with torch.no_grad():
-            self.first_convolution.weight /= 64
+            self.first_convolution.weight /= 64 * SPREAD_ALONE
+        for module in (*self.sides, self.fusion):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            nn.init.zeros_(module.bias)
+
+    def renew_specialised_layers(self) -> None:
+        """Small Gaussians, as is usual for layers added to a trained network."""
         for module in (*self.sides, self.fusion):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""How a network is trained, as data: `XU2017` exactly as published, `MODERN`, and `ADAPT`."""
+"""How a network is trained, as data: `XU2017` exactly as published, `MODERN`, and its children."""
 
 import math
 from dataclasses import dataclass, replace
@@ -91,6 +91,9 @@ MODERN = Recipe(
     mixed_precision=True,
     averaged_part=0.02,
 )
+
+# No trained layer can be spoilt by a high rate: see EXPERIMENTS.
+FROM_NOTHING = replace(MODERN, phases=(Phase(0.05, 0.0, 1e-3), Phase(0.95, 1e-3, 0.0)))
 
 # A trained model goes on with a few subjects of another scanner.
 ADAPT = replace(
