@@ -112,8 +112,7 @@ def measures(model: Path, data: Path, kept: Path) -> Mapping[str, Row]:
     file, sha256 = kept.with_suffix(".json"), load_card(model).weights_sha256
     if not file.is_file() or read_json(file, what="measures")["model"] != sha256:
         loaded = runtime.load(model)
-        masks = kept.with_suffix("") / sha256[:12]
-        found = held_out.measures(find_subjects(data), loaded, masks, doing=print)
+        found = held_out.measures(find_subjects(data), loaded, kept / sha256[:12])
         rows = {name: json_ready(row) for name, row in found.items()}
         write_json(file, {"model": sha256, "rows": rows})
     return {

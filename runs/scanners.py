@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -25,14 +26,13 @@ from tables import interval
 from torch import Tensor
 from train_base import HELD_OUT
 
-from leuko import nifti, runtime, weights
+from leuko import held_out, nifti, runtime, weights
 from leuko.anatomy import CSF, GREY, VENTRICLE, WHITE, WMH, Anatomy, load_head
 from leuko.dataset import find_subjects
 from leuko.evaluate import Row
 from leuko.fields import blurred, smooth_noise
 from leuko.files import image_stem, staged
 from leuko.synthesis import Choice, Scan, choose, synthesise
-from leuko.train import measure
 
 TRAINING, TEST = 15, 12  # subjects of a scanner
 SLICES, SPACING_MM, SIZE = 48, 3.0, (192, 224)
@@ -111,12 +111,15 @@ def main() -> None:
     make_all(options.heads, options.out, options.atlas, scanners)
     model = runtime.load(weights.find(options.model))
     rows = {
-        scanner.name: [
-            measure(subject, model) for subject in find_subjects(options.out / scanner.name / TESTS)
-        ]
+        scanner.name: list(measures(options.out / scanner.name / TESTS, model).values())
         for scanner in (ORIGINAL, *scanners)
     }
     print_table(rows)
+
+
+def measures(tests: Path, model: runtime.Model) -> dict[str, Row]:
+    with TemporaryDirectory() as masks:
+        return held_out.measures(find_subjects(tests), model, Path(masks))
 
 
 def make_all(heads: Path, out: Path, atlas: Path | None, scanners: Sequence[Scanner]) -> None:

@@ -64,7 +64,6 @@ def main() -> None:
 
 def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
     """By name: those of the papers, and two of how a training starts."""
-    torch.manual_seed(0)
     stages = tuple(tuple(int(options.width * maps) for maps in stage) for stage in VGG16)
     modern = replace(FROM_NOTHING, steps=options.slices // MODERN.images_per_step)
     ours = plan.Settings(
@@ -74,14 +73,15 @@ def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
         init="none",
         held_out=0.0,
     )
+    torch.manual_seed(ours.seed)
+    small = SpecialisedVGG(len(plan.CLASSES), stages)  # with the stages that `ours` starts with
+    small.renew_specialised_layers()
     published = replace(
         ours,
         recipe=replace(XU2017, steps=PUBLISHED_STEPS),
         init=saved(options.out / "large-maps", with_large_maps()),
         stages=VGG16,
     )
-    small = SpecialisedVGG(len(plan.CLASSES), stages)
-    small.renew_specialised_layers()
     return {
         "colour image": ours,
         "three slices of FLAIR": replace(ours, preparation=Preparation(channels="flair-3-slices")),

@@ -17,11 +17,18 @@ COMMANDS = (
 )  # fmt: skip
 COMMAND = rf"\bleuko ({'|'.join(COMMANDS)})\b.*"
 ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(path for home in ("runs", "benchmarks") for path in (ROOT / home).glob("*.py"))
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def text(name):
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_the_scripts_that_made_the_figures_fit_the_package(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(script.parent))
+    runpy.run_path(str(script), run_name="imported")
 
 
 def test_the_page_of_commands_is_up_to_date():

@@ -1,6 +1,7 @@
 """A model in 8-bit ONNX computes what the network does, and can become the network again."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -145,10 +146,14 @@ def test_a_cross_validation_measures_an_exported_start_as_the_network_that_it_is
 
 
 def test_what_8_bits_change_is_measured(model, exported, slices):
-    dice, change = train.rounding(model, exported, slices)
+    count, dice, change = train.rounding(model, exported, slices)
+    assert count == min(train.COMPARED, len(slices))
     assert 0.9 < dice < 1
     assert abs(change) < 10
-    assert train.rounding(model, model, slices) == (1, 0)
+    assert train.rounding(model, model, slices[:5]) == (5, 1, 0)
+    count, dice, change = train.rounding(model, exported, np.zeros_like(slices[:5]))
+    assert math.isnan(dice)
+    assert math.isnan(change)
 
 
 def test_a_model_is_exported_once_and_not_over_another(model, exported, slices, tmp_path):

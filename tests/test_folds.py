@@ -15,6 +15,7 @@ from leuko.channels import Preparation
 from leuko.dataset import LABEL_VALUES, Subject
 from leuko.errors import LeukoError
 from leuko.evaluate import compare, evaluate_folders
+from leuko.figures import Example, before_after_figure, change_figure
 from leuko.files import sha256
 from leuko.folds_report import as_html, as_markdown, changes_as_cells, examples
 from leuko.network import SpecialisedVGG
@@ -127,6 +128,47 @@ def test_a_model_that_is_started_from_lends_its_use_but_not_its_licence(
     assert card.training["from"]["licence"] == "Apache-2.0"
 
 
+@pytest.mark.parametrize("stop", ["preparing", "measuring head1"])
+@pytest.mark.parametrize("time", [0, 1])
+def test_a_cross_validation_that_is_stopped_between_steps_goes_on(
+    adapted, heads, foreign_model, tmp_path, stop, time
+):
+    _, whole = adapted
+    again = tmp_path / "site-model"
+    plan.start(again, adapting(heads, foreign_model))
+    told = []
+
+    def doing(what):
+        told.append(what)
+        if what == stop and told.count(stop) == time + 1:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        folds.fit(again, doing=doing)
+    assert folds.fit(again) == whole
+    for masks in (folds.MASKS_BEFORE, held_out.MASKS):
+        assert len(list((again / masks).glob("*/wmh.nii.gz"))) == 6
+
+
+def test_a_cross_validation_that_is_killed_while_it_publishes_goes_on(
+    adapted, heads, foreign_model, tmp_path, monkeypatch
+):
+    _, whole = adapted
+    again = tmp_path / "site-model"
+    plan.start(again, adapting(heads, foreign_model))
+
+    def killed(*_):
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folds, "as_markdown", killed)
+        with pytest.raises(StoppedError):
+            folds.fit(again)
+    (again / folds.FOLDER / "1" / held_out.MASKS / ".leuko-killed").mkdir()
+    assert folds.fit(again) == whole
+    assert not list((again / held_out.MASKS).glob(".*"))
+
+
 @pytest.mark.parametrize("stop", [2, 5, 11])
 def test_a_stopped_cross_validation_goes_on(adapted, heads, foreign_model, tmp_path, stop):
     run, whole = adapted
@@ -172,8 +214,17 @@ def test_an_example_is_the_slice_that_changed_most_cut_to_the_head(adapted, head
         nifti.write(path, mask)
     masks = (tmp_path / "before", tmp_path / "after")
     example = folds._example(validation, "head2", plan.read(run), masks)
-    assert [found.sum() for found in example.found] == [0, 12]
-    assert example.flair.shape == example.labelled.shape == example.found[1].shape
+    across, along = example.flair.shape
+    labels = nifti.read_mask(heads / "head2" / "wmh.nii.gz").data
+    for cut, whole in (
+        (example.flair, flair.data),
+        (example.labelled, labels),
+        (example.found[0], before.data == 1),
+        (example.found[1], after.data == 1),
+    ):
+        windows = np.lib.stride_tricks.sliding_window_view(whole[..., 4], (across, along))
+        assert (windows == cut).all(axis=(2, 3)).any()
+    assert example.found[1].sum() == 12
 
 
 def test_pictures_are_cut_to_the_head():
@@ -483,6 +534,23 @@ def test_cells_have_signs_and_units():
     cells = dict(changes_as_cells(validation(LOW, HIGH)))
     assert cells["Dice (DSC)"] == ["0.50", "0.67", "+0.16", "+0.12 to +0.21"]
     assert cells["Hausdorff 95 (H95), mm"] == ["0.5", "0.5", "+0.0", "+0.0 to +0.0"]
+
+
+def test_the_chart_tells_gains_from_losses():
+    pairs = {"a": (0.5, 0.7), "b": (0.5, 0.4), "c": (0.5, 0.5), "d": (math.nan, 0.3)}
+    (axes,) = change_figure(pairs).axes
+    assert [line.get_label() for line in axes.lines] == ["gained", "lost", "unchanged"]
+    assert len(axes.get_legend().get_texts()) == 3
+    assert not change_figure({"d": (math.nan, 0.3)}).axes[0].lines
+
+
+def test_a_picture_has_the_shape_of_its_slice():
+    image, mask = np.ones((40, 30)), np.zeros((40, 30), dtype=bool)
+    example = Example("a", image, mask, (mask, mask), (0.5, 0.6), aspect=3.0)
+    figure = before_after_figure(example)
+    assert figure.axes[0].get_aspect() == 3
+    width, height = figure.get_size_inches()
+    assert height / (width / 2) == pytest.approx(3 * 30 / 40)
 
 
 def test_the_text_report_holds_every_subject():

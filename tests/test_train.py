@@ -353,7 +353,7 @@ def test_a_run_without_its_record_is_not_started_over(heads, tmp_path):
     run = tmp_path / "run"
     plan.start(run, small_settings(heads, steps=1, stages=NARROW))
     (run / "run.json").unlink()
-    with pytest.raises(LeukoError, match="holds a run already"):
+    with pytest.raises(LeukoError, match="is not empty"):
         plan.start(run, small_settings(heads, steps=1, stages=NARROW, seed=9))
 
 
@@ -370,7 +370,7 @@ def test_flair_alone_trains_where_the_channels_need_no_t1(heads, tmp_path):
         for name in ("FLAIR.nii.gz", "wmh.nii.gz"):
             (data / subject / name).symlink_to(heads / subject / name)
     settings = small_settings(data, steps=1, stages=NARROW, held_out=0.5)
-    with pytest.raises(LeukoError, match=r"head0 has no T1.nii.gz, which the channels"):
+    with pytest.raises(LeukoError, match=r"head\d has no T1.nii.gz, which the channels"):
         plan.start(tmp_path / "run", settings)
     flair_alone = Preparation(channels="flair-3-slices", pixel_mm=3.0)
     plan.start(tmp_path / "run", replace(settings, preparation=flair_alone))
@@ -379,7 +379,7 @@ def test_flair_alone_trains_where_the_channels_need_no_t1(heads, tmp_path):
 
 def test_a_run_folder_is_not_overwritten(heads, model):
     with pytest.raises(
-        LeukoError, match="holds a run already: if it was stopped, leuko train --resume"
+        LeukoError, match="is not empty: if it holds a run that was stopped, leuko train --resume"
     ):
         plan.start(model, small_settings(heads, steps=1))
 
@@ -408,25 +408,80 @@ def test_a_scan_that_cannot_be_measured_is_found_before_the_training(heads, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_t1_of_another_head_is_found_before_the_training(heads, tmp_path):
+def test_a_t1_of_another_head_is_warned_of_before_the_training(heads, tmp_path, caplog):
     data = tmp_path / "data"
     shutil.copytree(heads, data)
     shutil.copy(heads / "head1" / "T1.nii.gz", data / "head3" / "T1.nii.gz")
+    plan.start(tmp_path / "run", small_settings(data, steps=1))
+    assert [r.getMessage()[:42] for r in caplog.records] == [
+        "head3: its T1 may not lie on its FLAIR (mo"
+    ]
+
+
+def test_a_t1_that_is_not_looked_at_may_be_damaged(heads, tmp_path, caplog):
+    data = tmp_path / "data"
+    shutil.copytree(heads, data)
+    for home in data.iterdir():
+        (home / "T1.nii.gz").write_bytes(b"damaged")
     settings = small_settings(data, steps=1)
-    with pytest.raises(LeukoError, match=r"head3: T1.nii.gz does not lie on FLAIR.nii.gz \(moved"):
+    with pytest.raises(LeukoError, match=r"head0: .*T1.nii.gz"):
         plan.start(tmp_path / "run", settings)
     flair_alone = replace(settings.preparation, channels="flair-3-slices")
     plan.start(tmp_path / "run", replace(settings, preparation=flair_alone))
+    train.fit(tmp_path / "run")
+    assert not caplog.records
 
 
-def test_subjects_without_any_wmh_train_nothing(heads, tmp_path):
+def test_a_t1_that_is_its_flair_is_found_before_the_training(heads, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(heads, data)
-    for path in data.glob("*/wmh.nii.gz"):
+    shutil.copy(data / "head3" / "FLAIR.nii.gz", data / "head3" / "T1.nii.gz")
+    with pytest.raises(LeukoError, match=r"head3: .* hold the same image"):
+        plan.start(tmp_path / "run", small_settings(data, steps=1))
+
+
+@pytest.mark.parametrize(
+    ("with_wmh", "folds", "said"),
+    [(0, 0, "0 have WMH .* expected 1"), (1, 2, "1 have WMH .* expected 2"), (2, 2, None)],
+)
+def test_people_with_wmh_are_needed_to_train_with(heads, tmp_path, with_wmh, folds, said):
+    data = tmp_path / "data"
+    shutil.copytree(heads, data)
+    for path in sorted(data.glob("*/wmh.nii.gz"))[with_wmh:]:
         labels = nifti.read_labels(path, values=(0, 1))
         nifti.write(path, labels.with_data(np.zeros_like(labels.data)))
-    with pytest.raises(LeukoError, match="no subject has WMH"):
-        plan.start(tmp_path / "run", small_settings(data, steps=1))
+    settings = small_settings(data, steps=1, held_out=0, folds=folds)
+    if said:
+        with pytest.raises(LeukoError, match=said):
+            plan.start(tmp_path / "run", settings)
+    else:
+        plan.start(tmp_path / "run", settings)
+
+
+def test_what_lies_in_a_folder_is_not_taken_for_a_runs_own(heads, tmp_path):
+    shutil.copytree(heads / "head0", tmp_path / "run" / "masks" / "head0")
+    with pytest.raises(LeukoError, match="is not empty"):
+        plan.start(tmp_path / "run", small_settings(heads, steps=1))
+
+
+def test_a_training_that_stopped_early_is_measured_with_the_same_weights(
+    heads, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    recipe = replace(small_settings(heads, steps=40).recipe, validate_steps=1)
+    plan.start(run, small_settings(heads, steps=40, recipe=recipe, patience=1))
+    steps = []
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(held_out, "measures", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train.fit(run, on_step=lambda at: steps.append(at.step))
+    assert steps[-1] < 40
+    train.fit(run, on_step=steps.append)
+    assert len(steps) == steps[-1]
 
 
 def test_what_is_done_besides_the_steps_is_told(heads, tmp_path):

@@ -206,12 +206,15 @@ def test_subject_folders_are_found(tmp_path, phantom, label_name):
 
 
 @pytest.mark.parametrize("site", ["Utrecht", "Amsterdam/GE3T"])
-def test_the_challenges_folders_are_found(tmp_path, phantom, site):
+def test_the_challenges_folders_are_found(tmp_path, phantom, site, caplog):
     home = tmp_path / site / "50"
     phantom.write(home / "pre")
+    phantom.write(home / "orig")
+    (home / "orig" / "wmh.nii.gz").unlink()
     (home / "pre" / "wmh.nii.gz").rename(home / "wmh.nii.gz")
     (subject,) = find_subjects(tmp_path)
     assert subject.name == f"{site}/50"
+    assert not caplog.records
     assert subject.flair == home / "pre" / "FLAIR.nii.gz"
 
 
@@ -285,7 +288,7 @@ def test_scans_of_one_person_are_on_one_side_of_a_split():
         ("anna/ses-1", "anna"),
         ("ses-1/sub-01", "sub-01"),
         ("Utrecht/ses-1/50", "Utrecht/50"),
-        ("ses-1", "ses-1"),
+        ("ses-1", ""),
     ],
 )
 def test_a_name_says_whose_scan_it_is(name, whose):

@@ -50,7 +50,7 @@ class Alignment:
         return self.sharpness >= LEAST_SHARPNESS and self.off_mm < LOST_MM
 
     def doubt(self) -> str | None:
-        """What tells that these are not two scans of one brain on each other, or None."""
+        """What makes it unlikely that these are two scans of one brain on each other, or None."""
         if self.sharpness >= LEAST_SHARPNESS:
             return None
         return (

@@ -1,5 +1,6 @@
 """The commands around training: train, export, synth."""
 
+import math
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -140,16 +141,19 @@ def export(
     """Turn a trained model into 8-bit ONNX: a quarter of the size, faster, and without torch."""
     _require_training_packages()
     from leuko.export import export, require_exportable
-    from leuko.train import COMPARED, rounding, training_slices
+    from leuko.train import rounding, training_slices
     from leuko.weights import ONNX_FILE
 
     require_exportable(run, out)
     slices = training_slices(run, data)
     export(run, out, slices)
     print(f"model   {out}  {(out / ONNX_FILE).stat().st_size / 1e6:.1f} MB")
-    dice, change = rounding(run, out, slices)
-    volume = f"{change:+.1f} % of the volume"
-    print(f"8 bits  Dice {dice:.3f} with the masks of float32, {volume}, on {COMPARED} slices")
+    count, dice, change = rounding(run, out, slices)
+    if math.isnan(change):
+        print(f"8 bits  not compared: nothing was found on {count} slices")
+    else:
+        masks = f"Dice {dice:.3f} with the masks of float32, {change:+.1f} % of their volume"
+        print(f"8 bits  {masks}, on {count} slices")
 
 
 def synth(
@@ -212,7 +216,8 @@ def _print_plan(run: Path) -> None:
     if settings.folds:
         count = min(settings.folds, people)
         how, trainings = [f"cross-validated in {count} folds"], count + 1
-    print(f"data    {counted(len(everyone), 'scan')} of {people} people, {', '.join(how)}")
+    whose = "1 person" if people == 1 else f"{people} people"
+    print(f"data    {counted(len(everyone), 'scan')} of {whose}, {', '.join(how)}")
     print(f"steps   {counted(trainings, 'training')} of {settings.recipe.steps}", flush=True)
 
 

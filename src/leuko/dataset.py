@@ -84,8 +84,9 @@ def find_subjects(folder: Path) -> list[Subject]:
     twice = {s.name for s in subjects if sum(s.name == other.name for other in subjects) > 1}
     if twice:
         raise LeukoError(f"{folder}: {min(twice)} has both wmh and lesions; keep one of them")
-    labelled = {subject.flair for subject in subjects}
-    others = [path for path in images if image_stem(path) == "FLAIR" and path not in labelled]
+    labelled = {subject.labels.parent for subject in subjects}
+    flairs = (path for path in images if image_stem(path) == "FLAIR")
+    others = [path for path in flairs if labelled.isdisjoint(path.parents)]
     if subjects and others:
         more = f" and {len(others) - 1} more" if others[1:] else ""
         log.warning("%s%s: FLAIR without labels; left out", others[0].parent, more)
@@ -98,27 +99,32 @@ def find_subjects(folder: Path) -> list[Subject]:
     return subjects
 
 
-def verify(subject: Subject, *, with_t1: bool) -> bool:
-    """Whether a subject has WMH. Raises LeukoError where a file cannot be read, the labels are on
-    another grid, or, `with_t1`, the T1 does not lie on the FLAIR."""
+def read_pair(subject: Subject, preparation: Preparation) -> tuple[Volume, Volume | None]:
+    """A subject's FLAIR, and its T1 where a model looks at it."""
+    t1 = nifti.read(subject.t1) if subject.t1 and preparation.uses_t1 else None
+    return nifti.read(subject.flair), t1
+
+
+def verify(subject: Subject, preparation: Preparation) -> bool:
+    """Whether a subject has WMH; warns of a T1 that does not look as if it lay on the FLAIR.
+
+    Raises LeukoError where a file cannot be read or prepared, or the labels are on another grid.
+    """
     try:
-        flair = nifti.read(subject.flair)
+        flair, t1 = read_pair(subject, preparation)
         truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
         require_same_grid(flair, truth)
-        if subject.t1 and with_t1:
-            _require_aligned(flair, nifti.read(subject.t1))
+        Pair.of(flair, t1, preparation)
     except LeukoError as error:
         raise LeukoError(f"{subject.name}: {error}") from error
-    return bool((truth.data == 1).any())
-
-
-def _require_aligned(flair: Volume, t1: Volume) -> None:
-    doubt = align(flair, t1, mode="never").doubt()
+    doubt = align(flair, t1, mode="never").doubt() if t1 else None
     if doubt:
-        raise LeukoError(
-            f"{t1.name} does not lie on {flair.name} ({doubt}): are both of one person, and "
-            "aligned? leuko segment --save-intermediate writes a T1 on the grid of its FLAIR"
+        log.warning(
+            "%s: its T1 may not lie on its FLAIR (%s): are both of one person, and aligned?",
+            subject.name,
+            doubt,
         )
+    return bool((truth.data == 1).any())
 
 
 def person(name: str) -> str:
@@ -131,7 +137,7 @@ def person(name: str) -> str:
         match = re.match(r"sub-[A-Za-z0-9]+", part)
         if match:
             return "/".join([*whose[:k], match.group()])
-    return "/".join(whose) or name
+    return "/".join(whose)
 
 
 def people(subjects: Iterable[Subject]) -> list[str]:
@@ -184,8 +190,7 @@ def joined(parts: Sequence[Slices]) -> Slices:
 def _subject_slices(
     subject: Subject, preparation: Preparation, *, three_planes: bool
 ) -> Iterator[Slices]:
-    flair = nifti.read(subject.flair)
-    t1 = nifti.read(subject.t1) if subject.t1 else None
+    flair, t1 = read_pair(subject, preparation)
     truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
     require_same_grid(flair, truth)
     pair = Pair.of(flair, t1, preparation)

@@ -18,6 +18,7 @@ from leuko.volume import Array
 # Told apart from grey, from yellow fat and from each other by colour-blind people too.
 FOUND, KNOWN = "#ff4d00", "#36c9ff"
 KINDS = ("#0072b2", "#d55e00", "#009e73")  # of scans, in plots; Okabe and Ito
+CHANGES = {"gained": KINDS[0], "lost": KINDS[1], "unchanged": "0.5"}
 BLUES = colormaps["Blues"]
 SIDES = ("left", "right")
 CENTRED = {"ha": "center", "va": "center"}
@@ -207,8 +208,9 @@ def change_figure(pairs: Mapping[str, tuple[float, float]]) -> Figure:
     figure = Figure(figsize=(4.2, 3.6), layout="constrained")
     axes = figure.subplots()
     for before, after in pairs.values():
-        kind = int(after < before)
-        axes.plot([0, 1], [before, after], "o-", color=KINDS[kind], label=("gained", "lost")[kind])
+        if not np.isnan(after - before):
+            kind = ("unchanged", "gained", "lost")[int(np.sign(after - before))]
+            axes.plot([0, 1], [before, after], "o-", color=CHANGES[kind], label=kind)
     named = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     axes.legend(named.values(), named, loc="lower right", frameon=False)
     axes.set_xticks([0, 1], ["before", "after"])

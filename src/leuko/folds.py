@@ -69,13 +69,14 @@ def fit(
     if not parallel.is_first():
         return None
     validation = _validated(run, planned, folds, rows, doing)
+    for home in homes:
+        unfinished = shutil.ignore_patterns(".*")
+        shutil.copytree(home / MASKS, run / MASKS, dirs_exist_ok=True, ignore=unfinished)
     with staged(run) as scratch:
-        for home in homes:
-            shutil.copytree(home / MASKS, scratch / MASKS, dirs_exist_ok=True)
         write_json(scratch / RESULT_FILE, _as_record(validation))
         if validation.before:
             about = _about(planned)
-            masks = (run / MASKS_BEFORE, scratch / MASKS)
+            masks = (run / MASKS_BEFORE, run / MASKS)
             pictures = [_example(validation, n, planned, masks) for n in examples(validation)]
             page = as_html(validation, pictures, about)
             (scratch / PAGE_FILE).write_text(page, encoding="utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from leuko import nifti, runtime
-from leuko.dataset import LABEL_VALUES, Subject
+from leuko.dataset import LABEL_VALUES, Subject, read_pair
 from leuko.evaluate import Row, compare
 from leuko.files import staged
 from leuko.predict import predict, to_mask
@@ -20,9 +20,10 @@ def measures(
     model: runtime.Model,
     masks: Path,
     *,
-    doing: Callable[[str], None],
+    doing: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Row]:
-    """The measures of a model by subject, its masks in `masks/SUBJECT/wmh.nii.gz`.
+    """The measures of a model by subject, its masks in `masks/SUBJECT/wmh.nii.gz`; `doing` is told
+    which is measured.
 
     Masks that are there already are taken for the model's, so that measuring can be interrupted.
     """
@@ -46,8 +47,8 @@ def mask_path(masks: Path, name: str) -> Path:
 
 def segment(subject: Subject, model: runtime.Model) -> Volume:
     """What a model finds in a subject, as bool."""
-    flair = nifti.read(subject.flair)
-    probability = predict(flair, nifti.read(subject.t1) if subject.t1 else None, model)[-1]
+    flair, t1 = read_pair(subject, model.card.preparation)
+    probability = predict(flair, t1, model)[-1]
     mask = to_mask(
         probability,
         model.card.threshold,

@@ -4,7 +4,7 @@ A run is a folder: `start` makes it, `train.fit` fills it.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from leuko.files import read_json, staged, write_json
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, Stages
 from leuko.recipes import MODERN, Augmentation, Phase, Recipe
 from leuko.record import versions
-from leuko.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card
+from leuko.weights import CARD_FILE, ModelCard, load_card
 
 log = logging.getLogger(__name__)
 
@@ -126,10 +126,10 @@ def start(
     LeukoError, and leaves no folder, if there is a run already, if the scans, the weights to start
     from, or the device are missing, or if the settings go against each other.
     """
-    if any((run / name).exists() for name in (RUN_FILE, CHECKPOINT_FILE, CARD_FILE, WEIGHTS_FILE)):
+    if run.is_dir() and any(run.iterdir()):
         raise LeukoError(
-            f"{run} holds a run already: if it was stopped, leuko train --resume {run} goes on; "
-            "else choose another folder"
+            f"{run} is not empty: if it holds a run that was stopped, leuko train --resume {run} "
+            "goes on with it; else choose another folder"
         )
     runtime.require_device(device)
     parallel.require_even(settings.recipe.images_per_step)
@@ -141,7 +141,7 @@ def start(
         "threads": threads or max(1, runtime.available_cpus() // parallel.count_here()),
         "precision": precision(settings.recipe, device),
     }
-    _require_subjects(subjects, settings)
+    _require_subjects(groups, settings)
     data = Path(settings.data)
     _make(run, settings, {name: lineage.described(groups[name], data) for name in GROUPS}, how)
 
@@ -280,19 +280,26 @@ def _require_sense(settings: Settings) -> None:
         )
 
 
-def _require_subjects(subjects: Iterable[Subject], settings: Settings) -> None:
-    """Raises LeukoError for the first that cannot be trained with or measured on, and if none has
-    WMH."""
-    have_wmh = False
-    for subject in subjects:
-        if subject.t1 is None and settings.preparation.needs_t1:
-            raise LeukoError(
-                f"{settings.data}: {subject.name} has no T1.nii.gz, which the channels "
-                f"{settings.preparation.channels} need; add it, or use --channels flair-3-slices"
-            )
-        have_wmh |= verify(subject, with_t1=settings.preparation.uses_t1)
-    if not have_wmh:
-        raise LeukoError(f"{settings.data}: no subject has WMH (label 1); label some that do")
+def _require_subjects(groups: Mapping[str, Sequence[Subject]], settings: Settings) -> None:
+    """Raises LeukoError for the first that cannot be trained with or measured on, and where too few
+    of those to train with have WMH."""
+    have_wmh = []
+    for group, subjects in groups.items():
+        for subject in subjects:
+            if subject.t1 is None and settings.preparation.needs_t1:
+                raise LeukoError(
+                    f"{settings.data}: {subject.name} has no T1.nii.gz, which the channels "
+                    f"{settings.preparation.channels} need; add it, or use --channels "
+                    "flair-3-slices"
+                )
+            if verify(subject, settings.preparation) and group == "train":
+                have_wmh.append(subject)
+    count, needed = len(people(have_wmh)), 2 if settings.folds else 1
+    if count < needed:
+        raise LeukoError(
+            f"{settings.data}: of the people to train with {count} have WMH (label 1), expected "
+            f"{needed} or more"
+        )
 
 
 def _require_synthesis(settings: Settings) -> None:

@@ -93,7 +93,11 @@ MODERN = Recipe(
 )
 
 # No trained layer can be spoilt by a high rate: see EXPERIMENTS.
-FROM_NOTHING = replace(MODERN, phases=(Phase(0.05, 0.0, 1e-3), Phase(0.95, 1e-3, 0.0)))
+FROM_NOTHING = replace(
+    MODERN,
+    name="modern-from-nothing",
+    phases=(Phase(0.05, 0.0, 1e-3), Phase(0.95, 1e-3, 0.0)),
+)
 
 # A trained model goes on with a few subjects of another scanner.
 ADAPT = replace(

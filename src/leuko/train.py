@@ -132,7 +132,8 @@ def fit(
                 best = _better(best, validated, step, average)
             if board:
                 board.log(step, numbers, batch, logits)
-                if time.monotonic() - last_saved >= checkpoint_seconds or step == recipe.steps:
+                ends = step == recipe.steps or _is_over(best, step, settings)
+                if ends or time.monotonic() - last_saved >= checkpoint_seconds:
                     state = {
                         "model": network.state_dict(),
                         "average": average.state_dict(),
@@ -185,16 +186,16 @@ def training_slices(run: Path, data: Path | None = None) -> Array:
     return load(planned.groups["train"], planned.settings.preparation).images
 
 
-def rounding(model: Path, exported: Path, slices: Array) -> tuple[float, float]:
-    """What 8 bits change: the Dice of the masks of a model and of its export on `COMPARED` of the
-    slices (N, H, W, 3), and the change of what is found, in per cent; nan where nothing is."""
-    chosen = slices[np.linspace(0, len(slices) - 1, COMPARED).astype(int)]
+def rounding(model: Path, exported: Path, slices: Array) -> tuple[int, float, float]:
+    """What 8 bits change, on how many of the slices (N, H, W, 3): the Dice of the masks of a model
+    and of its export, and the change of what is found, in per cent; nan where nothing is."""
+    chosen = slices[np.unique(np.linspace(0, len(slices) - 1, COMPARED).astype(int))]
     before, after = (
         found.predict(chosen)[:, -1] >= found.card.threshold
         for found in (runtime.load(model), runtime.load(exported))
     )
     change = 100 * (after.sum() / before.sum() - 1) if before.any() else math.nan
-    return dice(prediction=after, reference=before), float(change)
+    return len(chosen), dice(prediction=after, reference=before), float(change)
 
 
 def _slices(planned: Plan, group: str) -> Slices:
