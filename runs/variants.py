@@ -25,7 +25,7 @@ from leuko import board, plan, train
 from leuko.channels import Preparation
 from leuko.export import read_network
 from leuko.files import read_json, staged
-from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, Stages
+from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
 from leuko.recipes import FROM_NOTHING, MODERN, XU2017
 from leuko.weights import DEFAULT, WEIGHTS_FILE, ModelCard, find, load_card, save_card
 
@@ -73,13 +73,10 @@ def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
         init="none",
         held_out=0.0,
     )
-    torch.manual_seed(ours.seed)
-    small = SpecialisedVGG(len(plan.CLASSES), stages)  # with the stages that `ours` starts with
-    small.renew_specialised_layers()
     published = replace(
         ours,
         recipe=replace(XU2017, steps=PUBLISHED_STEPS),
-        init=saved(options.out / "large-maps", with_large_maps()),
+        init=with_large_maps(options.out / "large-maps"),
         stages=VGG16,
     )
     return {
@@ -89,37 +86,32 @@ def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
         "four stages": replace(ours, stages=stages[:4]),
         "scores of each stage": replace(ours, side_maps=2),
         "rate of 3e-4": replace(ours, recipe=replace(modern, phases=MODERN.phases)),
-        "small specialised layers": replace(
-            ours, init=saved(options.out / "small-layers", small, stages)
-        ),
+        "no normalisation": replace(ours, recipe=replace(modern, normalised=False)),
         "published recipe": published,
     }
 
 
-def with_large_maps() -> SpecialisedVGG:
-    """leuko-base's stages, all of whose maps are `LARGE` times as large, and new layers on them."""
-    base = find(DEFAULT)
-    card = load_card(base)
-    network = SpecialisedVGG(len(plan.CLASSES), card.stages)
-    network.stages.load_state_dict(read_network(base, card).stages.state_dict())
-    network.renew_specialised_layers()
-    with torch.no_grad():
-        network.first_convolution.weight *= LARGE
-        for convolution in network.convolutions:
-            convolution.bias *= LARGE
-    return network
-
-
-def saved(folder: Path, network: SpecialisedVGG, stages: Stages = VGG16) -> str:
-    """A folder with a network to start from."""
+def with_large_maps(folder: Path) -> str:
+    """A model with leuko-base's stages, all of whose maps are `LARGE` times as large, and new
+    layers on them."""
     if not folder.is_dir():
+        base = find(DEFAULT)
+        card = load_card(base)
+        torch.manual_seed(0)
+        network = SpecialisedVGG(len(plan.CLASSES), card.stages)
+        network.stages.load_state_dict(read_network(base, card).stages.state_dict())
+        network.renew_specialised_layers()
+        with torch.no_grad():
+            network.first_convolution.weight *= LARGE
+            for convolution in network.convolutions:
+                convolution.bias *= LARGE
         with staged(folder) as scratch:
             save_file(network.state_dict(), scratch / WEIGHTS_FILE)
             card = ModelCard(
-                name=folder.name,
+                name="large-maps",
                 classes=plan.CLASSES,
                 preparation=Preparation(),
-                stages=stages,
+                stages=card.stages,
                 side_maps=SIDE_MAPS,
                 training={},
             )

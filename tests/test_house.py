@@ -22,7 +22,7 @@ LAYERS = (
     {"train", "folds_report"},
     {"validation"},
     {"plan", "board"},
-    {"batches", "lineage"},
+    {"batches", "lineage", "batchnorm"},
     {"cohort_report", "subject", "held_out"},
     {"segment", "evaluate", "augment", "losses", "isolate", "derivatives", "summary", "rehearsal"},
     {"outputs", "change_report"},
@@ -71,7 +71,7 @@ ONLY_IN = {
 TORCH = {
     "network", "imagenet", "losses", "augment", "train", "runtime", "export", "anatomy",
     "pathology", "scanner", "fields", "synthesis", "batches", "board", "plan", "parallel",
-    "rehearsal", "folds",
+    "rehearsal", "folds", "batchnorm",
 }  # fmt: skip
 HEAVY = ("numpy", "scipy", "nibabel", "diplib", "matplotlib", "onnxruntime", "torch", "rich")
 

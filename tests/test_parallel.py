@@ -44,6 +44,7 @@ def shared(data):
         frozen_stages=1,
         frozen_part=0.5,
         validate_steps=4,
+        normalised=True,
     )
     return replace(settings, recipe=recipe)
 

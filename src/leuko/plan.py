@@ -15,6 +15,7 @@ import torch
 from leuko import imagenet, lineage, parallel, runtime
 from leuko.anatomy import CLASSES as TISSUES
 from leuko.anatomy import Anatomy, from_mni152, load_heads
+from leuko.batchnorm import normalised
 from leuko.channels import Preparation
 from leuko.dataset import Subject, find_subjects, people, split, verify
 from leuko.errors import LeukoError
@@ -271,6 +272,10 @@ def _require_sense(settings: Settings) -> None:
             f"{recipe.steps} steps, with a look every {recipe.validate_steps}, are over before a "
             f"patience of {settings.patience} is; leave --patience away, or train longer"
         )
+    if recipe.normalised and settings.init != "none":
+        raise LeukoError(
+            f"the recipe {recipe.name} is for a training from nothing; the start is {settings.init}"
+        )
     if recipe.synthetic_part:
         _require_synthesis(settings)
     elif settings.heads:
@@ -320,10 +325,16 @@ def _require_synthesis(settings: Settings) -> None:
     anatomies(settings.heads, torch.device("cpu"))
 
 
+def built(settings: Settings) -> SpecialisedVGG:
+    """The network that is trained."""
+    network = SpecialisedVGG(len(settings.classes), settings.stages, settings.side_maps)
+    return normalised(network) if settings.recipe.normalised else network
+
+
 def _initialised(settings: Settings) -> SpecialisedVGG:
     """The network as its training starts."""
     torch.manual_seed(settings.seed)
-    network = SpecialisedVGG(len(settings.classes), settings.stages, settings.side_maps)
+    network = built(settings)
     if settings.init == "imagenet":
         imagenet.transfer(
             network, settings.imagenet_weights, feature_scale=settings.recipe.feature_scale

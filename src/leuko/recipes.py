@@ -46,6 +46,7 @@ class Recipe:
     feature_scale: float  # what ImageNet's maps are divided by at the start
     mixed_precision: bool  # bfloat16 where the device computes in it
     averaged_part: float = 0.0  # of the steps, over which weights are averaged; 0: the last ones
+    normalised: bool = False  # with batch normalisation, folded away at the end
     start_part: float = 0.0  # of the weights that it started from, in those of the model
     frozen_stages: int = 0  # the first ones, which stay as they are over `frozen_part`
     frozen_part: float = 0.0  # of the steps
@@ -96,6 +97,7 @@ MODERN = Recipe(
 FROM_NOTHING = replace(
     MODERN,
     name="modern-from-nothing",
+    normalised=True,
     phases=(Phase(0.05, 0.0, 1e-3), Phase(0.95, 1e-3, 0.0)),
 )
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from leuko import held_out, losses, parallel, plan, runtime
 from leuko.anatomy import CLASSES
 from leuko.batches import Batch, Batches
+from leuko.batchnorm import folded
 from leuko.board import Board
 from leuko.channels import centred
 from leuko.dataset import Slices, find_subjects, load
@@ -91,10 +92,10 @@ def fit(
 
     saved = _load_checkpoint(run, fabric.device)
     step, spent = saved["step"], saved.get("seconds", 0.0)
-    network = SpecialisedVGG(len(settings.classes), settings.stages, settings.side_maps)
+    network = plan.built(settings)
     network.load_state_dict(saved["model"])
     network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(network)
+    average = copy.deepcopy(network).eval()
     average.load_state_dict(saved.get("average", saved["model"]))
     optimizer = _optimizer(recipe, network)
     if step:
@@ -155,7 +156,7 @@ def fit(
     with staged(run) as scratch:
         tensors = {
             name: torch.lerp(tensor, start.get(name, tensor), recipe.start_part).cpu().contiguous()
-            for name, tensor in average.state_dict().items()
+            for name, tensor in folded(average).state_dict().items()
         }
         (scratch / WEIGHTS_FILE).write_bytes(save(tensors))  # save_file hides it from colleagues
         save_card(scratch, _trained(planned, step, best))
@@ -282,10 +283,15 @@ def _loss(logits: Tensor, batch: Batch, recipe: Recipe, total: losses.Total) -> 
 def _follow(
     average: SpecialisedVGG, network: SpecialisedVGG, recipe: Recipe, steps_done: int
 ) -> None:
-    """Move the moving average of the weights, at the beginning over the last tenth of the steps."""
+    """Move the moving average of the weights, at the beginning over the last tenth of the steps.
+
+    What batch normalisation keeps is an average itself.
+    """
     span = max(1.0, min(recipe.averaged_part * recipe.steps, 1 + steps_done / 10))
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 / span)
+        for kept, last in zip(average.buffers(), network.buffers(), strict=True):
+            kept.copy_(last)
 
 
 def _validation_loss(
