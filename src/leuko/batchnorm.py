@@ -6,15 +6,14 @@ so that the model knows nothing of it.
 
 import copy
 from itertools import pairwise
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch import Tensor, distributed, nn
 
 from leuko import parallel
-from leuko.network import SpecialisedVGG
+from leuko.network import GREY_SPREAD, SpecialisedVGG
 
 MOMENTUM, EPSILON = 0.1, 1e-5
 
@@ -41,7 +40,7 @@ class BatchNorm(nn.Module):
     def _of_all(self, x: Tensor) -> Tensor:
         values, count = x.float(), parallel.count() * x.numel() // x.shape[1]
         own = torch.stack([values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3))])
-        mean, square = cast("Tensor", all_reduce(own) / count)  # type: ignore[no-untyped-call]
+        mean, square = summed(own) / count
         variance = square - mean.square()
         with torch.no_grad():
             self.mean.lerp_(mean, MOMENTUM)
@@ -52,13 +51,44 @@ class BatchNorm(nn.Module):
         return normal.to(x.dtype)
 
 
+class _Sum(torch.autograd.Function):
+    """Each process has the sum, so each sends its gradient back to all."""
+
+    @staticmethod
+    def forward(_: Any, own: Tensor) -> Tensor:
+        return _summed(own)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _summed(own: Tensor) -> Tensor:
+    total = own.clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def summed(own: Tensor) -> Tensor:
+    """The sum over all processes of what each has."""
+    total: Tensor = _Sum.apply(own)  # type: ignore[no-untyped-call]
+    return total
+
+
 def normalised(network: SpecialisedVGG) -> SpecialisedVGG:
-    """The network with a normalisation after each convolution of its stages, in place."""
+    """The network with a normalisation in place of the bias of each convolution of its stages.
+
+    The first layer, whose maps are normalised too, need not be small to bring grey values to one:
+    an optimiser that moves all weights alike would overturn it in a few steps.
+    """
+    with torch.no_grad():
+        network.first_convolution.weight *= GREY_SPREAD
     for number, stage in enumerate(network.stages):
         layers: list[nn.Module] = []
         for layer in stage.children():
             layers.append(layer)
             if isinstance(layer, nn.Conv2d):
+                layer.register_parameter("bias", None)
                 layers.append(BatchNorm(layer.out_channels))
         network.stages[number] = nn.Sequential(*layers)
     return network
@@ -81,4 +111,4 @@ def folded(network: SpecialisedVGG) -> SpecialisedVGG:
 def _fold(convolution: nn.Conv2d, norm: BatchNorm) -> None:
     scale = norm.weight * torch.rsqrt(norm.variance + EPSILON)
     convolution.weight *= scale.view(-1, 1, 1, 1)
-    cast("Tensor", convolution.bias).sub_(norm.mean).mul_(scale).add_(norm.bias)
+    convolution.bias = nn.Parameter(norm.bias - norm.mean * scale)

@@ -14,6 +14,7 @@ Stages = tuple[tuple[int, ...], ...]
 VGG16: Stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # Maps of each specialised layer, K in the paper.
 SIDE_MAPS = 16
+GREY_SPREAD = 64  # of centred grey values, about
 # The root mean square of what ReLU leaves of a Gaussian, by its standard deviation.
 SPREAD_ALONE = math.sqrt(math.pi / (math.pi - 1))
 
@@ -79,7 +80,7 @@ class SpecialisedVGG(nn.Module):
 
         He et al. 2015 for the stages, each filter less its mean, so that an image's brightness does
         not outshine what is in it; `SPREAD_ALONE` makes up for the mean that ReLU leaves (Brock et
-        al. 2021). Centred grey values spread over about 64, which the first layer takes out.
+        al. 2021). Centred grey values spread over `GREY_SPREAD`, which the first layer takes out.
         """
         for convolution in self.convolutions:
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
@@ -88,7 +89,7 @@ class SpecialisedVGG(nn.Module):
                 convolution.weight -= convolution.weight.mean(dim=(1, 2, 3), keepdim=True)
                 convolution.weight *= SPREAD_ALONE
         with torch.no_grad():
-            self.first_convolution.weight /= 64 * SPREAD_ALONE
+            self.first_convolution.weight /= GREY_SPREAD * SPREAD_ALONE
         for module in (*self.sides, self.fusion):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
             nn.init.zeros_(module.bias)
