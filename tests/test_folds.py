@@ -578,6 +578,12 @@ def test_the_page_opens(adapted, opened):
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 100)")
 
 
+@pytest.mark.browser
+def test_the_page_fits_a_phone(adapted, opened):
+    page = opened(adapted[0] / folds.PAGE_FILE, viewport={"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
 def test_folds_differ_with_the_seed():
     names = [f"sub-{k}" for k in range(10)]
     first, second = (
