@@ -58,7 +58,6 @@ MEASURED = (
     "dynunet",
     "threshold",
     "leuko-base",
-    "dynunet-mirrored",
 )
 TIMED = (
     "leuko",
