@@ -370,7 +370,7 @@ def test_flair_alone_trains_where_the_channels_need_no_t1(heads, tmp_path):
         for name in ("FLAIR.nii.gz", "wmh.nii.gz"):
             (data / subject / name).symlink_to(heads / subject / name)
     settings = small_settings(data, steps=1, stages=NARROW, held_out=0.5)
-    with pytest.raises(LeukoError, match=r"head\d has no T1.nii.gz, which the channels"):
+    with pytest.raises(LeukoError, match=r"head0 has no T1.nii.gz, which the channels"):
         plan.start(tmp_path / "run", settings)
     flair_alone = Preparation(channels="flair-3-slices", pixel_mm=3.0)
     plan.start(tmp_path / "run", replace(settings, preparation=flair_alone))

@@ -69,8 +69,8 @@ def fit(
     if not parallel.is_first():
         return None
     validation = _validated(run, planned, folds, rows, doing)
+    unfinished = shutil.ignore_patterns(".*")
     for home in homes:
-        unfinished = shutil.ignore_patterns(".*")
         shutil.copytree(home / MASKS, run / MASKS, dirs_exist_ok=True, ignore=unfinished)
     with staged(run) as scratch:
         write_json(scratch / RESULT_FILE, _as_record(validation))
@@ -134,12 +134,7 @@ def _validated(
     if planned.origin:
         planned.require_origin()
         origin = _load(planned.origin, planned)
-        before = held_out.measures(
-            planned.trained,
-            origin,
-            run / MASKS_BEFORE,
-            doing=doing,
-        )
+        before = held_out.measures(planned.trained, origin, run / MASKS_BEFORE, doing=doing)
         if planned.settings.recipe.synthetic_images:
             doing("measuring synthetic scans")
             synthetic = _on_synthetic_scans([origin, _load(run, planned)], planned)

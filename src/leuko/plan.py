@@ -286,20 +286,20 @@ def _require_sense(settings: Settings) -> None:
 
 
 def _require_subjects(groups: Mapping[str, Sequence[Subject]], settings: Settings) -> None:
-    """Raises LeukoError for the first that cannot be trained with or measured on, and where too few
-    of those to train with have WMH."""
-    have_wmh = []
-    for group, subjects in groups.items():
-        for subject in subjects:
-            if subject.t1 is None and settings.preparation.needs_t1:
-                raise LeukoError(
-                    f"{settings.data}: {subject.name} has no T1.nii.gz, which the channels "
-                    f"{settings.preparation.channels} need; add it, or use --channels "
-                    "flair-3-slices"
-                )
-            if verify(subject, settings.preparation) and group == "train":
-                have_wmh.append(subject)
-    count, needed = len(people(have_wmh)), 2 if settings.folds else 1
+    """Raises LeukoError for the first by name that cannot be trained with or measured on, and where
+    too few of those to train with have WMH."""
+    subjects = [subject for group in groups.values() for subject in group]
+    with_wmh = set()
+    for subject in sorted(subjects, key=lambda s: s.name):
+        if subject.t1 is None and settings.preparation.needs_t1:
+            raise LeukoError(
+                f"{settings.data}: {subject.name} has no T1.nii.gz, which the channels "
+                f"{settings.preparation.channels} need; add it, or use --channels flair-3-slices"
+            )
+        if verify(subject, settings.preparation):
+            with_wmh.add(subject.name)
+    trained = people(subject for subject in groups["train"] if subject.name in with_wmh)
+    count, needed = len(trained), 2 if settings.folds else 1
     if count < needed:
         raise LeukoError(
             f"{settings.data}: of the people to train with {count} have WMH (label 1), expected "

@@ -162,12 +162,8 @@ def fit(
         save_card(scratch, _trained(planned, step, best))
     with watch.stage("measure"):
         trained = runtime.load(run, device=planned.device, threads=planned.threads)
-        measures = held_out.measures(
-            planned.groups["held_out"],
-            trained,
-            run / held_out.MASKS,
-            doing=doing,
-        )
+        masks = run / held_out.MASKS
+        measures = held_out.measures(planned.groups["held_out"], trained, masks, doing=doing)
     finished = {"finished": True, "seconds": watch.seconds}
     shown = {name: json_ready(row) for name, row in measures.items()}
     write_json(run / f"{RUN_FILE}.part", planned.record | finished | {"measures": shown})
