@@ -51,6 +51,7 @@ Method = Callable[[Pair], Array]  # to a mask, bool, on the grid of the FLAIR
 
 NAMES = {
     "leuko": "Leuko, 8 bits (onnxruntime)",
+    "leuko-half": "Leuko at half width, 8 bits (onnxruntime)",
     "leuko-float": "Leuko, float32 (torch)",
     "leuko-base": "leuko-base, as bundled",
     "unet": "2-D U-Net, one",
@@ -67,8 +68,8 @@ NAMES = {
 def load(name: str, out: Path) -> Method:
     """The method of that name, as trained in `out`."""
     match name:
-        case "leuko":
-            return of_leuko(out / "leuko-int8")
+        case "leuko" | "leuko-half":
+            return of_leuko(out / f"{name}-int8")
         case "leuko-float":
             return of_leuko(out / "leuko")
         case "leuko-base":

@@ -43,7 +43,7 @@ from leuko.dataset import LABEL_VALUES, Subject, find_subjects
 from leuko.evaluate import Row, compare, json_ready
 from leuko.export import export
 from leuko.files import read_json, staged, write_json
-from leuko.network import SpecialisedVGG
+from leuko.network import VGG16, SpecialisedVGG, Stages
 from leuko.plan import CLASSES, Settings, start
 from leuko.recipes import FROM_NOTHING
 from leuko.train import Progress, fit, training_slices
@@ -53,6 +53,7 @@ PARTS = ("data", "train", "accuracy", "speed")
 MEASURED_STEPS, FIRST_STEPS = 16, 4  # to know Leuko's speed; the first set things up
 MEASURED = (
     "leuko",
+    "leuko-half",
     "unet",
     "unet-ensemble",
     "dynunet",
@@ -61,6 +62,7 @@ MEASURED = (
 )
 TIMED = (
     "leuko",
+    "leuko-half",
     "leuko-float",
     "leuko-base",
     "threshold",
@@ -73,6 +75,9 @@ TIMED = (
     "dynunet-mirrored",
 )
 ONCE = ("dynunet-mirrored",)  # many minutes each
+BESIDE = ("leuko", "leuko-half", "leuko-float")  # what the others' seconds are divided by
+# Of each network that Leuko trains: half as many maps in every stage are a quarter of the work.
+LEUKOS = {"leuko": VGG16, "leuko-half": tuple(tuple(n // 2 for n in stage) for stage in VGG16)}
 
 
 def main() -> None:
@@ -130,7 +135,7 @@ def machine() -> dict[str, Any]:
 def accounts(out: Path) -> dict[str, Any]:
     """What each training has spent and seen."""
     unets = (path.stem for path in peer_methods.ensemble_paths(out))
-    names = ["leuko", "unet", *unets, "dynunet"]
+    names = [*LEUKOS, "unet", *unets, "dynunet"]
     return {name: read_json(out / f"{name}.json", what="account") for name in names}
 
 
@@ -139,7 +144,8 @@ def train(out: Path, seconds: float) -> None:
     torch.set_num_threads(1)
     data = out / "data" / "train"
     subjects = find_subjects(data)
-    train_leuko(out, data, seconds)
+    for name, stages in LEUKOS.items():
+        train_leuko(out / name, data, seconds, stages)
     members = dict.fromkeys(peer_methods.ensemble_paths(out), seconds / peer_methods.UNETS)
     peer_unet.train_networks({out / "unet.pt": seconds} | members, subjects)
     peer_dynunet.train_network(out / "dynunet.pt", subjects, seconds=seconds)
@@ -148,18 +154,19 @@ def train(out: Path, seconds: float) -> None:
         write_json(out / "threshold.json", peer_methods.choose_threshold(pairs))
 
 
-def train_leuko(out: Path, data: Path, seconds: float) -> None:
-    """At full width, from scratch, with the recipe's shape over the steps that fit the time."""
-    run, exported = out / "leuko", out / "leuko-int8"
+def train_leuko(run: Path, data: Path, seconds: float, stages: Stages) -> None:
+    """From scratch, with the recipe's shape over the steps that fit the time."""
+    exported = run.with_name(f"{run.name}-int8")
     if not run.is_dir():
-        settings = Settings(data=str(data), recipe=FROM_NOTHING, init="none", held_out=0.0)
+        settings = Settings(
+            data=str(data), recipe=FROM_NOTHING, init="none", held_out=0.0, stages=stages
+        )
         each = seconds_of_a_step(settings)
         steps = max(1, round(seconds / each))
-        print("leuko", json.dumps({"seconds_of_a_step": round(each, 3), "steps": steps}))
+        print(run.name, json.dumps({"seconds_of_a_step": round(each, 3), "steps": steps}))
         start(run, replace(settings, recipe=replace(FROM_NOTHING, steps=steps)), threads=1)
     if not read_json(run / "run.json", what="run")["finished"]:
-        account = Account(out / "leuko.json")
-        fit(run, on_step=account)
+        fit(run, on_step=Account(run.with_name(f"{run.name}.json")))
     if not exported.is_dir():
         export(run, exported, training_slices(run))
 
@@ -192,7 +199,7 @@ class Account:
                 "seconds": round(self.clock.seconds, 1),
                 "loss": round(at.loss, 4),
             }
-            print("leuko", json.dumps(account), flush=True)
+            print(self.path.stem, json.dumps(account), flush=True)
             write_json(self.path, account)
 
 
@@ -223,9 +230,8 @@ def measured(subject: Subject, mask: Path) -> Row:
 
 
 def speed(out: Path, rounds: int) -> dict[str, dict[str, Any]]:
-    """Median seconds of the methods, which take turns, and how many times Leuko's of the same turn,
-    in 8 bits and in float32; processors that each got; peak memory of a process that does it once;
-    parameters."""
+    """Median seconds of the methods, which take turns, and how many times those of `BESIDE` in the
+    same turn; processors that each got; peak memory of a process that does it once; parameters."""
     torch.set_num_threads(runtime.available_cpus())
     subject = whole_head(find_subjects(out / "data" / "test"))
     pair = Pair.read(subject)
@@ -245,15 +251,16 @@ def speed(out: Path, rounds: int) -> dict[str, dict[str, Any]]:
     counts, script = parameters(), Path(peer_methods.__file__)
     rows = {}
     for name in TIMED:
-        times_leuko, times_float = (
-            median(own / theirs for own, theirs in zip(turns[name], turns[other], strict=False))
-            for other in ("leuko", "leuko-float")
-        )
+        times = {
+            other: median(
+                own / theirs for own, theirs in zip(turns[name], turns[other], strict=False)
+            )
+            for other in BESIDE
+        }
         rows[name] = {
             "parameters": counts[name],
             "seconds": median(turns[name]),
-            "times_leuko": times_leuko,
-            "times_leuko_float": times_float,
+            "times": times,
             "cores": median(cores[name]),
             "peak_mb": run_python(script, name, out, subject)[1] * MEBIBYTE / 1e6,
             "turns": turns[name],
@@ -265,7 +272,8 @@ def parameters() -> dict[str, int]:
     """Numbers that each method has learnt."""
     card = weights.load_card(weights.find(weights.DEFAULT))
     base = SpecialisedVGG(len(card.classes), card.stages, card.side_maps)
-    networks = {"leuko": SpecialisedVGG(len(CLASSES)), "leuko-base": base, "unet": peer_unet.UNet()}
+    networks = {name: SpecialisedVGG(len(CLASSES), stages) for name, stages in LEUKOS.items()}
+    networks |= {"leuko-base": base, "unet": peer_unet.UNet()}
     networks["dynunet"] = peer_dynunet.Network(supervised=False)
     counts = {
         name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()

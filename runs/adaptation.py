@@ -21,7 +21,7 @@ from tables import interval
 
 from leuko import held_out, plan, runtime, train
 from leuko.dataset import find_subjects
-from leuko.evaluate import Row, json_ready
+from leuko.evaluate import Row, from_json, json_ready
 from leuko.export import export
 from leuko.files import read_json, write_json
 from leuko.recipes import ADAPT, Recipe
@@ -115,10 +115,8 @@ def measures(model: Path, data: Path, kept: Path) -> Mapping[str, Row]:
         found = held_out.measures(find_subjects(data), loaded, kept / sha256[:12])
         rows = {name: json_ready(row) for name, row in found.items()}
         write_json(file, {"model": sha256, "rows": rows})
-    return {
-        name: {key: float("nan") if value is None else value for key, value in row.items()}
-        for name, row in read_json(file, what="measures")["rows"].items()
-    }
+    rows = read_json(file, what="measures")["rows"]
+    return {name: from_json(row) for name, row in rows.items()}
 
 
 def mean(rows: Mapping[str, Row]) -> float:

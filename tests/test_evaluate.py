@@ -1,5 +1,6 @@
 """Two masks, two folders, and the table that comes of them."""
 
+import json
 import math
 
 import numpy as np
@@ -11,6 +12,8 @@ from leuko.evaluate import (
     COLUMNS,
     evaluate,
     evaluate_folders,
+    from_json,
+    json_ready,
     mean_with_interval,
     summarise,
     write_table,
@@ -154,3 +157,9 @@ def test_undefined_values_have_no_part_in_the_mean():
     assert mean_with_interval([0.5, math.nan])[0] == 0.5
     assert all(math.isnan(v) for v in mean_with_interval([0.5])[1:])
     assert all(math.isnan(v) for v in mean_with_interval([math.nan]))
+
+
+def test_a_row_is_the_same_after_json():
+    row = {"dsc": 0.5, "h95_mm": math.nan}
+    written = json.dumps(json_ready(row), allow_nan=False)
+    assert from_json(json.loads(written)) == pytest.approx(row, nan_ok=True)

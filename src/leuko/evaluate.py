@@ -129,6 +129,11 @@ def json_ready(row: Row) -> dict[str, float | None]:
     return {key: None if math.isnan(value) else value for key, value in row.items()}
 
 
+def from_json(row: Mapping[str, float | None]) -> Row:
+    """The row that `json_ready` gave."""
+    return {key: math.nan if value is None else value for key, value in row.items()}
+
+
 def _cell(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{value:.6g}"
 

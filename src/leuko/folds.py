@@ -21,7 +21,7 @@ from leuko.anatomy import WMH
 from leuko.channels import HEAD_PART_OF_TISSUE, tissue_level
 from leuko.dataset import LABEL_VALUES, person
 from leuko.errors import LeukoError
-from leuko.evaluate import Row, json_ready
+from leuko.evaluate import Row, from_json, json_ready
 from leuko.figures import Example
 from leuko.files import read_json, staged, write_json
 from leuko.folds_report import as_html, as_markdown, examples
@@ -105,10 +105,7 @@ def _fit(
     record = read_json(run / RUN_FILE, what="run")
     if not record["finished"]:
         return train.fit(run, on_step=on_step, doing=doing)
-    return {
-        name: {key: math.nan if value is None else value for key, value in row.items()}
-        for name, row in record["measures"].items()
-    }
+    return {name: from_json(row) for name, row in record["measures"].items()}
 
 
 def _as_part(
