@@ -43,7 +43,7 @@ from leuko.dataset import LABEL_VALUES, Subject, find_subjects
 from leuko.evaluate import Row, compare, json_ready
 from leuko.export import export
 from leuko.files import read_json, staged, write_json
-from leuko.network import VGG16, SpecialisedVGG, Stages
+from leuko.network import VGG16, SpecialisedVGG, Stages, vgg16
 from leuko.plan import CLASSES, Settings, start
 from leuko.recipes import FROM_NOTHING
 from leuko.train import Progress, fit, training_slices
@@ -76,8 +76,7 @@ TIMED = (
 )
 ONCE = ("dynunet-mirrored",)  # many minutes each
 BESIDE = ("leuko", "leuko-half", "leuko-float")  # what the others' seconds are divided by
-# Of each network that Leuko trains: half as many maps in every stage are a quarter of the work.
-LEUKOS = {"leuko": VGG16, "leuko-half": tuple(tuple(n // 2 for n in stage) for stage in VGG16)}
+LEUKOS = {"leuko": VGG16, "leuko-half": vgg16(0.5)}
 
 
 def main() -> None:

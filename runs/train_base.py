@@ -29,7 +29,7 @@ from leuko.augment import augment
 from leuko.channels import Preparation
 from leuko.dataset import Slices
 from leuko.files import image_stem, staged
-from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
+from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, vgg16
 from leuko.recipes import Augmentation
 from leuko.record import versions
 from leuko.synthesis import synthesise
@@ -197,8 +197,7 @@ def rate_at(state: dict, options: argparse.Namespace) -> float:
 
 
 def build(width: float) -> SpecialisedVGG:
-    stages = tuple(tuple(int(width * maps) for maps in stage) for stage in VGG16)
-    return SpecialisedVGG(len(CLASSES), stages)
+    return SpecialisedVGG(len(CLASSES), vgg16(width))
 
 
 def load_state(path: Path, width: float | None, start: Path | None = None) -> dict:
@@ -251,12 +250,11 @@ def widened(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def save_model(run: Path, average: SpecialisedVGG, state: dict) -> None:
     """The moving average of the weights and its card."""
-    stages = tuple(tuple(int(state["width"] * maps) for maps in stage) for stage in VGG16)
     card = ModelCard(
         name="leuko-base",
         classes=CLASSES,
         preparation=Preparation(t1_optional=True),
-        stages=stages,
+        stages=vgg16(state["width"]),
         side_maps=SIDE_MAPS,
         three_planes=True,
         training={

@@ -25,7 +25,7 @@ from leuko import board, plan, train
 from leuko.channels import Preparation
 from leuko.export import read_network
 from leuko.files import read_json, staged
-from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
+from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, vgg16
 from leuko.recipes import FROM_NOTHING, MODERN, XU2017
 from leuko.weights import DEFAULT, WEIGHTS_FILE, ModelCard, find, load_card, save_card
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
     """By name: those of the papers, and two of how a training starts."""
-    stages = tuple(tuple(int(options.width * maps) for maps in stage) for stage in VGG16)
+    stages = vgg16(options.width)
     modern = replace(FROM_NOTHING, steps=options.slices // MODERN.images_per_step)
     ours = plan.Settings(
         data=str((options.data / "train").resolve()),

@@ -155,6 +155,14 @@ def test_training_from_a_model_keeps_its_settings(leuko, heads, foreign_model, t
     assert card.stages == load_card(foreign_model).stages
 
 
+def test_a_training_from_nothing_may_be_narrow(leuko, heads, tmp_path):
+    code, _, err = leuko(
+        "train", heads, "-o", tmp_path / "run", "--init", "none", "--width", 0.25, "--steps", 1
+    )
+    assert code == 0, err
+    assert [stage[0] for stage in load_card(tmp_path / "run").stages] == [16, 32, 64, 128, 128]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -166,6 +174,7 @@ def test_training_from_a_model_keeps_its_settings(leuko, heads, foreign_model, t
         (["--init", "none", "--heads", "nowhere"], "makes no synthetic images"),
         (["--init", "none", "--imagenet-weights", "f"], "goes with --init imagenet; the start is"),
         (["--recipe", "adapt", "--heads", "nowhere"], "holds no label maps"),
+        (["--width", 0.5], "--width goes with --init none; imagenet has its own"),
     ],
 )
 def test_trainings_that_cannot_be_are_refused(leuko, heads, tmp_path, options, said):
