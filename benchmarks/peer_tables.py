@@ -86,5 +86,5 @@ def speeds(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Sequence[str]]:
             f"{row['seconds']:.2f}",
             f"at least {asked}" if asked else "",
             *(f"{times:.1f}" for times in row["times"].values()),
-            f"{row['peak_mb']:.0f}",
+            "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
         )
