@@ -5,9 +5,9 @@
 DATA holds `train` and `test`, labelled subjects, as benchmarks/peers.py makes them. Every variant
 sees as many slices and is measured on all test subjects with a threshold of 0.5. The published
 recipe is not one of them: its rates belong to ImageNet's maps, which are in the hundreds. In their
-place it starts from the stages of leuko-base, scaled to that size, its other layers new, at full
-width, for `PUBLISHED_STEPS` of its 150,000 steps. OUT keeps the runs: what is done is not done
-again.
+place it starts from the stages of `its start`, scaled to that size, its other layers new; both have
+a quarter of the width, and it has `PUBLISHED_STEPS` in place of 150,000. OUT keeps the runs: what
+is done is not done again.
 """
 
 import argparse
@@ -25,12 +25,13 @@ from leuko import board, plan, train
 from leuko.channels import Preparation
 from leuko.export import read_network
 from leuko.files import read_json, staged
-from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, vgg16
+from leuko.network import SpecialisedVGG, vgg16
 from leuko.recipes import FROM_NOTHING, MODERN, XU2017
-from leuko.weights import DEFAULT, WEIGHTS_FILE, ModelCard, find, load_card, save_card
+from leuko.weights import WEIGHTS_FILE, load_card, save_card
 
-PUBLISHED_STEPS = 100
+PUBLISHED_STEPS, PUBLISHED_WIDTH = 500, 0.25
 LARGE = MODERN.feature_scale  # what Leuko divides ImageNet's maps by, to bring them near 1
+START, PUBLISHED = "its start", "published recipe"
 
 
 def main() -> None:
@@ -46,7 +47,9 @@ def main() -> None:
     for name, settings in variants(options).items():
         if options.only and name not in options.only:
             continue
-        run = options.out / name.replace(" ", "-")
+        run = folder(options.out, name)
+        if name == PUBLISHED:
+            with_large_maps(folder(options.out, START), Path(settings.init))
         losses = trained(run, settings)
         rows = measures(run, options.data / "test", run / "test")
         card = load_card(run)
@@ -73,11 +76,11 @@ def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
         init="none",
         held_out=0.0,
     )
+    narrow = replace(ours, stages=vgg16(PUBLISHED_WIDTH))
     published = replace(
-        ours,
+        narrow,
         recipe=replace(XU2017, steps=PUBLISHED_STEPS),
-        init=with_large_maps(options.out / "large-maps"),
-        stages=VGG16,
+        init=str((options.out / "large-maps").resolve()),
     )
     return {
         "colour image": ours,
@@ -87,36 +90,31 @@ def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
         "scores of each stage": replace(ours, side_maps=2),
         "rate of 3e-4": replace(ours, recipe=replace(modern, phases=MODERN.phases)),
         "no normalisation": replace(ours, recipe=replace(modern, normalised=False)),
-        "published recipe": published,
+        START: narrow,
+        PUBLISHED: published,
     }
 
 
-def with_large_maps(folder: Path) -> str:
-    """A model with leuko-base's stages, all of whose maps are `LARGE` times as large, and new
-    layers on them."""
-    if not folder.is_dir():
-        base = find(DEFAULT)
-        card = load_card(base)
-        torch.manual_seed(0)
-        network = SpecialisedVGG(len(plan.CLASSES), card.stages)
-        network.stages.load_state_dict(read_network(base, card).stages.state_dict())
-        network.renew_specialised_layers()
-        with torch.no_grad():
-            network.first_convolution.weight *= LARGE
-            for convolution in network.convolutions:
-                convolution.bias *= LARGE
-        with staged(folder) as scratch:
-            save_file(network.state_dict(), scratch / WEIGHTS_FILE)
-            card = ModelCard(
-                name="large-maps",
-                classes=plan.CLASSES,
-                preparation=Preparation(),
-                stages=card.stages,
-                side_maps=SIDE_MAPS,
-                training={},
-            )
-            save_card(scratch, card)
-    return str(folder.resolve())
+def folder(out: Path, name: str) -> Path:
+    return out / name.replace(" ", "-")
+
+
+def with_large_maps(start: Path, out: Path) -> None:
+    """Write a model with the stages of another, all of whose maps are `LARGE` times as large, and
+    new layers on them."""
+    if out.is_dir():
+        return
+    card = load_card(start)
+    network = read_network(start, card)
+    torch.manual_seed(0)
+    network.renew_specialised_layers()
+    with torch.no_grad():
+        network.first_convolution.weight *= LARGE
+        for convolution in network.convolutions:
+            convolution.bias *= LARGE
+    with staged(out) as scratch:
+        save_file(network.state_dict(), scratch / WEIGHTS_FILE)
+        save_card(scratch, replace(card, name=out.name, training={}))
 
 
 def trained(run: Path, settings: plan.Settings) -> tuple[float, float]:

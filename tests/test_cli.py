@@ -192,6 +192,9 @@ def test_a_cross_validation_is_told(leuko, heads, foreign_model, tmp_path):
     assert code == 0, err
     lines = out.splitlines()
     assert lines[0] == "data    6 scans of 6 people, cross-validated in 2 folds"
+    said = err.splitlines()
+    assert [f"measuring head{k}" for k in range(6)] == said[:6]
+    assert "step 6/6" in said[-1]
     assert lines[1] == "steps   3 trainings of 2"
     assert lines[2:4] == [f"model   {run}", f"report  {run / 'report.html'}"]
     assert lines[4].split() == ["before", "after", "change", "95", "%", "interval"]
@@ -271,6 +274,18 @@ def test_resume_finishes_a_run(leuko, heads, foreign_model, tmp_path):
     assert code == 0, err
     assert f"model   {run}" in out
     load_card(run)
+
+
+def test_resume_needs_the_scans(leuko, heads, foreign_model, tmp_path):
+    from conftest import small_settings
+    from leuko import plan
+
+    data = tmp_path / "data"
+    shutil.copytree(heads, data)
+    plan.start(tmp_path / "run", small_settings(data, steps=1, init=str(foreign_model)))
+    data.rename(tmp_path / "moved")
+    answer = leuko("train", "--resume", tmp_path / "run")
+    assert_one_line_error(answer, data, "is gone; put it back")
 
 
 def test_resume_stands_alone(leuko, heads, tmp_path):

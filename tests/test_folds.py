@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -100,6 +100,28 @@ def test_before_is_what_the_first_model_measures(adapted, heads, foreign_model):
     _, validation = adapted
     subject = next(s for s in train.find_subjects(heads) if s.name == "head3")
     assert validation.before["head3"] == measured(subject, foreign_model)
+
+
+def test_scans_that_are_no_flair_are_told_before_training(
+    heads, foreign_model, tmp_path, monkeypatch, caplog
+):
+    def stop(*_, **__):
+        raise StoppedError
+
+    monkeypatch.setattr(held_out.guards, "TISSUES", load_card(foreign_model).classes)
+    monkeypatch.setattr(held_out.guards, "wrong_scan", lambda case: f"{case.flair.name} is odd")
+    monkeypatch.setattr(train, "fit", stop)
+    plan.start(tmp_path / "run", adapting(heads, foreign_model))
+    with pytest.raises(StoppedError):
+        folds.fit(tmp_path / "run")
+    assert caplog.messages == [f"head{k}: FLAIR.nii.gz is odd" for k in range(6)]
+
+
+def test_the_record_has_the_changes(adapted):
+    run, validation = adapted
+    record = json.loads((run / folds.RESULT_FILE).read_text())
+    assert (record["model"], record["origin"]) == ("site-model", "phantom-model")
+    assert record["changes"]["dsc"] == asdict(validation.change("dsc"))
 
 
 def test_the_result_is_an_ordinary_model(adapted, foreign_model):
@@ -508,6 +530,14 @@ def test_forgetting_is_said():
     assert "Use ours for scans like these." in lost.sentences()
 
 
+def test_synthetic_scans_that_both_miss_hide_no_loss():
+    lost = validation(LOW, HIGH, ([0.8, 0.7, 0.0, 0.0], [0.78, 0.66, 0.0, 0.0]))
+    assert lost.kept.people == 2
+    assert lost.has_forgotten
+    assert "On 2 synthetic scans" in " ".join(lost.sentences())
+    assert not validation(LOW, HIGH, ([0.0], [0.0])).has_forgotten
+
+
 def test_few_subjects_are_said():
     assert (
         "3 people are few: the interval says little." in validation(LOW[:3], HIGH[:3]).sentences()
@@ -532,7 +562,7 @@ def test_subjects_without_lesions_are_no_examples():
 
 def test_cells_have_signs_and_units():
     cells = dict(changes_as_cells(validation(LOW, HIGH)))
-    assert cells["Dice (DSC)"] == ["0.50", "0.67", "+0.16", "+0.12 to +0.21"]
+    assert cells["Dice (DSC)"] == ["0.503", "0.667", "+0.163", "+0.116 to +0.211"]
     assert cells["Hausdorff 95 (H95), mm"] == ["0.5", "0.5", "+0.0", "+0.0 to +0.0"]
 
 
@@ -556,8 +586,8 @@ def test_a_picture_has_the_shape_of_its_slice():
 def test_the_text_report_holds_every_subject():
     text = as_markdown(validation(LOW, HIGH), {"recipe": "adapt"})
     assert text.startswith("# ours: better\n")
-    assert "| sub-3 | 3.0 | 2.0 | 2.0 | 0.45 | 0.60 |" in text
-    assert "| mean of people | 3.0 | 2.0 | 2.0 | 0.50 | 0.67 |" in text
+    assert "| sub-3 | 3.0 | 2.0 | 2.0 | 0.450 | 0.600 |" in text
+    assert "| mean of people | 3.0 | 2.0 | 2.0 | 0.503 | 0.667 |" in text
     assert "- recipe: adapt" in text
 
 

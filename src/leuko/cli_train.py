@@ -45,7 +45,7 @@ def train(
         typer.Option(
             min=0.1,
             max=1,
-            help="Part of VGG-16's maps, with --init none; 0.5 is a quarter of the work.",
+            help="Fraction of VGG-16's channels, with --init none; 0.5 is a quarter of the work.",
         ),
     ] = 1.0,
     imagenet_weights: Annotated[
@@ -71,8 +71,8 @@ def train(
         int,
         typer.Option(
             min=0,
-            help="Stop when the loss of a fifth of the training subjects has not fallen for as "
-            "many looks at it, 100 steps apart; 0: never.",
+            help="A fifth of the training subjects is left out, and its loss looked at every 100 "
+            "steps; stop after so many looks without a new lowest. 0: never.",
         ),
     ] = 0,
     heads: Annotated[
@@ -226,7 +226,8 @@ def _print_plan(run: Path) -> None:
     trainings = 1
     if settings.folds:
         count = min(settings.folds, people)
-        how, trainings = [f"cross-validated in {count} folds"], count + 1
+        fewer = f", not {settings.folds}: one for each person" if count < settings.folds else ""
+        how, trainings = [f"cross-validated in {count} folds{fewer}"], count + 1
     whose = "1 person" if people == 1 else f"{people} people"
     print(f"data    {counted(len(everyone), 'scan')} of {whose}, {', '.join(how)}")
     print(f"steps   {counted(trainings, 'training')} of {settings.recipe.steps}", flush=True)
@@ -234,12 +235,12 @@ def _print_plan(run: Path) -> None:
 
 def _fit(run: Path) -> None:
     """Train with a progress bar, print the measures of subjects that were not trained with."""
-    _require_training_packages()
-    from leuko import folds, parallel, plan, train
-
-    parallel.wait_for(run / plan.RUN_FILE)
-    cross_validates = plan.read_settings(run)[0].folds > 0
     try:
+        _require_training_packages()
+        from leuko import folds, parallel, plan, train
+
+        parallel.wait_for(run / plan.RUN_FILE)
+        cross_validates = plan.read_settings(run)[0].folds > 0
         with progress_bar(shown=parallel.is_first()) as (on_step, doing):
             if cross_validates:
                 validation = folds.fit(run, on_step=on_step, doing=doing)

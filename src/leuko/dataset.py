@@ -120,7 +120,8 @@ def verify(subject: Subject, preparation: Preparation) -> bool:
     doubt = align(flair, t1, mode="never").doubt() if t1 else None
     if doubt:
         log.warning(
-            "%s: its T1 may not lie on its FLAIR (%s): are both of one person, and aligned?",
+            "%s: its T1 may not lie on its FLAIR (%s): are both of one person, and aligned? "
+            "leuko segment --save-intermediate writes a T1 that is",
             subject.name,
             doubt,
         )

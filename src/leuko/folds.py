@@ -8,8 +8,8 @@ model, the masks of that one too, and a report of both.
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from leuko.figures import Example
 from leuko.files import read_json, staged, write_json
 from leuko.folds_report import as_html, as_markdown, examples
 from leuko.held_out import MASKS
-from leuko.metrics import dice
+from leuko.metrics import MEASURES, dice
 from leuko.plan import RUN_FILE, Plan
 from leuko.synthesis import synthesise
 from leuko.train import Progress
@@ -60,6 +60,7 @@ def fit(
     parallel.require_even(planned.settings.recipe.images_per_step)
     folds = split([s.name for s in planned.trained], planned.settings)
     homes = [run / FOLDER / str(number) for number in range(1, len(folds) + 1)]
+    before = _before(run, planned, doing) if parallel.is_first() else {}
     rows: dict[str, Row] = {}
     for number, (home, names) in enumerate(zip(homes, folds, strict=True)):
         if parallel.is_first() and not (home / RUN_FILE).is_file():
@@ -68,7 +69,14 @@ def fit(
     _fit(run, _as_part(on_step, len(folds), len(folds) + 1), doing)
     if not parallel.is_first():
         return None
-    validation = _validated(run, planned, folds, rows, doing)
+    validation = Validation(
+        model=run.resolve().name,
+        origin=planned.card.training["from"]["name"] if planned.origin else "",
+        folds=folds,
+        after={name: rows[name] for name in sorted(rows)},
+        before=before,
+        synthetic=_synthetic(run, planned, doing),
+    )
     unfinished = shutil.ignore_patterns(".*")
     for home in homes:
         shutil.copytree(home / MASKS, run / MASKS, dirs_exist_ok=True, ignore=unfinished)
@@ -119,30 +127,28 @@ def _as_part(
     return tell
 
 
-def _validated(
-    run: Path,
-    planned: Plan,
-    folds: list[list[str]],
-    rows: Mapping[str, Row],
-    doing: Callable[[str], None],
-) -> Validation:
-    before: dict[str, Row] = {}
-    synthetic = None
-    if planned.origin:
-        planned.require_origin()
-        origin = _load(planned.origin, planned)
-        before = held_out.measures(planned.trained, origin, run / MASKS_BEFORE, doing=doing)
-        if planned.settings.recipe.synthetic_images:
-            doing("measuring synthetic scans")
-            synthetic = _on_synthetic_scans([origin, _load(run, planned)], planned)
-    return Validation(
-        model=run.resolve().name,
-        origin=planned.card.training["from"]["name"] if planned.origin else "",
-        folds=folds,
-        after={name: rows[name] for name in sorted(rows)},
-        before=before,
-        synthetic=synthetic,
-    )
+def _before(run: Path, planned: Plan, doing: Callable[[str], None]) -> dict[str, Row]:
+    """The measures of the model that it starts from, first of all: its tissues tell wrong scans.
+
+    Raises LeukoError if that model is gone, or another by now.
+    """
+    if planned.origin is None:
+        return {}
+    planned.require_origin()
+    origin = _load(planned.origin, planned)
+    masks = run / MASKS_BEFORE
+    return held_out.measures(planned.trained, origin, masks, guarded=True, doing=doing)
+
+
+def _synthetic(
+    run: Path, planned: Plan, doing: Callable[[str], None]
+) -> Sequence[Sequence[float]] | None:
+    """The Dice on synthetic scans of the model that it starts from, and of the new one."""
+    if planned.origin is None or not planned.settings.recipe.synthetic_images:
+        return None
+    planned.require_origin()
+    doing("measuring synthetic scans")
+    return _on_synthetic_scans([_load(f, planned) for f in (planned.origin, run)], planned)
 
 
 def _load(folder: Path, planned: Plan) -> runtime.Model:
@@ -200,6 +206,7 @@ def _about(planned: Plan) -> dict[str, str]:
         "synthetic part of the slices": f"{recipe.synthetic_part:.0%}",
         "started from": f"{card.training['from']['name']}, SHA-256 "
         f"{card.training['from']['sha256'][:12]}",
+        "computed in": "float32, before and after alike; leuko-base as it comes is in 8 bits",
         "threshold": f"{card.threshold:g}",
         "smallest lesion": f"{card.smallest_lesion_mm3:g} mm³",
         "seed": str(planned.settings.seed),
@@ -214,7 +221,16 @@ def _as_record(validation: Validation) -> dict[str, Any]:
     }
     if validation.before:
         before = {name: json_ready(row) for name, row in validation.before.items()}
-        record |= {"verdict": validation.verdict, "before": before}
+        changes = {
+            key: json_ready(asdict(validation.change(key))) for key in (m.key for m in MEASURES)
+        }
+        record |= {
+            "model": validation.model,
+            "origin": validation.origin,
+            "verdict": validation.verdict,
+            "changes": changes,
+            "before": before,
+        }
     if validation.synthetic:
         keys = ("dice_before", "dice_after")
         record["synthetic"] = {

@@ -12,8 +12,9 @@ from leuko.record import versions
 from leuko.validation import Change, Validation, signed
 
 SHOWN = ("dsc", "lesion_f1", "lesion_recall", "h95_mm", "avd_percent")
-ON_CARDS = ("dsc", "lesion_f1", "h95_mm")
+ON_CARDS = ("dsc", "lesion_f1", "h95_mm", "avd_percent")
 MEAN = "mean of people"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 SHOWN_SLICES = (
     "The subjects whose Dice changed for the best, in the middle, and for the worst, each on the "
     "slice on which the masks before and after differ most. The masks of all are in the model's "
@@ -108,13 +109,14 @@ def _with_unit(measure: Measure) -> str:
 
 
 def _digits(measure: Measure) -> int:
-    return 1 if measure.unit else 2
+    return 1 if measure.unit else 3
 
 
 def _facts(validation: Validation) -> Iterator[tuple[str, str, str]]:
     for measure in _measures():
         if measure.key in ON_CARDS:
-            yield _fact(measure.name, validation.change(measure.key), measure)
+            name = f"{measure.name}, {measure.better} is better"
+            yield _fact(name, validation.change(measure.key), measure)
     if validation.kept is not None:
         dice = next(_measures())
         yield _fact("Dice on synthetic scans, where only the change matters", validation.kept, dice)
@@ -124,8 +126,8 @@ def _fact(name: str, change: Change, measure: Measure) -> tuple[str, str, str]:
     digits = _digits(measure)
     unit = f" {measure.unit}" if measure.unit else ""
     values = f"{shown(change.before, digits)} → {shown(change.after, digits)}{unit}"
-    interval = _interval(change, digits)
-    return name, values, f"{signed(change.change, digits)}, 95 % interval {interval}"
+    interval = f"95 % interval {_interval(change, digits)}".replace(" ", NO_BREAK)
+    return name, values, f"{signed(change.change, digits)}, {interval}"
 
 
 def _interval(change: Change, digits: int) -> str:
@@ -176,8 +178,9 @@ def _table(validation: Validation) -> str:
 
 
 def _shown(example: Example) -> str:
+    labelled = "labelled in blue" if example.labelled.any() else "nothing labelled on this slice"
     caption = (
-        f"{example.name}: before (left) and after (right), found in orange, labelled in blue; "
+        f"{example.name}: before (left) and after (right), found in orange, {labelled}; "
         f"Dice {example.dice[0]:.2f}, {example.dice[1]:.2f}"
     )
     image = picture(as_jpeg(before_after_figure(example)), caption, "jpeg")

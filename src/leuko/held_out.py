@@ -1,16 +1,21 @@
 """Subjects that a model is measured on: its masks, kept in a folder, and their measures."""
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from leuko import nifti, runtime
+from leuko import guards, nifti, runtime
+from leuko.channels import Pair
 from leuko.dataset import LABEL_VALUES, Subject, read_pair
 from leuko.evaluate import Row, compare
 from leuko.files import staged
-from leuko.predict import predict, to_mask
+from leuko.predict import predict_pair, to_mask, to_tissue
+from leuko.record import Stopwatch
 from leuko.volume import Volume
+
+log = logging.getLogger(__name__)
 
 MASKS, MASK_FILE = "masks", "wmh.nii.gz"
 
@@ -20,10 +25,11 @@ def measures(
     model: runtime.Model,
     masks: Path,
     *,
+    guarded: bool = False,
     doing: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Row]:
     """The measures of a model by subject, its masks in `masks/SUBJECT/wmh.nii.gz`; `doing` is told
-    which is measured.
+    which is measured, and if `guarded`, a FLAIR that does not look like one is warned of.
 
     Masks that are there already are taken for the model's, so that measuring can be interrupted.
     """
@@ -32,7 +38,7 @@ def measures(
         doing(f"measuring {subject.name}")
         path = mask_path(masks, subject.name)
         if not path.is_file():
-            found = segment(subject, model)
+            found = segment(subject, model, guarded=guarded)
             with staged(path.parent) as scratch:
                 nifti.write(scratch / path.name, found.with_data(found.data.astype(np.uint8)))
         truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
@@ -45,14 +51,21 @@ def mask_path(masks: Path, name: str) -> Path:
     return masks / name / MASK_FILE
 
 
-def segment(subject: Subject, model: runtime.Model) -> Volume:
+def segment(subject: Subject, model: runtime.Model, *, guarded: bool = False) -> Volume:
     """What a model finds in a subject, as bool."""
     flair, t1 = read_pair(subject, model.card.preparation)
-    probability = predict(flair, t1, model)[-1]
+    pair = Pair.of(flair, t1, model.card.preparation)
+    probabilities = predict_pair(pair, model, Stopwatch())
     mask = to_mask(
-        probability,
+        probabilities[-1],
         model.card.threshold,
         smallest_mm3=model.card.smallest_lesion_mm3,
         voxel_mm3=flair.voxel_mm3,
     )
+    if guarded and model.card.classes == guards.TISSUES:
+        tissue = to_tissue(probabilities, mask, flair).canonical().data
+        case = guards.Case(flair.canonical(), pair.t1 if pair.t1.any() else None, tissue)
+        wrong = guards.wrong_scan(case)
+        if wrong is not None:
+            log.warning("%s: %s", subject.name, wrong)
     return flair.with_data(mask)

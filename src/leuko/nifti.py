@@ -63,7 +63,8 @@ def read_labels(path: Path, *, values: Collection[int]) -> Volume:
         expected = ", ".join(str(v) for v in sorted(values))
         advice = "is this the label file, or a probability map?"
         if len(found) <= 2 and found.min() == 0:
-            advice = f"if {found.max():g} means {min(v for v in values if v)}, write that"
+            lesion = min(v for v in values if v)
+            advice = f"if {found.max():g} means {lesion}, put {lesion} in its place"
         raise LeukoError(
             f"{path} holds the label values {shown}; expected only {expected}: {advice}"
         )

@@ -143,6 +143,8 @@ def start(
         "precision": precision(settings.recipe, device),
     }
     _require_subjects(groups, settings)
+    if settings.recipe.synthetic_part:
+        anatomies(settings.heads, torch.device("cpu"))
     data = Path(settings.data)
     _make(run, settings, {name: lineage.described(groups[name], data) for name in GROUPS}, how)
 
@@ -171,6 +173,8 @@ def read(run: Path) -> Plan:
     Raises LeukoError if the folder is no run, or scans are gone or others.
     """
     settings, record = read_settings(run)
+    if not Path(settings.data).is_dir():
+        raise LeukoError(f"{settings.data}, which the run was started with, is gone; put it back")
     return Plan(
         settings=settings,
         card=ModelCard.from_json(record["card"], source=run / RUN_FILE),
@@ -288,9 +292,9 @@ def _require_sense(settings: Settings) -> None:
 def _require_subjects(groups: Mapping[str, Sequence[Subject]], settings: Settings) -> None:
     """Raises LeukoError for the first by name that cannot be trained with or measured on, and where
     too few of those to train with have WMH."""
-    subjects = [subject for group in groups.values() for subject in group]
+    subjects = sorted((s for group in groups.values() for s in group), key=lambda s: s.name)
     with_wmh = set()
-    for subject in sorted(subjects, key=lambda s: s.name):
+    for subject in subjects:
         if subject.t1 is None and settings.preparation.needs_t1:
             raise LeukoError(
                 f"{settings.data}: {subject.name} has no T1.nii.gz, which the channels "
@@ -298,6 +302,9 @@ def _require_subjects(groups: Mapping[str, Sequence[Subject]], settings: Setting
             )
         if verify(subject, settings.preparation):
             with_wmh.add(subject.name)
+    without = [subject.name for subject in subjects if subject.name not in with_wmh]
+    if without:
+        log.warning("labelled as without WMH: %s", ", ".join(without))
     trained = people(subject for subject in groups["train"] if subject.name in with_wmh)
     count, needed = len(trained), 2 if settings.folds else 1
     if count < needed:
@@ -322,7 +329,6 @@ def _require_synthesis(settings: Settings) -> None:
             f"{', '.join(TISSUES)}; this model has {', '.join(settings.classes)}: use --recipe "
             "modern"
         )
-    anatomies(settings.heads, torch.device("cpu"))
 
 
 def built(settings: Settings) -> SpecialisedVGG:
@@ -370,7 +376,7 @@ def _card(
         training={
             "recipe": settings.recipe.name,
             "steps": settings.recipe.steps,
-            "init": settings.init,
+            "init": Path(settings.init).name,
             "seed": settings.seed,
             "subjects": [subject["name"] for subject in described["train"]],
             "scans": [lineage.scan(subject) for subject in trained],

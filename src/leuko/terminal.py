@@ -14,45 +14,55 @@ if TYPE_CHECKING:
     from leuko.validation import Validation
 
 
+QUIET_SECONDS = 60.0  # the longest without a line, where there is no terminal
+
+
 @contextmanager
 def progress_bar(
     *, shown: bool = True
 ) -> Iterator[tuple[Callable[["At"], None], Callable[[str], None]]]:
     """What is to be told of each step of a training, and of what else is done: a bar on a terminal,
-    elsewhere a line for every tenth of the steps. Nothing unless `shown`."""
+    elsewhere a line at least a minute. Nothing unless `shown`."""
     if not shown:
         yield lambda _: None, lambda _: None
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
         TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
     )
     task = bar.add_task("", total=None, numbers="")
+    said = -math.inf
+
+    def say(line: str) -> None:
+        nonlocal said
+        if not console.is_terminal:
+            print(line, file=sys.stderr, flush=True)
+            said = time.monotonic()
 
     def on_step(at: "At") -> None:
+        steps = f"{at.step}/{at.steps}"
         numbers = f"loss {at.loss:.4g}  {at.images_per_second:.1f} images/s"
-        bar.update(task, description="training", total=at.steps, completed=at.step, numbers=numbers)
-        tenth = max(1, at.steps // 10)
-        if not console.is_terminal and (at.step % tenth == 0 or at.step == at.steps):
-            print(f"step {at.step}/{at.steps}  {numbers}", file=sys.stderr)
+        bar.update(
+            task,
+            description="training",
+            total=at.steps,
+            completed=at.step,
+            numbers=f"{steps}  {numbers}",
+        )
+        if at.step % max(1, at.steps // 10) == 0 or time.monotonic() - said >= QUIET_SECONDS:
+            say(f"step {steps}  {numbers}")
 
     def doing(what: str) -> None:
-        bar.update(task, description=what, numbers="")
+        bar.update(task, description=what, total=None, numbers="")
+        say(what)
 
     with bar:
         yield on_step, doing

@@ -109,10 +109,12 @@ class Validation:
 
     @property
     def kept(self) -> Change | None:
-        """The change of Dice on synthetic scans."""
+        """The change of Dice on synthetic scans, without those that both miss: they cannot fall."""
         if self.synthetic is None:
             return None
-        return Change.of(*({str(k): dice for k, dice in enumerate(d)} for d in self.synthetic))
+        pairs = [pair for pair in zip(*self.synthetic, strict=True) if any(pair)]
+        values = zip(*pairs, strict=True) if pairs else ((), ())
+        return Change.of(*({str(k): dice for k, dice in enumerate(d)} for d in values))
 
     @property
     def has_forgotten(self) -> bool:
@@ -123,7 +125,7 @@ class Validation:
         """The verdict in words, and what speaks against relying on it."""
         change, healthy = self.change(DECIDES), self.healthy
         numbers = (
-            f"Dice {shown(change.before, 2)} before, {shown(change.after, 2)} after, "
+            f"Dice {shown(change.before, 3)} before, {shown(change.after, 3)} after, "
             f"{signed(change.change)} (95 % interval {signed(change.low)} to {signed(change.high)})"
         )
         said = [
@@ -150,14 +152,15 @@ class Validation:
             said.append("It finds WMH where there are none: that speaks against it.")
         if self.kept is not None:
             said.append(
-                "On synthetic scans, made to be hard, so that only the change matters: Dice "
-                f"{shown(self.kept.before, 2)} before, {shown(self.kept.after, 2)} after."
+                f"On {self.kept.people} synthetic scans, made to be hard, so that only the change "
+                f"matters: Dice {shown(self.kept.before, 3)} before, {shown(self.kept.after, 3)} "
+                "after."
             )
         if self.has_forgotten:
             said.append(f"It has forgotten: for other scans keep {self.origin}.")
         return said
 
 
-def signed(value: float, digits: int = 2) -> str:
+def signed(value: float, digits: int = 3) -> str:
     """A change with its sign; what is not known is n/a."""
     return "n/a" if math.isnan(value) else f"{value:+.{digits}f}"
