@@ -32,7 +32,17 @@ LAYERS = (
     {"regions", "halfway"},
     {"runtime", "dataset", "synthesis", "inputs"},
     {"align", "export", "pathology", "scanner"},
-    {"metrics", "imagenet", "weights", "anatomy", "dicom_seg", "mni", "figures", "bids"},
+    {
+        "metrics",
+        "imagenet",
+        "weights",
+        "rounding",
+        "anatomy",
+        "dicom_seg",
+        "mni",
+        "figures",
+        "bids",
+    },
     {
         "nifti",
         "dicom",
@@ -71,7 +81,7 @@ ONLY_IN = {
 TORCH = {
     "network", "imagenet", "losses", "augment", "train", "runtime", "export", "anatomy",
     "pathology", "scanner", "fields", "synthesis", "batches", "board", "plan", "parallel",
-    "rehearsal", "folds", "batchnorm",
+    "rehearsal", "folds", "batchnorm", "rounding",
 }  # fmt: skip
 HEAVY = ("numpy", "scipy", "nibabel", "diplib", "matplotlib", "onnxruntime", "torch", "rich")
 

@@ -30,9 +30,11 @@ from onnxruntime.quantization import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from leuko.channels import centred
 from leuko.errors import LeukoError
 from leuko.files import staged
 from leuko.network import SpecialisedVGG
+from leuko.rounding import rounded
 from leuko.volume import Array
 from leuko.weights import ONNX_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 
@@ -42,6 +44,7 @@ OPSET = 17
 CALIBRATION_SLICES, CALIBRATION_PIXELS = 32, 160
 # Maps above this percentile are clipped: a rare peak would coarsen all the others.
 PERCENTILE = 99.999
+LARGEST = 64  # integer weight, in 7 bits
 
 
 def export(model: Path, out: Path, slices: Array) -> ModelCard:
@@ -53,7 +56,7 @@ def export(model: Path, out: Path, slices: Array) -> ModelCard:
     card = require_exportable(model, out)
     network = read_network(model, card)
     with staged(out) as scratch:
-        onnx.save(quantised(to_onnx(network), slices), str(scratch / ONNX_FILE))
+        onnx.save(quantised(network, slices), str(scratch / ONNX_FILE))
         return save_card(scratch, replace(card, weights=ONNX_FILE))
 
 
@@ -126,8 +129,9 @@ def to_onnx(network: SpecialisedVGG) -> onnx.ModelProto:
     return model
 
 
-def quantised(model: onnx.ModelProto, slices: Array) -> onnx.ModelProto:
-    """The stages in 8-bit integers (QDQ): maps by their range on `slices`, weights by channel.
+def quantised(network: SpecialisedVGG, slices: Array) -> onnx.ModelProto:
+    """The network with its stages in 8-bit integers (QDQ): maps by their range on `slices`, weights
+    by channel, rounded together (`rounding`).
 
     Weights keep 7 of the 8 bits: processors without VNNI add pairs of products in 16 bits, which
     would overflow with 8. So every processor gives the same answer.
@@ -135,6 +139,29 @@ def quantised(model: onnx.ModelProto, slices: Array) -> onnx.ModelProto:
     top, left = (max(0, (n - CALIBRATION_PIXELS) // 2) for n in slices.shape[1:3])
     middle = slices[:, top:, left:][:, :CALIBRATION_PIXELS, :CALIBRATION_PIXELS]
     chosen = middle[np.linspace(0, len(slices) - 1, CALIBRATION_SLICES).astype(int)]
+    model = _nearest(to_onnx(network), chosen)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def scales(ending: str) -> dict[str, torch.Tensor]:
+        return {
+            name.removesuffix(ending): torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            for name, tensor in stored.items()
+            if name.endswith(ending)
+        }
+
+    of_weights, of_biases = scales(".weight_scale"), scales(".bias_quantized_scale")
+    images = torch.from_numpy(centred(chosen)).permute(0, 3, 1, 2)
+    for name, integers, bias in rounded(network, images, of_weights, largest=LARGEST):
+        steps = (bias / of_biases[name]).round()
+        for part, values, kind in (("weight", integers, torch.int8), ("bias", steps, torch.int32)):
+            key = f"{name}.{part}_quantized"
+            stored[key].CopyFrom(numpy_helper.from_array(values.to(kind).numpy(), key))
+    return model
+
+
+def _nearest(model: onnx.ModelProto, chosen: Array) -> onnx.ModelProto:
+    """In 8 bits by onnxruntime, which takes the nearest integers; `chosen` (N, H, W, 3) tell the
+    ranges of the maps."""
     float_nodes = [
         node.name for node in model.graph.node if node.name.startswith(("sides", "fusion"))
     ]

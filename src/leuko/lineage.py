@@ -36,8 +36,10 @@ def described(subjects: Iterable[Subject], data: Path) -> list[Described]:
 def unchanged(recorded: Mapping[str, Sequence[Described]], data: Path) -> dict[str, list[Subject]]:
     """The subjects of a folder that were described, by group.
 
-    Raises LeukoError if their files are not those of then.
+    Raises LeukoError if their files are not those of then, or the folder is gone.
     """
+    if not data.is_dir():
+        raise LeukoError(f"{data}, which the run was started with, is gone; put it back")
     return {
         group: [_found(entry, data) for entry in entries] for group, entries in recorded.items()
     }

@@ -173,8 +173,6 @@ def read(run: Path) -> Plan:
     Raises LeukoError if the folder is no run, or scans are gone or others.
     """
     settings, record = read_settings(run)
-    if not Path(settings.data).is_dir():
-        raise LeukoError(f"{settings.data}, which the run was started with, is gone; put it back")
     return Plan(
         settings=settings,
         card=ModelCard.from_json(record["card"], source=run / RUN_FILE),

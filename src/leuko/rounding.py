@@ -1,0 +1,76 @@
+"""Weights become integers, such that what their layers compute changes least.
+
+The nearest integers change each weight least, but not the sums: the inputs of a layer go together,
+so that the errors of their weights may cancel or add up. Here weights are rounded one after the
+other, and those that are left make up for what each has lost: the optimal brain surgeon (Hassibi
+and Stork 1992), for rounding GPTQ (Frantar et al. 2022).
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leuko.network import SpecialisedVGG
+
+POSITIONS = 400  # on each slice, drawn at random, that tell how the inputs of a layer go together
+DAMPING = 0.01  # added to the variance of each input, as part of their mean variance
+BLOCK = 128  # inputs whose errors are passed on to the others at once: for speed alone
+
+
+@torch.no_grad()
+def rounded(
+    network: SpecialisedVGG, images: Tensor, scales: Mapping[str, Tensor], *, largest: int
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The name of each convolution of the stages (`stages.0.0`), its weights (O, I, 3, 3) as
+    integers of at most `largest` in size, and its bias (O,).
+
+    A weight is its integer times the scale (O,) of its convolution. `images` (N, 3, H, W), centred,
+    are like those that the network will see; each layer sees them through the rounded ones below.
+    """
+    draw = torch.Generator().manual_seed(0)
+    below = images
+    for level, stage in enumerate(copy.deepcopy(network.stages)):
+        if level:
+            below = F.max_pool2d(below, 2)
+        for index in range(0, len(stage), 2):  # type: ignore[arg-type]
+            convolution, name = stage[index], f"stages.{level}.{index}"  # type: ignore[index]
+            weights, scale = convolution.weight.flatten(1), scales[name][:, None]
+            inputs = _inputs(below, draw)
+            mean = inputs.mean(dim=1, keepdim=True)
+            integers = compensated(weights / scale, (inputs - mean).cov(correction=0), largest)
+            bias = convolution.bias + ((weights - integers * scale) @ mean)[:, 0]
+            convolution.weight.copy_((integers * scale).view_as(convolution.weight))
+            convolution.bias.copy_(bias)
+            yield name, integers.view_as(convolution.weight), bias
+            below = torch.cat([F.relu(convolution(image[None])) for image in below])
+
+
+def compensated(weights: Tensor, covariance: Tensor, largest: int) -> Tensor:
+    """Integers (O, K), as float, for weights (O, K) of K inputs with that covariance (K, K)."""
+    left = weights.clone()
+    count = left.shape[1]
+    damping = DAMPING * covariance.diagonal().mean().clamp(min=1e-12)
+    factor = torch.linalg.cholesky(covariance + damping * torch.eye(count))
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+    integers = torch.empty_like(left)
+    for begin in range(0, count, BLOCK):
+        end = min(begin + BLOCK, count)
+        lost = torch.empty(len(left), end - begin)
+        for k in range(begin, end):
+            integers[:, k] = left[:, k].round().clamp(-largest, largest)
+            lost[:, k - begin] = (left[:, k] - integers[:, k]) / inverse[k, k]
+            left[:, k:end] -= lost[:, k - begin, None] * inverse[k, k:end]
+        left[:, end:] -= lost @ inverse[begin:end, end:]
+    return integers
+
+
+def _inputs(maps: Tensor, draw: torch.Generator) -> Tensor:
+    """What a 3x3 convolution of maps (N, C, H, W) sees at some of their positions, (9 C, ...)."""
+    columns = []
+    for image in maps:
+        seen = F.unfold(image[None], 3, padding=1)[0]
+        columns.append(seen[:, torch.randperm(seen.shape[1], generator=draw)[:POSITIONS]])
+    return torch.cat(columns, dim=1)
