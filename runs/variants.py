@@ -29,7 +29,7 @@ from leuko.network import SpecialisedVGG, vgg16
 from leuko.recipes import FROM_NOTHING, MODERN, XU2017
 from leuko.weights import WEIGHTS_FILE, load_card, save_card
 
-PUBLISHED_STEPS, PUBLISHED_WIDTH = 500, 0.25
+PUBLISHED_STEPS, PUBLISHED_WIDTH = 300, 0.25
 LARGE = MODERN.feature_scale  # what Leuko divides ImageNet's maps by, to bring them near 1
 START, PUBLISHED = "its start", "published recipe"
 
@@ -89,7 +89,6 @@ def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
         "four stages": replace(ours, stages=stages[:4]),
         "scores of each stage": replace(ours, side_maps=2),
         "rate of 3e-4": replace(ours, recipe=replace(modern, phases=MODERN.phases)),
-        "no normalisation": replace(ours, recipe=replace(modern, normalised=False)),
         START: narrow,
         PUBLISHED: published,
     }
