@@ -2,8 +2,7 @@
 
 The only module that knows onnx. The file takes slices as `prepare` makes them, uint8
 (N, H, W, 3), and gives probabilities, float32 (N, C, H, W); N is free, H and W are multiples
-of 16. The specialised layers and the fusion stay in float: they are a fiftieth of the work, and
-their sum decides.
+of 16. The fusion stays in float: it is hardly any work, and its sum decides.
 """
 
 import io
@@ -130,8 +129,8 @@ def to_onnx(network: SpecialisedVGG) -> onnx.ModelProto:
 
 
 def quantised(network: SpecialisedVGG, slices: Array) -> onnx.ModelProto:
-    """The network with its stages in 8-bit integers (QDQ): maps by their range on `slices`, weights
-    by channel, rounded together (`rounding`).
+    """The network with stages and specialised layers in 8-bit integers (QDQ): maps by their range
+    on `slices`, weights by channel, rounded together (`rounding`).
 
     Weights keep 7 of the 8 bits: processors without VNNI add pairs of products in 16 bits, which
     would overflow with 8. So every processor gives the same answer.
@@ -162,9 +161,7 @@ def quantised(network: SpecialisedVGG, slices: Array) -> onnx.ModelProto:
 def _nearest(model: onnx.ModelProto, chosen: Array) -> onnx.ModelProto:
     """In 8 bits by onnxruntime, which takes the nearest integers; `chosen` (N, H, W, 3) tell the
     ranges of the maps."""
-    float_nodes = [
-        node.name for node in model.graph.node if node.name.startswith(("sides", "fusion"))
-    ]
+    float_nodes = [node.name for node in model.graph.node if node.name.startswith("fusion")]
     root = logging.getLogger()  # onnxruntime advises through it on every call
     level = root.level
     root.setLevel(logging.ERROR)
@@ -177,7 +174,7 @@ def _nearest(model: onnx.ModelProto, chosen: Array) -> onnx.ModelProto:
                 str(target),
                 _Slices(chosen),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv", "MaxPool"],
+                op_types_to_quantize=["Conv", "Relu", "MaxPool"],
                 per_channel=True,
                 reduce_range=True,
                 activation_type=QuantType.QUInt8,

@@ -6,7 +6,6 @@ other, and those that are left make up for what each has lost: the optimal brain
 and Stork 1992), for rounding GPTQ (Frantar et al. 2022).
 """
 
-import copy
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -24,28 +23,34 @@ BLOCK = 128  # inputs whose errors are passed on to the others at once: for spee
 def rounded(
     network: SpecialisedVGG, images: Tensor, scales: Mapping[str, Tensor], *, largest: int
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The name of each convolution of the stages (`stages.0.0`), its weights (O, I, 3, 3) as
+    """The name of each 3x3 convolution (`stages.0.0`, `sides.0`), its weights (O, I, 3, 3) as
     integers of at most `largest` in size, and its bias (O,).
 
     A weight is its integer times the scale (O,) of its convolution. `images` (N, 3, H, W), centred,
     are like those that the network will see; each layer sees them through the rounded ones below.
     """
-    draw = torch.Generator().manual_seed(0)
+    state, draw = network.state_dict(), torch.Generator().manual_seed(0)
+
+    def layer(name: str, maps: Tensor) -> tuple[Tensor, Tensor]:
+        scale, inputs = scales[name][:, None], _inputs(maps, draw)
+        weights, mean = state[f"{name}.weight"].flatten(1), inputs.mean(dim=1, keepdim=True)
+        covariance = (inputs - mean).cov(correction=0)
+        integers = compensated(weights / scale, covariance, largest)
+        bias = state[f"{name}.bias"] + ((weights - integers * scale) @ mean)[:, 0]
+        return integers.view_as(state[f"{name}.weight"]), bias
+
     below = images
-    for level, stage in enumerate(copy.deepcopy(network.stages)):
+    for level, stage in enumerate(network.stages):
         if level:
             below = F.max_pool2d(below, 2)
         for index in range(0, len(stage), 2):  # type: ignore[arg-type]
-            convolution, name = stage[index], f"stages.{level}.{index}"  # type: ignore[index]
-            weights, scale = convolution.weight.flatten(1), scales[name][:, None]
-            inputs = _inputs(below, draw)
-            mean = inputs.mean(dim=1, keepdim=True)
-            integers = compensated(weights / scale, (inputs - mean).cov(correction=0), largest)
-            bias = convolution.bias + ((weights - integers * scale) @ mean)[:, 0]
-            convolution.weight.copy_((integers * scale).view_as(convolution.weight))
-            convolution.bias.copy_(bias)
-            yield name, integers.view_as(convolution.weight), bias
-            below = torch.cat([F.relu(convolution(image[None])) for image in below])
+            name = f"stages.{level}.{index}"
+            integers, bias = layer(name, below)
+            yield name, integers, bias
+            weights = integers * scales[name][:, None, None, None]
+            below = torch.cat([F.conv2d(x[None], weights, bias, padding=1).relu() for x in below])
+        name = f"sides.{level}"
+        yield name, *layer(name, below)
 
 
 def compensated(weights: Tensor, covariance: Tensor, largest: int) -> Tensor:
