@@ -12,6 +12,8 @@ COLUMNS = {"dsc": "DSC", "lesion_f1": "lesion F1", "h95_mm": "H95, mm"}
 # How many times as long as Leuko's a peer was expected to take.
 ASKED = {"unet-ensemble": 15, "dynunet": 15, "dynunet-mirrored": 100}
 
+OURS = {"leuko": "Leuko minus", "leuko-half": "Leuko at half width minus"}
+
 Rows = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # by method, subject, measure
 
 
@@ -28,7 +30,8 @@ def as_text(results: Mapping[str, Any]) -> str:
             count = len(found["leuko"])
             title = f"{key.removeprefix('accuracy-')}, {count} subjects"
             blocks.append(table([title, *COLUMNS.values()], means(found)))
-            blocks.append(table(["Leuko minus", *COLUMNS.values()], differences(found)))
+            for our in filter(found.__contains__, OURS):
+                blocks.append(table([OURS[our], *COLUMNS.values()], differences(found, our)))
     if "speed" in results:
         head = ["one pair", "M parameters", "seconds", "asked", "times Leuko's"]
         head += ["times half width's", "times float32's", "peak MB"]
@@ -48,17 +51,17 @@ def trained(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
 
 
 def means(found: Rows) -> Iterator[Sequence[str]]:
-    for name, rows in found.items():
-        yield NAMES[name], *(interval(values(rows, column)) for column in COLUMNS)
+    for name in filter(found.__contains__, NAMES):
+        yield NAMES[name], *(interval(values(found[name], column)) for column in COLUMNS)
 
 
-def differences(found: Rows) -> Iterator[Sequence[str]]:
+def differences(found: Rows, our: str) -> Iterator[Sequence[str]]:
     """Of the subjects in which both are defined."""
-    for name, rows in found.items():
-        if name != "leuko":
+    for name in filter(found.__contains__, NAMES):
+        if name not in OURS:
             cells = []
             for column in COLUMNS:
-                pairs = zip(values(found["leuko"], column), values(rows, column), strict=True)
+                pairs = zip(values(found[our], column), values(found[name], column), strict=True)
                 cells.append(interval([ours - theirs for ours, theirs in pairs]))
             yield NAMES[name], *cells
 
