@@ -30,8 +30,11 @@ def as_text(results: Mapping[str, Any]) -> str:
             count = len(found["leuko"])
             title = f"{key.removeprefix('accuracy-')}, {count} subjects"
             blocks.append(table([title, *COLUMNS.values()], means(found)))
-            for our in filter(found.__contains__, OURS):
-                blocks.append(table([OURS[our], *COLUMNS.values()], differences(found, our)))
+            blocks += (
+                table([title, *COLUMNS.values()], differences(found, our))
+                for our, title in OURS.items()
+                if our in found
+            )
     if "speed" in results:
         head = ["one pair", "M parameters", "seconds", "asked", "times Leuko's"]
         head += ["times half width's", "times float32's", "peak MB"]
