@@ -126,8 +126,8 @@ def _fact(name: str, change: Change, measure: Measure) -> tuple[str, str, str]:
     digits = _digits(measure)
     unit = f" {measure.unit}" if measure.unit else ""
     values = f"{shown(change.before, digits)} → {shown(change.after, digits)}{unit}"
-    interval = f"95 % interval {_interval(change, digits)}".replace(" ", NO_BREAK)
-    return name, values, f"{signed(change.change, digits)}, {interval}"
+    parts = (f"{signed(change.change, digits)},", "95 % interval", _interval(change, digits))
+    return name, values, " ".join(part.replace(" ", NO_BREAK) for part in parts)
 
 
 def _interval(change: Change, digits: int) -> str:
