@@ -364,9 +364,7 @@ def test_a_mask_of_0_and_255_is_told_what_to_write(tmp_path):
     labels[1, 2, 3] = 255
     path = tmp_path / "mask.nii.gz"
     nib.save(nib.Nifti1Image(labels, np.eye(4)), path)
-    with pytest.raises(
-        LeukoError, match="values 255; expected only 0, 1: if 255 means 1, put"
-    ):
+    with pytest.raises(LeukoError, match="values 255; expected only 0, 1: if 255 means 1, put"):
         nifti.read_labels(path, values=(0, 1))
 
 
