@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
-    """By name: those of the papers, and two of how a training starts."""
+    """By name: those of the papers, another rate, and what the published recipe starts from."""
     stages = vgg16(options.width)
     modern = replace(FROM_NOTHING, steps=options.slices // MODERN.images_per_step)
     ours = plan.Settings(
@@ -107,10 +107,7 @@ def with_large_maps(start: Path, out: Path) -> None:
     network = read_network(start, card)
     torch.manual_seed(0)
     network.renew_specialised_layers()
-    with torch.no_grad():
-        network.first_convolution.weight *= LARGE
-        for convolution in network.convolutions:
-            convolution.bias *= LARGE
+    network.divide_maps(1 / LARGE)
     with staged(out) as scratch:
         save_file(network.state_dict(), scratch / WEIGHTS_FILE)
         save_card(scratch, replace(card, name=out.name, training={}))

@@ -276,6 +276,19 @@ def test_resume_finishes_a_run(leuko, heads, foreign_model, tmp_path):
     load_card(run)
 
 
+def test_a_log_has_the_last_step(capsys):
+    from leuko.terminal import progress_bar
+    from leuko.train import Progress
+
+    with progress_bar() as (on_step, doing):
+        doing("preparing")
+        for step in range(1, 26):
+            on_step(Progress(step, 25, 0.5, 3.0))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["preparing", "step 2/25  loss 0.5  3.0 images/s"]
+    assert lines[-1] == "step 25/25  loss 0.5  3.0 images/s"
+
+
 def test_resume_needs_the_scans(leuko, heads, foreign_model, tmp_path):
     from conftest import small_settings
     from leuko import plan

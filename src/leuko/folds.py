@@ -221,9 +221,7 @@ def _as_record(validation: Validation) -> dict[str, Any]:
     }
     if validation.before:
         before = {name: json_ready(row) for name, row in validation.before.items()}
-        changes = {
-            key: json_ready(asdict(validation.change(key))) for key in (m.key for m in MEASURES)
-        }
+        changes = {m.key: json_ready(asdict(validation.change(m.key))) for m in MEASURES}
         record |= {
             "model": validation.model,
             "origin": validation.origin,

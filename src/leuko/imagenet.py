@@ -54,8 +54,7 @@ def transfer(model: SpecialisedVGG, source: str, *, feature_scale: float = 1.0) 
     with torchvision's key names (`features.0.weight`, ...). A file is taken for IMAGENET1K_V1 if
     it is that very file, and for weights that expect 0..255 minus 127 otherwise.
 
-    `feature_scale` divides every map that the stages give: with ReLU, dividing the first
-    convolution and all biases by s divides all that follows by s, exactly.
+    `feature_scale` divides every map that the stages give.
 
     Raises LeukoError when the file is missing, damaged or of another architecture.
     """
@@ -78,8 +77,8 @@ def transfer(model: SpecialisedVGG, source: str, *, feature_scale: float = 1.0) 
         for index, convolution in zip(_indices(model), model.convolutions, strict=True):
             convolution.weight.copy_(state[f"features.{index}.weight"])
             assert convolution.bias is not None  # every convolution of the stages has one
-            convolution.bias.copy_(state[f"features.{index}.bias"] / feature_scale)
-        model.first_convolution.weight /= feature_scale
+            convolution.bias.copy_(state[f"features.{index}.bias"])
+    model.divide_maps(feature_scale)
     model.renew_specialised_layers()
 
 

@@ -105,6 +105,14 @@ class SpecialisedVGG(nn.Module):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
 
+    @torch.no_grad()
+    def divide_maps(self, by: float) -> None:
+        """Divide every map of the stages: with ReLU, dividing the first convolution's weights and
+        all biases divides all that follows, exactly."""
+        self.first_convolution.weight.div_(by)
+        for convolution in self.convolutions:
+            cast("Tensor", convolution.bias).div_(by)
+
     @property
     def convolutions(self) -> list[nn.Conv2d]:
         """The convolutions of the stages, in order: 13 for VGG-16."""

@@ -57,7 +57,8 @@ def progress_bar(
             completed=at.step,
             numbers=f"{steps}  {numbers}",
         )
-        if at.step % max(1, at.steps // 10) == 0 or time.monotonic() - said >= QUIET_SECONDS:
+        is_due = at.step % max(1, at.steps // 10) == 0 or at.step == at.steps
+        if is_due or time.monotonic() - said >= QUIET_SECONDS:
             say(f"step {steps}  {numbers}")
 
     def doing(what: str) -> None:

@@ -112,9 +112,9 @@ class Validation:
         """The change of Dice on synthetic scans, without those that both miss: they cannot fall."""
         if self.synthetic is None:
             return None
-        pairs = [pair for pair in zip(*self.synthetic, strict=True) if any(pair)]
-        values = zip(*pairs, strict=True) if pairs else ((), ())
-        return Change.of(*({str(k): dice for k, dice in enumerate(d)} for d in values))
+        scans = enumerate(zip(*self.synthetic, strict=True))
+        found = {str(k): pair for k, pair in scans if any(pair)}
+        return Change.of(*({k: pair[side] for k, pair in found.items()} for side in (0, 1)))
 
     @property
     def has_forgotten(self) -> bool:
