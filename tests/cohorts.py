@@ -42,7 +42,7 @@ def command(*arguments: object) -> list[str]:
 
 def written(out: Path) -> dict[str, int]:
     """When each subject's mask was written."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob(f"*/{MASK_FILE}")}
+    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob(f"[!.]*/{MASK_FILE}")}
 
 
 def spoil(folders: Mapping[str, Path]) -> None:

@@ -5,8 +5,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +40,29 @@ def staged(folder: Path, *, record: str = "*.json") -> Iterator[Path]:
     """
     require_folder(folder)
     made = [path for path in folder.parents if not path.exists()]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # What is there may be a mounted volume in a file system that is read-only.
-        home = folder if folder.is_dir() else folder.parent
-        scratch = Path(tempfile.mkdtemp(prefix=".leuko-", dir=home))
-        scratch.chmod(0o777 & ~UMASK)
-    except OSError as error:
-        raise LeukoError(
-            f"cannot write into {folder}: {error.strerror}; choose another output folder"
-        ) from error
-    try:
-        yield scratch
-        _publish(scratch, folder, record)
-    except OSError as error:
-        raise LeukoError(f"writing into {folder} failed: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        for path in made:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # What is there may be a mounted volume in a file system that is read-only.
+            home = folder if folder.is_dir() else folder.parent
+            scratch = stack.enter_context(private(home, folder.name))
+            scratch.chmod(0o777 & ~UMASK)
+        except OSError as error:
+            raise LeukoError(
+                f"cannot write into {folder}: {error.strerror}; choose another output folder"
+            ) from error
+        try:
+            yield scratch
+            _publish(scratch, folder, record)
+        except OSError as error:
+            raise LeukoError(f"writing into {folder} failed: {error.strerror or error}") from error
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for path in folders:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def _publish(scratch: Path, folder: Path, record: str) -> None:
@@ -84,7 +88,7 @@ def private(home: Path, name: str) -> Iterator[Path]:
     Those of the same name whose makers were killed are deleted too, where the system can tell.
     """
     home.mkdir(parents=True, exist_ok=True)
-    for older in home.glob(f".leuko-{name}-*"):
+    for older in home.glob(f".leuko-{escape(name)}-*"):
         if _is_abandoned(older):
             shutil.rmtree(older, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=".leuko-", dir=home))
@@ -130,7 +134,8 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(OSError):  # of file systems without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

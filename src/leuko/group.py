@@ -46,7 +46,7 @@ def write_batch(out: Path) -> dict[str, Path]:
 
     Returns what was written. Raises LeukoError where there is no result and no failure.
     """
-    names = sorted(path.parent.name for path in out.glob(f"*/{outputs.RECORD_FILE}"))
+    names = sorted(path.parent.name for path in out.glob(f"[!.]*/{outputs.RECORD_FILE}"))
     results = [
         Result(
             name,
