@@ -145,7 +145,9 @@ def test_a_cross_validation_measures_an_exported_start_as_the_network_that_it_is
     network = runtime.load(exported, by_torch=True)
     for subject in find_subjects(heads):
         truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
-        assert validation.before[subject.name] == compare(truth, held_out.segment(subject, network))
+        assert validation.before[subject.name] == compare(
+            truth, held_out.segment(subject, network)[0]
+        )
 
 
 def test_what_8_bits_change_is_measured(model, exported, slices):

@@ -30,7 +30,7 @@ SHORT = replace(ADAPT, steps=3, images_per_step=4, synthetic_part=0.0)
 def measured(subject, model):
     """The measures of a model on a subject, without a file in between."""
     truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
-    return compare(truth, held_out.segment(subject, runtime.load(model, by_torch=True)))
+    return compare(truth, held_out.segment(subject, runtime.load(model, by_torch=True))[0])
 
 
 class StoppedError(Exception):
@@ -115,6 +115,8 @@ def test_scans_that_are_no_flair_are_told_before_training(
     with pytest.raises(StoppedError):
         folds.fit(tmp_path / "run")
     assert caplog.messages == [f"head{k}: FLAIR.nii.gz is odd" for k in range(6)]
+    told = held_out.doubts(tmp_path / "run" / folds.MASKS_BEFORE)
+    assert told == {f"head{k}": "FLAIR.nii.gz is odd" for k in range(6)}
 
 
 def test_the_record_has_the_changes(adapted):
@@ -453,7 +455,7 @@ def row(dsc, **others):
     return dict.fromkeys(keys, 0.5) | {"dsc": dsc} | volumes | others
 
 
-def validation(befores, afters, synthetic=None):
+def validation(befores, afters, synthetic=None, doubts=None):
     """Of rows, or of Dice alone."""
     names = [f"sub-{k}" for k in range(len(befores))]
     before, after = (
@@ -467,6 +469,7 @@ def validation(befores, afters, synthetic=None):
         after=after,
         before=before,
         synthetic=synthetic,
+        doubts=doubts or {},
     )
 
 
@@ -528,6 +531,14 @@ def test_forgetting_is_said():
     assert lost.has_forgotten
     assert "It has forgotten: for other scans keep leuko-base." in lost.sentences()
     assert "Use ours for scans like these." in lost.sentences()
+
+
+def test_scans_that_are_doubted_are_named_in_the_report():
+    found = validation(LOW, HIGH, doubts={"sub-2": "were FLAIR and T1 swapped?"})
+    said = "Look at the scans of sub-2: were FLAIR and T1 swapped?"
+    assert found.sentences()[-1] == said
+    assert said in as_html(found, [], {})
+    assert said in as_markdown(found, {})
 
 
 def test_synthetic_scans_that_both_miss_hide_no_loss():

@@ -76,6 +76,7 @@ def fit(
         after={name: rows[name] for name in sorted(rows)},
         before=before,
         synthetic=_synthetic(run, planned, doing),
+        doubts=held_out.doubts(run / MASKS_BEFORE),
     )
     unfinished = shutil.ignore_patterns(".*")
     for home in homes:
@@ -228,6 +229,7 @@ def _as_record(validation: Validation) -> dict[str, Any]:
             "verdict": validation.verdict,
             "changes": changes,
             "before": before,
+            "doubts": dict(validation.doubts),
         }
     if validation.synthetic:
         keys = ("dice_before", "dice_after")

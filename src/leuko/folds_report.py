@@ -97,7 +97,12 @@ def examples(validation: Validation) -> list[str]:
 
 
 def _is_bad(validation: Validation) -> bool:
-    return validation.verdict != "better" or validation.has_forgotten or validation.invents
+    return (
+        validation.verdict != "better"
+        or validation.has_forgotten
+        or validation.invents
+        or bool(validation.doubts)
+    )
 
 
 def _measures() -> Iterator[Measure]:

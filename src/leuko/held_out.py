@@ -17,7 +17,7 @@ from leuko.volume import Volume
 
 log = logging.getLogger(__name__)
 
-MASKS, MASK_FILE = "masks", "wmh.nii.gz"
+MASKS, MASK_FILE, DOUBT_FILE = "masks", "wmh.nii.gz", "doubt.txt"
 
 
 def measures(
@@ -29,7 +29,7 @@ def measures(
     doing: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Row]:
     """The measures of a model by subject, its masks in `masks/SUBJECT/wmh.nii.gz`; `doing` is told
-    which is measured, and if `guarded`, a FLAIR that does not look like one is warned of.
+    which is measured, and if `guarded`, a FLAIR that looks like none is warned of (`doubts`).
 
     Masks that are there already are taken for the model's, so that measuring can be interrupted.
     """
@@ -38,9 +38,13 @@ def measures(
         doing(f"measuring {subject.name}")
         path = mask_path(masks, subject.name)
         if not path.is_file():
-            found = segment(subject, model, guarded=guarded)
+            found, case = segment(subject, model)
+            doubt = guards.wrong_scan(case) if guarded and case else None
             with staged(path.parent) as scratch:
                 nifti.write(scratch / path.name, found.with_data(found.data.astype(np.uint8)))
+                if doubt:
+                    log.warning("%s: %s", subject.name, doubt)
+                    (scratch / DOUBT_FILE).write_text(doubt, encoding="utf-8")
         truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
         rows[subject.name] = compare(truth, nifti.read_mask(path))
     return rows
@@ -51,8 +55,16 @@ def mask_path(masks: Path, name: str) -> Path:
     return masks / name / MASK_FILE
 
 
-def segment(subject: Subject, model: runtime.Model, *, guarded: bool = False) -> Volume:
-    """What a model finds in a subject, as bool."""
+def doubts(masks: Path) -> dict[str, str]:
+    """Why the FLAIR of a subject, measured with `guarded`, does not look like one; by subject."""
+    return {
+        path.parent.relative_to(masks).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(masks.rglob(DOUBT_FILE))
+    }
+
+
+def segment(subject: Subject, model: runtime.Model) -> tuple[Volume, guards.Case | None]:
+    """What a model finds in a subject, as bool, and where it tells tissues, what guards look at."""
     flair, t1 = read_pair(subject, model.card.preparation)
     pair = Pair.of(flair, t1, model.card.preparation)
     probabilities = predict_pair(pair, model, Stopwatch())
@@ -62,10 +74,8 @@ def segment(subject: Subject, model: runtime.Model, *, guarded: bool = False) ->
         smallest_mm3=model.card.smallest_lesion_mm3,
         voxel_mm3=flair.voxel_mm3,
     )
-    if guarded and model.card.classes == guards.TISSUES:
-        tissue = to_tissue(probabilities, mask, flair).canonical().data
-        case = guards.Case(flair.canonical(), pair.t1 if pair.t1.any() else None, tissue)
-        wrong = guards.wrong_scan(case)
-        if wrong is not None:
-            log.warning("%s: %s", subject.name, wrong)
-    return flair.with_data(mask)
+    found = flair.with_data(mask)
+    if model.card.classes != guards.TISSUES:
+        return found, None
+    tissue = to_tissue(probabilities, mask, flair).canonical().data
+    return found, guards.Case(flair.canonical(), pair.t1 if pair.t1.any() else None, tissue)

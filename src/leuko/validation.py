@@ -63,7 +63,7 @@ class Validation:
     the model that the training started from, if there was one.
 
     `synthetic`: Dice on synthetic scans like those that were trained with, of that model and of the
-    one that was trained with all subjects.
+    one that was trained with all subjects. `doubts`: what speaks against the scans of a subject.
     """
 
     model: str
@@ -72,6 +72,7 @@ class Validation:
     after: Mapping[str, Row]
     before: Mapping[str, Row]
     synthetic: Sequence[Sequence[float]] | None
+    doubts: Mapping[str, str]
 
     def change(self, key: str) -> Change:
         """That of a measure."""
@@ -158,6 +159,7 @@ class Validation:
             )
         if self.has_forgotten:
             said.append(f"It has forgotten: for other scans keep {self.origin}.")
+        said += (f"Look at the scans of {name}: {doubt}" for name, doubt in self.doubts.items())
         return said
 
 
