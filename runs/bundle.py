@@ -2,26 +2,29 @@
 
     python runs/bundle.py HEADS RUN OUT [--threshold T] [--smallest MM3]
 
-HEADS and RUN are those of runs/train_base.py. It prints how far the 8 bits are from the float
-network on synthetic slices that neither was calibrated on. The result belongs into
+HEADS and RUN are those of runs/train_base.py; RUN may also be the name or the folder of a model in
+8 bits, to be exported anew from its weights as they are. It prints how far the 8 bits are from the
+float network on synthetic slices that neither was calibrated on. The result belongs into
 src/leuko/models/leuko-base.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+from safetensors.torch import save_file
 from train_base import HELD_OUT
 
 from leuko import runtime
 from leuko.anatomy import load_head
 from leuko.channels import Preparation
-from leuko.export import export
+from leuko.export import export, read_network
 from leuko.metrics import dice
 from leuko.synthesis import synthesise
 from leuko.volume import Array
-from leuko.weights import load_card, save_card
+from leuko.weights import WEIGHTS_FILE, find, load_card, save_card
 
 SEEN = ("head01", "head05", "head09", "head16")  # in training: enough to calibrate on
 CALIBRATION, CHECK = 24, 8  # synthetic scans
@@ -30,22 +33,28 @@ CALIBRATION, CHECK = 24, 8  # synthetic scans
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("heads", type=Path)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--threshold", type=float, default=0.5)
-    parser.add_argument("--smallest", type=float, default=5.0)
+    parser.add_argument("--threshold", type=float)
+    parser.add_argument("--smallest", type=float)
     options = parser.parse_args()
-    export(options.run, options.out, scans(options.heads, SEEN, 101, CALIBRATION))
-    card = load_card(options.out)
-    save_card(
-        options.out,
-        replace(card, threshold=options.threshold, smallest_lesion_mm3=options.smallest),
-    )
-    slices = scans(options.heads, HELD_OUT, 102, CHECK)
-    masks = [
-        runtime.load(folder).predict(slices)[:, -1] >= options.threshold
-        for folder in (options.out, options.run)
-    ]
+    run = find(options.run)
+    card = load_card(run)
+    with TemporaryDirectory() as folder:
+        if card.weights != WEIGHTS_FILE:
+            state = read_network(run, card).state_dict()
+            run, card = Path(folder), replace(card, weights=WEIGHTS_FILE)
+            save_file(state, run / WEIGHTS_FILE)
+            save_card(run, card)
+        export(run, options.out, scans(options.heads, SEEN, 101, CALIBRATION))
+        threshold = options.threshold or card.threshold
+        smallest = options.smallest or card.smallest_lesion_mm3
+        card = replace(load_card(options.out), threshold=threshold, smallest_lesion_mm3=smallest)
+        save_card(options.out, card)
+        slices = scans(options.heads, HELD_OUT, 102, CHECK)
+        masks = [
+            runtime.load(model).predict(slices)[:, -1] >= threshold for model in (options.out, run)
+        ]
     print(f"WMH Dice of 8 bits and float: {dice(prediction=masks[0], reference=masks[1]):.4f}")
 
 

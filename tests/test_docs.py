@@ -116,6 +116,27 @@ def test_the_readme_gives_the_means_of_the_card(patients):
             assert float(mean) == pytest.approx(sum(values) / len(values), abs=0.0101)
 
 
+def test_the_readme_gives_the_figures_of_the_benchmark():
+    peers = text("benchmarks/README.md").split("## Peers")[1]
+    blocks = [block.splitlines() for block in peers.split("\n\n") if block.startswith("| ")]
+    rows = {}  # by the first words of the table and of the row
+    for head, _, *lines in blocks:
+        for line in lines:
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[head.split("|")[1].strip(), name] = cells
+    shown = [row for start in ("Leuko", "2-D", "3-D", "FLAIR") for row in table("README.md", start)]
+    assert len(shown) == 7
+    for name, *scores, seconds, peak in shown:
+        _, measured_seconds, *_, measured_peak = rows["one pair", name]
+        assert seconds == f"{float(measured_seconds):.1f}"
+        assert peak == measured_peak
+        if "mirrorings" in name:
+            assert scores == ["", ""]
+            continue
+        for score, scans in zip(scores, ("test, 18 subjects", "real, 6 subjects"), strict=True):
+            assert score == f"{float(rows[scans, name][0].split()[0]):.2f}", name
+
+
 def test_the_card_says_what_the_model_is():
     card = json.loads((ROOT / "src/leuko/models/leuko-base/card.json").read_text())
     page = text("docs/model-card.md")
