@@ -58,6 +58,8 @@ def test_a_flair_looks_like_one_and_a_t1_does_not():
 def test_a_t2_is_seen_by_its_missing_dark_csf():
     (message,) = said(a_case(radii=(64.4, 64, 56, 18)))
     assert "is it a T2, or were FLAIR and T1 swapped?" in message
+    assert "% of the brain is CSF, expected 5 % at least;" in message
+    assert "at most" not in message  # dark CSF, as it should be
 
 
 @pytest.mark.parametrize("radii", [(40, 36, 30, 8), (1000, 90, 80, 20)])

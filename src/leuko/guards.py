@@ -107,11 +107,16 @@ def _sequence(case: Case) -> Iterator[str]:
         return
     white = case.median(case.flair.data, "white")
     fluid = max(case.median(case.flair.data, name) / white for name in ("csf", "ventricle"))
-    if csf_part < LEAST_CSF_PART or fluid > BRIGHT_CSF:
+    seen = []
+    if csf_part < LEAST_CSF_PART:
+        least = f"{100 * LEAST_CSF_PART:.0f} % at least"
+        seen.append(f"{100 * csf_part:.1f} % of the brain is CSF, expected {least}")
+    if fluid > BRIGHT_CSF:
+        bright = f"{fluid:.2f} times as bright as white matter"
+        seen.append(f"CSF is {bright}, expected {BRIGHT_CSF} at most")
+    if seen:
         yield (
-            f"{case.flair.name} does not look like a FLAIR: {100 * csf_part:.1f} % of the brain is "
-            f"CSF, {fluid:.2f} times as bright as white matter, expected "
-            f"{100 * LEAST_CSF_PART:.0f} % and {BRIGHT_CSF} at most; is it a T2"
+            f"{case.flair.name} does not look like a FLAIR: {', and '.join(seen)}; is it a T2"
             + (f", or {swapped}" if swapped else "?")
         )
 
