@@ -91,7 +91,11 @@ def test_the_readme_shows_what_the_demo_prints(capsys, tmp_path):
 def table(page, first):
     """The cells of the rows that start with a text."""
     lines = [line for line in text(page).splitlines() if line.startswith(f"| {first}")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [cells(line) for line in lines]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_the_card_and_the_experiments_give_the_same_accuracy():
@@ -122,8 +126,8 @@ def test_the_readme_gives_the_figures_of_the_benchmark():
     rows = {}  # by the first words of the table and of the row
     for head, _, *lines in blocks:
         for line in lines:
-            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-            rows[head.split("|")[1].strip(), name] = cells
+            name, *values = cells(line)
+            rows[cells(head)[0], name] = values
     starts = ("Leuko", "leuko-base", "2-D", "3-D", "FLAIR")
     shown = [row for start in starts for row in table("README.md", start)]
     assert len(shown) == 8

@@ -503,12 +503,12 @@ def test_a_measuring_that_was_stopped_goes_on(heads, tmp_path, monkeypatch):
     plan.start(tmp_path / "run", small_settings(heads, steps=2, held_out=0.5))
     segment, segmented = held_out.segment, []
 
-    def stopping(subject, model):
+    def stopping(subject, model, **options):
         if len(segmented) == 2:
             segmented.append("stopped")
             raise KeyboardInterrupt
         segmented.append(subject.name)
-        return segment(subject, model)
+        return segment(subject, model, **options)
 
     monkeypatch.setattr(held_out, "segment", stopping)
     with pytest.raises(KeyboardInterrupt):

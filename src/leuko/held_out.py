@@ -38,8 +38,7 @@ def measures(
         doing(f"measuring {subject.name}")
         path = mask_path(masks, subject.name)
         if not path.is_file():
-            found, case = segment(subject, model)
-            doubt = guards.wrong_scan(case) if guarded and case else None
+            found, doubt = segment(subject, model, guarded=guarded)
             with staged(path.parent) as scratch:
                 nifti.write(scratch / path.name, found.with_data(found.data.astype(np.uint8)))
                 if doubt:
@@ -63,8 +62,10 @@ def doubts(masks: Path) -> dict[str, str]:
     }
 
 
-def segment(subject: Subject, model: runtime.Model) -> tuple[Volume, guards.Case | None]:
-    """What a model finds in a subject, as bool, and where it tells tissues, what guards look at."""
+def segment(
+    subject: Subject, model: runtime.Model, *, guarded: bool = False
+) -> tuple[Volume, str | None]:
+    """What a model finds in a subject, as bool; if `guarded`, why its FLAIR looks like none."""
     flair, t1 = read_pair(subject, model.card.preparation)
     pair = Pair.of(flair, t1, model.card.preparation)
     probabilities = predict_pair(pair, model, Stopwatch())
@@ -74,8 +75,9 @@ def segment(subject: Subject, model: runtime.Model) -> tuple[Volume, guards.Case
         smallest_mm3=model.card.smallest_lesion_mm3,
         voxel_mm3=flair.voxel_mm3,
     )
-    found = flair.with_data(mask)
-    if model.card.classes != guards.TISSUES:
-        return found, None
-    tissue = to_tissue(probabilities, mask, flair).canonical().data
-    return found, guards.Case(flair.canonical(), pair.t1 if pair.t1.any() else None, tissue)
+    doubt = None
+    if guarded and model.card.classes == guards.TISSUES:
+        tissue = to_tissue(probabilities, mask, flair).canonical().data
+        case = guards.Case(flair.canonical(), pair.t1 if pair.t1.any() else None, tissue)
+        doubt = guards.wrong_scan(case)
+    return flair.with_data(mask), doubt
