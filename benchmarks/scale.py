@@ -77,7 +77,9 @@ def record(job: Job) -> dict[str, Any]:
         "inputs": {"flair": as_file(job.flair)},
         "model": {"name": "stand-in", "weights_sha256": wanted.weights_sha256},
         "settings": {**wanted.settings, "strict": True, "exclude": None, "device": "cpu"},
-        "warnings": [],
+        "findings": [],
+        "checks": [],
+        "outside_brain": None,
         "volume_ml": ml,
         "volume_interval_ml": [ml / 2, 2 * ml],
         "quality": {"predicted_dice": 0.8, "interval": [0.6, 0.9]},
@@ -87,7 +89,6 @@ def record(job: Job) -> dict[str, Any]:
         "excluded_ml": None,
         "tissue_ml": None,
         "regions": None,
-        "fazekas": None,
         "alignment": None,
         "seconds": {},
     }

@@ -1,4 +1,4 @@
-"""Which guards speak on real scans as they are, and on scans with a fault that was made.
+"""Findings of the automatic checks on real scans, as they are and with a simulated fault.
 
     python runs/guards.py DATA [DATA ...] [--model leuko-base]
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | None]:
-    """What is warned of or refused, and the tissues."""
+    """The findings, or why the scans were refused; and the tissues."""
     scans = [scan and Scan(Path(scan.name), scan, []) for scan in (flair, t1)]
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -61,7 +61,8 @@ def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | Non
         f"{100 * (case.ml['csf'] + case.ml['ventricle']) / case.brain_ml:.0f} %, "
         f"{max(fluid):.2f} of white] "
     )
-    return seen + ("; ".join(result.warnings) or "nothing"), result.tissue.data
+    found = [f"{finding.level}: {finding.text}" for finding in result.findings]
+    return seen + ("; ".join(found) or "nothing"), result.tissue.data
 
 
 def swapped(flair: Volume, t1: Volume, _: Array | None) -> Pair:

@@ -5,7 +5,7 @@
 HEADS: as for runs/synthetic_validation.py; each held-out head is made into scans of random geometry
 and contrast. The lesions are the true ones on both sides: what differs is where the model sees the
 ventricles, the cortex and the brain. Rows: the intracranial volume, and what each rule calls
-periventricular and deep, as the error in % of the true volume; then how many Fazekas grades agree.
+periventricular and deep, as the error in % of the true volume.
 """
 
 import argparse
@@ -15,9 +15,10 @@ import numpy as np
 from synthetic_validation import held_out
 
 from leuko import runtime, weights
-from leuko.analysis import Analysis, Case, analyse
+from leuko.analysis import Case, analyse
 from leuko.anatomy import WMH
 from leuko.channels import Pair
+from leuko.mni import Place
 from leuko.predict import predict_pair, to_tissue
 from leuko.record import Stopwatch
 from leuko.regions import RULES
@@ -35,7 +36,6 @@ def main() -> None:
     options = parser.parse_args()
     model = runtime.load(weights.find(options.model))
     errors: dict[str, list[tuple[float, float]]] = {}
-    grades: list[bool] = []
     for number, anatomy in enumerate(held_out(options.heads)):
         for scan in range(options.scans):
             choice = choose(anatomy, np.random.default_rng([5, number, scan]), every_mm=0)
@@ -48,12 +48,16 @@ def main() -> None:
             mask = truth.data == WMH
             for rule in RULES:
                 true, found = (
-                    analyse(a_case(tissue, mask), rule=rule, threads=2) for tissue in (truth, seen)
+                    analyse(
+                        a_case(tissue, mask),
+                        place=Place.of(tissue, threads=2),
+                        rule=rule,
+                        threads=2,
+                    )
+                    for tissue in (truth, seen)
                 )
                 if rule == "voxel10":
                     note(errors, "intracranial", found.intracranial_ml, true.intracranial_ml)
-                    pairs = zip(grades_of(found), grades_of(true), strict=True)
-                    grades.extend(a == b for a, b in pairs)
                 for part in ("periventricular_ml", "deep_ml"):
                     ours, theirs = getattr(found.regions, part), getattr(true.regions, part)
                     note(errors, f"{rule}, {part.removesuffix('_ml')}", ours, theirs)
@@ -68,12 +72,11 @@ def main() -> None:
             f"| {name} | {len(off)} | {together:+.1f} | {np.median(off):.1f} | {off.max():.1f} | "
             f"{(off <= 3).sum()} | {(off <= 5).sum()} |"
         )
-    print(f"Fazekas grades from the same lesions agree in {sum(grades)} of {len(grades)}")
 
 
 def a_case(tissue: Volume, mask: Array) -> Case:
     nothing = np.zeros(mask.shape, dtype=np.float32)
-    return Case(tissue.with_data(nothing), None, tissue, nothing, mask, mask, mask)
+    return Case(tissue.with_data(nothing), None, tissue, nothing, mask, mask)
 
 
 def note(
@@ -81,10 +84,6 @@ def note(
 ) -> None:
     if true_ml >= LEAST_ML:
         errors.setdefault(name, []).append((found_ml, true_ml))
-
-
-def grades_of(analysis: Analysis) -> tuple[int, int]:
-    return analysis.fazekas.periventricular, analysis.fazekas.deep
 
 
 if __name__ == "__main__":

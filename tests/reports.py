@@ -35,8 +35,8 @@ def a_pane(flair, mask, t1=None):
 
 def lesions_of(flair, mask):
     probability = np.where(mask, 0.8, 0.1)
-    case = Case(flair, None, None, probability, mask, mask, mask)
-    return analyse(case, rule="voxel10", threads=1)
+    case = Case(flair, None, None, probability, mask, mask)
+    return analyse(case, place=None, rule="voxel10", threads=1)
 
 
 def a_record(flair, mask, **changes):
@@ -67,7 +67,9 @@ def a_record(flair, mask, **changes):
             "strict": False,
             "device": "cpu",
         },
-        "warnings": [],
+        "findings": [],
+        "checks": ["volume of the brain", "motion"],
+        "outside_brain": None,
         "volume_ml": ml,
         "lesions": len(lesions_of(flair, mask).lesions),
         "intracranial_ml": 1400.0,
@@ -87,13 +89,6 @@ def a_record(flair, mask, **changes):
             "right_ml": 3 * ml / 4,
             "bullseye": bullseye,
         },
-        "fazekas": {
-            "note": "estimated, research only",
-            "periventricular": 2,
-            "periventricular_interval": [1, 3],
-            "deep": 1,
-            "deep_interval": [1, 1],
-        },
         "alignment": {"moved_mm": 1.5, "off_mm": None},
         "seconds": {"read": 0.1, "predict": 2.0},
     } | changes
@@ -105,3 +100,8 @@ def a_report(folder, flair, mask, **changes):
     sheet(record, pane).savefig(folder / "qc.png", facecolor="black", dpi=60)
     rows = [asdict(lesion) for lesion in lesions_of(flair, mask).lesions]
     return report(record, rows, pane, as_jpeg(folder / "qc.png"))
+
+
+def finding(text, level="warning", code="cut-off"):
+    """A finding as a record holds it."""
+    return {"level": level, "code": code, "text": text}

@@ -172,4 +172,4 @@ def test_a_t1_that_does_not_fit_is_an_error_and_nothing_is_written(model, tmp_pa
         tmp_path / "flair.nii.gz", tmp_path / "t1.nii.gz", tmp_path / "out", model=model,
         alignment="never",
     )  # fmt: skip
-    assert any("does not lie on" in warning for warning in result.warnings)
+    assert [f.level for f in result.findings if "does not lie on" in f.text] == ["do not use"]

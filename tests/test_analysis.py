@@ -9,7 +9,6 @@ import scipy.ndimage
 
 from leuko import mni
 from leuko.analysis import Case, analyse, numbered
-from leuko.fazekas import Grades, grades
 from leuko.guards import TISSUES
 from leuko.regions import REGIONS, SECTORS, Where, lateral_ventricles, locate
 from leuko.volume import Orientation, Volume
@@ -42,9 +41,14 @@ def a_case(tissue, mask):
         tissue=tissue,
         probability=np.where(mask, 0.75, 0.0),
         mask=mask,
-        timid=mask,
-        bold=mask,
+        liberal=mask,
     )
+
+
+def analysed(case, *, rule="voxel10", threads=1):
+    """The analysis of a case at its own place in the template."""
+    place = case.tissue and mni.Place.of(case.tissue, threads=threads)
+    return analyse(case, place=place, rule=rule, threads=threads)
 
 
 def brain(lesions=()):
@@ -64,7 +68,7 @@ def box(x, y=slice(20, 24), z=slice(4, 6)):
 
 
 def test_a_lesion_has_its_volume_place_and_contrast():
-    found = analyse(slab([box((15, 20))]), rule="voxel10", threads=1)
+    found = analysed(slab([box((15, 20))]), rule="voxel10", threads=1)
     (lesion,) = found.lesions
     assert asdict(lesion) == {
         "id": 1,
@@ -107,7 +111,7 @@ def test_each_rule_divides_the_volume_as_it_says(rule, periventricular, deep):
     lesions = [
         box(x, y) for x, y in zip([(11, 15), (10, 14), (16, 24), (30, 34)], rows, strict=True)
     ]
-    regions = analyse(slab(lesions), rule=rule, threads=1).regions
+    regions = analysed(slab(lesions), rule=rule, threads=1).regions
     per_column = 4 * 2 * 5 / 1000  # mL of one x of a box
     assert regions.periventricular_ml == pytest.approx(periventricular * per_column)
     assert regions.deep_ml == pytest.approx(deep * per_column)
@@ -120,57 +124,24 @@ def test_a_distance_across_thick_slices_is_in_millimetres():
     tissue[10:20, 10:20, 0] = VENTRICLE
     mask = np.zeros(tissue.shape, bool)
     mask[15, 15, 2] = mask[15, 15, 3] = True  # 10 and 15 mm above
-    where = locate(mask, Volume(tissue, np.diag([1, 1, 5.0, 1])), threads=1)
+    where = locate(mask, Volume(tissue, np.diag([1, 1, 5.0, 1])), None, threads=1)
     np.testing.assert_allclose(where.ventricle_mm, [10, 15])
     assert where.regions(np.array([1, 1]), "voxel10").tolist() == [1, 2]
 
 
 def test_a_lesion_from_the_ventricle_into_the_deep_is_confluent():
     case = slab([box((10, 40)), box((12, 16), slice(40, 44))])
-    first, second = analyse(case, rule="voxel10", threads=1).lesions
+    first, second = analysed(case, rule="voxel10", threads=1).lesions
     assert (first.region, second.region) == ("confluent", "periventricular")
-    regions = analyse(case, rule="voxel10", threads=1).regions
+    regions = analysed(case, rule="voxel10", threads=1).regions
     assert regions.confluent_ml == pytest.approx(first.volume_ml)
     total = sum(lesion.volume_ml for lesion in (first, second))
     assert regions.periventricular_ml + regions.deep_ml == pytest.approx(total)
 
 
-@pytest.mark.parametrize(
-    ("lesions", "expected"),
-    [
-        ([], Grades(0, 0)),
-        ([box((10, 13))], Grades(1, 0)),  # 3 mm thick
-        ([box((10, 17))], Grades(2, 0)),
-        ([box((10, 25))], Grades(3, 1)),  # reaches deep, but its deep part is small
-        ([box((10, 50))], Grades(3, 3)),
-        ([box((30, 33), slice(20, 22))], Grades(0, 1)),
-        ([box((30, 33), slice(20, 35))], Grades(0, 2)),
-        ([box((30, 33), slice(20, 50))], Grades(0, 3)),
-    ],
-)
-def test_fazekas_grades_follow_thickness_and_length(lesions, expected):
-    case = slab(lesions)
-    where = locate(case.mask, case.tissue, threads=1)
-    lesion = numbered(case.mask)[case.mask].astype(int)
-    assert grades(case.tissue.with_data(case.mask), lesion, where) == expected
-
-
-def test_grades_have_an_interval_from_the_timid_to_the_bold_mask():
-    bold = slab([box((10, 17)), box((30, 33), slice(40, 43))])
-    case = replace(slab([box((10, 13))]), bold=bold.mask, tissue=bold.tissue)
-    found = analyse(replace(case, timid=np.zeros(SHAPE, bool)), rule="voxel10", threads=1).fazekas
-    assert (found.periventricular, found.periventricular_interval) == (1, (0, 2))
-    assert (found.deep, found.deep_interval) == (0, (0, 1))
-
-
-def test_a_lesion_below_the_tentorium_has_no_grade():
-    assert analyse(brain([((20, -60, -38), 7)]), rule="voxel10", threads=2).fazekas.deep == 0
-    assert analyse(brain([((-25, -62, 40), 6)]), rule="voxel10", threads=2).fazekas.deep == 2
-
-
 def test_lobes_and_sides_come_from_the_template():
     case = brain([((28, 40, 10), 4), ((-28, 40, 10), 5), ((-25, -62, 40), 6), ((20, -60, -38), 7)])
-    lesions = analyse(case, rule="voxel10", threads=2).lesions
+    lesions = analysed(case, rule="voxel10", threads=2).lesions
     named = [(lesion.region, lesion.side, lesion.lobe) for lesion in lesions]
     assert named == [
         ("infratentorial", "right", "infratentorial"),
@@ -182,7 +153,7 @@ def test_lobes_and_sides_come_from_the_template():
 
 def test_the_parts_of_a_brain_add_up_to_its_lesions():
     case = brain([((28, 40, 10), 6), ((-20, -30, 25), 8), ((20, -60, -38), 5), ((15, 20, 12), 7)])
-    found = analyse(case, rule="voxel10", threads=2)
+    found = analysed(case, rule="voxel10", threads=2)
     regions = found.regions
     total = sum(lesion.volume_ml for lesion in found.lesions)
     below = regions.infratentorial_ml
@@ -217,7 +188,8 @@ def test_the_bullseye_counts_quarters_of_the_way_by_lobe():
 def ventricle_distances(tissue):
     """Distances of fixed places of the brain from its lateral ventricles, mm."""
     case = brain([((28, 40, 10), 3), ((-30, -30, 30), 3), ((-25, -62, 40), 3)])
-    return locate(case.mask, case.tissue.with_data(tissue), threads=2).ventricle_mm
+    scan = case.tissue.with_data(tissue)
+    return locate(case.mask, scan, mni.Place.of(scan, threads=2), threads=2).ventricle_mm
 
 
 def test_slit_ventricles_are_where_the_template_has_them():
@@ -252,7 +224,7 @@ def test_mirrored_scans_swap_their_sides():
     mirror = np.diag([-1.0, 1, 1, 1])
     tissue = Volume(case.tissue.data, mirror @ case.tissue.affine, name="FLAIR").canonical()
     mirrored = a_case(tissue, case.mask[::-1])
-    there, here = (analyse(c, rule="voxel10", threads=2).regions for c in (case, mirrored))
+    there, here = (analysed(c, rule="voxel10", threads=2).regions for c in (case, mirrored))
     assert here.left_ml == pytest.approx(there.right_ml, rel=0.02)
     assert here.deep_ml == pytest.approx(there.deep_ml, rel=0.1)
 
@@ -272,7 +244,7 @@ def test_odd_scans_are_analysed(kind):
     elif kind == "empty":
         tissue[:] = 0
     tissue[mask] = WMH
-    found = analyse(a_case(Volume(tissue, case.flair.affine), mask), rule="voxel10", threads=2)
+    found = analysed(a_case(Volume(tissue, case.flair.affine), mask), rule="voxel10", threads=2)
     total = mask.sum() * 8 / 1000
     assert sum(lesion.volume_ml for lesion in found.lesions) == pytest.approx(total)
     assert found.intracranial_ml == pytest.approx((tissue > 0).sum() * 8 / 1000)
@@ -288,12 +260,14 @@ def test_odd_scans_are_analysed(kind):
 
 
 def test_a_model_without_ventricles_gives_lesions_alone():
-    found = analyse(replace(slab([box((15, 20))]), tissue=None, t1=None), rule="voxel10", threads=1)
+    found = analysed(
+        replace(slab([box((15, 20))]), tissue=None, t1=None), rule="voxel10", threads=1
+    )
     (lesion,) = found.lesions
     assert lesion.volume_ml == pytest.approx(0.2)
     assert lesion.region == "n/a"
     assert math.isnan(lesion.flair_contrast)
-    assert (found.regions, found.fazekas, found.intracranial_ml) == (None, None, None)
+    assert (found.regions, found.intracranial_ml) == (None, None)
 
 
 def test_the_template_needs_no_turning():

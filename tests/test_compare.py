@@ -20,6 +20,7 @@ from leuko.files import sha256, write_json
 from leuko.halfway import half, meet
 from leuko.volume import Volume, resample_onto
 from phantoms import make_phantom
+from reports import finding
 
 BOX = np.zeros((24, 24, 24), dtype=bool)
 GRID = Volume(BOX.astype(np.uint8), np.eye(4))
@@ -232,7 +233,7 @@ def run_of(folder, scan, mask, **settings):
         "model": {"name": "made", "weights_sha256": "0" * 64},
         "settings": chosen | {"exclude": None} | settings,
         "volume_ml": scan.ml(mask),
-        "warnings": [],
+        "findings": [],
     }
     write_json(folder / "run.json", record)
     return folder
@@ -286,7 +287,7 @@ def test_the_record_tells_the_change_with_its_floor(compared):
     assert record["change_ml"] == pytest.approx(result.changes.change_ml, abs=1e-4)
     assert record["floor_ml"] == pytest.approx(result.changes.floor_ml, abs=1e-4)
     assert record["lesions"]["new"] == 1
-    assert record["warnings"] == []
+    assert record["findings"] == []
 
 
 def test_the_report_shows_both_times_side_by_side(compared):
@@ -306,13 +307,13 @@ def test_the_report_shows_both_times_side_by_side(compared):
 
 def test_what_was_said_of_either_run_is_said_again(times, tmp_path):
     record = json.loads((times[0] / "run.json").read_text())
-    (times[0] / "run.json").write_text(json.dumps(record | {"warnings": ["<dark>"]}))
+    (times[0] / "run.json").write_text(json.dumps(record | {"findings": [finding("<dark>")]}))
     try:
         compare(*times, tmp_path / "out")
     finally:
         (times[0] / "run.json").write_text(json.dumps(record))
-    said = json.loads((tmp_path / "out" / "compare.json").read_text())["warnings"]
-    assert said == ["baseline: <dark>"]
+    said = json.loads((tmp_path / "out" / "compare.json").read_text())["findings"]
+    assert said == [finding("baseline: <dark>")]
     assert "baseline: &lt;dark&gt;" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -361,7 +362,7 @@ def test_runs_that_differ_in_method_are_warned_of_by_name(brain, times, tmp_path
     mask = spot(brain, HERE, 11)
     other = run_of(tmp_path / "other", brain, mask, threshold=0.3, bias_correction=True)
     result = compare(times[0], other, tmp_path / "out")
-    assert [warning.split(" (")[0] for warning in result.warnings] == [
+    assert [found.text.split(" (")[0] for found in result.findings] == [
         "the two runs differ in threshold",
         "the two runs differ in bias correction",
     ]

@@ -10,7 +10,7 @@ import pytest
 from leuko import group, summary, verdicts
 from leuko.errors import LeukoError
 from leuko.outputs import PICTURE_FILE, RECORD_FILE, REPORT_FILE
-from reports import a_head, a_record
+from reports import a_head, a_record, finding
 
 HOSTILE = "<script>document.title = 'run'</script>"
 
@@ -65,7 +65,6 @@ def test_a_row_has_what_a_record_holds():
     assert row["volume_ml"] == pytest.approx(ml)
     assert (row["volume_low_ml"], row["volume_high_ml"]) == (ml / 2, ml * 2)
     assert (row["expected_dice_low"], row["expected_dice_high"]) == (0.7, 0.9)
-    assert row["fazekas_periventricular_high"] == 3
     assert row["left_ml"] == pytest.approx(ml / 4)
     lobes = [v for k, v in row.items() if k.endswith(("frontal_ml", "grey_ml"))]
     assert len(lobes) == 3
@@ -79,13 +78,13 @@ def test_a_row_has_what_a_record_holds():
 
 def test_what_a_record_does_not_have_is_not_known():
     flair, mask = a_head()
-    missing = ("volume_interval_ml", "quality", "regions", "fazekas", "tissue_ml", "alignment")
+    missing = ("volume_interval_ml", "quality", "regions", "tissue_ml", "alignment")
     record = a_record(flair, mask, intracranial_ml=None, volume_percent_icv=None)
     row = summary.row(record | dict.fromkeys(missing))
     unknown = {
         name for name, value in row.items() if isinstance(value, float) and math.isnan(value)
     }
-    assert {"volume_low_ml", "expected_dice", "deep_ml", "fazekas_deep", "t1_moved_mm"} <= unknown
+    assert {"volume_low_ml", "expected_dice", "deep_ml", "t1_moved_mm"} <= unknown
     assert row["volume_ml"] == pytest.approx(flair.ml(mask))
 
 
@@ -114,10 +113,10 @@ def test_the_worst_come_first(cohort):
 
     out = cohort(
         good=dice(0.9),
-        warned=dice(0.95) | {"warnings": ["cut off"]},
+        warned=dice(0.95) | {"findings": [finding("cut off")]},
         bad=dice(0.2),
         unknown={"quality": None},
-        worst=dice(0.9) | {"warnings": ["cut off", "motion"]},
+        worst=dice(0.9) | {"findings": [finding("cut off"), finding("motion")]},
     )
     group.write_batch(out)
     page = Words((out / group.PAGE).read_text())
@@ -219,7 +218,7 @@ def test_verdicts_that_are_taken_back_are_gone(cohort):
 @pytest.fixture
 def page(opened, cohort):
     out = cohort(
-        **{f"sub-{k:02}": {"volume_ml": float(k), "warnings": ["motion"] * (k == 3)}
+        **{f"sub-{k:02}": {"volume_ml": float(k), "findings": [finding("motion")] * (k == 3)}
            for k in range(12)}
     )  # fmt: skip
     (out / "logs").mkdir()
@@ -297,7 +296,7 @@ def test_a_verdict_is_forgotten_with_the_mask_that_it_is_of(page, tmp_path):
 def test_anyone_can_use_the_page(opened, cohort, scheme, width):
     from axe_playwright_python.sync_playwright import Axe
 
-    out = cohort(a={"warnings": ["slices lie 8 mm apart"]}, b={})
+    out = cohort(a={"findings": [finding("slices lie 8 mm apart")]}, b={})
     (out / "logs").mkdir()
     (out / "logs" / "x.failed").write_text("all zeros\n")
     saved(out, "v.csv", verdict(1, "PASS"))

@@ -1,11 +1,11 @@
-"""Each guard speaks when its fault is made, and is silent on a whole head."""
+"""Each check finds its simulated fault, and finds nothing on a whole head."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from leuko.guards import TISSUES, Case, looks_like_flair, warnings
+from leuko.guards import CHECKS, TISSUES, Case, examine, wrong_scan
 from leuko.volume import Volume
 
 AIR, CSF, VENTRICLE, GREY, WHITE, WMH = range(len(TISSUES))
@@ -32,31 +32,40 @@ def a_case(radii=(70, 64, 56, 18), low=0, spoil=None):
     return Case(Volume(flair, AFFINE, name="FLAIR.nii.gz"), t1, tissue)
 
 
-def said(case):
-    return list(warnings(case))
+def said(case, level=None):
+    """The texts of what was found, all of one level if it is given."""
+    findings = examine(case)[0]
+    assert level is None or {finding.level for finding in findings} == {level}
+    return [finding.text for finding in findings]
 
 
-def test_a_whole_head_gives_no_warning():
-    assert said(a_case()) == []
-    assert said(replace(a_case(), t1=None)) == []
+def test_a_whole_head_passes_all_checks_that_were_done():
+    assert examine(a_case()) == ([], [check.title for check in CHECKS])
+    without_t1 = [check.title for check in CHECKS if not check.needs_t1]
+    assert examine(replace(a_case(), t1=None)) == ([], without_t1)
 
 
 def test_a_t1_in_place_of_the_flair_is_seen_by_its_little_white_matter():
     case = a_case(radii=(70, 64, 40, 18))
-    (message,) = said(case)
+    (message,) = said(case, "do not use")
     assert "does not look like a FLAIR" in message
     assert "were FLAIR and T1 swapped?" in message
     (message,) = said(replace(case, t1=None))
     assert "swapped" not in message
 
 
-def test_a_flair_looks_like_one_and_a_t1_does_not():
-    assert looks_like_flair(a_case())
-    assert not looks_like_flair(a_case(radii=(70, 64, 40, 18)))
+def test_a_flair_is_no_wrong_scan_and_a_t1_is_one():
+    assert wrong_scan(a_case()) is None
+    assert "does not look like a FLAIR" in wrong_scan(a_case(radii=(70, 64, 40, 18)))
+
+
+def test_after_a_reason_not_to_use_the_result_no_other_check_is_done():
+    _, done = examine(a_case(radii=(40, 36, 30, 8)))
+    assert done == [CHECKS[0].title]
 
 
 def test_a_t2_is_seen_by_its_missing_dark_csf():
-    (message,) = said(a_case(radii=(64.4, 64, 56, 18)))
+    (message,) = said(a_case(radii=(64.4, 64, 56, 18)), "do not use")
     assert "is it a T2, or were FLAIR and T1 swapped?" in message
     assert "% of the brain is CSF, expected 5 % at least;" in message
     assert "at most" not in message  # dark CSF, as it should be
@@ -64,12 +73,12 @@ def test_a_t2_is_seen_by_its_missing_dark_csf():
 
 @pytest.mark.parametrize("radii", [(40, 36, 30, 8), (1000, 90, 80, 20)])
 def test_what_is_no_head_is_seen_by_its_size(radii):
-    (message,) = said(a_case(radii=radii))
+    (message,) = said(a_case(radii=radii), "do not use")
     assert "mL of brain and CSF were found" in message
 
 
 def test_a_brain_that_is_cut_off_is_seen_at_the_outermost_slice():
-    (message,) = said(a_case(low=16))
+    (message,) = said(a_case(low=16), "warning")
     assert "cut off at its bottom" in message
 
 
@@ -85,7 +94,7 @@ def test_a_side_that_is_cut_off_is_named():
 def test_thick_slices_are_named():
     case = a_case()
     thick = Volume(case.flair.data[:, :, ::2], AFFINE @ np.diag([1, 1, 2, 1]), name="F")
-    (message,) = said(Case(thick, case.t1[:, :, ::2], case.tissue[:, :, ::2]))
+    (message,) = said(Case(thick, case.t1[:, :, ::2], case.tissue[:, :, ::2]), "note")
     assert "slices lie 8.0 mm apart" in message
 
 
@@ -93,7 +102,7 @@ def test_enhanced_choroid_plexus_is_seen_on_the_t1():
     def enhance(_, t1, tissue):
         t1[(tissue == VENTRICLE) & (np.arange(104)[:, None, None] < 46)] = 140
 
-    (message,) = said(a_case(spoil=enhance))
+    (message,) = said(a_case(spoil=enhance), "note")
     assert "contrast-enhanced" in message
 
 
@@ -101,7 +110,15 @@ def test_clipped_brightness_is_seen_in_the_brain():
     def clip(flair, *_):
         np.minimum(flair, 122, out=flair)
 
-    (message,) = said(a_case(spoil=clip))
+    (message,) = said(a_case(spoil=clip), "warning")
+    assert "was clipped" in message
+
+
+def test_clipped_brightness_is_seen_though_a_file_rounds_it():
+    def clip(flair, *_):
+        np.minimum(flair, 122 + np.random.default_rng(0).uniform(0, 0.01, flair.shape), out=flair)
+
+    (message,) = said(a_case(spoil=clip), "warning")
     assert "was clipped" in message
 
 

@@ -28,8 +28,8 @@ LAYERS = (
     {"outputs", "change_report"},
     {"predict", "report", "changes"},
     {"analysis", "frame"},
-    {"fazekas", "panes", "verdicts"},
-    {"regions", "halfway"},
+    {"panes", "verdicts"},
+    {"regions", "halfway", "brain"},
     {"runtime", "dataset", "synthesis", "inputs"},
     {"align", "export", "pathology", "scanner"},
     {

@@ -16,7 +16,7 @@ from leuko.frame import Column, shown, table, text
 from leuko.panes import encoded, fullest_slice, lesion_slices
 from leuko.uncertainty import interval_text
 from leuko.volume import Volume
-from reports import a_head, a_pane, a_record, a_report
+from reports import a_head, a_pane, a_record, a_report, finding
 
 
 class Page(HTMLParser):
@@ -55,15 +55,36 @@ def test_the_page_says_the_numbers_with_their_intervals(head, tmp_path):
     ml = flair.ml(mask)
     assert f"{ml:.2f} mL 90 % interval {interval_text([ml / 2, ml * 2])}" in said
     assert "0.80 0.70 to 0.90" in said
-    assert "Fazekas, periventricular 2 1 to 3; estimated, research only" in said
     assert "Rule voxel10" in said
     assert "No warnings" in said
 
 
-def test_warnings_stand_before_all_numbers(head, tmp_path):
-    html = a_report(tmp_path, *head, warnings=["the brain is cut off", "slices lie 8 mm apart"])
-    said = Page(html).text
-    assert said.index("2 warnings") < said.index("slices lie 8 mm apart") < said.index("Findings")
+def test_findings_stand_before_all_numbers_the_most_serious_first(head, tmp_path):
+    found = [
+        finding("no FLAIR", "do not use"), finding("cut off"), finding("motion"),
+        finding("slices lie 8 mm apart", "note"),
+    ]  # fmt: skip
+    said = Page(a_report(tmp_path, *head, findings=found)).text
+    order = (
+        "Do not use this result", "no FLAIR", "2 warnings", "motion", "Note", "8 mm", "Findings",
+    )  # fmt: skip
+    places = [said.index(words) for words in order]
+    assert places == sorted(places)
+    assert "No warnings" not in said
+
+
+def test_the_all_clear_says_what_was_checked_and_notes_do_not_end_it(head, tmp_path):
+    note = finding("slices lie 8 mm apart", "note")
+    said = Page(a_report(tmp_path, *head, findings=[note])).text
+    assert "No warnings. Checked: volume of the brain, motion." in said
+    said = Page(a_report(tmp_path, *head, checks=[])).text
+    assert "No automatic checks were done." in said
+
+
+def test_numbers_of_a_result_not_to_be_used_are_marked(head, tmp_path):
+    marked = 'class="facts useless"'
+    assert marked in a_report(tmp_path, *head, findings=[finding("no FLAIR", "do not use")])
+    assert marked not in a_report(tmp_path, *head, findings=[finding("cut off")])
 
 
 def test_nothing_is_loaded_from_anywhere(head, tmp_path):
@@ -87,7 +108,7 @@ def test_what_comes_from_outside_is_shown_and_not_run(head, tmp_path):
     html = a_report(
         tmp_path,
         *head,
-        warnings=[EVIL],
+        findings=[finding(EVIL)],
         inputs={"flair": scan},
         model=record["model"] | {"name": EVIL},
         settings={"exclude": {"path": EVIL, "sha256": ""}},
@@ -124,11 +145,10 @@ def test_a_page_is_made_of_one_slice(tmp_path):
 
 def test_a_record_without_regions_leaves_them_out(head, tmp_path):
     nothing = dict.fromkeys(
-        ("regions", "fazekas", "quality", "volume_interval_ml", "intracranial_ml", "tissue_ml",
+        ("regions", "quality", "volume_interval_ml", "intracranial_ml", "tissue_ml",
          "alignment")
     )  # fmt: skip
     said = Page(a_report(tmp_path, *head, **nothing)).text
-    assert "Fazekas" not in said
     assert "Expected Dice" not in said
     assert "90 % interval" not in said
     assert "Volume of WMH" in said

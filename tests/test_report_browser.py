@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from reports import a_head, a_report
+from reports import a_head, a_report, finding
 
 pytestmark = pytest.mark.browser
 HOSTILE = "<script>document.title = 'run'</script>"
@@ -12,7 +12,7 @@ HOSTILE = "<script>document.title = 'run'</script>"
 
 @pytest.fixture
 def page(opened, tmp_path):
-    return opened(a_report(tmp_path, *a_head(), warnings=[HOSTILE]))
+    return opened(a_report(tmp_path, *a_head(), findings=[finding(HOSTILE)]))
 
 
 def painted(page):
@@ -132,7 +132,7 @@ def test_a_verdict_is_saved_as_a_row(page, tmp_path):
 
 
 def test_hostile_text_is_shown_and_not_run(page):
-    assert page.locator(".warnings li").inner_text() == HOSTILE
+    assert page.locator(".alert li").inner_text() == HOSTILE
     assert page.title() == "White matter hyperintensities"
 
 
@@ -142,7 +142,8 @@ def test_an_accessibility_checker_finds_nothing(opened, tmp_path, scheme, width)
     from axe_playwright_python.sync_playwright import Axe
 
     view = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
-    page = opened(a_report(tmp_path, *a_head(), warnings=["slices lie 8 mm apart"]), **view)
+    found = [finding("no FLAIR", "do not use"), finding("motion"), finding("8 mm", "note")]
+    page = opened(a_report(tmp_path, *a_head(), findings=found), **view)
     page.locator("details summary").click()
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()

@@ -19,6 +19,7 @@ from leuko.evaluate import evaluate
 from leuko.files import sha256
 from leuko.itk import without_bias
 from leuko.predict import to_mask
+from leuko.record import Finding
 from leuko.segment import segment
 from leuko.uncertainty import Calibration, calibrated, entropy
 from leuko.volume import Volume
@@ -237,16 +238,14 @@ def test_a_folder_that_cannot_be_written_is_an_error(unseen, model, tmp_path):
         run(unseen, model, tmp_path / "file" / "out")
 
 
-def test_a_failure_while_writing_leaves_earlier_results_whole(unseen, model, tmp_path, monkeypatch):
+def test_a_mask_that_cannot_be_written_leaves_earlier_results_whole(
+    unseen, model, tmp_path, monkeypatch
+):
     run(unseen, model, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    write, written = nifti.write, []
 
-    def full_disk(path, volume):
-        if written:
-            raise OSError(28, "No space left on device")
-        written.append(path)
-        write(path, volume)
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(nifti, "write", full_disk)
     with pytest.raises(LeukoError, match="No space left on device"):
@@ -311,7 +310,7 @@ def test_an_exclusion_mask_that_is_empty_is_named(unseen, model, tmp_path):
     flair = nifti.read(unseen / "FLAIR.nii.gz")
     nifti.write(tmp_path / "none.nii.gz", flair.with_data(np.zeros(flair.data.shape, np.uint8)))
     answer = run(unseen, model, tmp_path / "out", exclude=tmp_path / "none.nii.gz")
-    assert any("excludes nothing" in warning for warning in answer.warnings)
+    assert any("excludes nothing" in found.text for found in answer.findings)
 
 
 def test_an_exclusion_mask_on_another_grid_is_refused(unseen, model, tmp_path):
@@ -343,7 +342,7 @@ def test_a_bias_field_is_taken_out(unseen, model, tmp_path):
     assert "correct bias" in record["seconds"]
 
 
-def test_warnings_are_kept_in_the_record(unseen, model, tmp_path):
+def test_findings_are_kept_in_the_record(unseen, model, tmp_path):
     image = nib.load(unseen / "FLAIR.nii.gz")
     for name in ("FLAIR", "T1"):
         scan = nib.load(unseen / f"{name}.nii.gz")
@@ -353,8 +352,9 @@ def test_warnings_are_kept_in_the_record(unseen, model, tmp_path):
                  tmp_path / f"{name}.nii.gz")  # fmt: skip
     answer = run(tmp_path, model, tmp_path / "out")
     assert image.shape == answer.mask.data.shape
-    assert any("neither sform nor qform" in warning for warning in answer.warnings)
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["warnings"] == answer.warnings
+    assert any("neither sform nor qform" in found.text for found in answer.findings)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert [Finding(**found) for found in record["findings"]] == answer.findings
 
 
 def test_a_run_that_is_killed_leaves_no_folder_or_a_whole_one(unseen, model, tmp_path):

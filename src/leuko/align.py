@@ -28,6 +28,9 @@ LOST_MM = 1.0  # a registration that ends so far from the best place has failed
 FAR_MM = 3.0  # what a parabola says beyond its three values is no measure
 AWAY_MM = 4.0
 LEAST_SHARPNESS = 0.3  # two scans of one brain have 0.38 and more, of two brains 0.23 at most
+ANOTHER_BRAIN = (
+    0.24  # sharpness of scans of two people is lower; poor pairs of one have 0.24 to 0.3
+)
 TURN_DEGREES = 15  # between starts: half of it lies within reach of a descent
 TRIED = 3  # of the starts, the best, are followed
 TRIES = 4  # to settle
@@ -48,6 +51,11 @@ class Alignment:
     def is_sure(self) -> bool:
         """Whether these are two scans of one brain, and lie on each other."""
         return self.sharpness >= LEAST_SHARPNESS and self.off_mm < LOST_MM
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the two show different brains, or lie far apart."""
+        return self.sharpness < ANOTHER_BRAIN or self.off_mm >= FAR_MM
 
     def doubt(self) -> str | None:
         """What makes it unlikely that these are two scans of one brain on each other, or None."""

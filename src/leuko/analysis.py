@@ -1,6 +1,6 @@
-"""What a mask says in numbers: its lesions one by one, where they lie, Fazekas grades.
+"""Measure a mask: its lesions one by one, and where they lie.
 
-All arrays run R, A, S. See `regions` for the rules, `fazekas` for the grades.
+All arrays run R, A, S. See `regions` for the rules.
 """
 
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage
 
-from leuko import fazekas
+from leuko import mni
 from leuko.guards import TISSUES
 from leuko.lesions import TOUCHING, find_lesions
 from leuko.mni import LOBES
-from leuko.regions import REGIONS, Rule, Where, locate, world
-from leuko.volume import Array, Volume
+from leuko.regions import REGIONS, Rule, Where, locate
+from leuko.volume import Array, Volume, world
 
 RIM = 2  # voxels around lesions that are no normal white matter
 UNKNOWN = float("nan")
@@ -21,15 +21,14 @@ UNKNOWN = float("nan")
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A segmented scan. Masks are bool, in the order timid <= mask <= bold."""
+    """A segmented scan. Masks are bool, mask <= liberal."""
 
     flair: Volume
     t1: Array | None  # on the grid of the FLAIR, any scale
     tissue: Volume | None  # indices into `guards.TISSUES`
     probability: Array  # of WMH, 0 to 1
     mask: Array
-    timid: Array  # of a stricter threshold
-    bold: Array  # of a laxer one
+    liberal: Array  # of a lower threshold
 
 
 @dataclass(frozen=True)
@@ -67,16 +66,6 @@ class Regions:
     bullseye_ml: list[list[float]] | None  # by SHELLS and SECTORS
 
 
-@dataclass(frozen=True)
-class Fazekas:
-    """Estimated grades, 0 to 3: with the mask, and from the timid to the bold one."""
-
-    periventricular: int
-    periventricular_interval: tuple[int, int]
-    deep: int
-    deep_interval: tuple[int, int]
-
-
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """Of one scan. What needs ventricles is None where none are known."""
@@ -85,22 +74,20 @@ class Analysis:
     numbers: Array  # (X, Y, Z) uint16, the lesions' ids
     region_map: Array | None  # (X, Y, Z) uint8, indices into `regions.REGIONS`
     regions: Regions | None
-    fazekas: Fazekas | None
     intracranial_ml: float | None  # brain and CSF
 
 
-def analyse(case: Case, *, rule: Rule, threads: int) -> Analysis:
-    """Measure a segmented scan."""
+def analyse(case: Case, *, place: mni.Place | None, rule: Rule, threads: int) -> Analysis:
+    """Measure a segmented scan; `place` is where its brain lies in the template."""
     numbers = numbered(case.mask)
     lesion = numbers[case.mask].astype(np.intp)
-    if case.tissue is None:
-        return Analysis(_lesions(case, lesion, None, None), numbers, None, None, None, None)
-    intracranial_ml = case.tissue.ml(case.tissue.data)
-    bold = locate(case.bold, case.tissue, threads=threads)
-    if bold is None:
+    intracranial_ml = None if case.tissue is None else case.tissue.ml(case.tissue.data)
+    where = None
+    if case.tissue is not None:
+        where = locate(case.mask, case.tissue, place, threads=threads)
+    if where is None:
         lesions = _lesions(case, lesion, None, None)
-        return Analysis(lesions, numbers, None, None, None, intracranial_ml)
-    where = bold.of(case.mask[case.bold])
+        return Analysis(lesions, numbers, None, None, intracranial_ml)
     region = where.regions(lesion, rule)
     region_map = np.zeros(case.mask.shape, dtype=np.uint8)
     region_map[case.mask] = region
@@ -109,7 +96,6 @@ def analyse(case: Case, *, rule: Rule, threads: int) -> Analysis:
         numbers=numbers,
         region_map=region_map,
         regions=_regions(case.flair.voxel_mm3 / 1000, lesion, where, rule),
-        fazekas=_fazekas(case, bold),
         intracranial_ml=intracranial_ml,
     )
 
@@ -187,7 +173,7 @@ def _normal_white(case: Case) -> Array | None:
     """White matter that is no lesion's rim, bool; None where the model knows no white matter."""
     if case.tissue is None:
         return None
-    rim = scipy.ndimage.binary_dilation(case.bold, TOUCHING, iterations=RIM)
+    rim = scipy.ndimage.binary_dilation(case.liberal, TOUCHING, iterations=RIM)
     white: Array = (case.tissue.data == TISSUES.index("white")) & ~rim
     return white
 
@@ -212,20 +198,4 @@ def _regions(voxel_ml: float, lesion: Array, where: Where, rule: Rule) -> Region
         left_ml=None if left is None else left * voxel_ml,
         right_ml=None if left is None else (len(lesion) - left) * voxel_ml,
         bullseye_ml=None if bullseye is None else bullseye.tolist(),
-    )
-
-
-def _fazekas(case: Case, bold: Where) -> Fazekas:
-    found = []
-    for mask in (case.mask, case.timid, case.bold):
-        lesion = find_lesions(mask)[0][mask]
-        where = bold.of(mask[case.bold])
-        found.append(fazekas.grades(case.flair.with_data(mask), lesion, where))
-    periventricular = [grades.periventricular for grades in found]
-    deep = [grades.deep for grades in found]
-    return Fazekas(
-        periventricular=periventricular[0],
-        periventricular_interval=(min(periventricular), max(periventricular)),
-        deep=deep[0],
-        deep_interval=(min(deep), max(deep)),
     )

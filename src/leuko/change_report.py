@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from leuko.changes import STATES, Changes, Time
-from leuko.frame import Column, Kind, facts, page, plain, section, shown, table, text, warnings
+from leuko.frame import Column, Kind, alerts, facts, page, plain, section, shown, table, text
 from leuko.panes import HEAD, Pane, lesion_slices
+from leuko.record import is_useless
 from leuko.volume import Array, Volume
 
 Record = Mapping[str, Any]
@@ -54,7 +55,13 @@ def change_report(record: Record, changes: Changes, times: Sequence[Time], grid:
     return page(
         title="White matter hyperintensities at two times",
         subtitle=_subtitle(record),
-        before=[warnings(record["warnings"]), section("Change", facts(_findings(record, changes)))],
+        before=[
+            alerts(record),
+            section(
+                "Change",
+                facts(_findings(record, changes), useless=is_useless(record["findings"])),
+            ),
+        ],
         panes=panes,
         kinds=KINDS,
         after=[
@@ -110,7 +117,7 @@ def _findings(record: Record, changes: Changes) -> Iterator[tuple[str, str, str]
             f"{changes.change_by_state[state]:+.2f} mL",
         )
     moved_mm = record["alignment"]["moved_mm"]
-    yield "Registration", f"{moved_mm:.1f} mm", "that parted the scans; each moved by half"
+    yield "Registration", f"{moved_mm:.1f} mm", "between the scans; each was moved by half"
 
 
 def _details(record: Record) -> str:

@@ -29,6 +29,7 @@ from leuko.cli_options import (
 )
 from leuko.cli_train import export, synth, train
 from leuko.errors import LeukoError
+from leuko.record import LevelFormatter, exit_code
 from leuko.terminal import (
     counted,
     findings_as_text,
@@ -49,10 +50,15 @@ app.add_typer(models, name="models")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command. Exit code 0: done; 2: the user can mend what went wrong; 130: interrupted."""
+    """Run a command.
+
+    Exit code 0: done; 1: some subjects of several failed; 2: a problem the user can fix, nothing
+    was written; 3: done, but a file is missing or a result should not be used; 130: interrupted.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.setFormatter(LevelFormatter())
     logger = logging.getLogger("leuko")
+    logger.setLevel(logging.INFO)
     logger.handlers = [handler]
     logger.propagate = False
     try:
@@ -136,6 +142,7 @@ def segment(
             print(f"{what:<12}{out / name}")
     print(f"all files   {out}")
     print(f"done in {sum(result.seconds.values()):.1f} s", file=sys.stderr)
+    raise typer.Exit(exit_code(result.findings))
 
 
 @app.command()

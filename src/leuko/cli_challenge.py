@@ -24,6 +24,7 @@ from leuko.cli_options import (
     Threads,
     Threshold,
 )
+from leuko.record import DONE_WITH_WARNINGS, is_useless
 from leuko.terminal import findings_as_text, ranks_as_text, sites_as_text
 
 
@@ -57,6 +58,7 @@ def challenge(
     )
     print(f"{'mask':<12}{output / RESULT_FILE}")
     print(findings_as_text(result))
+    raise typer.Exit(DONE_WITH_WARNINGS if is_useless(result.findings) else 0)
 
 
 def challenge_score(

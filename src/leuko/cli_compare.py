@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from leuko.cli_options import Out, Threads
+from leuko.record import exit_code
 
 Flair = Annotated[Path | None, typer.Option(help="Its FLAIR, where that has been moved since.")]
 
@@ -42,6 +43,8 @@ def compare(
         (CHANGES_FILE, "map"),
         (CHANGE_TABLE_FILE, "lesions"),
     ):
-        print(f"{what:<12}{out / name}")
+        if (out / name).is_file():
+            print(f"{what:<12}{out / name}")
     print(f"all files   {out}")
     print(f"done in {sum(result.seconds.values()):.1f} s", file=sys.stderr)
+    raise typer.Exit(exit_code(result.findings))

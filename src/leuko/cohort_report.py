@@ -15,11 +15,10 @@ from urllib.parse import quote
 import numpy as np
 
 from leuko.figures import as_svg, cohort_histogram
-from leuko.frame import POLICY, asset, document, drawing, facts, section, text
+from leuko.frame import ALERTS, POLICY, alert, asset, document, drawing, facts, section, text
 from leuko.verdicts import REASONS, VERDICTS, Verdict
 
 MOST_CARDS = 2000  # of a page: browsers get slow beyond, and readers tired
-GRADES = range(4)
 # What a verdict is saved with, besides the reader's words.
 KEPT = ("volume_ml", "lesions", "flair_sha256", "mask_sha256", "model", "leuko_version")
 
@@ -30,9 +29,14 @@ class Entry:
 
     name: str
     row: Mapping[str, Any]  # of the cohort's table
-    warnings: Sequence[str]
+    findings: Sequence[Mapping[str, str]]  # of the record
     report: str
     picture: str
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether no check found a reason not to use it."""
+        return bool(self.row["do_not_use"] == "no")
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,11 @@ def cohort_page(
     )
 
 
-def concern(entry: Entry) -> tuple[int, float, str]:
-    """Sorts the worst first: most warnings, then the lowest expected Dice; one that is not known
-    comes before."""
+def concern(entry: Entry) -> tuple[bool, int, float, str]:
+    """Sorts the worst first: results not to use, then most warnings, then the lowest expected Dice
+    or none."""
     dice = entry.row["expected_dice"]
-    return -len(entry.warnings), -1.0 if math.isnan(dice) else dice, entry.name
+    return entry.is_usable, -entry.row["warnings"], -1.0 if math.isnan(dice) else dice, entry.name
 
 
 def _findings(
@@ -79,16 +83,21 @@ def _findings(
 ) -> Iterator[tuple[str, str, str]]:
     if not entries:
         return
-    volumes = [entry.row["volume_ml"] for entry in entries]
-    low, median, high = np.percentile(volumes, [25, 50, 75])
-    spread = f"quartiles {low:.2f}, {high:.2f}; range {min(volumes):.2f} to {max(volumes):.2f}"
-    yield "Volume of WMH", f"{median:.2f} mL", f"median; {spread}"
-    parts = [p for e in entries if not math.isnan(p := e.row["volume_percent_icv"])]
-    if parts:
-        yield "Part of the intracranial volume", f"{np.median(parts):.2f} %", "median"
-    yield "Lesions", f"{np.median([entry.row['lesions'] for entry in entries]):.0f}", "median"
-    warned = sum(bool(entry.warnings) for entry in entries)
+    usable = [entry for entry in entries if entry.is_usable]
+    if usable:
+        volumes = [entry.row["volume_ml"] for entry in usable]
+        low, median, high = np.percentile(volumes, [25, 50, 75])
+        spread = f"quartiles {low:.2f}, {high:.2f}; range {min(volumes):.2f} to {max(volumes):.2f}"
+        yield "Volume of WMH", f"{median:.2f} mL", f"median; {spread}"
+        parts = [p for e in usable if not math.isnan(p := e.row["volume_percent_icv"])]
+        if parts:
+            yield "Part of the intracranial volume", f"{np.median(parts):.2f} %", "median"
+        yield "Lesions", f"{np.median([entry.row['lesions'] for entry in usable]):.0f}", "median"
+    warned = sum(entry.row["warnings"] > 0 for entry in entries)
     yield "With warnings", str(warned), f"of {len(entries)}"
+    if len(usable) < len(entries):
+        useless = str(len(entries) - len(usable))
+        yield "Not to be used", useless, f"of {len(entries)}; not in the numbers before"
     current = [v for said in judged.values() for v in said if v["current"] == "yes"]
     if current:
         counts = Counter(verdict["verdict"] for verdict in current)
@@ -102,36 +111,17 @@ def _pictures(entries: Sequence[Entry]) -> str:
     figure, bars = cohort_histogram([entry.row["volume_ml"] for entry in entries])
     rows = [(span, [count]) for span, count in bars]
     histogram = drawing(as_svg(figure), "Scans by volume", ["scans"], rows, digits=0)
-    return f'<div class="places">{histogram}{_fazekas(entries)}</div>'
-
-
-def _fazekas(entries: Sequence[Entry]) -> str:
-    """How many scans have which grades."""
-    pairs = Counter(
-        (entry.row["fazekas_periventricular"], entry.row["fazekas_deep"]) for entry in entries
-    )
-    if not any((p, d) in pairs for p in GRADES for d in GRADES):
-        return ""
-    head = "".join(f'<th scope="col">deep {grade}</th>' for grade in GRADES)
-    body = "".join(
-        f'<tr><th scope="row">periventricular {p}</th>'
-        f"{''.join(f'<td>{pairs[p, d]}</td>' for d in GRADES)}</tr>"
-        for p in GRADES
-    )
-    return (
-        '<table class="grades"><caption>Scans by Fazekas grades, estimated, research only'
-        f"</caption><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+    return f'<div class="places">{histogram}</div>'
 
 
 def _failures(failures: Sequence[Failure]) -> str:
     if not failures:
         return '<p class="fine"><strong>No failures.</strong> Every subject was segmented.</p>'
-    items = "".join(
-        f"<li><strong>{text(failure.name)}</strong> {text(failure.reason)}{_log(failure)}</li>"
+    items = [
+        f"<strong>{text(failure.name)}</strong> {text(failure.reason)}{_log(failure)}"
         for failure in failures
-    )
-    return f'<section class="warnings"><h2>Failed: {len(failures)}</h2><ul>{items}</ul></section>'
+    ]
+    return alert(items, "Failed: 1", "Failed: {}", name="warn")
 
 
 def _log(failure: Failure) -> str:
@@ -154,22 +144,27 @@ def _review(shown: Sequence[Entry], total: int, judged: Mapping[str, Sequence[Ve
 
 def _card(number: int, entry: Entry, said: Sequence[Verdict]) -> str:
     name, place = text(entry.name), quote(entry.report)
-    warned = "".join(f"<li>{text(warning)}</li>" for warning in entry.warnings)
+    found = "".join(
+        f'<li class="{ALERTS[f["level"]][2]}">{text(f["level"])}: {text(f["text"])}</li>'
+        for f in entry.findings
+    )
     verdicts = "; ".join(map(_said, said))
+    serious = sum(finding["level"] != "note" for finding in entry.findings)
     judged = any(verdict["current"] == "yes" for verdict in said)
     choices = "".join(
         f'<label><input type="radio" name="verdict{number}" value="{verdict}"> {verdict}</label>'
         for verdict in VERDICTS
     )
     return (
-        f'<li class="card" data-name="{name}" data-volume="{entry.row["volume_ml"]:.4f}" '
-        f'data-warnings="{len(entry.warnings)}" data-judged="{int(judged)}">'
+        f'<li class="card{"" if entry.is_usable else " useless"}" data-name="{name}" '
+        f'data-volume="{entry.row["volume_ml"]:.4f}" data-warnings="{serious}" '
+        f'data-judged="{int(judged)}">'
         f'<h3><a href="{place}">{name}</a></h3>'
         f'<a class="look" href="{place}" tabindex="-1">'
         f'<img loading="lazy" decoding="async" src="{quote(entry.picture)}" '
         f'alt="Slices of {name}"></a>'
         f"<p>{text('; '.join(_numbers(entry.row)))}</p>"
-        f"{warned and f'<ul>{warned}</ul>'}"
+        f"{found and f'<ul>{found}</ul>'}"
         f"{verdicts and f'<p class=said>{text(verdicts)}</p>'}"
         f'<fieldset><legend class="unseen">Verdict on {name}</legend>{choices}</fieldset></li>'
     )
@@ -182,8 +177,6 @@ def _numbers(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"{volume}, lesions: {row['lesions']}"
     if not math.isnan(row["expected_dice"]):
         yield f"expected Dice {row['expected_dice']:.2f}"
-    if not math.isnan(row["fazekas_deep"]):
-        yield f"Fazekas PV {row['fazekas_periventricular']}, deep {row['fazekas_deep']}"
 
 
 def _said(verdict: Verdict) -> str:

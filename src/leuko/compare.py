@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from leuko.outputs import (
     PROBABILITY_FILE,
     RECORD_FILE,
     REPORT_FILE,
+    findings_as_record,
     refuse_foreign_files,
+    side_output,
     write_table,
 )
-from leuko.record import Stopwatch, kept_warnings, versions
+from leuko.record import Finding, Stopwatch, kept_findings, tell, versions
 from leuko.runtime import available_cpus
 from leuko.segment import segment
 from leuko.volume import Volume, require_same_grid
@@ -65,7 +68,7 @@ class Comparison:
     changes: Changes
     times: tuple[Time, Time]
     halfway: Halfway
-    warnings: list[str]
+    findings: list[Finding]  # of both runs too
     seconds: dict[str, float]
 
 
@@ -95,12 +98,15 @@ def compare(
             _segmented(folder, out / name, threads=threads)
             for folder, name in zip((baseline, followup), TIMES, strict=True)
         ]
-    with staged(out) as scratch, kept_warnings() as warnings:
+    with staged(out) as scratch, kept_findings() as findings:
         with watch.stage("read"):
             first, second = (
                 _read(folder, flair)
                 for folder, flair in zip(folders, (baseline_flair, followup_flair), strict=True)
             )
+            for name, run in zip(TIMES, (first, second), strict=True):
+                for found in run.record["findings"]:
+                    tell(findings, Finding(**found | {"text": f"{name}: {found['text']}"}))
             for difference in _differences(first.record, second.record):
                 log.warning("%s", difference)
         with watch.stage("align"):
@@ -113,11 +119,13 @@ def compare(
             )
         with watch.stage("write"):
             _write(scratch, changes, times, halfway)
-        result = Comparison(changes, times, halfway, warnings, watch.seconds)
+        result = Comparison(changes, times, halfway, findings, watch.seconds)
         record = _record(result, first, second)
-        with watch.stage("report"):
+        said = partial(tell, findings)
+        with watch.stage("report"), side_output(scratch, [REPORT_FILE], said):
             html = change_report(record, changes, times, halfway.grid)
             (scratch / REPORT_FILE).write_text(html, encoding="utf-8", errors="backslashreplace")
+        record["findings"] = findings_as_record(findings)  # the report may have failed
         write_json(scratch / COMPARISON_FILE, record)
     return result
 
@@ -141,6 +149,8 @@ def _read(folder: Path, flair: Path | None) -> Run:
     record = read_json(folder / RECORD_FILE, what="record")
     if record.get("command") != "segment":
         raise LeukoError(f"{folder / RECORD_FILE} was not written by leuko segment")
+    if "findings" not in record:
+        raise LeukoError(f"{folder / RECORD_FILE} is of an older Leuko; segment its scans again")
     was = record["inputs"]["flair"]
     path = flair or Path(was["path"])
     if not path.exists():
@@ -246,10 +256,7 @@ def _record(result: Comparison, first: Run, second: Run) -> dict[str, Any]:
             }
             for name, run in runs.items()
         },
-        "warnings": [
-            *result.warnings,
-            *(f"{name}: {said}" for name, run in runs.items() for said in run.record["warnings"]),
-        ],
+        "findings": findings_as_record(result.findings),
         "baseline_ml": round(changes.baseline_ml, 4),
         "followup_ml": round(changes.followup_ml, 4),
         "change_ml": round(changes.change_ml, 4),

@@ -86,10 +86,11 @@ def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> Non
         if (folder / T1_FILE).is_file():
             t1 = nifti.read(folder / T1_FILE)
             sidecars[T1]["SkullStripped"] = is_stripped(t1.data, brain)
-    with (folder / LESION_TABLE_FILE).open(newline="", encoding="utf-8") as file:
-        head, *lesions = csv.reader(file, delimiter="\t")
-    rows = [[number, f"lesion {number}", *rest] for number, *rest in lesions]
-    write_table(out / f"{prefix}{LESIONS}.tsv", ["index", "name", *head[1:]], rows)
+    if (folder / LESION_TABLE_FILE).is_file():
+        with (folder / LESION_TABLE_FILE).open(newline="", encoding="utf-8") as file:
+            head, *lesions = csv.reader(file, delimiter="\t")
+        rows = [[number, f"lesion {number}", *rest] for number, *rest in lesions]
+        write_table(out / f"{prefix}{LESIONS}.tsv", ["index", "name", *head[1:]], rows)
     for name, renamed in NAMES.items():
         if (folder / name).is_file():
             shutil.move(folder / name, out / (prefix + renamed))

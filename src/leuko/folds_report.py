@@ -37,7 +37,7 @@ def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str
         subtitle=f"Adapted from {validation.origin}; Leuko {versions()['leuko']}; "
         f"{datetime.now(UTC):%Y-%m-%d}",
         main=[
-            section("Verdict", verdict, name="warnings" if _is_bad(validation) else ""),
+            section("Verdict", verdict, name="alert warn" if _is_bad(validation) else ""),
             section("Before and after, on subjects not seen", facts(_facts(validation))),
             section(
                 "Subject by subject",

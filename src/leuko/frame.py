@@ -2,7 +2,7 @@
 
 A page is made of sections, of panes to look at, and of a table whose rows are linked to them:
 
-    page(title="WMH report", subtitle="...", before=[warnings(record)], panes=[baseline, followup],
+    page(title="WMH report", subtitle="...", before=[alerts(record)], panes=[baseline, followup],
          kinds={1: Kind("new", "#d55e00")}, after=[table(columns, rows, caption="Lesions")])
 
 A page without panes is a `document`. Whatever comes from outside goes through `text`.
@@ -18,6 +18,13 @@ from typing import Any
 
 from leuko.panes import Pane, encoded
 from leuko.verdicts import REASONS
+
+# By level, the most serious first: heading of one remark, of many, and the class of the section.
+ALERTS = {
+    "do not use": ("Do not use this result", "Do not use this result", "stop"),
+    "warning": ("Warning", "{} warnings", "warn"),
+    "note": ("Note", "{} notes", "note"),
+}
 
 # Nothing may be loaded, from anywhere.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -105,24 +112,41 @@ def section(title: str, *content: str, name: str = "") -> str:
     return f'<section class="{name}"><h2>{text(title)}</h2>\n{inside}</section>' if inside else ""
 
 
-def warnings(said: Sequence[str]) -> str:
-    """What speaks against the result, first on the page."""
-    if not said:
-        return (
-            '<p class="fine"><strong>No warnings.</strong> The automatic checks found nothing.</p>'
-        )
-    items = "".join(f"<li>{text(warning)}</li>" for warning in said)
-    heading = "Warning" if len(said) == 1 else f"{len(said)} warnings"
-    return f'<section class="warnings"><h2>{heading}</h2><ul>{items}</ul></section>'
+def alerts(record: Mapping[str, Any]) -> str:
+    """The `findings` of a run, first on the page, the most serious first; without any of note,
+    the `checks` that were done."""
+    found = {level: [f for f in record["findings"] if f["level"] == level] for level in ALERTS}
+    parts = [
+        alert([text(f["text"]) for f in found[level]], one, many, name=name)
+        for level, (one, many, name) in ALERTS.items()
+        if found[level]
+    ]
+    if not (found["do not use"] or found["warning"]):
+        parts.insert(0, _all_clear(record.get("checks", ())))
+    return "\n".join(parts)
 
 
-def facts(rows: Iterable[tuple[str, str, str]]) -> str:
-    """Numbers to be seen at once: name, value, and what belongs to it in small print."""
+def alert(items: Sequence[str], one: str, many: str, *, name: str) -> str:
+    """A list of remarks, which are HTML, under a heading for one or many of them."""
+    listed = "".join(f"<li>{item}</li>" for item in items)
+    heading = one if len(items) == 1 else many.format(len(items))
+    return f'<section class="alert {name}"><h2>{heading}</h2><ul>{listed}</ul></section>'
+
+
+def _all_clear(checks: Sequence[str]) -> str:
+    said = f"Checked: {', '.join(checks)}." if checks else "No automatic checks were done."
+    return f'<p class="fine"><strong>No warnings.</strong> {text(said)}</p>'
+
+
+def facts(rows: Iterable[tuple[str, str, str]], *, useless: bool = False) -> str:
+    """Numbers to be seen at once: name, value, and what belongs to it in small print; `useless`
+    ones are grey and struck through."""
     items = "".join(
         f"<div><dt>{text(name)}</dt><dd><b>{text(value)}</b> <span>{text(note)}</span></dd></div>"
         for name, value, note in rows
     )
-    return f'<dl class="facts">{items}</dl>' if items else ""
+    name = "facts useless" if useless else "facts"
+    return f'<dl class="{name}">{items}</dl>' if items else ""
 
 
 def table(

@@ -145,11 +145,11 @@ def _entry(out: Path, result: Result) -> Entry | None:
     """None for a record of something else."""
     try:
         record = read_json(out / result.record, what="record")
-        row, warnings = summary.row(record), record["warnings"]
+        row, findings = summary.row(record), record["findings"]
     except (LeukoError, KeyError, TypeError):
         log.warning("%s is no record of leuko segment; it is left out", out / result.record)
         return None
-    return Entry(result.name, row, warnings, result.report.as_posix(), result.picture.as_posix())
+    return Entry(result.name, row, findings, result.report.as_posix(), result.picture.as_posix())
 
 
 def _failures(out: Path) -> Iterator[Failure]:

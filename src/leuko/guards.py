@@ -1,17 +1,18 @@
-"""What speaks against a result: each guard looks at one thing and says what it saw, or nothing.
+"""Automatic checks of a result: each returns a finding with its evidence, or nothing.
 
-All work on arrays whose axes run R, A, S, after the network: where the tissues lie, and how much
-there is of each, tells a FLAIR from a T1 and a head from a phantom. The limits lie between what
-real scans show and what made faults do (`runs/guards.py`).
+All work on arrays whose axes run R, A, S, after the network: the place and the volume of the
+tissues tell a FLAIR from a T1 and a head from a phantom. The limits lie between the values of real
+scans and those of scans with a simulated fault (`runs/guards.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import scipy.ndimage
 
+from leuko.record import Finding, Level
 from leuko.volume import Array, Volume
 
 TISSUES = ("background", "csf", "ventricle", "grey", "white", "wmh")
@@ -23,6 +24,7 @@ BRIGHT_CSF = 0.85  # of white matter; real FLAIR has 0.2 to 0.65
 LEAST_WHITE_PER_GREY = 0.45  # 0.6 to 1.05 on FLAIR; 0.15 to 0.36 where a T1 is taken for one
 LARGEST_CUT = 0.25  # the brain on an outermost slice, as part of its largest slice
 CLIPPED_PART = 1e-3  # of the brain at the largest grey value
+LARGEST = 0.999  # of the largest grey value: scaled or float files round it
 ENHANCED, ENHANCED_PART = 1.15, 0.01  # T1 of choroid plexus by white matter; part of ventricles
 STREAK_PART, STREAK_COHERENCE = 0.0015, 1.7  # see `_streaks`
 
@@ -49,49 +51,48 @@ class Case:
         return float(np.median(values)) if len(values) else float("nan")
 
 
-def warnings(case: Case) -> Iterator[str]:
-    """What speaks against the segmentation of a pair, with the evidence."""
-    wrong = wrong_scan(case)
-    if wrong is not None:  # what else the tissues say would be of another image
-        yield wrong
-        return
-    yield from _enhanced(case)
-    yield from _cut(case)
-    thickest = max(case.flair.spacing_mm)
-    if thickest > THICKEST_MM:
-        yield (
-            f"slices lie {thickest:.1f} mm apart: small lesions and thin bands are missed, "
-            "volumes are rough"
-        )
-    brain = case.flair.data[case.tissue > 0]
-    clipped = float((brain == case.flair.data.max()).mean())
-    if clipped > CLIPPED_PART:
-        yield (
-            f"{100 * clipped:.1f} % of the brain has the largest grey value of the FLAIR: it was "
-            "clipped, lesions may have merged with what is around them"
-        )
-    strength, coherence = _streaks(case)
-    if strength > STREAK_PART and coherence > STREAK_COHERENCE:
-        yield (
-            f"streaks beside the head of {100 * strength:.1f} % of the tissue's signal: the FLAIR "
-            "was taken in motion; look at the mask"
-        )
+@dataclass(frozen=True)
+class Check:
+    """One automatic check. `find` yields the evidence against a result, or nothing."""
+
+    code: str
+    title: str  # what is checked, for the list of checks that found nothing
+    level: Level
+    find: Callable[[Case], Iterator[str]]
+    needs_t1: bool = False
+
+
+def examine(case: Case) -> tuple[list[Finding], list[str]]:
+    """The findings on a segmented pair, and the titles of the checks that were done.
+
+    After a reason not to use the result the other checks are left out: the tissues are those of
+    another image.
+    """
+    findings: list[Finding] = []
+    done = []
+    for check in CHECKS:
+        if check.needs_t1 and case.t1 is None:
+            continue
+        done.append(check.title)
+        findings += [Finding(check.level, check.code, text) for text in check.find(case)]
+        if any(finding.level == "do not use" for finding in findings):
+            break
+    return findings, done
 
 
 def wrong_scan(case: Case) -> str | None:
-    """Why this is no FLAIR of a head, by its tissues; None if it looks like one."""
+    """Why this is not a FLAIR of a head, by its tissues; None if it looks like one."""
+    fatal = (check for check in CHECKS if check.level == "do not use")
+    return next((text for check in fatal for text in check.find(case)), None)
+
+
+def _brain_volume(case: Case) -> Iterator[str]:
     low, high = BRAIN_ML
     if not low <= case.brain_ml <= high:
-        return (
+        yield (
             f"{case.brain_ml:.0f} mL of brain and CSF were found, expected {low:.0f} to "
             f"{high:.0f}: is {case.flair.name} a FLAIR of a whole head, its voxel sizes in mm?"
         )
-    return next(_sequence(case), None)
-
-
-def looks_like_flair(case: Case) -> bool:
-    """Whether the tissues are those that a FLAIR shows: what else is said of another is nothing."""
-    return not any(_sequence(case))
 
 
 def _sequence(case: Case) -> Iterator[str]:
@@ -100,9 +101,9 @@ def _sequence(case: Case) -> Iterator[str]:
     swapped = "were FLAIR and T1 swapped?" if case.t1 is not None else ""
     if white_per_grey < LEAST_WHITE_PER_GREY:
         yield (
-            f"{case.flair.name} does not look like a FLAIR: on it little is darker than grey "
-            f"matter, as white matter should be (white to grey {white_per_grey:.2f}, expected "
-            f"{LEAST_WHITE_PER_GREY} at least)" + (f"; {swapped}" if swapped else "")
+            f"{case.flair.name} does not look like a FLAIR: it shows {white_per_grey:.2f} times as "
+            f"much white as grey matter, expected at least {LEAST_WHITE_PER_GREY}"
+            + (f"; {swapped}" if swapped else "")
         )
         return
     white = case.median(case.flair.data, "white")
@@ -131,6 +132,34 @@ def _enhanced(case: Case) -> Iterator[str]:
         yield (
             f"the T1 seems to be contrast-enhanced: {100 * part:.1f} % of the ventricles are as "
             "bright on it as enhanced choroid plexus; a T1 without contrast medium is better"
+        )
+
+
+def _thick(case: Case) -> Iterator[str]:
+    thickest = max(case.flair.spacing_mm)
+    if thickest > THICKEST_MM:
+        yield (
+            f"slices lie {thickest:.1f} mm apart: small lesions and thin bands are missed, "
+            "volumes are rough"
+        )
+
+
+def _clipped(case: Case) -> Iterator[str]:
+    brain = case.flair.data[case.tissue > 0]
+    clipped = float((brain >= LARGEST * case.flair.data.max()).mean())
+    if clipped > CLIPPED_PART:
+        yield (
+            f"{100 * clipped:.1f} % of the brain has the largest grey value of the FLAIR: it was "
+            "clipped, lesions may have merged with the tissue around them"
+        )
+
+
+def _in_motion(case: Case) -> Iterator[str]:
+    strength, coherence = _streaks(case)
+    if strength > STREAK_PART and coherence > STREAK_COHERENCE:
+        yield (
+            f"streaks beside the head of {100 * strength:.1f} % of the tissue's signal: the FLAIR "
+            "was taken in motion; look at the mask"
         )
 
 
@@ -181,3 +210,15 @@ def _streaks(case: Case) -> tuple[float, float]:
         found.append(max(ways))
     strength, coherence = np.median(found, axis=0)
     return float(strength), float(coherence)
+
+
+# In this order: what the first two find makes the others meaningless.
+CHECKS = (
+    Check("brain-volume", "volume of the brain", "do not use", _brain_volume),
+    Check("sequence", "contrast of a FLAIR", "do not use", _sequence),
+    Check("contrast-medium", "contrast medium in the T1", "note", _enhanced, needs_t1=True),
+    Check("cut-off", "brain within the image", "warning", _cut),
+    Check("slice-distance", "distance between slices", "note", _thick),
+    Check("clipped", "clipped grey values", "warning", _clipped),
+    Check("motion", "motion", "warning", _in_motion),
+)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from leuko import nifti
 from leuko.errors import LeukoError
 from leuko.files import find_images, sha256
-from leuko.record import kept_warnings
+from leuko.record import Finding, kept_findings
 from leuko.volume import Volume
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Scan:
     volume: Volume
     files: Sequence[Path]
     series: "Series | None" = None  # of a scan from DICOM
-    warnings: Sequence[str] = ()  # what was said when it was read
+    findings: Sequence[Finding] = ()  # of reading it
 
     def sha256(self) -> str:
         """Of the file; of several, of their hashes in the order of their names."""
@@ -59,10 +59,10 @@ def read_study(
 
     `flair` and `t1` are numbers of series that decide. Raises LeukoError as `dicom.find_pair`.
     """
-    with kept_warnings() as warnings:
+    with kept_findings() as findings:
         first, second = _dicom().find_pair(folder, flair=flair, t1=t1)
         pair = _from_series(folder, first), second and _from_series(folder, second)
-    return replace(pair[0], warnings=warnings), pair[1]
+    return replace(pair[0], findings=findings), pair[1]
 
 
 def as_record(**scans: Scan | None) -> dict[str, dict[str, Any]]:

@@ -76,6 +76,10 @@ class Place:
         found: Array = _at(read("tissue"), self.apply(points_mm)) == TISSUES.index("ventricle")
         return found
 
+    def beyond_brain_mm(self, points_mm: Array) -> Array:
+        """Distance of each point (N, 3) from the template's brain, mm; inside it negative."""
+        return _at(_beyond_brain(), self.apply(points_mm))
+
     def is_left(self, points_mm: Array) -> Array:
         """Whether each point (N, 3) is left of the midplane, bool."""
         left: Array = self.apply(points_mm)[:, 0] < 0
@@ -90,6 +94,16 @@ def read(name: str) -> Volume:
     """
     volume = nifti.read(FOLDER / f"{name}.nii.gz")
     return volume.with_data(volume.data.astype(np.uint8))
+
+
+@cache
+def _beyond_brain() -> Volume:
+    template = read("tissue")
+    inside, outside = (
+        scipy.ndimage.distance_transform_edt(part, template.spacing_mm)
+        for part in (template.data > 0, template.data == 0)
+    )
+    return template.with_data(outside - inside)
 
 
 def _seen(tissue: Volume) -> Volume:

@@ -1,8 +1,10 @@
 """A segmentation on disk: the names of its files, what stands in them, what they may replace."""
 
 import csv
+import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,16 @@ import numpy as np
 from leuko import inputs, nifti
 from leuko.align import FAR_MM, Alignment
 from leuko.analysis import Analysis, Lesion, Regions
+from leuko.brain import Outside
 from leuko.channels import Pair
-from leuko.errors import LeukoError
+from leuko.errors import LeukoError, first_line
 from leuko.files import read_json
 from leuko.inputs import Scan
 from leuko.panes import Pane, as_jpeg
+from leuko.record import LEVELS, OUTPUT, Finding
 from leuko.regions import REGIONS, RULES, SECTORS, SHELLS
-from leuko.report import report, sheet
 from leuko.uncertainty import Judgement
-from leuko.volume import Orientation, Volume, resample_onto
+from leuko.volume import Array, Orientation, Volume, resample_onto
 from leuko.weights import ModelCard
 
 MASK_FILE = "wmh.nii.gz"
@@ -37,6 +40,10 @@ FILES = (
     REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, DICOM_FILE, T1_FILE,
     TRANSFORM_FILE, RECORD_FILE,
 )  # fmt: skip
+
+Tell = Callable[[Finding], None]
+
+log = logging.getLogger(__name__)
 
 # What the digits of a map are worth; all of them make a file of probability sixty times as large.
 PROBABILITY_STEP, ENTROPY_STEP = 1e-4, 1e-3
@@ -63,37 +70,80 @@ class Segmentation:
     analysis: Analysis
     judgement: Judgement | None  # None without calibration, or away from the model's own limits
     excluded: Excluded | None
+    outside: Outside | None  # lesions that were removed; None without tissues to tell
     alignment: Alignment | None  # of the T1, where the model looked at one
-    warnings: list[str]
+    findings: list[Finding]
+    checks: list[str]  # what was checked
     seconds: dict[str, float]
 
 
-def write(folder: Path, result: Segmentation, source: Scan, t1: Volume | None) -> None:
-    """Write the images and tables of a result into `folder`; the T1, if given, as it was used."""
+def write(folder: Path, result: Segmentation, source: Scan, t1: Volume | None, tell: Tell) -> None:
+    """Write the images and tables of a result into `folder`; the T1, if given, as it was used.
+
+    The mask must be written. Any other file that cannot be is left out, and `tell` is given the
+    warning that names it.
+    """
     nifti.write(folder / MASK_FILE, result.mask)
-    nifti.write(folder / PROBABILITY_FILE, _cut(result.probability, PROBABILITY_STEP))
-    nifti.write(folder / ENTROPY_FILE, _cut(result.entropy, ENTROPY_STEP))
-    if result.tissue is not None:
-        nifti.write(folder / TISSUE_FILE, result.tissue)
-    stored = Orientation.of(result.mask.affine)
     analysis = result.analysis
-    numbers = result.mask.with_data(stored.undo(analysis.numbers))
-    nifti.write(folder / LESIONS_FILE, numbers)
-    columns = [field.name for field in fields(Lesion)]
-    write_table(folder / LESION_TABLE_FILE, columns, map(astuple, analysis.lesions))
+
+    def stored(array: Array) -> Volume:
+        return result.mask.with_data(Orientation.of(result.mask.affine).undo(array))
+
+    images: dict[str, Callable[[], Volume]] = {
+        PROBABILITY_FILE: lambda: _cut(result.probability, PROBABILITY_STEP),
+        ENTROPY_FILE: lambda: _cut(result.entropy, ENTROPY_STEP),
+        LESIONS_FILE: lambda: stored(analysis.numbers),
+    }
+    if result.tissue is not None:
+        tissue = result.tissue
+        images[TISSUE_FILE] = lambda: tissue
     if analysis.region_map is not None:
-        regions = result.mask.with_data(stored.undo(analysis.region_map))
-        nifti.write(folder / REGIONS_FILE, regions)
-        names = [(index, name) for index, name in enumerate(REGIONS) if index]
-        write_table(folder / REGION_NAMES_FILE, ["index", "name"], names)
-    inputs.write_dicom(folder / DICOM_FILE, result.mask, source)
+        regions = analysis.region_map
+        images[REGIONS_FILE] = lambda: stored(regions)
+        with side_output(folder, [REGION_NAMES_FILE], tell):
+            names = [(index, name) for index, name in enumerate(REGIONS) if index]
+            write_table(folder / REGION_NAMES_FILE, ["index", "name"], names)
+    for name, make in images.items():
+        with side_output(folder, [name], tell):
+            nifti.write(folder / name, make())
+    with side_output(folder, [LESION_TABLE_FILE], tell):
+        columns = [field.name for field in fields(Lesion)]
+        write_table(folder / LESION_TABLE_FILE, columns, map(astuple, analysis.lesions))
+    with side_output(folder, [DICOM_FILE], tell):
+        inputs.write_dicom(folder / DICOM_FILE, result.mask, source)
     if t1 is not None and result.alignment is not None:
-        nifti.write(folder / T1_FILE, resample_onto(t1, result.mask))
-        result.alignment.write(folder / TRANSFORM_FILE)
+        with side_output(folder, [T1_FILE, TRANSFORM_FILE], tell):
+            nifti.write(folder / T1_FILE, resample_onto(t1, result.mask))
+            result.alignment.write(folder / TRANSFORM_FILE)
 
 
-def write_report(folder: Path, result: Segmentation, pair: Pair, record: Mapping[str, Any]) -> None:
-    """Write `report.html` and `qc.png` into `folder`, of a pair as the model saw it."""
+@contextmanager
+def side_output(folder: Path, names: Sequence[str], tell: Tell) -> Iterator[None]:
+    """Write files that a result can do without: if that fails, delete them and `tell` a warning."""
+    try:
+        yield
+    except Exception as error:  # whatever a library raises, the mask is worth more
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        log.debug("%s", ", ".join(names), exc_info=error)
+        missing = " and ".join(names)
+        tell(Finding("warning", OUTPUT, f"{missing} could not be written ({first_line(error)})"))
+
+
+def write_report(
+    folder: Path, result: Segmentation, pair: Pair, record: Mapping[str, Any], tell: Tell
+) -> None:
+    """Write `report.html` and `qc.png` into `folder`, of a pair as the model saw it; or `tell`
+    why not."""
+    with side_output(folder, [REPORT_FILE, PICTURE_FILE], tell):
+        _write_report(folder, result, pair, record)
+
+
+def _write_report(
+    folder: Path, result: Segmentation, pair: Pair, record: Mapping[str, Any]
+) -> None:
+    from leuko.report import report, sheet  # matplotlib may be broken, or find no writable folder
+
     analysis = result.analysis
     kinds = analysis.numbers > 0 if analysis.region_map is None else analysis.region_map
     pane = Pane(
@@ -115,22 +165,32 @@ def as_record(result: Segmentation, card: ModelCard, about: Mapping[str, Any]) -
     analysis = result.analysis
     icv_ml, judgement = analysis.intracranial_ml, result.judgement
     found = {
-        "warnings": result.warnings,
+        "findings": findings_as_record(result.findings),
+        "checks": result.checks,
         "volume_ml": round(result.volume_ml, 4),
         "volume_interval_ml": judgement and [round(v, 3) for v in judgement.volume_interval_ml],
         "quality": judgement and _quality(judgement),
         "lesions": len(analysis.lesions),
         "intracranial_ml": icv_ml and round(icv_ml, 2),
         "volume_percent_icv": round(100 * result.volume_ml / icv_ml, 4) if icv_ml else None,
+        "outside_brain": result.outside
+        and {
+            "lesions": result.outside.lesions,
+            "wmh_ml": round(result.mask.ml(result.outside.voxels), 4),
+        },
         "excluded_ml": result.excluded and asdict(result.excluded),
         "tissue_ml": _volumes_ml(result.tissue, card),
         "regions": analysis.regions and _regions(analysis.regions),
-        "fazekas": analysis.fazekas
-        and {"note": "estimated, research only", **asdict(analysis.fazekas)},
         "alignment": result.alignment and _alignment(result.alignment),
         "seconds": result.seconds,
     }
     return {**about, **found}
+
+
+def findings_as_record(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    """For `run.json`: level, code and text of each, the most serious first."""
+    ranked = sorted(findings, key=lambda finding: -LEVELS[finding.level])
+    return [asdict(finding) for finding in ranked]
 
 
 def refuse_foreign_files(

@@ -1,12 +1,25 @@
-"""What a run says of itself: versions, seconds, warnings."""
+"""What a run records about itself: versions, seconds, findings of its checks."""
 
 import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
+
+Level = Literal["note", "warning", "do not use"]
+LEVELS: dict[Level, int] = {
+    "note": logging.INFO,
+    "warning": logging.WARNING,
+    "do not use": logging.ERROR,
+}  # the least serious first, as `logging` ranks them
+
+OUTPUT = "output"  # code of the finding that a file could not be written
+DONE_WITH_WARNINGS = 3  # exit code
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -24,18 +37,62 @@ class Stopwatch:
         self.seconds[name] = round(spent, 3)
 
 
+@dataclass(frozen=True)
+class Finding:
+    """A remark on a result: a note to know, a warning to look at, or a reason not to use it."""
+
+    level: Level
+    code: str  # names the check, for programs
+    text: str  # for people
+
+
 @contextmanager
-def kept_warnings() -> Iterator[list[str]]:
-    """All that Leuko warns of inside, as it is told to the user, in order."""
-    kept: list[str] = []
+def kept_findings() -> Iterator[list[Finding]]:
+    """The findings of a run, in order: warnings logged inside, and whatever `tell` adds."""
+    kept: list[Finding] = []
+
+    def keep(record: logging.LogRecord) -> None:
+        if not hasattr(record, "finding"):
+            module = record.name.rpartition(".")[2]
+            kept.append(Finding("warning", module, record.getMessage()))
+
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: kept.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = keep  # type: ignore[method-assign]
     logger = logging.getLogger("leuko")
     logger.addHandler(handler)
     try:
         yield kept
     finally:
         logger.removeHandler(handler)
+
+
+def tell(findings: list[Finding], finding: Finding) -> None:
+    """Add a finding to those of the run, and log it."""
+    findings.append(finding)
+    log.log(LEVELS[finding.level], "%s", finding.text, extra={"finding": finding})
+
+
+def is_useless(findings: Iterable[Finding | Mapping[str, str]]) -> bool:
+    """Whether a finding, as such or from a record, is a reason not to use the result."""
+    levels = (f.level if isinstance(f, Finding) else f["level"] for f in findings)
+    return "do not use" in levels
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """Of a command that is done: DONE_WITH_WARNINGS where a file could not be written or a check
+    found a reason not to use the result, else 0."""
+    found = list(findings)
+    is_whole = not any(finding.code == OUTPUT for finding in found)
+    return 0 if is_whole and not is_useless(found) else DONE_WITH_WARNINGS
+
+
+class LevelFormatter(logging.Formatter):
+    """A line for each message, its level first: note, warning or do not use."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        level = [name for name, number in LEVELS.items() if number <= record.levelno][-1:]
+        return ": ".join([*level, record.getMessage()])
 
 
 def versions() -> dict[str, str]:

@@ -3,8 +3,8 @@
 Everything is said of lesion voxels, given as points in the world (N, 3), in mm.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import scipy.ndimage
@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from leuko import mni
 from leuko.guards import TISSUES
 from leuko.lesions import TOUCHING
-from leuko.volume import Array, Volume
+from leuko.volume import Array, Volume, world
 
 Rule = Literal["voxel10", "shiva2", "contiguity"]
 RULES: dict[Rule, str] = {
@@ -47,17 +47,6 @@ class Where:
     cortex_mm: Array  # (N,)
     lobe: Array | None  # (N,), indices into mni.LOBES
     is_left: Array | None  # (N,) bool
-
-    def of(self, chosen: Array) -> Self:
-        """The same of the voxels that are chosen, bool (N,)."""
-        return replace(
-            self,
-            ventricle_mm=self.ventricle_mm[chosen],
-            touches=self.touches[chosen],
-            cortex_mm=self.cortex_mm[chosen],
-            lobe=None if self.lobe is None else self.lobe[chosen],
-            is_left=None if self.is_left is None else self.is_left[chosen],
-        )
 
     def regions(self, lesion: Array, rule: Rule) -> Array:
         """Indices (N,) into REGIONS by a rule of RULES; `lesion` (N,) numbers the lesions from 1.
@@ -99,12 +88,12 @@ class Where:
         return counts
 
 
-def locate(mask: Array, tissue: Volume, *, threads: int) -> Where | None:
-    """Where the voxels of a lesion mask (X, Y, Z) lie, among the `guards.TISSUES` of their scan.
+def locate(mask: Array, tissue: Volume, place: mni.Place | None, *, threads: int) -> Where | None:
+    """Where the voxels of a lesion mask (X, Y, Z) lie, among the `guards.TISSUES` of their scan
+    and in the template, if its `place` there is known.
 
     None where neither the tissues nor the template tell where the ventricles are.
     """
-    place = mni.Place.of(tissue, threads=threads)
     ventricles = lateral_ventricles(tissue, place)
     if not ventricles.any():
         return None
@@ -152,12 +141,6 @@ def lateral_ventricles(tissue: Volume, place: mni.Place | None) -> Array:
     drawn = np.zeros(seen.shape, dtype=bool)
     drawn[tuple(inside.T)] = place.is_ventricle(world(tissue, inside))
     return drawn | kept
-
-
-def world(grid: Volume, voxels: Array) -> Array:
-    """Voxel indices (N, 3) as places in the world, mm."""
-    points: Array = voxels @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-    return points
 
 
 def any_of(lesion: Array, is_so: Array) -> Array:

@@ -14,6 +14,7 @@ from leuko.figures import as_svg, bullseye_figure, lesion_histogram, mosaic_figu
 from leuko.frame import (
     Column,
     Kind,
+    alerts,
     drawing,
     facts,
     page,
@@ -23,9 +24,9 @@ from leuko.frame import (
     shown,
     table,
     text,
-    warnings,
 )
 from leuko.panes import Pane, lesion_slices
+from leuko.record import is_useless
 from leuko.uncertainty import interval_text
 
 Record = Mapping[str, Any]
@@ -61,7 +62,7 @@ def sheet(record: Record, pane: Pane) -> Figure:
         pane.slices(pane.kinds),
         {number: kind.colour for number, kind in _kinds(record).items()},
         title=f"WMH {record['volume_ml']:.2f} mL, lesions: {record['lesions']}, "
-        f"warnings: {len(record['warnings'])}",
+        f"{_usability(record)}",
         marks=pane.marks,
         aspect=pane.pixel_aspect,
     )
@@ -80,8 +81,12 @@ def report(record: Record, lesions: Lesions, pane: Pane, sheet_jpeg: bytes) -> s
         title="White matter hyperintensities",
         subtitle=_subtitle(record, pane),
         before=[
-            warnings(record["warnings"]),
-            section("Findings", facts(_findings(record)), _rule(record)),
+            alerts(record),
+            section(
+                "Findings",
+                facts(_findings(record), useless=is_useless(record["findings"])),
+                _rule(record),
+            ),
         ],
         panes=[pane],
         kinds=_kinds(record),
@@ -106,6 +111,12 @@ def report(record: Record, lesions: Lesions, pane: Pane, sheet_jpeg: bytes) -> s
 
 def _kinds(record: Record) -> dict[int, Kind]:
     return KINDS if record.get("regions") else ONE_KIND
+
+
+def _usability(record: Record) -> str:
+    if is_useless(record["findings"]):
+        return "DO NOT USE"
+    return f"warnings: {sum(f['level'] == 'warning' for f in record['findings'])}"
 
 
 def _subtitle(record: Record, pane: Pane) -> str:
@@ -140,12 +151,10 @@ def _findings(record: Record) -> Iterator[tuple[str, str, str]]:
         if regions["left_ml"] is not None:
             sides = f"{regions['left_ml']:.2f} | {regions['right_ml']:.2f} mL"
             yield "Left | right", sides, ""
-    fazekas = record.get("fazekas")
-    if fazekas:
-        for name in ("periventricular", "deep"):
-            low, high = fazekas[f"{name}_interval"]
-            spread = f"{low} to {high}; " if low != high else ""
-            yield f"Fazekas, {name}", str(fazekas[name]), f"{spread}estimated, research only"
+    outside = record.get("outside_brain")
+    if outside and outside["lesions"]:
+        removed = f"{outside['wmh_ml']:.2f} mL, not counted"
+        yield "Lesions outside the brain", str(outside["lesions"]), removed
     excluded = record.get("excluded_ml")
     if excluded:
         taken = f"in a mask of {excluded['volume_ml']:.2f} mL"

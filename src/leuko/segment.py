@@ -1,7 +1,9 @@
-"""The main job, told in order: two scans and a model become a mask, a probability map, numbers."""
+"""Segment one brain, told in order: two scans and a model become a mask, a map and numbers."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +11,22 @@ import numpy as np
 from leuko import guards, inputs, nifti, outputs, runtime, weights
 from leuko.align import FAR_MM, LOST_MM, Alignment, Mode, align
 from leuko.analysis import Case, analyse
+from leuko.brain import Outside, brain_mask, find_outside
 from leuko.channels import Pair
 from leuko.errors import LeukoError
 from leuko.files import sha256, staged, write_json
 from leuko.inputs import Scan
 from leuko.itk import without_bias
+from leuko.mni import Place
 from leuko.outputs import Excluded, Segmentation
 from leuko.predict import predict_pair, shifted, to_mask, to_tissue
-from leuko.record import Stopwatch, kept_warnings, versions
+from leuko.record import Finding, Level, Stopwatch, is_useless, kept_findings, tell, versions
 from leuko.regions import Rule
 from leuko.uncertainty import Calibration, Judgement, calibrated, entropy, judge
 from leuko.volume import Array, Orientation, Volume, require_same_grid
 
-STEP_LOG_ODDS = 1.0  # between the mask and its stricter and laxer neighbours
+LIBERAL_LOG_ODDS = -1.0  # from the threshold of the mask to that of the liberal mask
+MUCH_OUTSIDE_ML = 0.2  # outside the brain; less is common at the skull base
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +61,7 @@ def segment(
     outputs.refuse_foreign_files(out, flair, t1)
     watch = Stopwatch()
     threads = threads or runtime.available_cpus()
-    with staged(out) as scratch, kept_warnings() as warnings:
+    with staged(out) as scratch, kept_findings() as findings:
         with watch.stage("load model"):
             folder = weights.find(str(model))
             loaded = runtime.load(folder, device=device, threads=threads)
@@ -65,36 +70,48 @@ def segment(
         own_limits = limits == (card.threshold, card.smallest_lesion_mm3)
         with watch.stage("read"):
             flair_source, t1_source = _opened(flair), _opened(t1) if t1 else None
-            warnings[:0] = flair_source.warnings
+            findings[:0] = flair_source.findings
             inputs.require_pair(flair_source, t1_source)
-            outside = _outside(exclude, flair_source.volume) if exclude else None
+            allowed = _outside(exclude, flair_source.volume) if exclude else None
         flair_scan, t1_scan = flair_source.volume, t1_source.volume if t1_source else None
-        moved = None
+        moved, checks = None, []
         if bias_correction:
             with watch.stage("correct bias"):
                 flair_scan = without_bias(flair_scan, threads=threads)
                 t1_scan = t1_scan and without_bias(t1_scan, threads=threads)
         if t1_scan is not None and card.preparation.uses_t1:
             with watch.stage("align"):
-                moved = _alignment(flair_scan, t1_scan, alignment, threads)
+                moved = _alignment(flair_scan, t1_scan, alignment, threads, findings)
+                checks.append("T1 aligned to FLAIR")
                 t1_scan = moved.apply(t1_scan)
         with watch.stage("prepare"):
             pair = Pair.of(flair_scan, t1_scan, card.preparation)
         probabilities = predict_pair(pair, loaded, watch)
         probability = probabilities[-1]
-        masks, excluded = _drawn(flair_scan.with_data(probability), limits, outside)
-        mask = masks[0]
-        tissue = to_tissue(probabilities, mask, flair_scan) if len(card.classes) > 2 else None
+        masks, excluded = _masks(flair_scan.with_data(probability), limits, allowed)
+        tissue = to_tissue(probabilities, masks[0], flair_scan) if len(card.classes) > 2 else None
         with watch.stage("analyse"):
             seen_tissue = tissue if card.classes == guards.TISSUES else None
             case = _case(flair_source.volume, pair, seen_tissue, probability, masks)
-            is_flair = _guarded(case, strict=strict)
-            analysis = analyse(case, rule=rule, threads=threads)
-            if not is_flair:
-                analysis = replace(analysis, fazekas=None)
+            place, outside = None, None
+            if case.tissue is not None:
+                checks += _examined(case, case.tissue, findings, strict=strict)
+                brain = brain_mask(case.tissue)
+                place = Place.of(case.tissue.with_data(case.tissue.data * brain), threads=threads)
+                if not is_useless(findings):
+                    case, outside = _within_brain(case, brain, place, findings)
+                    checks.append("lesions outside the brain")
+            mask = Orientation.of(flair_scan.affine).undo(case.mask)
+            if tissue is not None and outside is not None and outside.lesions:
+                tissue = to_tissue(probabilities, mask, flair_scan)
+                case = replace(case, tissue=tissue.canonical())
+            analysis = analyse(case, place=place, rule=rule, threads=threads)
             warm = calibrated(probability, card.calibration.temperature if card.calibration else 1)
-            seen = flair_scan.with_data(warm if outside is None else warm * outside)
-            judgement = _judged(seen, mask, card.calibration if own_limits and is_flair else None)
+            seen = np.where(masks[0] & ~mask, 0, warm if allowed is None else warm * allowed)
+            is_judged = own_limits and not is_useless(findings)
+            judgement = _judged(
+                flair_scan.with_data(seen), mask, card.calibration if is_judged else None
+            )
         result = Segmentation(
             mask=flair_scan.with_data(mask.astype(np.uint8)),
             probability=flair_scan.with_data(probability),
@@ -104,12 +121,17 @@ def segment(
             analysis=analysis,
             judgement=judgement,
             excluded=excluded,
+            outside=outside,
             alignment=moved,
-            warnings=warnings,
+            findings=findings,
+            checks=checks,
             seconds=watch.seconds,
         )
+        said = partial(tell, findings)
         with watch.stage("write"):
-            outputs.write(scratch, result, flair_source, t1_scan if save_intermediate else None)
+            outputs.write(
+                scratch, result, flair_source, t1_scan if save_intermediate else None, said
+            )
         about = {
             "command": "segment",
             "mask_sha256": sha256(scratch / outputs.MASK_FILE),
@@ -133,7 +155,8 @@ def segment(
         }
         record = outputs.as_record(result, card, about)
         with watch.stage("report"):
-            outputs.write_report(scratch, result, pair, record)
+            outputs.write_report(scratch, result, pair, record, said)
+        record["findings"] = outputs.findings_as_record(findings)  # the report may have failed
         write_json(scratch / outputs.RECORD_FILE, record)
         written = {path.name for path in scratch.iterdir()}
     outputs.drop_older(out, written)
@@ -155,30 +178,28 @@ def _outside(exclude: Path, flair: Volume) -> Array:
     return outside
 
 
-def _drawn(
-    probability: Volume, limits: tuple[float, float], outside: Array | None
-) -> tuple[list[Array], Excluded | None]:
-    """The mask, a timid and a bold one, as bool; and what was taken out where WMH may not be."""
+def _masks(
+    probability: Volume, limits: tuple[float, float], allowed: Array | None
+) -> tuple[tuple[Array, Array], Excluded | None]:
+    """The mask and a liberal one, as bool; and what was left out where WMH are not allowed."""
     threshold, smallest_mm3 = limits
-    masks = [
+    mask, liberal = (
         to_mask(
             probability.data,
             shifted(threshold, step),
             smallest_mm3=smallest_mm3,
             voxel_mm3=probability.voxel_mm3,
         )
-        for step in (0, STEP_LOG_ODDS, -STEP_LOG_ODDS)
-    ]
-    if outside is None:
-        return masks, None
-    excluded = Excluded(
-        volume_ml=probability.ml(~outside), wmh_ml=probability.ml(masks[0] & ~outside)
+        for step in (0, LIBERAL_LOG_ODDS)
     )
-    return [mask & outside for mask in masks], excluded
+    if allowed is None:
+        return (mask, liberal), None
+    excluded = Excluded(volume_ml=probability.ml(~allowed), wmh_ml=probability.ml(mask & ~allowed))
+    return (mask & allowed, liberal & allowed), excluded
 
 
 def _case(
-    flair: Volume, pair: Pair, tissue: Volume | None, probability: Array, masks: list[Array]
+    flair: Volume, pair: Pair, tissue: Volume | None, probability: Array, masks: Iterable[Array]
 ) -> Case:
     """A segmented scan with its axes running R, A, S."""
     turned = Orientation.of(flair.affine).apply
@@ -197,22 +218,39 @@ def _judged(calibrated: Volume, mask: Array, calibration: Calibration | None) ->
     return judge(calibration, calibrated.data, mask, voxel_ml=calibrated.voxel_mm3 / 1000)
 
 
-def _guarded(case: Case, *, strict: bool) -> bool:
-    """Say what speaks against a result, where the model's tissues can tell; whether it is of a
-    FLAIR. Raises LeukoError, if `strict`, where it is of no FLAIR of a head."""
-    if case.tissue is None:
-        return True
-    seen = guards.Case(case.flair, case.t1, case.tissue.data)
-    wrong = guards.wrong_scan(seen) if strict else None
-    if wrong is not None:
-        raise LeukoError(wrong)
-    for warning in guards.warnings(seen):
-        log.warning("%s", warning)
-    return guards.looks_like_flair(seen)
+def _examined(case: Case, tissue: Volume, findings: list[Finding], *, strict: bool) -> list[str]:
+    """Tell the findings of the automatic checks; returns which were done. Raises LeukoError, if
+    `strict`, where this is not a FLAIR of a head."""
+    found, checks = guards.examine(guards.Case(case.flair, case.t1, tissue.data))
+    for finding in found:
+        if strict and finding.level == "do not use":
+            raise LeukoError(finding.text)
+        tell(findings, finding)
+    return checks
 
 
-def _alignment(flair: Volume, t1: Volume, mode: Mode, threads: int) -> Alignment:
-    """Raises LeukoError when the T1 was to be brought to the FLAIR and that failed."""
+def _within_brain(
+    case: Case, brain: Array, place: Place | None, findings: list[Finding]
+) -> tuple[Case, Outside]:
+    """The case without lesions outside the brain; many of them are a warning."""
+    outside, liberal_outside = (
+        find_outside(mask, brain, place, case.flair) for mask in (case.mask, case.liberal)
+    )
+    mask = case.mask & ~outside.voxels
+    volume_ml = case.flair.ml(outside.voxels)
+    if volume_ml > MUCH_OUTSIDE_ML:
+        text = (
+            f"{outside.lesions} lesions of {volume_ml:.2f} mL were found outside the brain and "
+            "removed; look at the mask near the edge of the brain"
+        )
+        tell(findings, Finding("warning", "outside-brain", text))
+    return replace(case, mask=mask, liberal=mask | case.liberal & ~liberal_outside.voxels), outside
+
+
+def _alignment(
+    flair: Volume, t1: Volume, mode: Mode, threads: int, findings: list[Finding]
+) -> Alignment:
+    """Raises LeukoError when the T1 could not be registered to the FLAIR and `mode` asks for it."""
     found = align(flair, t1, mode=mode, threads=threads)
     if found.is_sure:
         return found
@@ -222,7 +260,9 @@ def _alignment(flair: Volume, t1: Volume, mode: Mode, threads: int) -> Alignment
         seen = f"a better place is {way}, expected {LOST_MM:.1f} mm at most"
     evidence = f"{t1.name} does not lie on {flair.name} ({seen})"
     if mode == "never":
-        log.warning("%s: are both of one person, not swapped, and aligned?", evidence)
+        level: Level = "do not use" if found.is_hopeless else "warning"
+        text = f"{evidence}: are both of one person, not swapped, and aligned?"
+        tell(findings, Finding(level, "alignment", text))
         return found
     raise LeukoError(
         f"{evidence}: are both of one person, and not swapped? Give the FLAIR alone, or --align "

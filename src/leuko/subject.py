@@ -19,6 +19,7 @@ from leuko.errors import LeukoError
 from leuko.files import private, read_json, replace_text, staged
 from leuko.inputs import is_same
 from leuko.isolate import Limits, Outcome
+from leuko.record import LevelFormatter
 from leuko.regions import Rule
 from leuko.runtime import Device
 
@@ -175,7 +176,10 @@ def perform(job: Job) -> Outcome:
 def main() -> None:
     """In the process: segment the subject of the `Job` that is given."""
     job = Job.from_json(isolate.receive())
-    logging.basicConfig(format="warning: %(message)s", force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LevelFormatter())
+    logging.basicConfig(handlers=[handler], force=True)
+    logging.getLogger("leuko").setLevel(logging.INFO)
     try:
         _segment(job, Path(sys.argv[1]))
     except LeukoError as error:

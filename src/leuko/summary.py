@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from leuko.guards import TISSUES
+from leuko.record import is_useless
 from leuko.regions import REGIONS, SECTORS
 
 Record = Mapping[str, Any]  # the content of run.json
 SIDES = ("left", "right")
-GRADED = ("periventricular", "deep")
 PLACES = (*REGIONS[1:], "confluent", *SIDES)
 ML = "mL"
 
@@ -47,10 +47,6 @@ def _values(record: Record) -> Iterator[tuple[str, Any]]:
     if bullseye:
         for k, sector in enumerate(bullseye["sectors"]):
             yield _sector(sector), sum(shell[k] for shell in bullseye["ml"])
-    fazekas = record["fazekas"]
-    for grade in GRADED if fazekas else ():
-        yield f"fazekas_{grade}", fazekas[grade]
-        yield from _ends(f"fazekas_{grade}", fazekas[f"{grade}_interval"])
     for tissue, ml in (record["tissue_ml"] or {}).items():
         yield f"{tissue}_tissue_ml", ml
     if record["excluded_ml"]:
@@ -58,7 +54,12 @@ def _values(record: Record) -> Iterator[tuple[str, Any]]:
         yield "excluded_wmh_ml", record["excluded_ml"]["wmh_ml"]
     if record["alignment"]:
         yield "t1_moved_mm", record["alignment"]["moved_mm"]
-    yield "warnings", len(record["warnings"])
+    findings = record["findings"]
+    yield "do_not_use", "yes" if is_useless(findings) else "no"
+    yield "warnings", sum(finding["level"] == "warning" for finding in findings)
+    yield "finding_codes", ",".join(dict.fromkeys(f["code"] for f in findings)) or "n/a"
+    if record["outside_brain"]:
+        yield "outside_brain_ml", record["outside_brain"]["wmh_ml"]
     yield "rule", record["settings"]["rule"]
     yield "threshold", record["settings"]["threshold"]
     yield "smallest_lesion_mm3", record["settings"]["smallest_lesion_mm3"]
@@ -100,17 +101,15 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
         yield f"{name}_ml", (text, ML)
     for sector in SECTORS:
         yield _sector(sector), (f"WMH, {sector}, without what is infratentorial", ML)
-    for grade in GRADED:
-        text = f"Fazekas grade, {grade}, 0 to 3: estimated, for research only"
-        yield f"fazekas_{grade}", (text, "")
-        for end in ("low", "high"):
-            yield f"fazekas_{grade}_{end}", (f"The {end} end of that grade's interval", "")
     for tissue in TISSUES[1:-1]:  # the last is WMH itself
         yield f"{tissue}_tissue_ml", (f"Volume of the tissue class {tissue}", ML)
     yield "excluded_ml", ("Volume of the exclusion mask", ML)
     yield "excluded_wmh_ml", ("What would have been called WMH in the exclusion mask", ML)
     yield "t1_moved_mm", ("How far the T1 was moved to lie on the FLAIR, mean over the brain", "mm")
-    yield "warnings", ("Number of warnings; their texts stand in the report and in the record", "")
+    yield "do_not_use", ("Whether a check found that this is no result to use: yes or no", "")
+    yield "warnings", ("Number of warnings; their texts are in the report and in the record", "")
+    yield "finding_codes", ("Codes of the checks that found something, notes included", "")
+    yield "outside_brain_ml", ("Volume of lesions that were removed outside the brain", ML)
     yield "rule", ("What is called periventricular: see docs/methods.md", "")
     yield "threshold", ("Smallest probability that is called WMH", "")
     yield "smallest_lesion_mm3", ("Smallest lesion that is kept", "mm^3")

@@ -136,6 +136,8 @@ def findings_as_text(result: "Segmentation") -> str:
     from leuko.uncertainty import interval_text
 
     analysis = result.analysis
+    useless = [f.text for f in result.findings if f.level == "do not use"]
+    lines = dict.fromkeys(("do not use",) if useless else (), "; ".join(useless))
     volume = f"{result.volume_ml:.2f} mL in {counted(len(analysis.lesions), 'lesion')}"
     judgement = result.judgement
     if judgement is not None:
@@ -143,10 +145,14 @@ def findings_as_text(result: "Segmentation") -> str:
     if analysis.intracranial_ml:
         part = 100 * result.volume_ml / analysis.intracranial_ml
         volume += f", {part:.2g} % of {analysis.intracranial_ml:.0f} mL intracranial"
-    lines = {"WMH volume": volume}
+    lines["WMH volume"] = volume
     if judgement is not None and judgement.dice_interval is not None:
         low, high = judgement.dice_interval
         lines["quality"] = f"expected Dice {judgement.predicted_dice:.2f} ({low:.2f} to {high:.2f})"
+    if result.outside is not None and result.outside.lesions:
+        lesions = counted(result.outside.lesions, "lesion")
+        removed = f"{lesions} of {result.mask.ml(result.outside.voxels):.2f} mL"
+        lines["outside"] = f"{removed} outside the brain removed"
     if result.excluded is not None:
         lines["excluded"] = (
             f"{result.excluded.volume_ml:.2f} mL, in which "
@@ -159,12 +165,6 @@ def findings_as_text(result: "Segmentation") -> str:
             f"infratentorial {found.infratentorial_ml:.2f} mL"
         )
         lines["rule"] = f"{found.rule}, {RULES[found.rule]}"
-    if analysis.fazekas is not None:
-        grades = analysis.fazekas
-        lines["Fazekas"] = (
-            f"periventricular {_grade(grades.periventricular, grades.periventricular_interval)}, "
-            f"deep {_grade(grades.deep, grades.deep_interval)}; estimated, research only"
-        )
     if result.alignment is not None:
         moved_mm, off_mm = result.alignment.moved_mm, result.alignment.off_mm
         off = f"off by {off_mm:.1f} mm" if off_mm < FAR_MM else "not aligned"
@@ -193,11 +193,6 @@ def changes_as_text(result: "Comparison") -> str:
         "alignment": f"one scan moved by {result.halfway.alignment.moved_mm:.1f} mm to the other",
     }
     return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
-
-
-def _grade(estimate: int, interval: tuple[int, int]) -> str:
-    low, high = interval
-    return f"{estimate}" if low == high else f"{estimate} ({low} to {high})"
 
 
 def measures_as_text(row: Mapping[str, float]) -> str:

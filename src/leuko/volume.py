@@ -180,6 +180,12 @@ def resample_onto(moving: Volume, fixed: Volume) -> Volume:
     return replace(fixed, data=data, name=moving.name)
 
 
+def world(grid: Volume, voxels: Array) -> Array:
+    """Voxel indices (N, 3) as places in the world, mm."""
+    points: Array = voxels @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    return points
+
+
 def coverage(fixed: Volume, moving: Volume) -> float:
     """Part of the non-zero voxels of `fixed` that lie in the field of view of `moving`, 0 to 1.
 
