@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import typer
 
+from leuko.bids import read_filter
 from leuko.cli import app, main
 from leuko.evaluate import COLUMNS
 from leuko.metrics import MEASURES
@@ -193,6 +194,12 @@ def test_the_examples_in_python_run_and_print_what_they_say(example, workplace, 
     said = re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE)
     assert len(said) == example.count("print(")
     assert shape(capsys.readouterr().out) == shape("\n".join(said))
+
+
+def test_the_filter_of_the_page_on_cohorts_is_taken(tmp_path):
+    (filters,) = (block.values[0] for block in blocks(ROOT / "docs/cohorts.md", "json"))
+    (tmp_path / "filter.json").write_text(filters, encoding="utf-8")
+    assert set(read_filter(tmp_path / "filter.json")) == {"flair", "t1w"}
 
 
 def shape(lines):

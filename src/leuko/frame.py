@@ -2,7 +2,7 @@
 
 A page is made of sections, of panes to look at, and of a table whose rows are linked to them:
 
-    page(title="WMH report", subtitle="...", before=[warnings(record)], panes=[baseline, followup],
+    page(title="WMH report", subtitle="...", before=[warnings(said)], panes=[baseline, followup],
          kinds={1: Kind("new", "#d55e00")}, after=[table(columns, rows, caption="Lesions")])
 
 A page without panes is a `document`. Whatever comes from outside goes through `text`.
