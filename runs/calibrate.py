@@ -113,7 +113,7 @@ def real(folder: Path) -> Iterator[tuple[str, Callable[[], dict[str, Volume]]]]:
         scans = {name: nifti.read(home / f"{file}.nii.gz") for name, file in names.items()}
         return scans | {"wmh": scans["wmh"].with_data(scans["wmh"].data > 0.5)}
 
-    for home in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for home in sorted(path.parent for path in folder.glob("*/lesions.nii.gz")):
         yield f"real/{home.name}/0", partial(read, home)
 
 

@@ -31,9 +31,7 @@ def main() -> None:
     parser.add_argument("--model", default="leuko-base")
     options = parser.parse_args()
     logging.getLogger("leuko").addHandler(logging.NullHandler())
-    for home in sorted(
-        path.parent for data in options.data for path in data.glob("*/FLAIR.nii.gz")
-    ):
+    for home in sorted(path.parent for data in options.data for path in data.glob("*/T1.nii.gz")):
         flair, t1 = (nifti.read(home / f"{name}.nii.gz") for name in ("FLAIR", "T1"))
         plain, tissue = said(flair, t1, options.model)
         print(f"\n{home.name}\n  as it is: {plain}", flush=True)

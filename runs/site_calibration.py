@@ -144,7 +144,7 @@ def sites(data: Path, real: Path | None) -> dict[str, tuple[list[Path], list[Pat
         test = list(subjects(data / name / "test"))
         training = data / name / "train"
         found[name] = (list(subjects(training)) if training.is_dir() else test), test
-    for home in subjects(real) if real else ():
+    for home in sorted(path.parent for path in real.glob("*/lesions.nii.gz")) if real else ():
         own = found.setdefault(home.name.split("_")[0], ([], []))
         for part in own:
             part.append(home)

@@ -12,6 +12,8 @@ takes the weights of another run, or of runs/average.py, and goes on counting fr
 
 import argparse
 import json
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -263,11 +265,25 @@ def save_model(run: Path, average: SpecialisedVGG, state: dict) -> None:
             "steps": state["step"],
             "slices": state["step"] * BATCH,
             "data": DATA,
+            "synthesis_commit": commit(),
         },
         licence=LICENCE,
         leuko_version=versions()["leuko"],
     )
     save_weights(run, average.state_dict(), card)
+
+
+def commit() -> str:
+    """The commit of this repository, "-dirty" behind it where files differ from it."""
+    git = shutil.which("git") or "git"
+    described = subprocess.run(
+        [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return described.stdout.strip()
 
 
 def save_weights(run: Path, weights: dict[str, Tensor], card: ModelCard) -> None:

@@ -3,20 +3,26 @@
 import json
 import re
 import runpy
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
+import typer
 
-from leuko.cli import main
+from leuko.bids import read_filter
+from leuko.cli import app, main
 from leuko.evaluate import COLUMNS
 from leuko.metrics import MEASURES
+from leuko.uncertainty import judge
+from leuko.weights import DEFAULT, find, load_card
+from phantoms import make_phantom
 
-COMMANDS = (
-    "segment", "batch", "bids", "challenge-score", "challenge", "compare", "evaluate", "train",
-    "demo", "synth", "export", "models",
-)  # fmt: skip
-COMMAND = rf"\bleuko ({'|'.join(COMMANDS)})\b.*"
 ROOT = Path(__file__).parents[1]
+BLOCKS = re.MULTILINE | re.DOTALL
 SCRIPTS = sorted(path for home in ("runs", "benchmarks") for path in (ROOT / home).glob("*.py"))
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -44,20 +50,161 @@ def test_every_command_has_its_help_on_the_page():
     assert commands == set(re.findall(r"^## leuko (\w.*)$", text("docs/cli.md"), re.MULTILINE))
 
 
+def blocks(page, language):
+    """The code blocks of a page in a language, each with the place that it has there."""
+    written = page.read_text(encoding="utf-8")
+    found = re.findall(rf"^```{language}\n(.*?)^```$", written, BLOCKS)
+    return [pytest.param(block, id=f"{page.name}-{n}") for n, block in enumerate(found, 1)]
+
+
+def spans(page):
+    """What a page shows as code within a line."""
+    written = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=BLOCKS)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", written)]
+
+
+def anchors(page):
+    """The names by which links lead to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
-    for link in links:
-        assert link.startswith("https://") or (page.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_options_on_a_page_exist(page):
-    known = set(re.findall(r"--[a-z0-9-]+", text("docs/cli.md")))
-    for line in page.read_text(encoding="utf-8").splitlines():
-        command = re.search(COMMAND, line)
+def test_scripts_that_a_page_names_exist_and_have_its_options(page):
+    for span in spans(page):
+        for script in re.findall(r"\b(?:runs|benchmarks|docs|tests)/\w+\.(?:py|sh)\b", span):
+            assert (ROOT / script).is_file(), span
+            options = re.findall(r"(?<=\s)--[a-z0-9-]+", span.partition(script)[2])
+            written = text(script)
+            for option in options:
+                known = option in written or option.startswith("--hypothesis")
+                assert known, f"{span}: {script} has no {option}"
+
+
+def run_nothing(group):
+    """Make all commands of a group check their arguments, and do no more."""
+    for command in group.commands.values():
+        if hasattr(command, "commands"):
+            run_nothing(command)
+        else:
+            command.callback = lambda **_: None
+    return group
+
+
+def accepts(arguments):
+    """Raises what the command line raises for arguments that it does not take."""
+    run_nothing(typer.main.get_command(app)).main(arguments, standalone_mode=False)
+
+
+def command_lines(page):
+    """The arguments of `leuko` in the blocks of a page: alone, in a container, by torchrun."""
+    for language in ("sh", "text"):
+        for block in blocks(page, language):
+            for line in block.values[0].replace("\\\n", " ").splitlines():
+                start = r"(?:.*&& )?leuko|docker run .*leuko:\S+|apptainer run .*\.sif"
+                command = re.match(rf"\s*({start}|torchrun .*leuko\.cli)\s(.+)", line)
+                if command:
+                    words = shlex.split(command[2], comments=True)
+                    in_container = command[1].startswith(("docker", "apptainer"))
+                    yield ["bids", *words] if in_container and "/" in words[0] else words
+
+
+WRITTEN = [
+    pytest.param(words, id=f"{page.name}-{'-'.join(words[:2])}")
+    for page in PAGES
+    if page.name != "cli.md"
+    for words in command_lines(page)
+]
+
+
+@pytest.mark.parametrize("words", WRITTEN)
+def test_the_command_line_takes_what_the_pages_show(words):
+    accepts(words)
+
+
+def test_the_pages_show_command_lines():
+    assert len(WRITTEN) > 30
+    with pytest.raises(Exception, match="--no-such"):
+        accepts(["segment", "--flair", "FLAIR", "-o", "OUT", "--no-such"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_within_a_line_exist_and_have_their_options(page):
+    sections = re.split(r"^## leuko ?", text("docs/cli.md"), flags=re.MULTILINE)[1:]
+    known = {s.splitlines()[0]: set(re.findall(r"--[a-z0-9-]+", s)) for s in sections}
+    known["models"] = set()
+    for span in spans(page):
+        command = re.match(r"leuko ((?:models )?[a-z][a-z-]*)(.*)", span)
         if command:
-            assert set(re.findall(r"(?<=\s)--[a-z0-9-]+", command.group())) <= known, line
+            assert command[1] in known, span
+            assert set(re.findall(r"(?<=\s)--[a-z0-9-]+", command[2])) <= known[command[1]], span
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with the scans that examples read; commands that they start are checked, not run."""
+
+    def checked(command, **_):
+        assert command[0] == "leuko"
+        accepts(command[1:])
+
+    make_phantom(np.random.default_rng(0)).write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", checked)
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", cluster_module())
+    return tmp_path
+
+
+def cluster_module():
+    """In place of dask_jobqueue: the same signatures, without a cluster."""
+
+    class SLURMCluster:
+        scheduler_address = "tcp://127.0.0.1:8786"
+
+        def __init__(self, *, cores: int, processes: int, memory: str, walltime: str) -> None:
+            pass
+
+        def adapt(self, *, maximum_jobs: int) -> None:
+            pass
+
+    module = ModuleType("dask_jobqueue")
+    module.SLURMCluster = SLURMCluster
+    return module
+
+
+EXAMPLES = [block for page in PAGES for block in blocks(page, "python")]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_in_python_run_and_print_what_they_say(example, workplace, capsys):
+    """Behind a print stands what it shows; the digits may differ."""
+    (workplace / "example.py").write_text(example, encoding="utf-8")
+    runpy.run_path(str(workplace / "example.py"), run_name="__main__")
+    said = re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE)
+    assert len(said) == example.count("print(")
+    assert shape(capsys.readouterr().out) == shape("\n".join(said))
+
+
+def test_the_filter_of_the_page_on_cohorts_is_taken(tmp_path):
+    (filters,) = (block.values[0] for block in blocks(ROOT / "docs/cohorts.md", "json"))
+    (tmp_path / "filter.json").write_text(filters, encoding="utf-8")
+    assert set(read_filter(tmp_path / "filter.json")) == {"flair", "t1w"}
+
+
+def shape(lines):
+    """Lines without their digits and columns."""
+    return re.sub(r"[\d.]+", "0", re.sub(r" +", " ", lines)).splitlines()
 
 
 def test_every_measure_is_explained():
@@ -76,16 +223,16 @@ def test_the_readme_installs_and_runs_with_two_commands():
 
 
 def test_the_readme_shows_what_the_demo_prints(capsys, tmp_path):
-    """The lines; their last digits may differ between processors."""
+    """The lines, and the measures nearly: last digits may differ between processors."""
     with pytest.raises(SystemExit, match="0"):
         main(["demo", "-o", str(tmp_path / "leuko-demo")])
     printed = capsys.readouterr().out.replace(str(tmp_path) + "/", "")
     shown = re.search(r"^```text\n(made .*?)^```$", text("README.md"), re.MULTILINE | re.DOTALL)
-
-    def shape(lines):
-        return re.sub(r"[\d.]+", "0", re.sub(r" +", " ", lines)).splitlines()
-
     assert shape(shown.group(1)) == shape(printed)
+    told, seen = (
+        re.findall(r"[\d.]+", lines.split("\n\n")[1]) for lines in (shown.group(1), printed)
+    )
+    assert [float(n) for n in seen] == pytest.approx([float(n) for n in told], rel=0.1)
 
 
 def table(page, first):
@@ -142,10 +289,23 @@ def test_the_readme_gives_the_figures_of_the_benchmark():
             assert score == f"{float(rows[scans, name][0].split()[0]):.2f}", name
 
 
+def test_the_intervals_of_the_page_are_those_of_the_model():
+    calibration = load_card(find(DEFAULT)).calibration
+    page = text("docs/methods.md")
+    assert f"{calibration.temperature:.2f} for `leuko-base`" in page
+    rows = re.findall(r"^\| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    for found, low, high in ([float(cell) for cell in row] for row in rows):
+        mask = np.array([found > 0])
+        judged = judge(calibration, np.ones(1), mask, voxel_ml=found or 1.0)
+        assert judged.volume_interval_ml == pytest.approx((low, high), abs=0.06)
+
+
 def test_the_card_says_what_the_model_is():
     card = json.loads((ROOT / "src/leuko/models/leuko-base/card.json").read_text())
     page = text("docs/model-card.md")
     assert f"{card['training']['steps']:,} steps" in page
+    assert f"`{card['training']['synthesis_commit'][:7]}`" in page
     for steps in card["training"]["mean_of_steps"]:
         assert f"{steps:,}" in page
     assert str([stage[0] for stage in card["stages"]])[1:-1] in page

@@ -42,7 +42,7 @@ class Tissue(NamedTuple):
     t1: Range
 
 
-# Ratios to white matter as seen on FLAIR and T1 of many scanners, and wider. Drawn per image.
+# Ratios to white matter on FLAIR and T1: wide ranges, from which each image draws its own.
 TISSUES = (
     Tissue("air", BACKGROUND, (0,), (0.0, 0.02), (0.0, 0.02)),
     Tissue("csf", CSF, (14, 15, 24, 72), (0.05, 0.45), (0.10, 0.50)),

@@ -28,10 +28,10 @@ class Preparation:
     """How scans become slices. A model carries its own, so that use repeats training."""
 
     channels: Channels = "flair-t1-residue"
-    # About the in-plane spacing of the scans that people have (0.5 to 1.2 mm).
+    # A common spacing in plane.
     pixel_mm: float = 1.0
-    # Two and a half times the tissue still fits 8 bit: the brightest lesions on real FLAIR
-    # reach 2.1 times. A scale set by the brightest voxels instead drowns in scalp fat.
+    # Two and a half times the tissue still fits 8 bit, which leaves room for lesions. A scale set
+    # by the brightest voxels would depend on the fat of the scalp.
     tissue_grey: int = 100
     # Structures up to this area stay in the residue. See the figures in EXPERIMENTS.md.
     opening_mm2: float = 1000.0
@@ -54,7 +54,7 @@ class Preparation:
 
 # The network's four poolings halve the slice four times.
 MULTIPLE = 16
-# Air and noise lie below a quarter of the tissue's grey value in every scan seen.
+# Air and noise lie below a quarter of the tissue's grey value.
 HEAD_PART_OF_TISSUE = 0.25
 # A scan whose T1 covers less of the FLAIR's head than this has the wrong T1, or none that helps.
 SMALLEST_COVERAGE, WHOLE_COVERAGE = 0.5, 0.985

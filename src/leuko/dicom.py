@@ -29,7 +29,7 @@ DICOM_ENDINGS = (".dcm", ".ima")
 FEWEST_SLICES = 8  # fewer are a localiser, or a stack that was not sent whole
 SAME_DIRECTION = 1e-3  # between slices, cosines as text differ in the fourth digit
 UNEVEN = 0.05  # of the spacing: text rounds positions to about a hundredth of a millimetre
-LARGEST_GAP = 0.35  # of a slice's thickness; clinical protocols leave 0.1 to 0.3
+LARGEST_GAP = 0.35  # of a slice's thickness
 TILT = 0.01  # sine of the angle between the stack and the normal of its slices
 
 FLAIR_NAMES = re.compile(r"flair|tirm|dark.?fluid", re.IGNORECASE)

@@ -38,8 +38,7 @@ from leuko.volume import Array
 from leuko.weights import ONNX_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 
 OPSET = 17
-# What the calibration sees: the ranges of the maps hardly move beyond some tens of slices. All
-# their maps are in memory at once, 40 MB a slice at full width, so slices are cut to this size.
+# What the calibration sees. All their maps are in memory at once: slices are cut to this size.
 CALIBRATION_SLICES, CALIBRATION_PIXELS = 32, 160
 # Maps above this percentile are clipped: a rare peak would coarsen all the others.
 PERCENTILE = 99.999
@@ -133,7 +132,7 @@ def quantised(network: SpecialisedVGG, slices: Array) -> onnx.ModelProto:
     on `slices`, weights by channel, rounded together (`rounding`).
 
     Weights keep 7 of the 8 bits: processors without VNNI add pairs of products in 16 bits, which
-    would overflow with 8. So every processor gives the same answer.
+    would overflow with 8.
     """
     top, left = (max(0, (n - CALIBRATION_PIXELS) // 2) for n in slices.shape[1:3])
     middle = slices[:, top:, left:][:, :CALIBRATION_PIXELS, :CALIBRATION_PIXELS]

@@ -19,9 +19,9 @@ TISSUES = ("background", "csf", "ventricle", "grey", "white", "wmh")
 
 THICKEST_MM = 7.0
 BRAIN_ML = (600.0, 2400.0)  # with its CSF
-LEAST_CSF_PART = 0.05  # of the brain with its CSF; real scans have 0.1 to 0.3
-BRIGHT_CSF = 0.85  # of white matter; real FLAIR has 0.2 to 0.65
-LEAST_WHITE_PER_GREY = 0.45  # 0.6 to 1.05 on FLAIR; 0.15 to 0.36 where a T1 is taken for one
+LEAST_CSF_PART = 0.05  # of the brain with its CSF
+BRIGHT_CSF = 0.85  # of white matter
+LEAST_WHITE_PER_GREY = 0.45  # by volume; a T1 taken for a FLAIR has less
 LARGEST_CUT = 0.25  # the brain on an outermost slice, as part of its largest slice
 CLIPPED_PART = 1e-3  # of the brain at the largest grey value
 LARGEST = 0.999  # of the largest grey value: scaled or float files round it

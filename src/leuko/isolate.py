@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-LOOK_SECONDS = 0.05  # between two looks at its memory: it grows by some 0.1 GB meanwhile, at most
+LOOK_SECONDS = 0.05  # between two looks at its memory
 GRACE_SECONDS = 5.0  # for the process to write down where it hangs, and to end
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 

@@ -25,7 +25,7 @@ GRID_MM = 4.0
 SHORTEST_MM = 60.0  # of brain, along each way: less of it does not tell where it belongs
 SCALES = (0.7, 1.4)  # of heads by the template; beyond them the registration went astray
 SPARSE = 11  # every so manieth voxel tells how much lies within
-LEAST_WITHIN = 0.9  # of grey and white matter lies in the template's brain; 0.95 and more in heads
+LEAST_WITHIN = 0.9  # of grey and white matter lies in the template's brain
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,7 @@ Tell = Callable[[Finding], None]
 
 log = logging.getLogger(__name__)
 
-# What the digits of a map are worth; all of them make a file of probability sixty times as large.
+# What the digits of a map are worth; noise in the others would make the files many times larger.
 PROBABILITY_STEP, ENTROPY_STEP = 1e-4, 1e-3
 ROUNDING = 1e-3  # of a step: 0.4 in 32 bits may be a little less
 

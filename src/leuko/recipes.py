@@ -72,7 +72,7 @@ XU2017 = Recipe(
     ),
     augmentation=Augmentation(scale=(0.9, 1.1), rotation_degrees=15),
     lesion_part=0.0,
-    feature_scale=1.0,  # the published rates belong to the maps as they are, in the hundreds
+    feature_scale=1.0,  # the published rates belong to the maps as they are
     mixed_precision=False,
 )
 

@@ -38,8 +38,7 @@ from leuko.volume import Array, Volume
 # The least part of a lesion's full brightness that is labelled, once its edges are soft and slices
 # have their thickness: readers mark what they see, and see a little less than half.
 LABELLED_PART = 0.35
-# The least brightness of a lesion on FLAIR, white matter being 1: the dimmest tenth of the lesions
-# of real scans has a median of 1.15 to 1.3.
+# The least brightness of a lesion on FLAIR, white matter being 1: dimmer ones teach to guess.
 LEAST_CONTRAST = 1.22
 LONGEST_SAMPLE_MM = 1.6  # through the thickness of a slice
 

@@ -168,7 +168,7 @@ def fit(
     shown = {name: json_ready(row) for name, row in measures.items()}
     write_json(run / f"{RUN_FILE}.part", planned.record | finished | {"measures": shown})
     (run / f"{RUN_FILE}.part").replace(run / RUN_FILE)
-    (run / CHECKPOINT_FILE).unlink()  # six times as large as the weights
+    (run / CHECKPOINT_FILE).unlink()  # several times as large as the weights
     return measures
 
 

@@ -15,8 +15,8 @@ import scipy.special
 from leuko.volume import Array
 
 DROP_ML = 0.1  # added to volumes before their logarithm: none found is no infinity
-# Smaller probabilities count as this one. Not larger: what a model is sure of still differs, and
-# lesions are a hundred times commoner where it says 1e-6 than where it says 1e-12.
+# Smaller probabilities count as this one. Not larger: below 1e-6 lesions
+# still get rarer ("probabilities clipped at 1e-6" of runs/calibrate.py).
 LEAST = 1e-17
 
 Line = tuple[float, float]  # value at 0, slope

@@ -45,7 +45,7 @@ class ModelCard:
     preparation: Preparation
     stages: tuple[tuple[int, ...], ...]  # maps after each convolution, stage by stage
     side_maps: int  # K, maps of each specialised layer
-    training: Mapping[str, Any]  # recipe, start, steps, seed, subjects
+    training: Mapping[str, Any]  # recipe, start, steps, seed, subjects, commit of the synthesis
     weights: str = WEIGHTS_FILE  # or ONNX_FILE
     three_planes: bool = False  # scans that are nearly isotropic are seen along all three axes
     threshold: float = 0.5  # of the WMH probability: the commoner class wins
