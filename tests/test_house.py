@@ -56,6 +56,7 @@ LAYERS = (
         "bids",
     },
     {"volume", "files", "recipes", "fields", "record", "pairs", "parallel"},
+    {"extras", "printing"},
     {"errors"},
 )
 ONLY_IN = {

@@ -29,6 +29,7 @@ from leuko.cli_options import (
 )
 from leuko.cli_train import export, synth, train
 from leuko.errors import LeukoError
+from leuko.printing import printable
 from leuko.terminal import (
     counted,
     findings_as_text,
@@ -49,17 +50,21 @@ app.add_typer(models, name="models")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command. Exit code 0: done; 2: the user can mend what went wrong; 130: interrupted."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    logger = logging.getLogger("leuko")
-    logger.handlers = [handler]
-    logger.propagate = False
-    try:
-        app(args=arguments)
-    except LeukoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run a command. Exit code 0: done; 2: the user can mend what went wrong; 130: interrupted.
+
+    What cannot be printed never ends it: see `printing`.
+    """
+    with printable():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        logger = logging.getLogger("leuko")
+        logger.handlers = [handler]
+        logger.propagate = False
+        try:
+            app(args=arguments)
+        except LeukoError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 @app.command()

@@ -24,6 +24,7 @@ from leuko.cli_options import (
     Threads,
     Threshold,
 )
+from leuko.extras import COHORT, require
 from leuko.terminal import findings_as_text, ranks_as_text, sites_as_text
 
 
@@ -92,6 +93,8 @@ def challenge_score(
     device: Device = "cpu",
 ) -> None:
     """Reproduce the challenge's table: segment its scans, measure each, mean by site, rank."""
+    if results is None:
+        require(*COHORT, extra="cohort")
     from leuko import challenge as wmh
     from leuko.isolate import Limits
     from leuko.subject import Settings

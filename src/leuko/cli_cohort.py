@@ -20,6 +20,7 @@ from leuko.cli_options import (
     Threshold,
 )
 from leuko.errors import LeukoError
+from leuko.extras import COHORT, require
 from leuko.terminal import cohort_progress
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def batch(
     device: Device = "cpu",
 ) -> None:
     """Segment the subjects of a table, each in a process of its own; go on where it was stopped."""
+    require(*COHORT, extra="cohort")
     from leuko.group import write_batch
     from leuko.isolate import Limits
     from leuko.pairs import read_table
@@ -183,6 +185,7 @@ def bids(
         for what, path in write_dataset(out).items():
             print(f"{what:<12}{path}")
         return
+    require(*COHORT, extra="cohort")
     pairs, notes = find_pairs(
         dataset,
         participants=participant_label or (),
@@ -237,14 +240,10 @@ def run_jobs(
     jobs: "Sequence[Job]", processors: int | None, scheduler: str | None
 ) -> dict[str, str]:
     """Do what is not done yet, and say how it went; why some failed, by name."""
+    from leuko import cohort
     from leuko.files import require_folder
     from leuko.runtime import available_cpus
     from leuko.subject import Wanted, perform, settle, split
-
-    try:
-        from leuko import cohort
-    except ImportError as error:
-        raise LeukoError('many subjects need dask; pip install "leuko[cohort]"') from error
 
     wanted = Wanted.of(jobs[0].settings)
     require_folder(jobs[0].root)

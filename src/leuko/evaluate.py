@@ -116,7 +116,9 @@ def write_table(path: Path, rows: Mapping[str, Row]) -> None:
     """Tab-separated, a row a subject, then mean and interval; n/a where a measure is undefined."""
     with (
         staged(path.parent) as scratch,
-        (scratch / path.name).open("w", newline="", encoding="utf-8") as file,
+        (scratch / path.name).open(
+            "w", newline="", encoding="utf-8", errors="backslashreplace"
+        ) as file,
     ):
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(["subject", *COLUMNS])
