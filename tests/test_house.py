@@ -53,7 +53,7 @@ LAYERS = (
         "network",
         "mni152",
         "uncertainty",
-        "bids",
+        "bids_names",
     },
     {"volume", "files", "recipes", "fields", "record", "pairs", "parallel"},
     {"extras", "printing"},

@@ -155,7 +155,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a mask against a reference, or two folders of them subject by subject."""
-    from leuko.evaluate import evaluate, evaluate_folders, json_ready, summarise, write_table
+    from leuko.evaluate import evaluate, json_ready, match_folders, summarise, write_table
 
     for path in (reference, prediction):
         if not path.exists():
@@ -168,7 +168,8 @@ def evaluate(
         row = evaluate(reference, prediction)
         print(json.dumps(json_ready(row), indent=2) if as_json else measures_as_text(row))
         return
-    rows = evaluate_folders(reference, prediction)
+    matched, lacking = match_folders(reference, prediction)
+    rows = {subject: evaluate(*masks) for subject, masks in matched.items()}
     table = {**rows, **summarise(rows)}
     if out:
         write_table(out, rows)
@@ -176,6 +177,7 @@ def evaluate(
         print(json.dumps({name: json_ready(row) for name, row in table.items()}, indent=2))
     else:
         print(table_as_text(table))
+    raise typer.Exit(1 if lacking else 0)
 
 
 @app.command()

@@ -103,6 +103,9 @@ def challenge_score(
     scans = wmh.find_scans(data, split)
     for lack in wmh.missing(scans, split):
         print(f"warning: scans of {lack} are there", file=sys.stderr)
+    unmeasured = wmh.without_reference(data, split)
+    for folder in unmeasured:
+        print(f"warning: {folder} holds no {wmh.REFERENCE_FILE}; left out", file=sys.stderr)
     if results is None:
         settings = Settings(
             model=whole_path(model),
@@ -127,4 +130,4 @@ def challenge_score(
         own = results.resolve().name if results else Path(model).name
         print(ranks_as_text(wmh.ranks(others | {own: table[wmh.ALL]})))
     print(f"{'tables':<12}{out / wmh.SCORES_FILE}, {out / wmh.SITES_FILE}")
-    raise typer.Exit(1 if lacking else 0)
+    raise typer.Exit(1 if lacking or unmeasured else 0)

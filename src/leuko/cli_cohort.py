@@ -175,7 +175,8 @@ def bids(
     device: Device = "cpu",
 ) -> None:
     """Segment a BIDS dataset (participant), and gather what was found (group): a BIDS App."""
-    from leuko.bids import find_pairs, read_filter, start_dataset
+    from leuko.bids import find_pairs, start_dataset
+    from leuko.bids_names import read_filter
     from leuko.group import write_dataset
     from leuko.isolate import Limits
     from leuko.subject import Job, Settings, Wanted
@@ -186,15 +187,17 @@ def bids(
             print(f"{what:<12}{path}")
         return
     require(*COHORT, extra="cohort")
-    pairs, notes = find_pairs(
+    found = find_pairs(
         dataset,
         participants=participant_label or (),
         sessions=session_label or (),
         filters=read_filter(bids_filter_file) if bids_filter_file else None,
     )
-    for note in notes:
-        print(note, file=sys.stderr)
-    if not (flair_alone or participant_label or any(pair.t1 for pair in pairs)):
+    for line in found.notes:
+        print(line, file=sys.stderr)
+    for line in found.left_out:
+        print(f"left out  {line}", file=sys.stderr)
+    if not (flair_alone or participant_label or any(pair.t1 for pair in found.pairs)):
         raise LeukoError(f"{dataset} holds no T1w beside a FLAIR; --flair-alone does without")
     settings = Settings(
         model=whole_path(model),
@@ -222,13 +225,15 @@ def bids(
             if pair.t1 or flair_alone
             else f"there is no T1w beside {pair.flair.path.name}; --flair-alone does without",
         )
-        for pair in pairs
+        for pair in found.pairs
     ]
     Wanted.of(settings)  # before anything is made
     start_dataset(out, dataset)
     failed = run_jobs(jobs, nthreads, scheduler)
+    if found.left_out:
+        print(f"{'left out':<12}{len(found.left_out)}, named before the first was begun")
     print(f"{'results':<12}{out}; gather them: leuko bids {bids_dir} {output_dir} group")
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(1 if failed or found.left_out else 0)
 
 
 def whole_path(model: str) -> str:
