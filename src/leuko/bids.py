@@ -20,7 +20,10 @@ VERSION = "1.10.0"
 OWN = ("space", "seg", "res", "den", "label", "desc")  # entities that results have of their own
 NOT_MAGNITUDE = ("phase", "real", "imag")
 EXTENSIONS = (".nii.gz", ".nii")
-FORMATS = (*EXTENSIONS, ".img", ".img.gz", ".mgz", ".mgh", ".mnc", ".nrrd", ".mha", ".mhd", ".dcm")
+FORMATS = (  # in which a FLAIR might be kept
+    *EXTENSIONS, ".nii.bz2", ".nii.xz", ".nii.zst", ".img", ".img.gz", ".mgz", ".mgh", ".mnc",
+    ".mif", ".mif.gz", ".nrrd", ".mha", ".mhd", ".rec", ".dcm", ".ima",
+)  # fmt: skip
 APART = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")  # no part of a raw dataset
 # What of an output no rule of BIDS covers. No slash after figures: the validator would err.
 IGNORED = ("*_xfm.*", "*_stats.*", "*.html", "figures", "logs", "verdicts*", "/wmh.*")
@@ -129,6 +132,7 @@ def find_pairs(
         notes.append(f"without a FLAIR: {', '.join(map(str, without))}")
     if participants:
         served = {pair.flair.entities["sub"] for pair in pairs}
+        served |= {label(_top(path, dataset), "sub") for path in misfits}
         idle = [s.name for s in subjects if label(s.name, "sub") not in served]
         left_out += [f"{name}: it holds no FLAIR that could be taken" for name in idle]
     return Found(sorted(pairs, key=lambda pair: (pair.visit.parts, pair.name)), notes, left_out)
