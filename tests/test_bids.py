@@ -112,6 +112,8 @@ LEFT_OUT = {
     "sub-01/anat/sub-01_T2FLAIR.nii.gz": "its suffix is T2FLAIR; expected FLAIR",
     "sub-01/anat/sub-01_acq-FLAIR_T2w.nii.gz": "its suffix is T2w; expected FLAIR",
     "sub-01/anat/sub-01_FLAIR.mgz": "it ends with .mgz; expected .nii.gz or .nii",
+    "sub-01/anat/sub-01_FLAIR.NII.GZ": "it ends with .NII.GZ; expected .nii.gz or .nii",
+    "sub-01/anat/sub-01_FLAIR.v2.nii.gz": "it ends with .v2.nii.gz; expected .nii.gz or .nii",
     "sub-01/anat/sub-01_FLAIR.img": "it ends with .img; expected .nii.gz or .nii",
     "sub-01/anat/sub-01_FLAIR_corrected.nii.gz": "its name is not a BIDS name",
     "sub-01/anat/sub01_FLAIR.nii.gz": "its name is not a BIDS name",
@@ -285,6 +287,18 @@ def test_a_filter_chooses(dataset, tmp_path, wanted, left):
     folder = dataset("sub-01_acq-3d_run-01_FLAIR", "sub-01_run-02_FLAIR", "sub-01_T1w")
     (tmp_path / "filter.json").write_text(json.dumps({"flair": wanted}))
     assert taken(folder, filters=read_filter(tmp_path / "filter.json")) == [(left, "sub-01_T1w")]
+
+
+def test_a_filter_of_the_usual_images_hides_no_misnamed_one(dataset):
+    folder = dataset("sub-01_ses-1_FLAIR", "sub-01_ses-2_FLAIR")
+    home = "sub-01/ses-1/anat"
+    touch(folder, f"{home}/sub-01_ses-1_flair.nii.gz", f"{home}/sub-01_acq-a_FLAIR.nii.gz")
+    wanted = {"datatype": ["anat"], "suffix": ["FLAIR"], "ses": ["1"]}
+    found = find_pairs(folder, filters={"flair": wanted})
+    assert [pair.name for pair in found.pairs] == ["sub-01_ses-1"]
+    assert [said.split(": ")[0] for said in found.left_out] == [
+        f"{home}/sub-01_acq-a_FLAIR.nii.gz", f"{home}/sub-01_ses-1_flair.nii.gz"
+    ]  # fmt: skip
 
 
 def test_a_filter_may_choose_images_of_another_suffix(dataset):

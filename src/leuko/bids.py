@@ -6,7 +6,7 @@ Paths and JSON only. The rules are those of BIDS 1.10 (https://bids-specificatio
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -224,9 +224,8 @@ def _is_entered(parts: Sequence[str]) -> bool:
 
 def _is_in(sessions: Sequence[str], path: Path, dataset: Path) -> bool:
     """By its folder, or else by its name; one whose session nobody can tell might be."""
-    folders = path.relative_to(dataset).parts[:-1]
     image = Image.of(path)
-    found = next((label(f, "ses") for f in folders if f.startswith("ses-")), None)
+    found = _place_labels(path, dataset).get("ses")
     if found is None and image is not None:
         found = image.entities.get("ses", "")
     return not sessions or found is None or found in sessions
@@ -236,17 +235,22 @@ def _select(
     kind: str, files: Sequence[Path], dataset: Path, filters: Mapping[str, Filter]
 ) -> tuple[list[Image], dict[Path, str]]:
     """The images of a kind that the filter lets pass, and those that cannot be used, with why."""
-    suffix, wanted = SUFFIXES[kind], filters.get(kind, {})
+    suffix, wanted = SUFFIXES[kind], dict(filters.get(kind, {}))
+    if wanted.get("suffix") in (suffix, [suffix]):
+        del wanted["suffix"]  # as without a filter: suffixes that resemble it are misfits
+    is_usual = "suffix" not in wanted
     fitting, misfits = [], {}
     for path in files:
-        image = Image.of(path)
-        if image is not None and "suffix" in wanted:
-            is_asked = image.extension in FORMATS and image.passes(wanted)
-        else:
-            is_asked = _resembles(suffix, path, image) and (image is None or image.passes(wanted))
-        if not is_asked:
+        if not path.name.lower().endswith(FORMATS):
             continue
-        why = next(_misfits(path, image, dataset, None if "suffix" in wanted else suffix), None)
+        image = Image.of(path)
+        if (is_usual or image is None) and not _resembles(suffix, path, image):
+            continue
+        if image is not None:
+            own = replace(image, entities=_place_labels(path, dataset) | image.entities)
+            if not own.passes(wanted):
+                continue
+        why = next(_misfits(path, image, dataset, suffix if is_usual else None), None)
         if why is not None:
             misfits[path] = why
         elif image is not None:
@@ -254,11 +258,15 @@ def _select(
     return fitting, misfits
 
 
+def _place_labels(path: Path, dataset: Path) -> dict[str, str]:
+    """The subject and the session of the folders that a file lies in."""
+    folders = path.relative_to(dataset).parts[:-1]
+    return {f[:3]: f[4:] for f in folders if f.startswith(("sub-", "ses-"))}
+
+
 def _resembles(suffix: str, path: Path, image: Image | None) -> bool:
     """Whether a file seems to be an image of that suffix, whatever its name lacks."""
     word = suffix.lower()
-    if not path.name.lower().endswith(FORMATS):
-        return False
     if image is None:
         return word in path.name.lower() or word in path.parent.name.lower()
     if word in image.suffix.lower():

@@ -43,7 +43,7 @@ class Image:
     """A file with a name in the manner of BIDS; its entities by their short names."""
 
     path: Path
-    entities: Mapping[str, str]
+    entities: dict[str, str]
     suffix: str
     extension: str
 
