@@ -229,7 +229,7 @@ def test_a_participant_who_was_asked_for_and_has_no_flair_is_named(dataset):
     folder = dataset("sub-01_FLAIR", "sub-02_T1w")
     assert find_pairs(folder).left_out == []
     found = find_pairs(folder, participants=["01", "sub-02"])
-    assert found.left_out == ["sub-02: it holds no FLAIR that could be taken"]
+    assert found.left_out == ["sub-02: no FLAIR was found"]
 
 
 def test_the_t1_most_like_the_flair_is_taken(dataset):

@@ -242,7 +242,7 @@ def test_flairs_that_cannot_be_segmented_are_named_and_the_exit_code_is_1(leuko,
     assert code == 1
     place = "sub-01/anat/sub-01_FLAIR_corrected.nii.gz"
     assert said.splitlines()[0].startswith(f"left out  {place}: its name is not a BIDS name")
-    assert "left out    1, named before the first was begun" in told
+    assert "left out    1; the reasons are printed above" in told
     lines = {line.split()[0]: line for line in told.splitlines() if line.startswith("  ")}
     assert set(lines) == {"sub-01_run-2", "sub-01_run-3"}
     assert "is a link to ../../.git/annex/objects/x, which is not here" in lines["sub-01_run-2"]

@@ -78,7 +78,7 @@ class Found:
 
     pairs: list[Pair]
     notes: list[str]  # which T1w was chosen among several, and what is not looked at
-    left_out: list[str]  # FLAIRs that were asked for and are in no pair, each with the reason
+    left_out: list[str]  # FLAIRs that were asked for and are in no pair, with reasons
 
 
 def find_pairs(
@@ -134,7 +134,7 @@ def find_pairs(
         served = {pair.flair.entities["sub"] for pair in pairs}
         served |= {label(_top(path, dataset), "sub") for path in misfits}
         idle = [s.name for s in subjects if label(s.name, "sub") not in served]
-        left_out += [f"{name}: it holds no FLAIR that could be taken" for name in idle]
+        left_out += [f"{name}: no FLAIR was found" for name in idle]
     return Found(sorted(pairs, key=lambda pair: (pair.visit.parts, pair.name)), notes, left_out)
 
 
@@ -203,8 +203,8 @@ def _visits(dataset: Path, subjects: Sequence[Path], chosen: Sequence[str]) -> I
 
 
 def _files(dataset: Path, folders: Sequence[Path], unreadable: list[str]) -> Iterator[Path]:
-    """All files, and the folders that are named as images; none of hidden folders. Of datasets
-    that lie apart those alone that are where BIDS puts images."""
+    """All files, and folders that are named like images. Hidden folders are not searched, and
+    `APART` only where BIDS puts images."""
 
     def note(error: OSError) -> None:
         unreadable.append(f"{error.filename} cannot be read: {error.strerror}")
@@ -223,7 +223,8 @@ def _is_entered(parts: Sequence[str]) -> bool:
 
 
 def _is_in(sessions: Sequence[str], path: Path, dataset: Path) -> bool:
-    """By its folder, or else by its name; one whose session nobody can tell might be."""
+    """Whether a file is of one of the sessions, by its folder, or else by its name. A file that
+    names no session in either, in a name that is not a BIDS name, counts as one."""
     image = Image.of(path)
     found = _place_labels(path, dataset).get("ses")
     if found is None and image is not None:

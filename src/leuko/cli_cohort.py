@@ -231,7 +231,7 @@ def bids(
     start_dataset(out, dataset)
     failed = run_jobs(jobs, nthreads, scheduler)
     if found.left_out:
-        print(f"{'left out':<12}{len(found.left_out)}, named before the first was begun")
+        print(f"{'left out':<12}{len(found.left_out)}; the reasons are printed above")
     print(f"{'results':<12}{out}; gather them: leuko bids {bids_dir} {output_dir} group")
     raise typer.Exit(1 if failed or found.left_out else 0)
 

@@ -146,9 +146,9 @@ def walk(
 ) -> Iterator[tuple[Path, list[Path], list[Path]]]:
     """A folder and all below it, each with its folders and files, sorted, as os.walk does.
 
-    Hidden ones are left out. Folders that are links are entered, as cohorts are often laid out so,
-    but none again inside itself. Folders that are removed from the list are not entered. What
-    cannot be read is given to `on_error`.
+    Hidden files and folders are skipped. Links to folders are followed, as cohorts often consist
+    of links, except in a circle. Folders that are removed from the list are not entered. Errors of
+    reading a folder are given to `on_error`.
     """
     try:
         about = folder.stat()
@@ -171,7 +171,7 @@ def refuse(error: OSError) -> None:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The .nii and .nii.gz files in a folder and below it, sorted; none of hidden folders.
+    """The .nii and .nii.gz files in a folder and below it, sorted; hidden ones are skipped.
 
     Raises LeukoError where a folder cannot be read.
     """
