@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from leuko import nifti
-from leuko.bids import Image
+from leuko.bids_names import Image
 from leuko.derivatives import is_stripped
 from phantoms import make_phantom
 
 SHAPE, SPACING = (90, 110, 18), (1.9, 1.9, 7.0)
-VISITS = ("sub-01_ses-a", "sub-01_ses-b", "sub-02_run-1", "sub-02_run-2")
+VISITS = ("sub-01_ses-a", "sub-01_ses-b", "sub-02_run-1", "sub-02_acq-3d_rec-norm_run-2")
 IMAGES = {
     "label-WMH_mask", "label-WMH_probseg", "label-WMH_desc-entropy_probseg", "label-brain_mask",
     "seg-tissue_dseg", "seg-WMHlesions_dseg", "seg-WMHpvdeep_dseg", "desc-preproc_T1w",
@@ -141,18 +141,18 @@ def test_one_table_has_a_row_for_each_flair_and_those_of_bids_one_for_each_parti
     def ids(path):
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
-        return [(row["participant_id"], row["session_id"], row["run"]) for row in rows]
+        return [tuple(row.values())[:4] for row in rows]
 
     assert ids(out / "wmh.tsv") == [
-        ("sub-01", "ses-a", "n/a"), ("sub-01", "ses-b", "n/a"),
-        ("sub-02", "n/a", "1"), ("sub-02", "n/a", "2"),
+        ("sub-01", "ses-a", "n/a", "n/a"), ("sub-01", "ses-b", "n/a", "n/a"),
+        ("sub-02", "n/a", "2", "acq-3d_rec-norm"), ("sub-02", "n/a", "1", "n/a"),
     ]  # fmt: skip
     assert {path.name for path in (out / "phenotype").iterdir()} == {
         f"wmh_{visit}{end}"
-        for visit in ("ses-a", "ses-b", "run-1", "run-2")
+        for visit in ("ses-a", "ses-b", "run-1", "run-2_acq-3d_rec-norm")
         for end in (".tsv", ".json")
     }
-    assert ids(out / "phenotype" / "wmh_run-2.tsv") == [("sub-02", "n/a", "2")]
+    assert ids(out / "phenotype" / "wmh_run-1.tsv") == [("sub-02", "n/a", "1", "n/a")]
 
 
 def test_the_page_of_the_group_links_reports_and_pictures(out):
@@ -230,14 +230,42 @@ def test_what_is_asked_for_and_not_there_stops_before_anything_is_made(leuko, ra
         assert not out.exists()
 
 
-def test_a_choice_among_images_is_printed(leuko, tmp_path):
-    dataset = tmp_path / "raw"
+def test_flairs_that_cannot_be_segmented_are_named_and_the_exit_code_is_1(leuko, tmp_path):
+    dataset, out = tmp_path / "raw", tmp_path / "out"
     add(dataset, "sub-01", 0)
-    add(dataset, "sub-01_acq-3d", 0, t1=False)
-    code, _, said = leuko("bids", dataset, tmp_path / "out", "participant")
-    assert code == 0
-    note = "sub-01: of 2 FLAIR sub-01_FLAIR.nii.gz is taken; --bids-filter-file decides otherwise"
-    assert note in said
+    add(dataset, "sub-01_ses-2", 1)
+    anat = dataset / "sub-01" / "anat"
+    shutil.copy(anat / "sub-01_FLAIR.nii.gz", anat / "sub-01_FLAIR_corrected.nii.gz")
+    anat.joinpath("sub-01_run-2_FLAIR.nii.gz").symlink_to("../../.git/annex/objects/x")
+    anat.joinpath("sub-01_run-3_FLAIR.nii.gz").write_text("/annex/objects/MD5E-s1--0.nii.gz\n")
+    code, told, said = leuko("bids", dataset, out, "participant", "--nthreads", 1)
+    assert code == 1
+    place = "sub-01/anat/sub-01_FLAIR_corrected.nii.gz"
+    assert said.splitlines()[0].startswith(f"left out  {place}: its name is not a BIDS name")
+    assert "left out    1; the reasons are printed above" in told
+    lines = {line.split()[0]: line for line in told.splitlines() if line.startswith("  ")}
+    assert set(lines) == {"sub-01_run-2", "sub-01_run-3"}
+    assert "is a link to ../../.git/annex/objects/x, which is not here" in lines["sub-01_run-2"]
+    assert "holds only a pointer to its content; fetch it" in lines["sub-01_run-3"]
+    assert {path.name for path in out.rglob("*_mask.nii.gz") if "WMH" in path.name} == {
+        "sub-01_space-FLAIR_label-WMH_mask.nii.gz",
+        "sub-01_ses-2_space-FLAIR_label-WMH_mask.nii.gz",
+    }
+
+
+def test_a_filter_that_leaves_all_others_out_makes_the_run_complete(leuko, tmp_path):
+    """As does the filter file of fMRIPrep, whatever else it speaks of."""
+    dataset = tmp_path / "raw"
+    add(dataset, "sub-01", 0, extra="_desc-a")
+    add(dataset, "sub-01", 0, extra="_desc-b")
+    wanted = {"bold": {"task": "rest"}, "flair": {"datatype": "anat", "desc": "b"}}
+    (tmp_path / "filter.json").write_text(json.dumps(wanted))
+    command = ("bids", dataset, tmp_path / "out", "participant", "--nthreads", 1)
+    code, _, said = leuko(*command, "--bids-filter-file", tmp_path / "filter.json")
+    assert (code, "left out" in said) == (0, False)
+    code, _, said = leuko(*command)
+    assert code == 1
+    assert "left out  sub-01/anat/sub-01_desc-b_FLAIR.nii.gz: sub-01_desc-a_FLAIR.nii.gz is" in said
 
 
 def test_stripped_images_are_told_from_whole_heads():

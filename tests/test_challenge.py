@@ -87,6 +87,22 @@ def test_the_official_sets_have_60_and_110_scans():
     assert sum(OFFICIAL["test"].values()) == 110
 
 
+def test_a_scan_without_reference_is_named(leuko, data, tmp_path):
+    copied = shutil.copytree(data, tmp_path / "data")
+    (scan, *others) = find_scans(copied, "test")
+    results = tmp_path / "tool"
+    for other in others:
+        home = results / other.folder.relative_to(copied)
+        home.mkdir(parents=True)
+        labels = nifti.read(other.reference)
+        nifti.write(home / "result.nii.gz", labels.with_data((labels.data == 1).astype(np.uint8)))
+    scan.reference.unlink()
+    score = ("challenge-score", copied, "-o", tmp_path / "out", "--results", results)
+    code, _, said = leuko(*score)
+    assert code == 1
+    assert f"{scan.folder} holds no wmh.nii.gz; left out" in said
+
+
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
@@ -158,8 +174,10 @@ def test_masks_of_another_tool_are_scored_as_they_are(leuko, data, tmp_path):
         labels = nifti.read(scan.reference)
         wmh = labels.with_data((labels.data == 1).astype(np.uint8))
         nifti.write(home / "result.nii.gz", wmh)
+    shutil.copytree(home, results / "test" / "Utrecht" / "99")
     code, told, said = leuko("challenge-score", data, "-o", tmp_path / "out", "--results", results)
     assert code == 1
+    assert f"test/Utrecht/99/result.nii.gz is of no scan in {data}; it is not measured" in said
     assert "1 scan has no result: Amsterdam_Philips_VU_PETMR_01_160" in said
     (line,) = [line for line in told.splitlines() if line.startswith(ALL)]
     assert line.split() == [ALL, "2", "1", "0", "0", "1", "1"]

@@ -211,7 +211,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(scans, tmp_path):
     run.send_signal(signal.SIGINT)
     _, said = run.communicate()
     assert run.returncode == 130
-    assert said.endswith("stopped; the same command goes on where it was\n")
+    assert said.endswith("interrupted; run the same command again to resume\n")
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 

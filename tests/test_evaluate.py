@@ -14,6 +14,7 @@ from leuko.evaluate import (
     evaluate_folders,
     from_json,
     json_ready,
+    match_folders,
     mean_with_interval,
     summarise,
     write_table,
@@ -99,8 +100,32 @@ def test_a_subject_without_partner_is_named(tmp_path, caplog):
     save(tmp_path / "p" / "anna" / "wmh.nii.gz", HALF)
     save(tmp_path / "p" / "carl" / "wmh.nii.gz", HALF)
     assert list(evaluate_folders(tmp_path / "r", tmp_path / "p")) == ["anna"]
-    assert "p lacks 1 subjects: bert" in caplog.text
-    assert "r lacks 1 subjects: carl" in caplog.text
+    assert "p lacks 1 subject: bert" in caplog.text
+    assert "r lacks 1 subject: carl" in caplog.text
+
+
+def test_every_subject_without_prediction_is_named(tmp_path, caplog):
+    names = [f"s{k}" for k in range(12)]
+    for name in names:
+        save(tmp_path / "r" / name / "wmh.nii.gz", WHOLE)
+    save(tmp_path / "p" / "s3" / "wmh.nii.gz", HALF)
+    matched, lacking = match_folders(tmp_path / "r", tmp_path / "p")
+    assert sorted([*matched, *lacking]) == sorted(names)
+    for name in lacking:
+        assert f" {name}" in caplog.text
+
+
+def test_folders_whose_masks_have_another_name_are_named(tmp_path, caplog):
+    for home in ("r", "p"):
+        save(tmp_path / home / "anna" / "wmh.nii.gz", WHOLE)
+        save(tmp_path / home / "anna" / "pre" / "FLAIR.nii.gz", WHOLE)
+        save(tmp_path / home / "bert" / "mask.nii.gz", WHOLE)
+    assert list(evaluate_folders(tmp_path / "r", tmp_path / "p")) == ["anna"]
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        f"{tmp_path}/r/bert holds no mask named wmh or lesions; it is left out",
+        f"{tmp_path}/p/bert holds no mask named wmh or result; it is left out",
+    ]
 
 
 def test_folders_without_shared_subject_are_an_error(tmp_path):

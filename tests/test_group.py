@@ -163,6 +163,33 @@ def test_a_record_of_something_else_is_named_and_left_out(cohort, caplog, conten
     assert "a/run.json is no record of leuko segment; it is left out" in caplog.text
 
 
+def test_a_mask_without_its_record_is_named_and_left_out(cohort, caplog):
+    out = cohort(a={}, b={})
+    (out / "b" / RECORD_FILE).rename(out / "b" / "old.json")
+    (out / "b" / "wmh.nii.gz").touch()
+    group.write_batch(out)
+    assert [row["id"] for row in rows(out / "wmh.tsv")] == ["a"]
+    assert "b/wmh.nii.gz has no run.json beside it; it is left out" in caplog.text
+
+
+def test_derivatives_in_another_place_or_without_a_record_are_named(cohort, tmp_path, caplog):
+    record = cohort(a={}) / "a" / RECORD_FILE
+    home = tmp_path / "ds" / "sub-01" / "anat"
+    home.mkdir(parents=True)
+    for name in ("sub-01", "sub-02", "x"):
+        (home / f"{name}_space-FLAIR_label-WMH_stats.json").write_text(record.read_text())
+    lone = "sub-01_run-2_space-FLAIR_label-WMH"
+    (home / f"{lone}_mask.nii.gz").touch()
+    group.write_dataset(tmp_path / "ds")
+    assert [row["participant_id"] for row in rows(tmp_path / "ds" / "wmh.tsv")] == ["sub-01"]
+    told = [message.split(f"{home}/")[1] for message in caplog.messages]
+    assert told == [
+        f"{lone}_mask.nii.gz has no {lone}_stats.json beside it; it is left out",
+        "sub-02_space-FLAIR_label-WMH_stats.json is left out: it does not lie where its name says",
+        "x_space-FLAIR_label-WMH_stats.json is left out: it does not lie where its name says",
+    ]
+
+
 def saved(out, name, *lines):
     """A file as a page saves it."""
     (out / verdicts.FOLDER).mkdir(exist_ok=True)

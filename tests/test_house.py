@@ -53,9 +53,11 @@ LAYERS = (
         "network",
         "mni152",
         "uncertainty",
-        "bids",
+        "bids_names",
     },
-    {"volume", "files", "recipes", "fields", "record", "pairs", "parallel"},
+    {"volume", "files", "recipes", "fields", "pairs", "parallel"},
+    {"extras", "printing"},
+    {"record"},
     {"errors"},
 )
 ONLY_IN = {

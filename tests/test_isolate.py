@@ -121,6 +121,14 @@ def is_dead(pid):
         return True
 
 
+def test_the_log_holds_any_name_whatever_the_encoding_of_the_terminal(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    code = "import sys; print('\\u7ed3 \\udcff'); sys.exit('error: \\u7ed3 \\udcff is damaged')"
+    result = outcome(["-c", code], "any", tmp_path)
+    assert result.reason == "结 \\udcff is damaged"
+    assert (tmp_path / "log").read_text(encoding="utf-8").startswith("结 \\udcff\n")
+
+
 def test_the_log_is_made_anew(program, tmp_path: Path):
     for task in ("good", "refuse"):
         outcome(program, task, tmp_path)

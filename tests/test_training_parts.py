@@ -231,7 +231,21 @@ def test_scans_without_labels_are_named(tmp_path, phantom, caplog):
     for name in ("bert", "cleo"):
         (tmp_path / name / "wmh.nii.gz").unlink()
     assert [s.name for s in find_subjects(tmp_path)] == ["anna"]
-    assert "bert and 1 more: FLAIR without labels; left out" in caplog.text
+    for name in ("bert", "cleo"):
+        assert f"{name} has images but no labels (wmh or lesions); left out" in caplog.text
+
+
+def test_images_of_another_layout_are_named(tmp_path, phantom, caplog):
+    write_subject(tmp_path / "anna", phantom)
+    deep = tmp_path / "a" / "b" / "c" / "d" / "e"
+    write_subject(deep, phantom)
+    bids = tmp_path / "sub-01" / "anat"
+    bids.mkdir(parents=True)
+    nifti.write(bids / "sub-01_FLAIR.nii.gz", phantom.flair)
+    assert [s.name for s in find_subjects(tmp_path)] == ["a/b/c/d/e", "anna"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{bids} has images but no labels (wmh or lesions); left out"
+    ]
 
 
 def test_labels_without_flair_are_named(tmp_path, phantom, caplog):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -73,7 +74,10 @@ class Alignment:
         lps = np.diag([-1.0, -1.0, 1.0, 1.0])
         turned = lps @ self.matrix @ lps
         transform = sitk.AffineTransform(turned[:3, :3].ravel().tolist(), turned[:3, 3].tolist())
-        sitk.WriteTransform(transform, str(path))
+        with TemporaryDirectory() as folder:  # ITK ends the process for a path that is not UTF-8
+            written = Path(folder) / "transform.tfm"
+            sitk.WriteTransform(transform, str(written))
+            path.write_bytes(written.read_bytes())
 
 
 def align(flair: Volume, t1: Volume, *, mode: Mode = "auto", threads: int = 2) -> Alignment:

@@ -4,24 +4,27 @@ Paths and JSON only. The rules are those of BIDS 1.10 (https://bids-specificatio
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TypeVar
 
 from leuko import __version__
+from leuko.bids_names import SUFFIXES, Filter, Image, label, visit_folder
 from leuko.errors import LeukoError
-from leuko.files import read_json, replace_text, require_folder
+from leuko.files import read_json, replace_text, require_folder, walk
 
 VERSION = "1.10.0"
-# In the order in which they stand in a name; filters may use the long words.
-ENTITIES = {
-    "sub": "subject", "ses": "session", "acq": "acquisition", "ce": "ceagent",
-    "rec": "reconstruction", "run": "run", "echo": "echo", "inv": "inversion", "part": "part",
-    "space": "space", "res": "resolution", "den": "density", "desc": "description",
-}  # fmt: skip
-IMAGE = re.compile(r"((?:[a-z]+-[A-Za-z0-9+]+_)+)([A-Za-z0-9]+)\.nii(\.gz)?")
+OWN = ("space", "seg", "res", "den", "label", "desc")  # entities that results have of their own
+NOT_MAGNITUDE = ("phase", "real", "imag")
+EXTENSIONS = (".nii.gz", ".nii")
+FORMATS = (  # in which a FLAIR might be kept
+    *EXTENSIONS, ".nii.bz2", ".nii.xz", ".nii.zst", ".img", ".img.gz", ".mgz", ".mgh", ".mnc",
+    ".mif", ".mif.gz", ".nrrd", ".mha", ".mhd", ".rec", ".dcm", ".ima",
+)  # fmt: skip
+APART = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")  # no part of a raw dataset
 # What of an output no rule of BIDS covers. No slash after figures: the validator would err.
 IGNORED = ("*_xfm.*", "*_stats.*", "*.html", "figures", "logs", "verdicts*", "/wmh.*")
 
@@ -33,28 +36,8 @@ writes wmh.tsv, which has a row for each FLAIR; phenotype holds the same with on
 in each file. For research; not a medical device.
 """
 
-Filter = Mapping[str, Any]  # by entity: a label, several, "*" for any, None for none
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image and the entities in its name, by their short names."""
-
-    path: Path
-    entities: Mapping[str, str]
-    suffix: str
-
-    @classmethod
-    def of(cls, path: Path) -> Self | None:
-        """None for a name that is none of BIDS."""
-        match = IMAGE.fullmatch(path.name)
-        if match is None:
-            return None
-        pairs = (pair.split("-", 1) for pair in match[1].rstrip("_").split("_"))
-        return cls(path, dict(pairs), match[2])
-
-    def passes(self, wanted: Filter) -> bool:
-        return all(_passes(self.entities.get(entity), label) for entity, label in wanted.items())
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -66,9 +49,8 @@ class Pair:
 
     @property
     def entities(self) -> dict[str, str]:
-        """Those that name what is made of it: sub, and ses and run if it has them."""
-        kept = ("sub", "ses", "run")
-        return {name: self.flair.entities[name] for name in kept if name in self.flair.entities}
+        """Those that name what is made of it: all that tell this FLAIR from others of the visit."""
+        return {name: label for name, label in self.flair.entities.items() if name not in OWN}
 
     @property
     def name(self) -> str:
@@ -87,9 +69,16 @@ class Pair:
     @property
     def visit(self) -> Path:
         """The folder of the visit in a dataset."""
-        found = self.entities
-        subject = Path(f"sub-{found['sub']}")
-        return subject / f"ses-{found['ses']}" if "ses" in found else subject
+        return visit_folder(self.entities)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a dataset holds."""
+
+    pairs: list[Pair]
+    notes: list[str]  # which T1w was chosen among several, and what is not looked at
+    left_out: list[str]  # FLAIRs that were asked for and are in no pair, with reasons
 
 
 def find_pairs(
@@ -98,68 +87,55 @@ def find_pairs(
     participants: Sequence[str] = (),
     sessions: Sequence[str] = (),
     filters: Mapping[str, Filter] | None = None,
-) -> tuple[list[Pair], list[str]]:
-    """The pairs of a dataset, raw or of derivatives, and what was decided among several images.
+) -> Found:
+    """The pairs of a dataset, raw or of derivatives, and every FLAIR that is in none of them.
 
-    Each run of the FLAIR is one pair. Of several FLAIRs of one run the one with the fewest entities
-    in its name is taken, then the first by name. Of several T1w of a visit, the one of the same run
-    is taken, then the one whose other entities (acq, space, desc) differ least from the FLAIR's,
-    then the one with the fewest. `filters` (flair, t1w) choose before that. Raises LeukoError
-    where there is no participant, none of the wanted ones, or no FLAIR.
+    Each FLAIR is one pair. Of FLAIRs whose names differ by space, resolution or description alone
+    the one with the fewest entities is taken, then the first by name. Of several T1w of a visit,
+    the one of the same run is taken, then the one whose other entities differ least from the
+    FLAIR's, then the one with the fewest. `filters` (flair, t1w) choose before that. Raises
+    LeukoError where there is no participant, a label names none, or there is no pair.
     """
     filters = filters or {}
-    visits = list(_visits(dataset, participants, sessions))
-    pairs, notes, without = [], [], []
-    for folder in visits:
-        images, misplaced = _images(folder)
-        notes += [
-            f"{path} is left out: its name is of another subject or session" for path in misplaced
-        ]
-        flairs, t1s = (
-            [i for i in images if i.suffix == suffix and i.passes(filters.get(suffix.lower(), {}))]
-            for suffix in ("FLAIR", "T1w")
-        )
-        for run in sorted({flair.entities.get("run", "") for flair in flairs}):
-            of_run = [flair for flair in flairs if flair.entities.get("run", "") == run]
-            flair = min(of_run, key=_size)
-            t1 = min(t1s, key=lambda t1: _distance(t1, flair), default=None)
-            pair = Pair(flair, t1)
-            pairs.append(pair)
-            notes += _notes(pair.name, flair, of_run)
-            same_run = [t1 for t1 in t1s if t1.entities.get("run", "") == run]
-            notes += _notes(pair.name, t1, same_run or t1s) if t1 else []
-        if not flairs:
-            without.append(folder.relative_to(dataset).as_posix())
+    subjects = _subjects(dataset, participants)
+    chosen = _sessions(dataset, subjects, sessions)
+    unreadable: list[str] = []
+    files = [
+        path
+        for path in _files(dataset, subjects if participants else [dataset], unreadable)
+        if _is_in(chosen, path, dataset)
+    ]
+    flairs, misfits = _select("flair", files, dataset, filters)
+    t1s, misfit_t1s = _select("t1w", files, dataset, filters)
+    apart = [path for path in misfits if _top(path, dataset) in APART]
+    notes = _apart(apart, dataset)
+    notes += [_said(p, why, dataset) for p, why in misfit_t1s.items() if _is_raw(p, dataset)]
+    left_out = [_said(p, why, dataset) for p, why in misfits.items() if p not in apart]
+    left_out += unreadable + _without_image(files, dataset, filters)
+    pairs = []
+    t1s_of = _grouped(t1s, lambda t1: t1.place)
+    for same in _grouped(flairs, lambda flair: Pair(flair, None).name).values():
+        flair, *others = sorted(same, key=_size)
+        candidates = t1s_of.get(flair.place, [])
+        t1 = min(candidates, key=partial(_distance, flair=flair), default=None)
+        pairs.append(Pair(flair, t1))
+        notes += _choice(pairs[-1], candidates)
+        taken = f"{flair.path.name} is taken for this scan; --bids-filter-file decides otherwise"
+        left_out += [_said(other.path, taken, dataset) for other in others]
     if not pairs:
         what = "that the filter lets pass" if filters else "such as sub-01/anat/sub-01_FLAIR.nii.gz"
-        raise LeukoError(f"{dataset} holds no FLAIR {what}")
+        reasons = "".join(f"; {reason}" for reason in left_out)
+        raise LeukoError(f"{dataset} holds no FLAIR {what}{reasons}")
+    seen = {pair.visit for pair in pairs} | {p.relative_to(dataset).parent.parent for p in misfits}
+    without = [visit for visit in _visits(dataset, subjects, chosen) if visit not in seen]
     if without:
-        notes.append(f"without a FLAIR: {', '.join(without)}")
-    return pairs, notes
-
-
-def read_filter(path: Path) -> dict[str, Filter]:
-    """A filter file, as fMRIPrep takes it: {"flair": {"acquisition": "3d"}, "t1w": {...}}.
-
-    Raises LeukoError for another image or entity.
-    """
-    content, short = read_json(path, what="filter"), {long: name for name, long in ENTITIES.items()}
-    filters: dict[str, Filter] = {}
-    for image, wanted in content.items():
-        if image.lower() not in ("flair", "t1w") or not isinstance(wanted, dict):
-            raise LeukoError(
-                f"{path} filters {image!r}; expected flair or t1w, each with an object"
-            )
-        by_entity: dict[str, Any] = {}
-        filters[image.lower()] = by_entity
-        for entity, label in wanted.items():
-            if entity in ("datatype", "suffix", "extension"):
-                continue  # these two images have one of each
-            if (name := short.get(entity, entity)) not in ENTITIES:
-                known = ", ".join(ENTITIES.values())
-                raise LeukoError(f"{path} filters by {entity!r}; expected one of {known}")
-            by_entity[name] = label
-    return filters
+        notes.append(f"without a FLAIR: {', '.join(map(str, without))}")
+    if participants:
+        served = {pair.flair.entities["sub"] for pair in pairs}
+        served |= {label(_top(path, dataset), "sub") for path in misfits}
+        idle = [s.name for s in subjects if label(s.name, "sub") not in served]
+        left_out += [f"{name}: no FLAIR was found" for name in idle]
+    return Found(sorted(pairs, key=lambda pair: (pair.visit.parts, pair.name)), notes, left_out)
 
 
 def start_dataset(out: Path, source: Path) -> None:
@@ -194,69 +170,205 @@ def start_dataset(out: Path, source: Path) -> None:
         raise LeukoError(f"cannot write into {out}: {error.strerror}") from error
 
 
-def label(text: str, entity: str) -> str:
-    """A label as people write it, with its entity or without."""
-    return text.removeprefix(f"{entity}-")
-
-
-def _visits(dataset: Path, participants: Sequence[str], sessions: Sequence[str]) -> Iterator[Path]:
-    """The folders that hold anat, of the wanted participants and sessions."""
+def _subjects(dataset: Path, participants: Sequence[str]) -> list[Path]:
+    """The folders of the wanted participants, or of all."""
     if not dataset.is_dir():
         raise LeukoError(f"{dataset} does not exist or is no folder; give a BIDS dataset")
     there = {label(f.name, "sub"): f for f in sorted(dataset.glob("sub-*")) if f.is_dir()}
     if not there:
         raise LeukoError(f"{dataset} holds no sub-* folder; give the root of a BIDS dataset")
-    wanted = [label(text, "sub") for text in participants] or list(there)
+    wanted = list(dict.fromkeys(label(text, "sub") for text in participants)) or list(there)
     absent = [text for text in wanted if text not in there]
     if absent:
         raise LeukoError(f"{dataset} has no participant {', '.join(absent)}; check the labels")
-    chosen = [label(text, "ses") for text in sessions]
-    found = False
-    for name in dict.fromkeys(wanted):
-        visits = sorted(f for f in there[name].glob("ses-*") if f.is_dir()) or [there[name]]
-        for visit in visits:
+    return [there[name] for name in wanted]
+
+
+def _sessions(dataset: Path, subjects: Sequence[Path], sessions: Sequence[str]) -> list[str]:
+    """The wanted sessions without their entity. Raises LeukoError for one that no subject has."""
+    chosen = list(dict.fromkeys(label(text, "ses") for text in sessions))
+    absent = [s for s in chosen if not any((folder / f"ses-{s}").is_dir() for folder in subjects)]
+    if absent:
+        raise LeukoError(f"{dataset} has no session {', '.join(absent)}; check the labels")
+    return chosen
+
+
+def _visits(dataset: Path, subjects: Sequence[Path], chosen: Sequence[str]) -> Iterator[Path]:
+    """The visits that have a folder, as `visit_folder` names them."""
+    for subject in subjects:
+        visits = sorted(f for f in subject.glob("ses-*") if f.is_dir())
+        for visit in visits or [subject]:
             if not chosen or label(visit.name, "ses") in chosen:
-                found = True
-                yield visit
-    if not found:
-        raise LeukoError(f"{dataset} has no session {', '.join(chosen)}; check the labels")
+                yield visit.relative_to(dataset)
 
 
-def _images(visit: Path) -> tuple[list[Image], list[Path]]:
-    """Of a visit's folder: its images, and those whose names are of another subject or session."""
-    images = [i for path in sorted((visit / "anat").glob("*.nii*")) if (i := Image.of(path))]
-    place = dict(
-        part.split("-", 1) for part in visit.parts[-2:] if part.startswith(("sub-", "ses-"))
+def _files(dataset: Path, folders: Sequence[Path], unreadable: list[str]) -> Iterator[Path]:
+    """All files, and folders that are named like images. Hidden folders are not searched, and
+    `APART` only where BIDS puts images."""
+
+    def note(error: OSError) -> None:
+        unreadable.append(f"{error.filename} cannot be read: {error.strerror}")
+
+    for top in folders:
+        for _, inside, files in walk(top, on_error=note):
+            inside[:] = [f for f in inside if _is_entered(f.relative_to(dataset).parts)]
+            yield from files
+            yield from (f for f in inside if f.name.endswith(EXTENSIONS))
+
+
+def _is_entered(parts: Sequence[str]) -> bool:
+    if parts[0] not in APART or len(parts) <= 2:
+        return True  # of datasets of DICOM files the rest may be millions
+    return parts[-1] == "anat" or parts[-1].startswith(("sub-", "ses-"))
+
+
+def _is_in(sessions: Sequence[str], path: Path, dataset: Path) -> bool:
+    """Whether a file is of one of the sessions, by its folder, or else by its name. A file that
+    names no session in either, in a name that is not a BIDS name, counts as one."""
+    image = Image.of(path)
+    found = _place_labels(path, dataset).get("ses")
+    if found is None and image is not None:
+        found = image.entities.get("ses", "")
+    return not sessions or found is None or found in sessions
+
+
+def _select(
+    kind: str, files: Sequence[Path], dataset: Path, filters: Mapping[str, Filter]
+) -> tuple[list[Image], dict[Path, str]]:
+    """The images of a kind that the filter lets pass, and those that cannot be used, with why."""
+    suffix, wanted = SUFFIXES[kind], dict(filters.get(kind, {}))
+    if wanted.get("suffix") in (suffix, [suffix]):
+        del wanted["suffix"]  # as without a filter: suffixes that resemble it are misfits
+    is_usual = "suffix" not in wanted
+    fitting, misfits = [], {}
+    for path in files:
+        if not path.name.lower().endswith(FORMATS):
+            continue
+        image = Image.of(path)
+        if (is_usual or image is None) and not _resembles(suffix, path, image):
+            continue
+        if image is not None:
+            own = replace(image, entities=_place_labels(path, dataset) | image.entities)
+            if not own.passes(wanted):
+                continue
+        why = next(_misfits(path, image, dataset, suffix if is_usual else None), None)
+        if why is not None:
+            misfits[path] = why
+        elif image is not None:
+            fitting.append(image)
+    return fitting, misfits
+
+
+def _place_labels(path: Path, dataset: Path) -> dict[str, str]:
+    """The subject and the session of the folders that a file lies in."""
+    folders = path.relative_to(dataset).parts[:-1]
+    return {f[:3]: f[4:] for f in folders if f.startswith(("sub-", "ses-"))}
+
+
+def _resembles(suffix: str, path: Path, image: Image | None) -> bool:
+    """Whether a file seems to be an image of that suffix, whatever its name lacks."""
+    word = suffix.lower()
+    if image is None:
+        return word in path.name.lower() or word in path.parent.name.lower()
+    if word in image.suffix.lower():
+        return True
+    return image.suffix == "T2w" and word in image.entities.get("acq", "").lower()
+
+
+def _misfits(path: Path, image: Image | None, dataset: Path, suffix: str | None) -> Iterator[str]:
+    """Why an image cannot be used; nothing if it can."""
+    if path.is_dir():
+        yield "it is a folder; expected an image"
+    if image is None:
+        yield "its name is not a BIDS name; expected one such as sub-01_ses-1_FLAIR.nii.gz"
+        return
+    if image.extension not in EXTENSIONS:
+        yield f"it ends with {image.extension}; expected .nii.gz or .nii"
+    if suffix is not None and image.suffix != suffix:
+        yield f"its suffix is {image.suffix}; expected {suffix}"
+    if "sub" not in image.entities or image.proper_name != path.name:
+        yield f"its name is not a BIDS name; expected entities as in {image.proper_name}"
+    if path.parent != dataset / image.place:
+        yield f"by its name it belongs in {image.place.as_posix()}"
+    if image.entities.get("part") in NOT_MAGNITUDE:
+        yield f"part-{image.entities['part']} is not a magnitude image"
+
+
+def _without_image(
+    files: Sequence[Path], dataset: Path, filters: Mapping[str, Filter]
+) -> list[str]:
+    """Sidecars of a FLAIR that is not there, in the folder of the sidecar or below."""
+    wanted = {"suffix": SUFFIXES["flair"], **filters.get("flair", {})}
+    wanted.pop("extension", None)
+    by_subject = _grouped(
+        [image for path in files if (image := Image.of(path)) and image.passes(wanted)],
+        lambda image: _top(image.path, dataset),
     )
-    ours = [i for i in images if all(i.entities.get(k) == place.get(k) for k in ("sub", "ses"))]
-    return ours, [image.path for image in images if image not in ours]
+    return [
+        _said(sidecar.path, "there is no image beside it", dataset)
+        for top, images in by_subject.items()
+        if top.startswith("sub-")
+        for sidecar in images
+        if sidecar.extension == ".json"
+        and not any(_describes(sidecar, i) for i in images if i.extension in FORMATS)
+    ]
 
 
-def _passes(found: str | None, wanted: Any) -> bool:
-    if isinstance(wanted, list):
-        return any(_passes(found, one) for one in wanted)
-    if wanted is None or found is None:
-        return wanted is None and found is None
-    return wanted == "*" or _plain(str(wanted)) == _plain(found)
+def _describes(sidecar: Image, image: Image) -> bool:
+    """By the principle of inheritance."""
+    is_above = sidecar.path.parent in image.path.parents
+    return is_above and sidecar.entities.items() <= image.entities.items()
 
 
-def _plain(text: str) -> str:
-    """Runs are numbers: 1 is 01."""
-    return str(int(text)) if text.isascii() and text.isdigit() else text
+def _apart(paths: Sequence[Path], dataset: Path) -> list[str]:
+    notes = []
+    for top, inside in _grouped(paths, lambda path: _top(path, dataset)).items():
+        shown = ", ".join(_shown(path, dataset) for path in inside[:3]) + ", ..." * bool(inside[3:])
+        notes.append(
+            f"{top} is no part of a raw dataset; FLAIRs in it are not looked at: {shown}; to "
+            "segment them give the folder that holds their sub-* folders"
+        )
+    return notes
+
+
+def _top(path: Path, dataset: Path) -> str:
+    return path.relative_to(dataset).parts[0]
+
+
+def _is_raw(path: Path, dataset: Path) -> bool:
+    return _top(path, dataset).startswith("sub-")
+
+
+def _shown(path: Path, dataset: Path) -> str:
+    return path.relative_to(dataset).as_posix()
+
+
+def _said(path: Path, why: str, dataset: Path) -> str:
+    return f"{_shown(path, dataset)}: {why}"
+
+
+def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    groups = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return groups
 
 
 def _size(image: Image) -> tuple[int, str]:
     return len(image.entities), image.path.name
 
 
-def _distance(t1: Image, flair: Image) -> tuple[bool, int, int, str]:
+def _distance(t1: Image, *, flair: Image) -> tuple[bool, int, int, str]:
     names = (t1.entities.keys() | flair.entities.keys()) - {"run"}
     others = sum(t1.entities.get(name) != flair.entities.get(name) for name in names)
     return t1.entities.get("run") != flair.entities.get("run"), others, *_size(t1)
 
 
-def _notes(name: str, chosen: Image, among: Sequence[Image]) -> list[str]:
-    if len(among) < 2:
+def _choice(pair: Pair, t1s: Sequence[Image]) -> list[str]:
+    """Which T1w was taken, where there was a choice."""
+    run = pair.flair.entities.get("run")
+    among = [t1 for t1 in t1s if t1.entities.get("run") == run] or t1s
+    if pair.t1 is None or len(among) < 2:
         return []
-    taken = f"{name}: of {len(among)} {chosen.suffix} {chosen.path.name} is taken"
+    taken = f"{pair.name}: of {len(among)} T1w {pair.t1.path.name} is taken"
     return [f"{taken}; --bids-filter-file decides otherwise"]

@@ -5,6 +5,7 @@ be downloaded by anyone; its licence does not allow to ship any of it.
 """
 
 import csv
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from leuko.errors import LeukoError
 from leuko.evaluate import Row, evaluate, mean_with_interval
 from leuko.evaluate import write_table as write_scores
-from leuko.files import staged
+from leuko.files import refuse, staged, walk
 from leuko.isolate import Limits
 from leuko.metrics import MEASURES
 from leuko.outputs import MASK_FILE, Segmentation, write_table
@@ -25,7 +26,10 @@ from leuko.segment import segment
 from leuko.subject import Job, Settings
 
 RESULT_FILE = "result.nii.gz"
+REFERENCE_FILE, FLAIR_FILE = "wmh.nii.gz", "FLAIR.nii.gz"
 SCORES_FILE, SITES_FILE = "scores.tsv", "sites.tsv"
+log = logging.getLogger(__name__)
+
 Split = Literal["training", "test"]
 # How many scans there are, by the folders in which they lie.
 OFFICIAL: dict[str, dict[str, int]] = {
@@ -58,7 +62,7 @@ class Scan:
 
     @property
     def reference(self) -> Path:
-        return self.folder / "wmh.nii.gz"
+        return self.folder / REFERENCE_FILE
 
 
 def answer(source: Path, out: Path, **settings: Any) -> Segmentation:
@@ -82,7 +86,7 @@ def answer(source: Path, out: Path, **settings: Any) -> Segmentation:
 
 def find_pair(folder: Path) -> tuple[Path, Path]:
     """FLAIR and T1 in orig if that alone has them, otherwise in pre."""
-    prepared, original = (folder / place / "FLAIR.nii.gz" for place in ("pre", "orig"))
+    prepared, original = (folder / place / FLAIR_FILE for place in ("pre", "orig"))
     flair = original if original.exists() and not prepared.exists() else prepared
     return flair, flair.with_name("T1.nii.gz")
 
@@ -103,8 +107,7 @@ def find_scans(data: Path, split: Split) -> list[Scan]:
         )
     known = {_plain(site): site for site in OFFICIAL[split]}
     scans = []
-    for reference in home.glob("*/**/wmh.nii.gz"):
-        folder = reference.parent
+    for folder in _folders(home, REFERENCE_FILE):
         site = folder.parent.relative_to(home).as_posix()
         if _plain(site) not in known:
             raise LeukoError(
@@ -115,6 +118,12 @@ def find_scans(data: Path, split: Split) -> list[Scan]:
         raise LeukoError(f"{home} holds no scan; expected {split}/Utrecht/NUMBER/wmh.nii.gz")
     sites = list(OFFICIAL[split])
     return sorted(scans, key=lambda scan: (sites.index(scan.site), scan.number.zfill(4)))
+
+
+def without_reference(data: Path, split: Split) -> list[Path]:
+    """Folders of scans beside which no wmh.nii.gz lies: nothing can be measured there."""
+    homes = {folder.parent for folder in _folders(data / split, FLAIR_FILE)}
+    return sorted(home for home in homes if not (home / REFERENCE_FILE).is_file())
 
 
 def jobs(scans: Sequence[Scan], out: Path, settings: Settings, limits: Limits) -> dict[Scan, Job]:
@@ -141,6 +150,9 @@ def find_results(scans: Sequence[Scan], data: Path, results: Path) -> dict[Scan,
     if not results.is_dir():
         raise LeukoError(f"{results} does not exist or is no folder; check the path")
     places = {scan: results / scan.folder.relative_to(data) / RESULT_FILE for scan in scans}
+    for folder in sorted(_folders(results, RESULT_FILE)):
+        if folder / RESULT_FILE not in places.values():
+            log.warning("%s is of no scan in %s; it is not measured", folder / RESULT_FILE, data)
     return {scan: path for scan, path in places.items() if path.is_file()}
 
 
@@ -217,6 +229,11 @@ def read_teams(path: Path) -> dict[str, Row]:
     if not teams:
         raise LeukoError(f"{path} names no team")
     return teams
+
+
+def _folders(home: Path, name: str) -> list[Path]:
+    """Those that hold a file of that name. Raises LeukoError where one cannot be read."""
+    return [folder for folder, _, files in walk(home, on_error=refuse) if folder / name in files]
 
 
 def _mean(rows: Sequence[Row]) -> Row:

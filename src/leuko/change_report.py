@@ -13,7 +13,7 @@ import numpy as np
 from leuko.changes import STATES, Changes, Time
 from leuko.frame import Column, Kind, alerts, facts, page, plain, section, shown, table, text
 from leuko.panes import HEAD, Pane, lesion_slices
-from leuko.record import is_useless
+from leuko.record import is_useless, read_findings
 from leuko.volume import Array, Volume
 
 Record = Mapping[str, Any]
@@ -59,7 +59,7 @@ def change_report(record: Record, changes: Changes, times: Sequence[Time], grid:
             alerts(record),
             section(
                 "Change",
-                facts(_findings(record, changes), useless=is_useless(record["findings"])),
+                facts(_findings(record, changes), useless=is_useless(read_findings(record))),
             ),
         ],
         panes=panes,

@@ -29,6 +29,7 @@ from leuko.cli_options import (
 )
 from leuko.cli_train import export, synth, train
 from leuko.errors import LeukoError
+from leuko.printing import printable
 from leuko.record import LevelFormatter, exit_code
 from leuko.terminal import (
     counted,
@@ -54,18 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit code 0: done; 1: some subjects of several failed; 2: a problem the user can fix, nothing
     was written; 3: done, but a file is missing or a result should not be used; 130: interrupted.
+    A failure to print never ends it: see `printing`.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(LevelFormatter())
-    logger = logging.getLogger("leuko")
-    logger.setLevel(logging.INFO)
-    logger.handlers = [handler]
-    logger.propagate = False
-    try:
-        app(args=arguments)
-    except LeukoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with printable():
+        handler = logging.StreamHandler()
+        handler.setFormatter(LevelFormatter())
+        logger = logging.getLogger("leuko")
+        logger.setLevel(logging.INFO)
+        logger.handlers = [handler]
+        logger.propagate = False
+        try:
+            app(args=arguments)
+        except LeukoError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 @app.command()
@@ -157,7 +160,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a mask against a reference, or two folders of them subject by subject."""
-    from leuko.evaluate import evaluate, evaluate_folders, json_ready, summarise, write_table
+    from leuko.evaluate import evaluate, json_ready, match_folders, summarise, write_table
 
     for path in (reference, prediction):
         if not path.exists():
@@ -170,7 +173,8 @@ def evaluate(
         row = evaluate(reference, prediction)
         print(json.dumps(json_ready(row), indent=2) if as_json else measures_as_text(row))
         return
-    rows = evaluate_folders(reference, prediction)
+    matched, lacking = match_folders(reference, prediction)
+    rows = {subject: evaluate(*masks) for subject, masks in matched.items()}
     table = {**rows, **summarise(rows)}
     if out:
         write_table(out, rows)
@@ -178,6 +182,7 @@ def evaluate(
         print(json.dumps({name: json_ready(row) for name, row in table.items()}, indent=2))
     else:
         print(table_as_text(table))
+    raise typer.Exit(1 if lacking else 0)
 
 
 @app.command()

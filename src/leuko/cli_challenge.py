@@ -24,6 +24,7 @@ from leuko.cli_options import (
     Threads,
     Threshold,
 )
+from leuko.extras import COHORT, require
 from leuko.record import DONE_WITH_WARNINGS, is_useless
 from leuko.terminal import findings_as_text, ranks_as_text, sites_as_text
 
@@ -94,6 +95,8 @@ def challenge_score(
     device: Device = "cpu",
 ) -> None:
     """Reproduce the challenge's table: segment its scans, measure each, mean by site, rank."""
+    if results is None:
+        require(*COHORT, extra="cohort")
     from leuko import challenge as wmh
     from leuko.isolate import Limits
     from leuko.subject import Settings
@@ -102,6 +105,9 @@ def challenge_score(
     scans = wmh.find_scans(data, split)
     for lack in wmh.missing(scans, split):
         print(f"warning: scans of {lack} are there", file=sys.stderr)
+    unmeasured = wmh.without_reference(data, split)
+    for folder in unmeasured:
+        print(f"warning: {folder} holds no {wmh.REFERENCE_FILE}; left out", file=sys.stderr)
     if results is None:
         settings = Settings(
             model=whole_path(model),
@@ -126,4 +132,4 @@ def challenge_score(
         own = results.resolve().name if results else Path(model).name
         print(ranks_as_text(wmh.ranks(others | {own: table[wmh.ALL]})))
     print(f"{'tables':<12}{out / wmh.SCORES_FILE}, {out / wmh.SITES_FILE}")
-    raise typer.Exit(1 if lacking else 0)
+    raise typer.Exit(1 if lacking or unmeasured else 0)

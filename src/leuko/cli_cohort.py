@@ -20,6 +20,8 @@ from leuko.cli_options import (
     Threshold,
 )
 from leuko.errors import LeukoError
+from leuko.extras import COHORT, require
+from leuko.record import DONE_WITH_WARNINGS
 from leuko.terminal import cohort_progress
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ def batch(
     device: Device = "cpu",
 ) -> None:
     """Segment the subjects of a table, each in a process of its own; go on where it was stopped."""
+    require(*COHORT, extra="cohort")
     from leuko.group import write_batch
     from leuko.isolate import Limits
     from leuko.pairs import read_table
@@ -135,7 +138,8 @@ def batch(
     failed = run_jobs(jobs, nthreads, scheduler)
     for what, path in write_batch(out).items():
         print(f"{what:<12}{path}")
-    raise typer.Exit(1 if failed else 0)
+    code = look_at([job for job in jobs if job.name not in failed])
+    raise typer.Exit(1 if failed else code)
 
 
 def bids(
@@ -173,7 +177,8 @@ def bids(
     device: Device = "cpu",
 ) -> None:
     """Segment a BIDS dataset (participant), and gather what was found (group): a BIDS App."""
-    from leuko.bids import find_pairs, read_filter, start_dataset
+    from leuko.bids import find_pairs, start_dataset
+    from leuko.bids_names import read_filter
     from leuko.group import write_dataset
     from leuko.isolate import Limits
     from leuko.subject import Job, Settings, Wanted
@@ -183,15 +188,18 @@ def bids(
         for what, path in write_dataset(out).items():
             print(f"{what:<12}{path}")
         return
-    pairs, notes = find_pairs(
+    require(*COHORT, extra="cohort")
+    found = find_pairs(
         dataset,
         participants=participant_label or (),
         sessions=session_label or (),
         filters=read_filter(bids_filter_file) if bids_filter_file else None,
     )
-    for note in notes:
-        print(note, file=sys.stderr)
-    if not (flair_alone or participant_label or any(pair.t1 for pair in pairs)):
+    for line in found.notes:
+        print(line, file=sys.stderr)
+    for line in found.left_out:
+        print(f"left out  {line}", file=sys.stderr)
+    if not (flair_alone or participant_label or any(pair.t1 for pair in found.pairs)):
         raise LeukoError(f"{dataset} holds no T1w beside a FLAIR; --flair-alone does without")
     settings = Settings(
         model=whole_path(model),
@@ -219,13 +227,16 @@ def bids(
             if pair.t1 or flair_alone
             else f"there is no T1w beside {pair.flair.path.name}; --flair-alone does without",
         )
-        for pair in pairs
+        for pair in found.pairs
     ]
     Wanted.of(settings)  # before anything is made
     start_dataset(out, dataset)
     failed = run_jobs(jobs, nthreads, scheduler)
+    if found.left_out:
+        print(f"{'left out':<12}{len(found.left_out)}; the reasons are printed above")
     print(f"{'results':<12}{out}; gather them: leuko bids {bids_dir} {output_dir} group")
-    raise typer.Exit(1 if failed else 0)
+    code = look_at([job for job in jobs if job.name not in failed])
+    raise typer.Exit(1 if failed or found.left_out else code)
 
 
 def whole_path(model: str) -> str:
@@ -233,18 +244,26 @@ def whole_path(model: str) -> str:
     return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
+def look_at(jobs: "Sequence[Job]") -> int:
+    """Print why results should not be used, and which files are missing; the exit code that
+    says whether there are any."""
+    from leuko.subject import serious_findings
+
+    found = {job.name: serious_findings(job) for job in jobs}
+    for name, findings in found.items():
+        for finding in findings:
+            print(f"{finding.level:<12}{name}: {finding.text}")
+    return DONE_WITH_WARNINGS if any(found.values()) else 0
+
+
 def run_jobs(
     jobs: "Sequence[Job]", processors: int | None, scheduler: str | None
 ) -> dict[str, str]:
     """Do what is not done yet, and say how it went; why some failed, by name."""
+    from leuko import cohort
     from leuko.files import require_folder
     from leuko.runtime import available_cpus
     from leuko.subject import Wanted, perform, settle, split
-
-    try:
-        from leuko import cohort
-    except ImportError as error:
-        raise LeukoError('many subjects need dask; pip install "leuko[cohort]"') from error
 
     wanted = Wanted.of(jobs[0].settings)
     require_folder(jobs[0].root)
@@ -264,7 +283,7 @@ def run_jobs(
                 if outcome.reason is not None:
                     failed[job.name] = outcome.reason
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         raise typer.Exit(130) from None
     earlier = f", {len(done)} of them before" if done else ""
     print(f"{'done':<12}{len(jobs) - len(failed)}{earlier}")

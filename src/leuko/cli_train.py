@@ -3,7 +3,6 @@
 import math
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ import typer
 
 from leuko.cli_options import Device, Threads
 from leuko.errors import LeukoError
+from leuko.extras import TRAINING, require
 from leuko.terminal import counted, means_as_text, progress_bar, validation_as_text
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def train(
         return
     if data is None or out is None:
         raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to go on")
-    _require_training_packages()
+    require(*TRAINING, extra="train")
     from leuko import parallel
     from leuko.plan import NO_MODELS, Settings, start
     from leuko.recipes import FROM_NOTHING, RECIPES
@@ -149,7 +149,7 @@ def export(
     ] = None,
 ) -> None:
     """Turn a trained model into 8-bit ONNX: a quarter of the size, faster, and without torch."""
-    _require_training_packages()
+    require(*TRAINING, extra="train")
     from leuko.export import export, require_exportable
     from leuko.train import rounding, training_slices
     from leuko.weights import ONNX_FILE
@@ -178,7 +178,7 @@ def synth(
     """Make synthetic subjects: FLAIR, T1, wmh and tissue as NIfTI."""
     if out.exists():
         raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
-    _require_training_packages()
+    require("torch", *([] if heads else ["nilearn"]), extra="train")
     from leuko.anatomy import from_mni152, load_heads
     from leuko.synthesis import write_subjects
 
@@ -236,7 +236,7 @@ def _print_plan(run: Path) -> None:
 def _fit(run: Path) -> None:
     """Train with a progress bar, print the measures of subjects that were not trained with."""
     try:
-        _require_training_packages()
+        require(*TRAINING, extra="train")
         from leuko import folds, parallel, plan, train
 
         parallel.wait_for(run / plan.RUN_FILE)
@@ -270,14 +270,6 @@ def _print_validation(run: Path, validation: "Validation") -> None:
     print(f"report  {run / PAGE_FILE}")
     print(validation_as_text(validation))
     print("\n".join(validation.sentences()))
-
-
-def _require_training_packages() -> None:
-    """Raises LeukoError without what the extra `train` brings."""
-    packages = ("torch", "lightning_fabric", "safetensors", "onnx", "tensorboard")
-    missing = [name for name in packages if not find_spec(name)]
-    if missing:
-        raise LeukoError(f'this needs {", ".join(missing)}; pip install "leuko[train]"')
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

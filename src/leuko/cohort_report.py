@@ -16,6 +16,7 @@ import numpy as np
 
 from leuko.figures import as_svg, cohort_histogram
 from leuko.frame import ALERTS, POLICY, alert, asset, document, drawing, facts, section, text
+from leuko.record import Finding
 from leuko.verdicts import REASONS, VERDICTS, Verdict
 
 MOST_CARDS = 2000  # of a page: browsers get slow beyond, and readers tired
@@ -29,7 +30,7 @@ class Entry:
 
     name: str
     row: Mapping[str, Any]  # of the cohort's table
-    findings: Sequence[Mapping[str, str]]  # of the record
+    findings: Sequence[Finding]
     report: str
     picture: str
 
@@ -145,11 +146,11 @@ def _review(shown: Sequence[Entry], total: int, judged: Mapping[str, Sequence[Ve
 def _card(number: int, entry: Entry, said: Sequence[Verdict]) -> str:
     name, place = text(entry.name), quote(entry.report)
     found = "".join(
-        f'<li class="{ALERTS[f["level"]][2]}">{text(f["level"])}: {text(f["text"])}</li>'
-        for f in entry.findings
+        f'<li class="{ALERTS[finding.level][2]}">{finding.level}: {text(finding.text)}</li>'
+        for finding in entry.findings
     )
     verdicts = "; ".join(map(_said, said))
-    serious = sum(finding["level"] != "note" for finding in entry.findings)
+    serious = sum(finding.level != "note" for finding in entry.findings)
     judged = any(verdict["current"] == "yes" for verdict in said)
     choices = "".join(
         f'<label><input type="radio" name="verdict{number}" value="{verdict}"> {verdict}</label>'

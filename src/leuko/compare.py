@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from leuko.outputs import (
     side_output,
     write_table,
 )
-from leuko.record import Finding, Stopwatch, kept_findings, tell, versions
+from leuko.record import Finding, Stopwatch, kept_findings, read_findings, tell, versions
 from leuko.runtime import available_cpus
 from leuko.segment import segment
 from leuko.volume import Volume, require_same_grid
@@ -105,8 +105,8 @@ def compare(
                 for folder, flair in zip(folders, (baseline_flair, followup_flair), strict=True)
             )
             for name, run in zip(TIMES, (first, second), strict=True):
-                for found in run.record["findings"]:
-                    tell(findings, Finding(**found | {"text": f"{name}: {found['text']}"}))
+                for found in read_findings(run.record):
+                    tell(findings, replace(found, text=f"{name}: {found.text}"))
             for difference in _differences(first.record, second.record):
                 log.warning("%s", difference)
         with watch.stage("align"):

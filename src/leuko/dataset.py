@@ -64,7 +64,8 @@ def find_subjects(folder: Path) -> list[Subject]:
 
     Two layouts: `<subject>/{FLAIR,T1,wmh|lesions}.nii.gz` and the challenge's
     `<site>/<id>/{pre/FLAIR,pre/T1,wmh}.nii.gz`; `.nii` will do as well.
-    The T1 may be missing. Raises LeukoError if there is no subject.
+    The T1 may be missing. Folders with labels or images alone are named in warnings. Raises
+    LeukoError if there is no subject.
     """
     if not folder.is_dir():
         raise LeukoError(f"{folder} is not a folder; give one that holds labelled subjects")
@@ -84,12 +85,10 @@ def find_subjects(folder: Path) -> list[Subject]:
     twice = {s.name for s in subjects if sum(s.name == other.name for other in subjects) > 1}
     if twice:
         raise LeukoError(f"{folder}: {min(twice)} has both wmh and lesions; keep one of them")
-    labelled = {subject.labels.parent for subject in subjects}
-    flairs = (path for path in images if image_stem(path) == "FLAIR")
-    others = [path for path in flairs if labelled.isdisjoint(path.parents)]
-    if subjects and others:
-        more = f" and {len(others) - 1} more" if others[1:] else ""
-        log.warning("%s%s: FLAIR without labels; left out", others[0].parent, more)
+    labelled = {path.parent for path in images if image_stem(path) in LABEL_NAMES}
+    others = {path.parent for path in images if labelled.isdisjoint(path.parents)}
+    for other in sorted(others) if subjects else ():
+        log.warning("%s has images but no labels (wmh or lesions); left out", other)
     if not subjects:
         raise LeukoError(
             f"{folder} holds no labelled subject; expected <subject>/FLAIR.nii.gz, T1.nii.gz and "

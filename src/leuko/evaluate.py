@@ -65,11 +65,20 @@ def compare(truth: Volume, mask: Volume) -> Row:
 
 
 def evaluate_folders(references: Path, predictions: Path) -> dict[str, Row]:
-    """One row for each subject that both folders hold, by subject.
+    """One row for each subject that both folders hold, by subject; see `match_folders`."""
+    matched, _ = match_folders(references, predictions)
+    return {subject: evaluate(*masks) for subject, masks in matched.items()}
+
+
+def match_folders(
+    references: Path, predictions: Path
+) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+    """Reference and prediction of each subject that both folders hold; those without prediction.
 
     A subject is a folder with a mask (`wmh`, `lesions`; predictions: `wmh`, `result`), named by
-    its path, or a file directly in the folder, named by its stem. References without prediction
-    are named in a warning. Raises LeukoError if the folders share no subject.
+    its path, or a file directly in the folder, named by its stem. What is in one folder alone is
+    named in a warning, and so are folders of images without such a mask. Raises LeukoError if the
+    folders share no subject.
     """
     truths = _find_masks(references, LABEL_NAMES)
     masks = _find_masks(predictions, PREDICTION_NAMES)
@@ -79,13 +88,15 @@ def evaluate_folders(references: Path, predictions: Path) -> dict[str, Row]:
             f"{references} ({_some(truths)}) and {predictions} ({_some(masks)}) share no subject; "
             "expected the same subject folders or file names in both"
         )
+    lacking = sorted(truths.keys() - masks.keys())
     for folder, missing in (
-        (predictions, truths.keys() - masks.keys()),
-        (references, masks.keys() - truths.keys()),
+        (predictions, lacking),
+        (references, sorted(masks.keys() - truths.keys())),
     ):
         if missing:
-            log.warning("%s lacks %d subjects: %s", folder, len(missing), _some(missing))
-    return {subject: evaluate(truths[subject], masks[subject]) for subject in shared}
+            subjects = "1 subject" if len(missing) == 1 else f"{len(missing)} subjects"
+            log.warning("%s lacks %s: %s", folder, subjects, ", ".join(missing))
+    return {subject: (truths[subject], masks[subject]) for subject in shared}, lacking
 
 
 def mean_with_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
@@ -116,7 +127,9 @@ def write_table(path: Path, rows: Mapping[str, Row]) -> None:
     """Tab-separated, a row a subject, then mean and interval; n/a where a measure is undefined."""
     with (
         staged(path.parent) as scratch,
-        (scratch / path.name).open("w", newline="", encoding="utf-8") as file,
+        (scratch / path.name).open(
+            "w", newline="", encoding="utf-8", errors="backslashreplace"
+        ) as file,
     ):
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(["subject", *COLUMNS])
@@ -140,6 +153,7 @@ def _cell(value: float) -> str:
 
 def _find_masks(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
     masks: dict[str, Path] = {}
+    others: set[Path] = set()  # folders of images that are no masks
     for path in find_images(folder):
         stem = image_stem(path)
         if path.parent == folder and stem not in names:
@@ -147,10 +161,15 @@ def _find_masks(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
         elif stem in names:
             subject = path.parent.relative_to(folder).as_posix()
         else:
+            others.add(path.parent)
             continue
         if subject in masks:
             raise LeukoError(f"{masks[subject]} and {path} are both masks of {subject}; keep one")
         masks[subject] = path
+    for other in sorted(others):
+        places = (other.relative_to(folder), *other.relative_to(folder).parents)
+        if not any(place.as_posix() in masks for place in places):
+            log.warning("%s holds no mask named %s; it is left out", other, " or ".join(names))
     return masks
 
 

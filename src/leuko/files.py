@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -141,18 +141,45 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def find_images(folder: Path) -> list[Path]:
-    """The .nii and .nii.gz files in a folder and up to three levels below it, sorted.
+def walk(
+    folder: Path, *, on_error: Callable[[OSError], None], above: Sequence[tuple[int, int]] = ()
+) -> Iterator[tuple[Path, list[Path], list[Path]]]:
+    """A folder and all below it, each with its folders and files, sorted, as os.walk does.
 
-    Folders that are links are entered: cohorts are often laid out so. Three levels are what the
-    challenge has (city, scanner, subject).
+    Hidden files and folders are skipped. Links to folders are followed, as cohorts often consist
+    of links, except in a circle. Folders that are removed from the list are not entered. Errors of
+    reading a folder are given to `on_error`.
     """
-    found = (path for depth in range(4) for path in folder.glob("*/" * depth + "*.nii*"))
+    try:
+        about = folder.stat()
+        entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
+    except OSError as error:
+        on_error(error)
+        return
+    if (about.st_dev, about.st_ino) in above:
+        return
+    entries.sort(key=lambda entry: entry.name)
+    folders = [folder / entry.name for entry in entries if entry.is_dir()]
+    yield folder, folders, [folder / entry.name for entry in entries if not entry.is_dir()]
+    for inside in folders:
+        yield from walk(inside, on_error=on_error, above=(*above, (about.st_dev, about.st_ino)))
+
+
+def refuse(error: OSError) -> None:
+    """For `walk`: raises LeukoError for what cannot be read."""
+    raise LeukoError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The .nii and .nii.gz files in a folder and below it, sorted; hidden ones are skipped.
+
+    Raises LeukoError where a folder cannot be read.
+    """
     return sorted(
         path
-        for path in found
+        for _, _, files in walk(folder, on_error=refuse)
+        for path in files
         if path.name.endswith((".nii", ".nii.gz"))
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
 

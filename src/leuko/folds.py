@@ -88,8 +88,9 @@ def fit(
             masks = (run / MASKS_BEFORE, run / MASKS)
             pictures = [_example(validation, n, planned, masks) for n in examples(validation)]
             page = as_html(validation, pictures, about)
-            (scratch / PAGE_FILE).write_text(page, encoding="utf-8")
-            (scratch / TEXT_FILE).write_text(as_markdown(validation, about), encoding="utf-8")
+            texts = {PAGE_FILE: page, TEXT_FILE: as_markdown(validation, about)}
+            for name, text in texts.items():
+                (scratch / name).write_text(text, encoding="utf-8", errors="backslashreplace")
     shutil.rmtree(run / FOLDER)
     return validation
 

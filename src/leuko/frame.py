@@ -17,10 +17,11 @@ from importlib.resources import files
 from typing import Any
 
 from leuko.panes import Pane, encoded
+from leuko.record import Level, read_findings
 from leuko.verdicts import REASONS
 
 # By level, the most serious first: heading of one remark, of many, and the class of the section.
-ALERTS = {
+ALERTS: dict[Level, tuple[str, str, str]] = {
     "do not use": ("Do not use this result", "Do not use this result", "stop"),
     "warning": ("Warning", "{} warnings", "warn"),
     "note": ("Note", "{} notes", "note"),
@@ -113,16 +114,15 @@ def section(title: str, *content: str, name: str = "") -> str:
 
 
 def alerts(record: Mapping[str, Any]) -> str:
-    """The `findings` of a run, first on the page, the most serious first; without any of note,
-    the `checks` that were done."""
-    found = {level: [f for f in record["findings"] if f["level"] == level] for level in ALERTS}
-    parts = [
-        alert([text(f["text"]) for f in found[level]], one, many, name=name)
-        for level, (one, many, name) in ALERTS.items()
-        if found[level]
-    ]
-    if not (found["do not use"] or found["warning"]):
-        parts.insert(0, _all_clear(record.get("checks", ())))
+    """The findings of a run, first on the page, the most serious first; where none is serious,
+    the checks that were done."""
+    findings = read_findings(record)
+    parts = []
+    if not any(finding.level != "note" for finding in findings):
+        parts.append(_all_clear(record.get("checks", ())))
+    for level, (one, many, name) in ALERTS.items():
+        found = [text(finding.text) for finding in findings if finding.level == level]
+        parts += [alert(found, one, many, name=name)] if found else []
     return "\n".join(parts)
 
 

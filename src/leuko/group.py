@@ -2,17 +2,21 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from leuko import derivatives, outputs, summary, verdicts
+from leuko.bids import OWN
+from leuko.bids_names import Image
 from leuko.cohort_report import Entry, Failure, cohort_page
 from leuko.errors import LeukoError
 from leuko.files import read_json, staged, write_json
 from leuko.outputs import write_table
+from leuko.record import read_findings
 from leuko.subject import LOGS
 
 Ids = dict[str, Any]  # the columns that tell whose a row is
@@ -24,6 +28,7 @@ BIDS_IDS = {
     "participant_id": {"Description": "The participant"},
     "session_id": {"Description": "The session; n/a where there are none"},
     "run": {"Description": "The run of the FLAIR; n/a where there are none"},
+    "other_entities": {"Description": "What else tells it from others, such as acq-3d; or n/a"},
 }
 
 log = logging.getLogger(__name__)
@@ -46,6 +51,7 @@ def write_batch(out: Path) -> dict[str, Path]:
 
     Returns what was written. Raises LeukoError where there is no result and no failure.
     """
+    _name_incomplete(out.glob(f"[!.]*/{outputs.MASK_FILE}"), outputs.MASK_FILE, outputs.RECORD_FILE)
     names = sorted(path.parent.name for path in out.glob(f"[!.]*/{outputs.RECORD_FILE}"))
     results = [
         Result(
@@ -66,22 +72,28 @@ def write_dataset(out: Path) -> dict[str, Path]:
     That is phenotype/wmh.tsv. There a participant may have one row: of participants with several
     visits or runs each has its own file, phenotype/wmh_ses-b_run-2.tsv.
     """
-    ending = f"_space-FLAIR_{derivatives.RECORD}"
-    found = [
-        path.relative_to(out)
-        for visit in ("sub-*", "sub-*/ses-*")
-        for path in out.glob(f"{visit}/anat/*{ending}")
-    ]
-    results = [
-        _derivatives(path, path.name.removesuffix(ending))
-        for path in sorted(found, key=lambda path: path.name)
-    ]
+    found = {
+        kind: [
+            path
+            for visit in ("sub-*", "sub-*/ses-*")
+            for path in out.glob(f"{visit}/anat/*_space-FLAIR_{kind}")
+        ]
+        for kind in (derivatives.RECORD, derivatives.MASK)
+    }
+    _name_incomplete(found[derivatives.MASK], derivatives.MASK, derivatives.RECORD)
+    results = []
+    for path in sorted(found[derivatives.RECORD], key=attrgetter("name")):
+        image = Image.of(path)
+        if image is None or path.parent != out / image.place:
+            log.warning("%s is left out: it does not lie where its name says", path)
+        else:
+            results.append(_derivatives(image, out))
     written, rows = _write(out, results, BIDS_IDS)
     of_visit = defaultdict(list)
     for row in rows:
-        _, session, run = row[: len(BIDS_IDS)]
-        visit = [session] * (session != "n/a") + [f"run-{run}"] * (run != "n/a")
-        of_visit["_".join(["wmh", *visit])].append(row)
+        _, session, run, others = row[: len(BIDS_IDS)]
+        named = [session, f"run-{run}" if run != "n/a" else run, others]
+        of_visit["_".join(["wmh", *(name for name in named if name != "n/a")])].append(row)
     once = len({row[0] for row in rows}) == len(rows)
     folder = out / "phenotype"
     with staged(folder) as scratch:
@@ -94,18 +106,33 @@ def write_dataset(out: Path) -> dict[str, Path]:
     return written | {"phenotype": folder}
 
 
-def _derivatives(record: Path, name: str) -> Result:
-    labels = dict(pair.split("-", 1) for pair in name.split("_"))
-    ids = [f"sub-{labels['sub']}", f"ses-{labels['ses']}" if "ses" in labels else "n/a"]
-    report = record.name.removesuffix(derivatives.RECORD) + derivatives.REPORT
-    picture = record.name.removesuffix(derivatives.RECORD) + derivatives.PICTURE
+def _derivatives(record: Image, out: Path) -> Result:
+    labels = {name: label for name, label in record.entities.items() if name not in OWN}
+    name = "_".join(f"{entity}-{label}" for entity, label in labels.items())
+    participant, session, run = (labels.pop(entity, "n/a") for entity in ("sub", "ses", "run"))
+    others = "_".join(f"{entity}-{label}" for entity, label in labels.items())
+    stem = record.path.name.removesuffix(derivatives.RECORD)
+    path = record.path.relative_to(out)
     return Result(
         name,
-        (*ids, labels.get("run", "n/a")),
-        record,
-        record.with_name(report),
-        record.parent.parent / "figures" / picture,
+        (
+            f"sub-{participant}",
+            session if session == "n/a" else f"ses-{session}",
+            run,
+            others or "n/a",
+        ),
+        path,
+        path.with_name(stem + derivatives.REPORT),
+        path.parent.parent / "figures" / (stem + derivatives.PICTURE),
     )
+
+
+def _name_incomplete(masks: Iterable[Path], mask: str, record: str) -> None:
+    """Warn of masks without a record."""
+    for path in sorted(masks):
+        other = path.with_name(path.name.removesuffix(mask) + record)
+        if not other.is_file():
+            log.warning("%s has no %s beside it; it is left out", path, other.name)
 
 
 def _write(
@@ -145,7 +172,7 @@ def _entry(out: Path, result: Result) -> Entry | None:
     """None for a record of something else."""
     try:
         record = read_json(out / result.record, what="record")
-        row, findings = summary.row(record), record["findings"]
+        row, findings = summary.row(record), read_findings(record)
     except (LeukoError, KeyError, TypeError):
         log.warning("%s is no record of leuko segment; it is left out", out / result.record)
         return None

@@ -43,7 +43,9 @@ def measures(
                 nifti.write(scratch / path.name, found.with_data(found.data.astype(np.uint8)))
                 if doubt:
                     log.warning("%s: %s", subject.name, doubt)
-                    (scratch / DOUBT_FILE).write_text(doubt, encoding="utf-8")
+                    (scratch / DOUBT_FILE).write_text(
+                        doubt, encoding="utf-8", errors="backslashreplace"
+                    )
         truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
         rows[subject.name] = compare(truth, nifti.read_mask(path))
     return rows

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from leuko import nifti
 from leuko.errors import LeukoError
+from leuko.extras import require
 from leuko.files import find_images, sha256
 from leuko.record import Finding, kept_findings
 from leuko.volume import Volume
@@ -38,7 +39,7 @@ class Scan:
 def read(path: Path) -> Scan:
     """An image file, or the one series in a folder of DICOM files.
 
-    Raises LeukoError as `nifti.read` and `dicom.read_series` do, and without pydicom.
+    Raises LeukoError as `nifti.read` and `dicom.read_series` do, and without the extra dicom.
     """
     if not path.is_dir():
         twin = nifti.other_half(path)
@@ -123,8 +124,7 @@ def _from_series(folder: Path, series: "Series") -> Scan:
 
 
 def _dicom() -> ModuleType:
-    try:
-        from leuko import dicom
-    except ImportError as error:
-        raise LeukoError('DICOM needs pydicom and highdicom; pip install "leuko[dicom]"') from error
+    require("pydicom", "highdicom", extra="dicom")
+    from leuko import dicom
+
     return dicom

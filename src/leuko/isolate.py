@@ -16,8 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 LOOK_SECONDS = 0.05  # between two looks at its memory
 GRACE_SECONDS = 5.0  # for the process to write down where it hangs, and to end
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -53,6 +51,7 @@ def run(arguments: Sequence[str], task: str, log: Path, limits: Limits) -> Outco
         return Outcome("was stopped", 0.0, 0.0)
     start = time.monotonic()
     environment = os.environ | dict.fromkeys(THREADS, str(limits.threads))
+    environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"  # of the log
     with log.open("wb") as said:
         child = subprocess.Popen(  # noqa: S603, our own interpreter
             [sys.executable, *arguments],
@@ -109,6 +108,8 @@ def _watch(
     child: "subprocess.Popen[bytes]", start: float, limits: Limits
 ) -> tuple[str | None, float]:
     """Wait; why it was stopped, if it was, and its largest memory in GB."""
+    import psutil
+
     process, peak_gb = psutil.Process(child.pid), 0.0
     while True:
         with suppress(subprocess.TimeoutExpired):

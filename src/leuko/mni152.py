@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from leuko.errors import LeukoError
+from leuko.extras import require
 from leuko.volume import Array, Volume
 
 
@@ -11,10 +11,9 @@ def load() -> tuple[Volume, Array]:
 
     At 1 mm, axes running R, A, S, both 0 outside the brain. Raises LeukoError without nilearn.
     """
-    try:
-        from nilearn import datasets
-    except ImportError as error:
-        raise LeukoError('this needs nilearn; pip install "leuko[demo]"') from error
+    require("nilearn", extra="demo")
+    from nilearn import datasets
+
     t1, grey, white, mask = (
         Volume(np.asarray(image.dataobj, dtype=np.float32), image.affine, name="MNI152").canonical()
         for image in (

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Level = Literal["note", "warning", "do not use"]
 LEVELS: dict[Level, int] = {
@@ -72,10 +72,14 @@ def tell(findings: list[Finding], finding: Finding) -> None:
     log.log(LEVELS[finding.level], "%s", finding.text, extra={"finding": finding})
 
 
-def is_useless(findings: Iterable[Finding | Mapping[str, str]]) -> bool:
-    """Whether a finding, as such or from a record, is a reason not to use the result."""
-    levels = (f.level if isinstance(f, Finding) else f["level"] for f in findings)
-    return "do not use" in levels
+def is_useless(findings: Iterable[Finding]) -> bool:
+    """Whether a finding is a reason not to use the result."""
+    return any(finding.level == "do not use" for finding in findings)
+
+
+def read_findings(record: Mapping[str, Any]) -> list[Finding]:
+    """The findings in the record of a run. Raises KeyError or TypeError where there are none."""
+    return [Finding(**finding) for finding in record["findings"]]
 
 
 def exit_code(findings: Iterable[Finding]) -> int:

@@ -26,7 +26,7 @@ from leuko.frame import (
     text,
 )
 from leuko.panes import Pane, lesion_slices
-from leuko.record import is_useless
+from leuko.record import is_useless, read_findings
 from leuko.uncertainty import interval_text
 
 Record = Mapping[str, Any]
@@ -84,7 +84,7 @@ def report(record: Record, lesions: Lesions, pane: Pane, sheet_jpeg: bytes) -> s
             alerts(record),
             section(
                 "Findings",
-                facts(_findings(record), useless=is_useless(record["findings"])),
+                facts(_findings(record), useless=is_useless(read_findings(record))),
                 _rule(record),
             ),
         ],
@@ -114,9 +114,10 @@ def _kinds(record: Record) -> dict[int, Kind]:
 
 
 def _usability(record: Record) -> str:
-    if is_useless(record["findings"]):
+    findings = read_findings(record)
+    if is_useless(findings):
         return "DO NOT USE"
-    return f"warnings: {sum(f['level'] == 'warning' for f in record['findings'])}"
+    return f"warnings: {sum(finding.level == 'warning' for finding in findings)}"
 
 
 def _subtitle(record: Record, pane: Pane) -> str:

@@ -15,6 +15,7 @@ import onnxruntime
 
 from leuko.channels import HEAD_PART_OF_TISSUE, centred
 from leuko.errors import LeukoError
+from leuko.extras import require
 from leuko.volume import Array
 from leuko.weights import ONNX_FILE, ModelCard, load_card
 
@@ -105,12 +106,10 @@ def _onnx_network(session: onnxruntime.InferenceSession) -> Callable[[Array], Ar
 def _torch_network(
     folder: Path, card: ModelCard, device: Device, threads: int
 ) -> Callable[[Array], Array]:
-    try:
-        import torch
+    require("torch", "onnx", "safetensors", extra="train")
+    import torch
 
-        from leuko.export import read_network
-    except ImportError as error:
-        raise _without_torch() from error
+    from leuko.export import read_network
 
     torch.set_num_threads(threads)
     network = read_network(folder, card)
@@ -135,19 +134,14 @@ def require_device(device: Device) -> None:
 
 def torch_devices() -> dict[Device, bool]:
     """Which devices torch can use here. Raises LeukoError without torch."""
-    try:
-        import torch
-    except ImportError as error:
-        raise _without_torch() from error
+    require("torch", extra="train")
+    import torch
+
     return {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-
-
-def _without_torch() -> LeukoError:
-    return LeukoError('this needs PyTorch, onnx and safetensors; pip install "leuko[train]"')
 
 
 def available_cpus() -> int:

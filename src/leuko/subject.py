@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,10 +20,12 @@ from leuko.errors import LeukoError
 from leuko.files import private, read_json, replace_text, staged
 from leuko.inputs import is_same
 from leuko.isolate import Limits, Outcome
-from leuko.record import LevelFormatter
+from leuko.record import Finding, LevelFormatter, exit_code, read_findings
 from leuko.regions import Rule
 from leuko.runtime import Device
 
+FETCH = "fetch it: datalad get, git annex get or git lfs pull"
+POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/")
 LOGS = "logs"  # in the output folder of a cohort: what each process said, and why it failed
 
 
@@ -159,6 +162,12 @@ def settle(job: Job, outcome: Outcome) -> None:
         replace_text(job.failure, outcome.reason + "\n")
 
 
+def serious_findings(job: Job) -> list[Finding]:
+    """Of its results: files that could not be written, and reasons not to use them."""
+    found = read_findings(read_json(job.record, what="record"))
+    return [finding for finding in found if exit_code([finding])]
+
+
 def perform(job: Job) -> Outcome:
     """Do it in a process of its own: results whole or not at all, and if not, why."""
     job.log.unlink(missing_ok=True)  # of an earlier try
@@ -244,9 +253,21 @@ def _publish(scratch: Path, job: Job) -> None:
 
 def _lack(job: Job) -> str | None:
     for scan in (job.flair, job.t1, job.exclude):
-        if scan is not None and not scan.exists():
+        if scan is None:
+            continue
+        if scan.is_symlink() and not scan.exists():
+            return f"{scan} is a link to {scan.readlink()}, which is not here; {FETCH}"
+        if not scan.exists():
             return f"{scan} does not exist or is not a file; check the path"
+        if scan.is_file() and _is_pointer(scan):
+            return f"{scan} holds only a pointer to its content; {FETCH}"
     return None
+
+
+def _is_pointer(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as file:  # what cannot be read fails with its reason
+        return file.read(40).startswith(POINTERS)
+    return False
 
 
 def _is_same(path: Path | None, was: Mapping[str, Any] | None) -> bool:

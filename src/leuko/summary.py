@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from leuko.guards import TISSUES
-from leuko.record import is_useless
+from leuko.record import is_useless, read_findings
 from leuko.regions import REGIONS, SECTORS
 
 Record = Mapping[str, Any]  # the content of run.json
@@ -54,10 +54,10 @@ def _values(record: Record) -> Iterator[tuple[str, Any]]:
         yield "excluded_wmh_ml", record["excluded_ml"]["wmh_ml"]
     if record["alignment"]:
         yield "t1_moved_mm", record["alignment"]["moved_mm"]
-    findings = record["findings"]
+    findings = read_findings(record)
     yield "do_not_use", "yes" if is_useless(findings) else "no"
-    yield "warnings", sum(finding["level"] == "warning" for finding in findings)
-    yield "finding_codes", ",".join(dict.fromkeys(f["code"] for f in findings)) or "n/a"
+    yield "warnings", sum(finding.level == "warning" for finding in findings)
+    yield "finding_codes", ",".join(dict.fromkeys(finding.code for finding in findings)) or "n/a"
     if record["outside_brain"]:
         yield "outside_brain_ml", record["outside_brain"]["wmh_ml"]
     yield "rule", record["settings"]["rule"]

@@ -29,7 +29,7 @@ def progress_bar(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -79,7 +79,7 @@ def cohort_progress(total: int, workers: int | None) -> Iterator[Callable[[str, 
     from rich.console import Console
     from rich.live import Live
 
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)
     start, count = time.monotonic(), {"done": 0, "failed": 0}
 
     def states() -> str:

@@ -1,0 +1,173 @@
+"""Names of images in a BIDS dataset: what they say, and filters that choose by them."""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from leuko.errors import LeukoError
+from leuko.files import read_json
+
+# In the order in which they stand in a name.
+ENTITIES = (
+    "sub", "ses", "sample", "task", "acq", "ce", "trc", "stain", "rec", "dir", "run", "mod",
+    "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk",
+    "seg", "res", "den", "label", "desc",
+)  # fmt: skip
+# The names that filters use: those of PyBIDS, and those of BIDS where they differ.
+LONG = {
+    "subject": "sub", "session": "ses", "acquisition": "acq", "ceagent": "ce", "tracer": "trc",
+    "staining": "stain", "reconstruction": "rec", "direction": "dir", "modality": "mod",
+    "inversion": "inv", "mtransfer": "mt", "processing": "proc", "hemisphere": "hemi",
+    "segmentation": "seg", "resolution": "res", "density": "den", "description": "desc",
+}  # fmt: skip
+INDICES = ("run", "echo", "flip", "inv", "split", "chunk")  # numbers: 1 is 01
+NAME = re.compile(r"((?:[a-z]+-[A-Za-z0-9+]+_)+)([A-Za-z0-9]+)(\.[A-Za-z0-9.]+)")
+SUFFIXES = {"flair": "FLAIR", "t1w": "T1w"}  # by their names in a filter file
+# What fMRIPrep and its relatives filter beside these two.
+OTHERS = ("bold", "sbref", "fmap", "t2w", "t2star", "roi", "dwi", "asl", "m0scan", "pet", "meg")
+OPTIONAL = "Query.OPTIONAL"
+QUERIES = {"NONE": None, "ANY": "*", "REQUIRED": "*", "OPTIONAL": OPTIONAL}  # of PyBIDS
+QUERY = re.compile(rf"<?Query\.({'|'.join(QUERIES)})(: \d+)?>?")
+
+Filter = Mapping[str, Any]  # by entity: a list of labels, "*" for any, None for none
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Image:
+    """A file with a name in the manner of BIDS; its entities by their short names."""
+
+    path: Path
+    entities: dict[str, str]
+    suffix: str
+    extension: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self | None:
+        """None where the name is not of entities, a suffix and an extension."""
+        match = NAME.fullmatch(path.name)
+        if match is None:
+            return None
+        pairs = (pair.split("-", 1) for pair in match[1].rstrip("_").split("_"))
+        return cls(path, dict(pairs), match[2], match[3])
+
+    @cached_property
+    def proper_name(self) -> str:
+        """With the entities that BIDS knows for such an image, each once and in order."""
+        known = [f"{name}-{self.entities[name]}" for name in ENTITIES if name in self.entities]
+        return "_".join([*known, self.suffix]) + self.extension
+
+    @property
+    def place(self) -> Path:
+        """The folder, relative to the dataset, in which an image of this name belongs."""
+        return visit_folder(self.entities) / "anat"
+
+    def passes(self, wanted: Filter) -> bool:
+        labels = {**self.entities, "suffix": self.suffix, "extension": self.extension}
+        labels["datatype"] = "anat"
+        return all(
+            _passes(labels.get(name), label, name=name, by_regex=wanted.get("regex_search", False))
+            for name, label in wanted.items()
+            if name != "regex_search"
+        )
+
+
+def read_filter(path: Path) -> dict[str, Filter]:
+    """A filter file of fMRIPrep: {"flair": {"acquisition": "3d"}, "t1w": {...}, "bold": {...}}.
+
+    What it says of other images than FLAIR and T1w is left alone. A label may be a text, a number,
+    a list, null or "Query.NONE" (the entity is absent), "*" or "Query.ANY" (it is there),
+    "Query.OPTIONAL" (either); with "regex_search": true labels are patterns. Raises LeukoError for
+    anything else.
+    """
+    content = read_json(path, what="filter")
+    unknown = [name for name in content if name.lower() not in (*SUFFIXES, *OTHERS)]
+    if unknown:
+        log.warning("%s: not used: %s; Leuko reads flair and t1w", path, ", ".join(unknown))
+    return {
+        image.lower(): _read_wanted(wanted, f"{path}: {image}")
+        for image, wanted in content.items()
+        if image.lower() in SUFFIXES
+    }
+
+
+def _read_wanted(wanted: Any, where: str) -> Filter:
+    if not isinstance(wanted, dict):
+        raise LeukoError(f"{where} is {wanted!r}; expected an object of entities and their labels")
+    by_entity: dict[str, Any] = {}
+    for entity, given in wanted.items():
+        name = LONG.get(entity, entity)
+        if name == "regex_search":
+            if not isinstance(given, bool):
+                raise LeukoError(f"{where}: regex_search is {given!r}; expected true or false")
+            by_entity[name] = given
+        elif name in (*ENTITIES, "suffix", "extension", "datatype"):
+            labels = [
+                _read_label(one, f"{where}: {entity}")
+                for one in (given if isinstance(given, list) else [given])
+            ]
+            if OPTIONAL not in labels:
+                by_entity[name] = labels
+        else:
+            known = ", ".join(LONG)
+            raise LeukoError(
+                f"{where} filters by {entity!r}; expected an entity of BIDS, such as {known}"
+            )
+    if wanted.get("regex_search"):
+        _require_patterns(by_entity, where)
+    return by_entity
+
+
+def _read_label(given: Any, where: str) -> str | None:
+    if given is None or (isinstance(given, str) and given == "*"):
+        return given
+    if isinstance(given, str):
+        query = QUERY.fullmatch(given)
+        return QUERIES[query[1]] if query else given
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return f"{given:g}"
+    raise LeukoError(f"{where} is {given!r}; expected a label, a list of labels, or null")
+
+
+def _require_patterns(by_entity: Filter, where: str) -> None:
+    for entity, labels in by_entity.items():
+        for one in labels if isinstance(labels, list) else ():
+            try:
+                re.compile(one or "")
+            except re.error as error:
+                if one != "*":
+                    raise LeukoError(f"{where}: {entity} {one!r} is no pattern: {error}") from error
+
+
+def label(text: str, entity: str) -> str:
+    """A label as people write it, with its entity or without."""
+    return text.removeprefix(f"{entity}-")
+
+
+def visit_folder(entities: Mapping[str, str]) -> Path:
+    """Where a visit lies in a dataset: sub-01, or sub-01/ses-1."""
+    subject = Path(f"sub-{entities.get('sub', '')}")
+    return subject / f"ses-{entities['ses']}" if "ses" in entities else subject
+
+
+def _passes(found: str | None, wanted: Any, *, name: str, by_regex: bool) -> bool:
+    if isinstance(wanted, list):
+        return any(_passes(found, one, name=name, by_regex=by_regex) for one in wanted)
+    if wanted is None or found is None:
+        return wanted is None and found is None
+    if wanted == "*":
+        return True
+    if by_regex:
+        return re.search(wanted, found) is not None
+    if name == "extension":
+        return found == f".{wanted.lstrip('.')}"
+    return _plain(str(wanted), name) == _plain(found, name)
+
+
+def _plain(text: str, name: str) -> str:
+    return str(int(text)) if name in INDICES and text.isascii() and text.isdigit() else text
