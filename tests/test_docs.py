@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import typer
 
-from leuko.bids import read_filter
+from leuko.bids_names import read_filter
 from leuko.cli import app, main
 from leuko.evaluate import COLUMNS
 from leuko.metrics import MEASURES
