@@ -16,6 +16,8 @@ from leuko.volume import Volume
 if TYPE_CHECKING:
     from leuko.dicom import Series
 
+NEEDS_DICOM = 'DICOM needs pydicom and highdicom ({}); pip install "leuko[dicom]"'
+
 
 @dataclass(frozen=True, eq=False)
 class Scan:
@@ -111,10 +113,15 @@ def require_pair(flair: Scan, t1: Scan | None) -> None:
 
 
 def write_dicom(path: Path, mask: Volume, source: Scan) -> None:
-    """A mask as a DICOM segmentation of the scan that it is of, if that came from DICOM."""
-    if source.series is not None:
-        from leuko.dicom_seg import write_segmentation
+    """A mask as a DICOM segmentation of the scan that it is of, if that came from DICOM.
 
+    Raises LeukoError as `dicom_seg.write_segmentation` does, and without highdicom.
+    """
+    if source.series is not None:
+        try:
+            from leuko.dicom_seg import write_segmentation
+        except ImportError as error:
+            raise LeukoError(NEEDS_DICOM.format(error)) from error
         write_segmentation(path, mask, source.series)
 
 
@@ -126,5 +133,5 @@ def _dicom() -> ModuleType:
     try:
         from leuko import dicom
     except ImportError as error:
-        raise LeukoError('DICOM needs pydicom and highdicom; pip install "leuko[dicom]"') from error
+        raise LeukoError(NEEDS_DICOM.format(error)) from error
     return dicom
