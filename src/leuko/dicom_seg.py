@@ -21,7 +21,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, MRImageStorage
 from pydicom.valuerep import DA, TM, validate_value
 
-from leuko.dicom import LPS_TO_RAS, Series, Slice, Source, read_data_set, stack
+from leuko.dicom_slices import LPS_TO_RAS, Series, Slice, Source, read_data_set, stack
 from leuko.errors import LeukoError, in_one_line
 from leuko.volume import Volume
 

@@ -14,7 +14,7 @@ from leuko.record import kept_warnings
 from leuko.volume import Volume
 
 if TYPE_CHECKING:
-    from leuko.dicom import Series
+    from leuko.dicom_slices import Series
 
 NEEDS_DICOM = 'DICOM needs pydicom and highdicom ({}); pip install "leuko[dicom]"'
 
