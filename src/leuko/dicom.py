@@ -203,14 +203,22 @@ def _header(path: Path) -> Any:
                 log.warning("%s is left out: it does not begin as a DICOM file", path)
             return None
         header = read_data_set(path, pixels=False)
+        data_sets_of(header)  # fails here where its functional groups are damaged
     except Exception as error:  # noqa: BLE001, a damaged file fails in more ways than documented
         log.warning("%s is left out: it cannot be read (%s)", path, in_one_line(error))
         return None
-    return header if "Rows" in header and "Columns" in header else None
+    if "Rows" in header and "Columns" in header:
+        return header
+    kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
+    if "Image" in getattr(kind, "name", "Image"):  # others, such as reports, hold none by design
+        log.warning("%s is left out: it holds no image, or was cut short", path)
+    return None
 
 
 def _has_position(header: Any) -> bool:
-    return "PerFrameFunctionalGroupsSequence" in header or bool(header.get("ImagePositionPatient"))
+    return "PerFrameFunctionalGroupsSequence" in header or bool(
+        text_of(header, "ImagePositionPatient")
+    )
 
 
 def _series_key(path: Path, header: Any) -> tuple[str, ...]:
@@ -277,13 +285,13 @@ def _described(files: Sequence[tuple[Path, Any]], protocols: Collection[str]) ->
     description = text_of(header, "SeriesDescription")
     frames = sum(int(number_of([h], "NumberOfFrames") or 1) for _, h in files)
     slice_bytes = 4 * max(number_of([h], "Rows") * number_of([h], "Columns") for _, h in files)
-    agent = text_of(header, "ContrastBolusAgent") or header.get("ContrastBolusAgentSequence")
+    agents = [text_of(header, f"ContrastBolusAgent{kind}") for kind in ("", "Sequence")]
     return Series(
         paths=tuple(path for path, _ in files),
         number=int(number_of([header], "SeriesNumber")),
         description=description,
         kind=_kind(header, frames, protocols),
-        enhanced=bool(agent) or bool(ENHANCED_NAMES.search(description)),
+        enhanced=any(agents) or bool(ENHANCED_NAMES.search(description)),
         declared_bytes=int(frames * slice_bytes),
         patient=text_of(header, "PatientID"),
         visit=(text_of(header, "StudyInstanceUID"), text_of(header, "StudyDate")),
