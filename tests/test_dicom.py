@@ -1,6 +1,7 @@
 """DICOM folders in and segmentations out, on a phantom whose six sides all differ."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from phantoms import make_phantom  # noqa: E402
 
 SHAPE = (20, 24, 12)  # columns, rows, slices
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-MR, STUDY = "1.2.840.10008.5.1.4.1.1.4", "1.2.3"
+MR, ENHANCED_MR, STUDY = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.3"
 
 
 def grid(turned=(0, 0, 0), spacing_mm=(0.9, 1.1, 3.0)):
@@ -69,9 +70,52 @@ def write_series(folder, volume, *, number=2, uid="1.2.3.4", change=None, **elem
         if change is not None and change(ds, k) is False:
             continue
         ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.MediaStorageSOPClassUID = MR
+        ds.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{k + 1}"
         ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         ds.save_as(folder / f"{uid}-{ds.InstanceNumber:03d}.dcm", enforce_file_format=True)
     return folder
+
+
+def write_enhanced(folder, volume, *, order=None, uid="1.2.3.4", change=None, **elements):
+    """A volume as one file with its slices in `order`; dimensions follow the order of the file."""
+    slices = write_series(folder / "slices", volume, uid=uid, change=change, **elements)
+    images = [pydicom.dcmread(path) for path in sorted(slices.iterdir(), reverse=True)]
+    shutil.rmtree(slices)
+    images = [images[k] for k in order or range(len(images))]
+    frames = []
+    for k, image in enumerate(images, start=1):
+        content = data_set(StackID="1", InStackPositionNumber=k, DimensionIndexValues=[1, k])
+        position = data_set(ImagePositionPatient=image.ImagePositionPatient)
+        frames.append(data_set(FrameContentSequence=[content], PlanePositionSequence=[position]))
+    whole = images[0]
+    taken = {
+        "PlaneOrientationSequence": ["ImageOrientationPatient"],
+        "PixelMeasuresSequence": ["PixelSpacing", "SliceThickness"],
+        "MREchoSequence": ["EchoTime"],
+        "MRModifierSequence": ["InversionTime"],
+    }
+    now = {"EchoTime": "EffectiveEchoTime", "InversionTime": "InversionTimes"}
+    shared = data_set()
+    for sequence, names in taken.items():
+        values = {now.get(n, n): whole[n].value for n in names if n in whole}
+        setattr(shared, sequence, [data_set(**values)])
+    for name in ("ImagePositionPatient", *(name for names in taken.values() for name in names)):
+        whole.pop(name, None)
+    whole.SharedFunctionalGroupsSequence, whole.PerFrameFunctionalGroupsSequence = [shared], frames
+    whole.NumberOfFrames = len(images)
+    if whole.get("SOPClassUID") == MR:
+        whole.SOPClassUID = ENHANCED_MR
+    whole.PixelData = b"".join(image.PixelData for image in images)
+    whole.save_as(folder / f"{uid}.dcm")
+    return folder
+
+
+def data_set(**elements):
+    made = pydicom.Dataset()
+    for name, value in elements.items():
+        setattr(made, name, value)
+    return made
 
 
 # --- in ---
@@ -118,6 +162,7 @@ def enlarge(ds, k):
 def twice(ds, k):
     if k == 5:
         shift(ds, 2, -3)
+        ds.PixelData = bytes(len(ds.PixelData))
 
 
 def scramble(ds, k):
@@ -181,12 +226,10 @@ def test_a_damaged_file_is_left_out_with_a_warning(tmp_path, caplog):
     folder = write_series(tmp_path / "flair", lopsided(grid()))
     first, last = (sorted(folder.iterdir())[k] for k in (0, -1))
     first.write_bytes(b"no DICOM")
-    deflated = pydicom.dcmread(last)
-    deflated.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
-    deflated.save_as(last)
+    last.write_bytes(last.read_bytes()[:200])
     assert series_in(folder).data.shape[2] == SHAPE[2] - 2
-    assert f"{first} is left out" in caplog.text
-    assert "deflated" in caplog.text
+    assert f"{first} is left out: it does not begin as a DICOM file" in caplog.text
+    assert f"{last} is left out" in caplog.text
 
 
 def test_copies_of_a_slice_are_one_slice(tmp_path):
@@ -342,15 +385,22 @@ def test_a_segmentation_marks_the_right_the_front_and_the_top(tmp_path, turned, 
 
 
 def marked(segmentation, volume):
-    """The frames of a segmentation, each placed by its own header, on the grid of `volume`."""
+    """What a segmentation marks, placed by its own header alone, on the grid of `volume`."""
+    shared = segmentation.SharedFunctionalGroupsSequence[0]
+    across, down = np.reshape(shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3))
+    between_rows, between_columns = shared.PixelMeasuresSequence[0].PixelSpacing
+    back = np.linalg.inv(LPS @ volume.affine)
     mask = np.zeros(volume.data.shape, np.uint8)
     pixels = segmentation.pixel_array
     frames = pixels.reshape(-1, *pixels.shape[-2:])
     for frame, item in zip(frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
-        position = np.array(item.PlanePositionSequence[0].ImagePositionPatient, float)
-        place = np.linalg.inv(LPS @ volume.affine) @ [*position, 1]
-        assert np.abs(place[:2]).max() < 0.01
-        mask[:, :, round(place[2])] = frame.T
+        rows, columns = np.nonzero(frame)
+        places = item.PlanePositionSequence[0].ImagePositionPatient + (
+            np.outer(columns, across * between_columns) + np.outer(rows, down * between_rows)
+        )
+        voxels = places @ back[:3, :3].T + back[:3, 3]
+        assert np.abs(voxels - np.rint(voxels)).max(initial=0) < 0.01
+        mask[tuple(np.rint(voxels).astype(int).T)] = 1
     return mask
 
 

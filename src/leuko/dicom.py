@@ -5,77 +5,81 @@ reason.
 """
 
 import logging
-import math
+import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from leuko.errors import LeukoError, first_line
+from leuko.dicom_slices import (
+    LPS_TO_RAS,
+    Series,
+    Slice,
+    begins_as_dicom,
+    data_sets_of,
+    number_of,
+    read_data_set,
+    stack,
+    text_of,
+)
+from leuko.errors import LeukoError, in_one_line
 from leuko.files import LARGEST_BYTES
 from leuko.volume import Array, Volume, require_head_size
 
 log = logging.getLogger(__name__)
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 DICOM_ENDINGS = (".dcm", ".ima")
 FEWEST_SLICES = 8  # fewer are a localiser, or a stack that was not sent whole
-SAME_DIRECTION = 1e-3  # between slices, cosines as text differ in the fourth digit
 UNEVEN = 0.05  # of the spacing: text rounds positions to about a hundredth of a millimetre
 LARGEST_GAP = 0.35  # of a slice's thickness
 TILT = 0.01  # sine of the angle between the stack and the normal of its slices
 
-FLAIR_NAMES = re.compile(r"flair|tirm|dark.?fluid", re.IGNORECASE)
+FLAIR_NAMES = re.compile(r"flair|tirm|dark.?fluid|fluid.attenuated", re.IGNORECASE)
 T1_NAMES = re.compile(r"t1|mp-?rage|bravo|spgr|fspgr|tfl", re.IGNORECASE)
 OTHER_NAMES = re.compile(
     r"loc|scout|survey|adc|dwi|diff|trace|swi|mip|phase|pwi|perf|asl|bold|fmri|tof|angio|mra",
     re.IGNORECASE,
 )
+WEIGHTINGS = re.compile(r"t2|\bpd|proton|stir|swan|\bgre\b", re.IGNORECASE)
 ENHANCED_NAMES = re.compile(r"\+ ?c\b|\bgd\b|gad|post|contrast|\bkm\b|\bce\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Series:
-    """The files of one series and what its headers say of the sequence."""
-
-    paths: tuple[Path, ...]
-    number: int
-    description: str
-    kind: str  # "flair", "t1" or "other"
-    enhanced: bool  # with contrast medium, as far as the headers tell
-    declared_bytes: int  # of its pixels, as float32
-    patient: str  # "" where it is not said
-    visit: tuple[str, str]  # the study's UID and date
-
-    def __str__(self) -> str:
-        return f"{self.number} ({self.description or 'no description'}, {len(self.paths)} files)"
 
 
 def find_series(folder: Path) -> list[Series]:
     """The image series in a folder and the folders below it, by their number.
 
-    Raises LeukoError when there is none.
+    Linked folders are entered. Raises LeukoError when there is none.
     """
-    groups: dict[str, list[tuple[Path, Any]]] = {}
-    seen = set()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        header = _header(path)
-        if header is not None and header.get("SOPInstanceUID", path) not in seen:
-            seen.add(header.get("SOPInstanceUID", path))  # of copies the first is enough
-            groups.setdefault(str(header.get("SeriesInstanceUID")), []).append((path, header))
-    if not groups:
+    groups: dict[tuple[str, ...], list[tuple[Path, Any]]] = defaultdict(list)
+    without_position: Counter[tuple[str, ...]] = Counter()
+    with warnings.catch_warnings(action="ignore"):  # pydicom's, on values that are not read
+        for path in _files(folder):
+            header = _header(path)
+            if header is None:
+                continue
+            if _has_position(header):
+                groups[_series_key(path, header)].append((path, header))
+            else:
+                without_position[_series_key(path, header)] += 1
+        protocols = _protocols_of_the_examination(groups.values())
+        found = {key: _described(files, protocols) for key, files in groups.items()}
+    if not found:
+        seen = f"{without_position.total()} DICOM files without an image position"
         raise LeukoError(
-            f"{folder} holds no DICOM images; give other scans as files, by --flair, --t1"
+            f"{folder} holds {seen if without_position else 'no DICOM images'}; "
+            "give other scans as files, by --flair, --t1"
         )
-    found = [_described(files) for files in groups.values()]
-    return sorted(found, key=lambda series: series.number)
+    for key, series in found.items():
+        if without_position[key]:
+            log.warning(
+                "series %s: %d more files have no image position and are left out",
+                series,
+                without_position[key],
+            )
+    return sorted(found.values(), key=lambda series: series.number)
 
 
 def find_pair(
@@ -143,17 +147,12 @@ def read_series(series: Series) -> Volume:
         raise LeukoError(
             f"{name} declares {series.declared_bytes >> 20} MB; expected one 3-D image"
         )
-    frames = sorted(_frames(series, name), key=lambda frame: frame.height)
-    first, last = frames[0], frames[-1]
-    if len(frames) < FEWEST_SLICES:
-        raise LeukoError(f"{name} has {len(frames)} slices; expected a whole head")
-    for frame in frames:
-        if np.abs(frame.directions - first.directions).max() > SAME_DIRECTION:
-            raise LeukoError(f"{name} mixes slices of several directions; separate them")
-        if frame.pixels.shape != first.pixels.shape or frame.spacing_mm != first.spacing_mm:
-            raise LeukoError(f"{name} mixes slices of several sizes; separate them")
-    step = (last.position - first.position) / (len(frames) - 1)
-    _require_regular(np.array([frame.height for frame in frames]), name)
+    slices = stack(series, pixels=True)
+    first, last = slices[0], slices[-1]
+    if len(slices) < FEWEST_SLICES:
+        raise LeukoError(f"{name} has {len(slices)} slices; expected a whole head")
+    step = (last.position - first.position) / (len(slices) - 1)
+    _require_regular(np.array([each.position @ first.normal for each in slices]), name)
     lateral = np.linalg.norm(step - first.normal * (step @ first.normal))
     if lateral > TILT * np.linalg.norm(step):
         angle = np.degrees(np.arcsin(lateral / np.linalg.norm(step)))
@@ -161,12 +160,13 @@ def read_series(series: Series) -> Volume:
             f"{name} was taken with a tilted gantry ({angle:.1f} degrees); resample it onto a "
             "straight grid first (dcm2niix does)"
         )
+    _warn_of_shared_uids(slices, name)
     _warn_of_gaps(float(np.linalg.norm(step)), first.thickness_mm, name)
     affine = np.eye(4)
     affine[:3, 0] = first.directions[0] * first.spacing_mm[1]
     affine[:3, 1] = first.directions[1] * first.spacing_mm[0]
     affine[:3, 2], affine[:3, 3] = step, first.position
-    data = np.stack([frame.pixels.T for frame in frames], axis=-1)
+    data = np.stack([each.pixels.T for each in slices if each.pixels is not None], axis=-1)
     if not data.any():
         raise LeukoError(f"{name} is all zeros; is it the right series?")
     volume = Volume(data, LPS_TO_RAS @ affine, name=name)
@@ -174,98 +174,60 @@ def read_series(series: Series) -> Volume:
     return volume
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """The files in a folder and the folders below it, each once, however often it is linked."""
+    seen = {folder.resolve()}
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_warn_of_folder):
+        folders[:] = [name for name in sorted(folders) if _is_new(Path(parent, name), seen)]
+        for path in (Path(parent, name) for name in sorted(names)):
+            if path.is_file() and _is_new(path, seen):
+                yield path
+
+
+def _is_new(path: Path, seen: set[Path]) -> bool:
+    real = path.resolve()
+    is_new = real not in seen
+    seen.add(real)
+    return is_new
+
+
+def _warn_of_folder(error: OSError) -> None:
+    log.warning("%s is left out: %s", error.filename, error.strerror)
+
+
 def _header(path: Path) -> Any:
     """All but the pixels of a DICOM image; None for any other file, and for a damaged one."""
     try:
-        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            log.warning("%s is left out: deflated DICOM, which may unpack beyond all measure", path)
+        if not begins_as_dicom(path):
+            if path.suffix.lower() in DICOM_ENDINGS:
+                log.warning("%s is left out: it does not begin as a DICOM file", path)
             return None
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-        placed = "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
-    except InvalidDicomError:
-        if path.suffix.lower() in DICOM_ENDINGS:
-            log.warning("%s is left out: it is not DICOM", path)
-        return None
+        header = read_data_set(path, pixels=False)
+        data_sets_of(header)  # fails here where its functional groups are damaged
     except Exception as error:  # noqa: BLE001, a damaged file fails in more ways than documented
-        log.warning("%s is left out: damaged (%s)", path, first_line(error))
+        log.warning("%s is left out: it cannot be read (%s)", path, in_one_line(error))
         return None
-    return header if placed else None
+    if "Rows" in header and "Columns" in header:
+        return header
+    kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
+    if "Image" in getattr(kind, "name", "Image"):  # others, such as reports, hold none by design
+        log.warning("%s is left out: it holds no image, or was cut short", path)
+    return None
 
 
-@dataclass(frozen=True, eq=False)
-class _Frame:
-    """One slice: where it lies, LPS mm, and its grey values (rows, columns)."""
-
-    position: Array
-    directions: Array  # (2, 3): of increasing columns, of increasing rows
-    spacing_mm: tuple[float, float]  # between rows, between columns
-    thickness_mm: float  # nan where it is not given
-    pixels: Array
-
-    @property
-    def normal(self) -> Array:
-        normal: Array = np.cross(*self.directions)
-        return normal
-
-    @property
-    def height(self) -> float:
-        return float(self.position @ self.normal)
-
-    @classmethod
-    def of(cls, *sources: Any, pixels: Array | None = None) -> "_Frame":
-        """From the data sets of a slice, the first that has an element decides."""
-
-        def numbers(name: str) -> Array:
-            value = next((source[name].value for source in sources if name in source), np.nan)
-            return np.array(value, dtype=float)
-
-        position, directions, spacing_mm = (
-            numbers(name)
-            for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-        )
-        if not all(np.isfinite(place).all() for place in (position, directions, spacing_mm)):
-            raise ValueError("it does not say where it lies")
-        if pixels is not None and pixels.ndim != 2:
-            raise ValueError("it is no grey image of one slice")
-        return cls(
-            position.reshape(3),
-            directions.reshape(2, 3),
-            (float(spacing_mm[0]), float(spacing_mm[1])),
-            float(numbers("SliceThickness")),
-            np.zeros((0, 0)) if pixels is None else pixels,
-        )
+def _has_position(header: Any) -> bool:
+    return "PerFrameFunctionalGroupsSequence" in header or bool(
+        text_of(header, "ImagePositionPatient")
+    )
 
 
-def _frames(series: Series, name: str) -> Iterator[_Frame]:
-    """Raises LeukoError when a file cannot be decoded or says not where it lies."""
-    for path in series.paths:
-        try:
-            image = pydicom.dcmread(path)
-            pixels = image.pixel_array
-            if "PerFrameFunctionalGroupsSequence" not in image:
-                yield _Frame.of(image, pixels=_rescaled(pixels, image))
-                continue
-            pixels = pixels.reshape(-1, *pixels.shape[-2:])
-            shared = _groups(image.SharedFunctionalGroupsSequence[0])
-            for k, frame in enumerate(image.PerFrameFunctionalGroupsSequence):
-                groups = [*_groups(frame), *shared]
-                yield _Frame.of(*groups, pixels=_rescaled(pixels[k], *groups))
-        except Exception as error:  # a damaged file fails in more ways than pydicom documents
-            raise LeukoError(f"{name}: {path} cannot be read ({first_line(error)})") from error
-
-
-def _groups(frame: Any) -> list[Any]:
-    """The items of a frame's functional groups."""
-    return [element.value[0] for element in frame if element.VR == "SQ" and element.value]
-
-
-def _rescaled(pixels: Array, *sources: Any) -> Array:
-    for source in sources:
-        if "RescaleSlope" in source:
-            slope, intercept = float(source.RescaleSlope), float(source.get("RescaleIntercept", 0))
-            if (slope, intercept) != (1.0, 0.0):
-                return (slope * pixels + intercept).astype(np.float32)
-    return pixels
+def _series_key(path: Path, header: Any) -> tuple[str, ...]:
+    """What the files of one series share; not the UID alone, which an anonymiser may have removed
+    or given to all series."""
+    uid, number = text_of(header, "SeriesInstanceUID"), text_of(header, "SeriesNumber")
+    if uid:
+        return uid, number
+    return str(path.parent), number, text_of(header, "SeriesDescription")
 
 
 def _require_regular(heights: Array, name: str) -> None:
@@ -286,6 +248,18 @@ def _require_regular(heights: Array, name: str) -> None:
         )
 
 
+def _warn_of_shared_uids(slices: Sequence[Slice], name: str) -> None:
+    images = Counter((each.source.instance, each.source.frame) for each in slices)
+    unnamed = sum(times for (uid, _), times in images.items() if times > 1 or not uid)
+    if unnamed:
+        log.warning(
+            "%s: %d of %d slices have no SOPInstanceUID of their own; all are kept, by position",
+            name,
+            unnamed,
+            len(slices),
+        )
+
+
 def _warn_of_gaps(apart_mm: float, thickness_mm: float, name: str) -> None:
     if apart_mm > (1 + LARGEST_GAP) * thickness_mm > 0:
         log.warning(
@@ -296,38 +270,42 @@ def _warn_of_gaps(apart_mm: float, thickness_mm: float, name: str) -> None:
         )
 
 
-def _described(files: Sequence[tuple[Path, Any]]) -> Series:
+def _protocols_of_the_examination(groups: Collection[Sequence[tuple[Path, Any]]]) -> set[str]:
+    """The protocol names that stand in series of different descriptions: GE writes the name of the
+    whole examination into all of them, which tells nothing about one."""
+    descriptions: dict[str, set[str]] = defaultdict(set)
+    for (_, header), *_ in groups:
+        descriptions[text_of(header, "ProtocolName")].add(text_of(header, "SeriesDescription"))
+    return {name for name, of in descriptions.items() if len(of) > 1}
+
+
+def _described(files: Sequence[tuple[Path, Any]], protocols: Collection[str]) -> Series:
+    """`protocols` are names of whole examinations."""
     header = files[0][1]
-    description = str(header.get("SeriesDescription", ""))
-    names = f"{description} {header.get('ProtocolName', '')} {header.get('SequenceName', '')}"
-    frames = sum(int(_number(h, "NumberOfFrames") or 1) for _, h in files)
-    slice_bytes = 4 * max(_number(h, "Rows") * _number(h, "Columns") for _, h in files)
+    description = text_of(header, "SeriesDescription")
+    frames = sum(int(number_of([h], "NumberOfFrames") or 1) for _, h in files)
+    slice_bytes = 4 * max(number_of([h], "Rows") * number_of([h], "Columns") for _, h in files)
+    agents = [text_of(header, f"ContrastBolusAgent{kind}") for kind in ("", "Sequence")]
     return Series(
         paths=tuple(path for path, _ in files),
-        number=int(_number(header, "SeriesNumber")),
+        number=int(number_of([header], "SeriesNumber")),
         description=description,
-        kind=_kind(header, names, frames),
-        enhanced=bool(header.get("ContrastBolusAgent")) or bool(ENHANCED_NAMES.search(description)),
+        kind=_kind(header, frames, protocols),
+        enhanced=any(agents) or bool(ENHANCED_NAMES.search(description)),
         declared_bytes=int(frames * slice_bytes),
-        patient=str(header.get("PatientID") or ""),
-        visit=(str(header.get("StudyInstanceUID") or ""), str(header.get("StudyDate") or "")),
+        patient=text_of(header, "PatientID"),
+        visit=(text_of(header, "StudyInstanceUID"), text_of(header, "StudyDate")),
     )
 
 
-def _number(header: Any, name: str) -> float:
-    """0 where there is none, or what is there is no number."""
-    try:
-        number = float(header.get(name) or 0)
-    except (TypeError, ValueError):
-        return 0.0
-    return number if math.isfinite(number) else 0.0
-
-
-def _kind(header: Any, names: str, slices: int) -> str:
-    """What a series is: by its echo and inversion times where they are given, else by its name."""
+def _kind(header: Any, slices: int, protocols: Collection[str]) -> str:
+    """What a series is: by its echo and inversion times where they are given, else by its names."""
+    names = _names(header, protocols)
     if slices < FEWEST_SLICES or OTHER_NAMES.search(names):
         return "other"
-    echo, inversion = _number(header, "EchoTime"), _number(header, "InversionTime")
+    data_sets = data_sets_of(header)
+    echo = number_of(data_sets, "EchoTime", "EffectiveEchoTime")
+    inversion = number_of(data_sets, "InversionTime", "InversionTimes")
     late_echo = echo > 50 if echo else not T1_NAMES.search(names)
     if late_echo and (FLAIR_NAMES.search(names) or inversion > 1500):
         return "flair"
@@ -336,16 +314,31 @@ def _kind(header: Any, names: str, slices: int) -> str:
     return "other"
 
 
+def _names(header: Any, protocols: Collection[str]) -> str:
+    """What names a sequence: the description of the series and, where it says nothing, the others.
+
+    `protocols` are names of whole examinations, which say nothing about one series.
+    """
+    own = ("SeriesDescription",), ("SequenceName", "PulseSequenceName", "AcquisitionContrast")
+    for elements in own:
+        names = " ".join(text_of(header, element) for element in elements)
+        if any(known.search(names) for known in (FLAIR_NAMES, T1_NAMES, OTHER_NAMES, WEIGHTINGS)):
+            return names
+    protocol = text_of(header, "ProtocolName")
+    return "" if protocol in protocols else protocol
+
+
 def _the_one(
     series: Sequence[Series], kind: str, number: int | None, folder: Path
 ) -> Series | None:
     if number is not None:
-        meant = [s for s in series if s.number == number]
+        same = [s for s in series if s.number == number]
+        meant = [s for s in same if s.kind == kind] if len(same) > 1 else same
         if len(meant) != 1:
-            listed = "; ".join(f"{s} in {s.paths[0].parent}" for s in meant or series)
+            listed = "; ".join(f"{s} in {s.paths[0].parent}" for s in same or series)
             raise LeukoError(
-                f"{folder} has {len(meant) or 'no'} series {number}: {listed}; "
-                "give the folder of one study"
+                f"{folder} has {len(same) or 'no'} series {number}: {listed}; "
+                f"give the folder of one study, or of the series alone with --{kind}"
             )
         return meant[0]
     meant = [s for s in series if s.kind == kind]

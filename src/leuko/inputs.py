@@ -15,7 +15,7 @@ from leuko.record import Finding, kept_findings
 from leuko.volume import Volume
 
 if TYPE_CHECKING:
-    from leuko.dicom import Series
+    from leuko.dicom_slices import Series
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,10 @@ def require_pair(flair: Scan, t1: Scan | None) -> None:
 
 
 def write_dicom(path: Path, mask: Volume, source: Scan) -> None:
-    """A mask as a DICOM segmentation of the scan that it is of, if that came from DICOM."""
+    """A mask as a DICOM segmentation of the scan that it is of, if that came from DICOM.
+
+    Raises LeukoError as `dicom_seg.write_segmentation` does, and without highdicom.
+    """
     if source.series is not None:
         from leuko.dicom_seg import write_segmentation
 

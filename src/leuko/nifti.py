@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from leuko.errors import LeukoError, first_line
+from leuko.errors import LeukoError, in_one_line
 from leuko.files import LARGEST_BYTES
 from leuko.volume import Array, Volume, require_head_size
 
@@ -130,7 +130,7 @@ def _load(path: Path) -> Any:
         missing = image.header.get_data_offset() + voxel_bytes - len(content)
     except Exception as error:  # a damaged header makes nibabel fail in more ways than it documents
         raise LeukoError(
-            f"{path} has a damaged header ({first_line(error)}); convert or copy it again"
+            f"{path} has a damaged header ({in_one_line(error)}); convert or copy it again"
         ) from error
     if missing > 0:  # nibabel would ask for all that memory first
         raise LeukoError(
@@ -226,7 +226,7 @@ def _content(path: Path) -> bytes:
         raise LeukoError(f"{path} may not be read; check its permissions") from error
     except (EOFError, OSError, zlib.error) as error:
         raise LeukoError(
-            f"{path} is damaged or cut short ({first_line(error)}); copy or convert it again"
+            f"{path} is damaged or cut short ({in_one_line(error)}); copy or convert it again"
         ) from error
     return b"".join(parts)
 
@@ -246,7 +246,7 @@ def _voxels(image: Any, path: Path, *, may_be_empty: bool = False) -> Array:
         data = np.asanyarray(image.dataobj).reshape(shape)
     except Exception as error:  # as above: the header may ask for anything
         raise LeukoError(
-            f"{path} is damaged or cut short ({first_line(error)}); copy or convert it again"
+            f"{path} is damaged or cut short ({in_one_line(error)}); copy or convert it again"
         ) from error
     if data.dtype.kind == "f":
         bad = data.size - int(np.count_nonzero(np.isfinite(data)))

@@ -16,7 +16,7 @@ from leuko.align import FAR_MM, Alignment
 from leuko.analysis import Analysis, Lesion, Regions
 from leuko.brain import Outside
 from leuko.channels import Pair
-from leuko.errors import LeukoError, first_line
+from leuko.errors import LeukoError, in_one_line
 from leuko.files import read_json
 from leuko.inputs import Scan
 from leuko.panes import Pane, as_jpeg
@@ -127,7 +127,7 @@ def side_output(folder: Path, names: Sequence[str], tell: Tell) -> Iterator[None
             (folder / name).unlink(missing_ok=True)
         log.debug("%s", ", ".join(names), exc_info=error)
         missing = " and ".join(names)
-        tell(Finding("warning", OUTPUT, f"{missing} could not be written ({first_line(error)})"))
+        tell(Finding("warning", OUTPUT, f"{missing} could not be written ({in_one_line(error)})"))
 
 
 def write_report(
