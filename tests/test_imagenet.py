@@ -256,7 +256,7 @@ def test_the_only_input_with_sensible_answers_is_taken(tmp_path, scale, kind):
 
 def test_a_file_that_does_not_tell_its_input_is_refused_until_it_is_said(tmp_path):
     path = str(saved_as("pth", full_state(1), tmp_path))
-    with pytest.raises(LeukoError, match=r"does not tell whether .* say --imagenet-kind"):
+    with pytest.raises(LeukoError, match=r"do not show whether .* give --imagenet-kind"):
         imagenet.transfer(SpecialisedVGG(2, FULL), path)
     answers = []
     for kind in PUBLISHED_KINDS:

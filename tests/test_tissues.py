@@ -156,7 +156,7 @@ def test_a_model_without_wmh_segments_none_and_says_so(leuko, tissue_model, head
     ):
         code, _, err = leuko(*command, "--model", tissue_model, "-o", tmp_path / "out")
         assert code == 2
-        assert "tells background, csf, grey, white apart, and no WMH" in err
+        assert "finds no WMH: its classes are background, csf, grey, white" in err
         assert not (tmp_path / "out").exists()
 
 
@@ -236,7 +236,7 @@ def test_labels_of_wmh_train_no_model_without_wmh(heads, tissue_model, tmp_path)
     settings = small_settings(
         heads, steps=1, init=str(tissue_model), classes=card.classes, preparation=card.preparation
     )
-    with pytest.raises(LeukoError, match="of which WMH is none"):
+    with pytest.raises(LeukoError, match="cannot learn from labels of WMH"):
         plan.start(tmp_path / "run", settings)
 
 

@@ -153,10 +153,10 @@ def _agreed(source: str, *, said: Kind | None, told: Kind | None) -> Kind:
     found = said or told
     if found is None:
         raise LeukoError(
-            f"{source} does not tell whether its weights expect grey values from 0 to 255 less "
-            "their mean or colours scaled to unit spread, and the maps of the wrong input are 57 "
-            "times too large or too small; say --imagenet-kind IMAGENET1K_FEATURES for the first, "
-            "IMAGENET1K_V1 for the second"
+            f"the values of {source} do not show whether it expects grey values from 0 to 255 less "
+            "their mean, or colours scaled to unit spread; give --imagenet-kind "
+            "IMAGENET1K_FEATURES for the first, IMAGENET1K_V1 for the second: with the wrong one "
+            "all maps are 57 times too large or too small"
         )
     return found
 

@@ -97,8 +97,8 @@ class Settings:
         if not self.label_names:
             if self.classes[-1] != WMH:
                 raise LeukoError(
-                    f"{self.init} has the classes {', '.join(self.classes)}, of which WMH is none; "
-                    "train it with tissue.nii.gz and --classes"
+                    f"{self.init} has the classes {', '.join(self.classes)} and cannot learn from "
+                    "labels of WMH; train it with label maps and --classes"
                 )
             return
         classes = self.labelling.classes

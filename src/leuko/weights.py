@@ -84,8 +84,8 @@ class ModelCard:
         """Raises LeukoError for a model of tissues alone, which finds no WMH."""
         if not self.knows_wmh:
             raise LeukoError(
-                f"the model {self.name} tells {', '.join(self.classes)} apart, and no WMH; give a "
-                "model with the class wmh, or see leuko.predict for the tissues of this one"
+                f"the model {self.name} finds no WMH: its classes are {', '.join(self.classes)}; "
+                "give a model with the class wmh, or use this one from Python with leuko.predict"
             )
 
     def limits(
