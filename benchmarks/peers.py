@@ -44,8 +44,9 @@ from leuko.evaluate import Row, compare, json_ready
 from leuko.export import export
 from leuko.files import read_json, staged, write_json
 from leuko.network import VGG16, SpecialisedVGG, Stages, vgg16
-from leuko.plan import CLASSES, Settings, start
+from leuko.plan import start
 from leuko.recipes import FROM_NOTHING
+from leuko.settings import CLASSES, Settings
 from leuko.train import Progress, fit, training_slices
 
 RESULTS = "peers.json"

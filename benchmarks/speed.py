@@ -34,7 +34,7 @@ from leuko.analysis import Case, analyse
 from leuko.channels import Preparation, area_residue, prepare, requantise
 from leuko.files import read_json
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
-from leuko.plan import CLASSES
+from leuko.settings import CLASSES
 from leuko.volume import Array, Volume, resample_onto
 from leuko.weights import WEIGHTS_FILE, ModelCard, save_card
 from phantoms import make_phantom

@@ -20,8 +20,9 @@ from speed import SLICE, save_noise_subject
 from torch.utils.flop_counter import FlopCounterMode
 
 from leuko.network import SpecialisedVGG
-from leuko.plan import CLASSES, Settings, start
+from leuko.plan import start
 from leuko.recipes import MODERN
+from leuko.settings import CLASSES, Settings
 from leuko.train import Progress, fit
 
 SIZES = (2048, 4096, 8192)  # of matrices; smaller ones fill no GPU

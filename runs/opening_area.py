@@ -1,10 +1,13 @@
-"""How well the residue tells lesions from the rest of the head, by the area of the opening.
+"""How well the residue tells lesions from the rest of the head, and how much of them stays in it,
+by the area of the opening.
 
     python runs/opening_area.py DATA
 
 DATA holds labelled subjects as for `leuko train`. Prints, for each subject, the area under the ROC
 curve of FLAIR and of the residue at several areas, over the voxels of the tissue (FLAIR above a
-fifth of the tissue's grey value; the brain alone where there is a brainmask.nii.gz).
+fifth of the tissue's grey value; the brain alone where there is a brainmask.nii.gz). Then, for each
+subject and area, the percentage of the lesion pixels brighter than tissue that keep at least half
+of that excess in the residue.
 """
 
 import sys
@@ -27,7 +30,9 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def main(data: Path) -> None:
-    print("subject", "FLAIR", *(f"{area} mm2" for area in AREAS_MM2), sep="\t")
+    areas = [f"{area} mm2" for area in AREAS_MM2]
+    print("area under the curve", "FLAIR", *areas, sep="\t")
+    kept = {}
     for subject in find_subjects(data):
         flair = nifti.read(subject.flair)
         preparation = replace(Preparation(), channels="flair-3-slices", pixel_mm=1.0)
@@ -41,11 +46,16 @@ def main(data: Path) -> None:
         lesion = on_slices(subject.labels)
         brain_file = subject.flair.parent / "brainmask.nii.gz"
         brain = on_slices(brain_file) if brain_file.exists() else grey > 20
-        scores = [
-            auc(image[lesion], image[brain & ~lesion])
-            for image in (grey, *(area_residue(grey, area) for area in AREAS_MM2))
+        residues = [area_residue(grey, area) for area in AREAS_MM2]
+        scores = [auc(image[lesion], image[brain & ~lesion]) for image in (grey, *residues)]
+        print(subject.name, *(f"{score:.3f}" for score in scores), sep="\t", flush=True)
+        excess = grey[lesion].astype(int) - preparation.tissue_grey
+        kept[subject.name] = [
+            100 * float((2 * residue[lesion] >= excess)[excess > 0].mean()) for residue in residues
         ]
-        print(subject.name, *(f"{score:.3f}" for score in scores), sep="\t")
+    print("\nlesion pixels in the residue, %", *areas, sep="\t")
+    for name, parts in kept.items():
+        print(name, *(f"{part:.0f}" for part in parts), sep="\t")
 
 
 if __name__ == "__main__":

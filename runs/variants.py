@@ -1,13 +1,13 @@
-"""The variants of the papers that the method stands on, each trained alike from scratch.
+"""Variants of the network and its input, each trained alike from scratch.
 
     python runs/variants.py DATA OUT [--slices 4800] [--width 0.5] [--only NAME ...]
 
 DATA holds `train` and `test`, labelled subjects, as benchmarks/peers.py makes them. Every variant
-sees as many slices and is measured on all test subjects with a threshold of 0.5. The published
-recipe is not one of them: its rates belong to ImageNet's maps, which are in the hundreds. In their
-place it starts from the stages of `its start`, scaled to that size, its other layers new; both have
-a quarter of the width, and it has `PUBLISHED_STEPS` in place of 150,000. OUT keeps the runs: what
-is done is not done again.
+sees as many slices and is measured on all test subjects with a threshold of 0.5. `PUBLISHED`, with
+the rates and momenta of Xu et al. 2017, is not trained alike: they are for ImageNet's weights on
+grey values. In their place it starts from the stages of `its start`, their maps `LARGE` times as
+large, its other layers new; both have a quarter of the width, and it has `PUBLISHED_STEPS` in place
+of 150,000 and one rate for all layers. OUT keeps the runs: what is done is not done again.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from leuko.weights import WEIGHTS_FILE, load_card, save_card
 
 PUBLISHED_STEPS, PUBLISHED_WIDTH = 300, 0.25
 LARGE = MODERN.feature_scale  # what Leuko divides ImageNet's maps by, to bring them near 1
-START, PUBLISHED = "its start", "published recipe"
+START, PUBLISHED = "its start", "published rates"
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
-    """By name: those of the papers, another rate, and what the published recipe starts from."""
+    """By name: input, stages, maps, another rate, the published rates and what they start from."""
     stages = vgg16(options.width)
     modern = replace(FROM_NOTHING, steps=options.slices // MODERN.images_per_step)
     ours = plan.Settings(
@@ -79,7 +79,9 @@ def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
     narrow = replace(ours, stages=vgg16(PUBLISHED_WIDTH))
     published = replace(
         narrow,
-        recipe=replace(XU2017, steps=PUBLISHED_STEPS),
+        recipe=replace(
+            XU2017, steps=PUBLISHED_STEPS, bias_rate=1.0, bias_decay=1.0, fusion_rate=1.0
+        ),
         init=str((options.out / "large-maps").resolve()),
     )
     return {
@@ -87,7 +89,7 @@ def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
         "three slices of FLAIR": replace(ours, preparation=Preparation(channels="flair-3-slices")),
         "three slices of T1": replace(ours, preparation=Preparation(channels="t1-3-slices")),
         "four stages": replace(ours, stages=stages[:4]),
-        "scores of each stage": replace(ours, side_maps=2),
+        "two maps a stage": replace(ours, side_maps=2),
         "rate of 3e-4": replace(ours, recipe=replace(modern, phases=MODERN.phases)),
         START: narrow,
         PUBLISHED: published,

@@ -17,11 +17,12 @@ AIR, FAT, SKULL, CSF, GREY, WHITE, LESION = range(7)
 
 @dataclass(frozen=True)
 class Phantom:
-    """FLAIR, T1 and labels (1 = lesion) of one made-up head, on one grid."""
+    """FLAIR, T1, labels (1 = lesion) and tissues (AIR to LESION) of one made-up head, one grid."""
 
     flair: Volume
     t1: Volume
     labels: Volume
+    tissue: Volume
 
     def write(self, folder: Path) -> None:
         """As a labelled subject: FLAIR.nii.gz, T1.nii.gz and wmh.nii.gz."""
@@ -55,6 +56,7 @@ def make_phantom(
         Volume(scans[0], affine, name="FLAIR"),
         Volume(scans[1], affine, name="T1"),
         Volume((tissue == LESION).astype(np.uint8), affine, name="wmh"),
+        Volume(tissue.astype(np.uint8), affine, name="tissue"),
     )
 
 

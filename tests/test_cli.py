@@ -136,13 +136,17 @@ def test_train_and_segment_with_the_full_network(leuko, heads, vgg_file, tmp_pat
     assert code == 0, err  # three slices of FLAIR need no T1
 
 
-def test_the_published_recipe_runs(leuko, heads, tmp_path):
+def test_the_papers_recipe_runs(leuko, heads, tmp_path):
     code, _, err = leuko(
         "train", heads, "-o", tmp_path / "run", "--recipe", "xu2017", "--init", "none",
         "--steps", 1, "--held-out", 0,
     )  # fmt: skip
     assert code == 0, err
-    assert load_card(tmp_path / "run").training["recipe"] == "xu2017"
+    card = load_card(tmp_path / "run")
+    assert card.training["recipe"] == "xu2017"
+    assert card.preparation.opening_mm2 == 100
+    recipe = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["recipe"]
+    assert (recipe["bias_rate"], recipe["bias_decay"], recipe["fusion_rate"]) == (2, 0, 0.01)
 
 
 def test_training_from_a_model_keeps_its_settings(leuko, heads, foreign_model, tmp_path):
@@ -175,6 +179,10 @@ def test_a_training_from_nothing_may_be_narrow(leuko, heads, tmp_path):
         (["--init", "none", "--imagenet-weights", "f"], "goes with --init imagenet; the start is"),
         (["--recipe", "adapt", "--heads", "nowhere"], "holds no label maps"),
         (["--width", 0.5], "--width goes with --init none; imagenet has its own"),
+        (["--recipe", "adapt", "--stages", 4], "--stages goes with --init imagenet or none"),
+        (["--imagenet-kind", "IMAGENET1K_V1"], "--imagenet-kind goes with --imagenet-weights FILE"),
+        (["--init", "none", "--classes", ""], "expected background first"),
+        (["--init", "none", "--classes", "background,wmh"], "holds no labelled subject"),
     ],
 )
 def test_trainings_that_cannot_be_are_refused(leuko, heads, tmp_path, options, said):

@@ -4,6 +4,7 @@ from urllib.error import URLError
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from leuko import imagenet
 from leuko.errors import LeukoError
@@ -177,3 +178,96 @@ def test_a_missing_file_and_another_architecture_are_refused(weight_file, tmp_pa
         imagenet.transfer(SpecialisedVGG(2, STAGES), str(tmp_path / "nowhere.pth"))
     with pytest.raises(LeukoError, match=r"\(4, 3, 3, 3\) at features.0.weight"):
         imagenet.transfer(SpecialisedVGG(2), str(weight_file))
+
+
+# What a file is for, told by its values
+
+
+PUBLISHED_KINDS = ("IMAGENET1K_FEATURES", "IMAGENET1K_V1")
+FULL = ((64,), (6, 6))  # the published first layer has 64 biases
+FULL_INDICES = (0, 3, 5)
+
+
+def full_state(scale, biases=()):
+    """Weights without a classifier; the first layer's of the given size and first biases."""
+    generator = torch.Generator().manual_seed(3)
+    state, maps = {}, 3
+    for index, width in zip(FULL_INDICES, (64, 6, 6), strict=True):
+        spread = scale * (2 / 27) ** 0.5 if index == 0 else (2 / (9 * maps)) ** 0.5
+        shape = (width, maps, 3, 3)
+        state[f"features.{index}.weight"] = spread * torch.randn(shape, generator=generator)
+        state[f"features.{index}.bias"] = 0.3 * torch.randn(width, generator=generator)
+        maps = width
+    state["features.0.bias"][: len(biases)] = torch.tensor(biases)
+    return state
+
+
+def first_answers(network):
+    """The root mean square of the first layer's answers to grey values of a photograph's spread."""
+    torch.manual_seed(4)
+    coarse = F.interpolate(torch.randn(1, 1, 12, 12), (96, 96), mode="bicubic")
+    grey = (127 + 60 * (coarse + 0.3 * torch.randn(1, 3, 96, 96))).clamp(0, 255)
+    with torch.no_grad():
+        return network.convolutions[0](grey - 127)[..., 1:-1, 1:-1].square().mean().sqrt().item()
+
+
+def saved_as(form, state, folder):
+    if form == "pth":
+        torch.save(state, folder / "weights.pth")
+        return folder / "weights.pth"
+    if form == "float16":
+        return saved_as("pth", {name: value.half() for name, value in state.items()}, folder)
+    if form == "bfloat16":
+        return saved_as("pth", {name: v.bfloat16() for name, v in state.items()}, folder)
+    if form == "renamed":
+        names = ("conv1_1", "conv2_1", "conv2_2")
+        for index, name in zip(FULL_INDICES, names, strict=True):
+            for part in ("weight", "bias"):
+                state[f"{name}.{part}"] = state.pop(f"features.{index}.{part}")
+        return saved_as("pth", dict(reversed(state.items())), folder)
+    save_file(state, folder / "weights.safetensors")
+    return folder / "weights.safetensors"
+
+
+@pytest.mark.parametrize("form", ["pth", "float16", "bfloat16", "renamed", "safetensors"])
+@pytest.mark.parametrize("kind", PUBLISHED_KINDS)
+def test_published_weights_saved_again_are_known(tmp_path, kind, form):
+    state = full_state(1, imagenet.PUBLISHED[kind].first_biases)
+    expected = imagenet.fold_input_scaling(state) if kind == "IMAGENET1K_V1" else dict(state)
+    network = SpecialisedVGG(2, FULL)
+    imagenet.transfer(network, str(saved_as(form, dict(state), tmp_path)))
+    for index, convolution in zip(FULL_INDICES, network.convolutions, strict=True):
+        weight = expected[f"features.{index}.weight"]
+        torch.testing.assert_close(convolution.weight.data, weight, rtol=0.01, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("scale", "kind"), [(1 / 57, "IMAGENET1K_FEATURES"), (57, "IMAGENET1K_V1")]
+)
+def test_the_only_input_with_sensible_answers_is_taken(tmp_path, scale, kind):
+    path = str(saved_as("pth", full_state(scale), tmp_path))
+    network = SpecialisedVGG(2, FULL)
+    imagenet.transfer(network, path)
+    assert 0.1 < first_answers(network) < 1000
+    other = next(name for name in PUBLISHED_KINDS if name != kind)
+    with pytest.raises(LeukoError, match=f"weights like {kind}, not {other}"):
+        imagenet.transfer(SpecialisedVGG(2, FULL), path, kind=other)
+
+
+def test_a_file_that_does_not_tell_its_input_is_refused_until_it_is_said(tmp_path):
+    path = str(saved_as("pth", full_state(1), tmp_path))
+    with pytest.raises(LeukoError, match=r"do not show whether .* give --imagenet-kind"):
+        imagenet.transfer(SpecialisedVGG(2, FULL), path)
+    answers = []
+    for kind in PUBLISHED_KINDS:
+        network = SpecialisedVGG(2, FULL)
+        imagenet.transfer(network, path, kind=kind)
+        answers.append(first_answers(network))
+    assert answers[0] / answers[1] == pytest.approx(57, rel=0.1)
+
+
+def test_weights_of_nan_are_refused(tmp_path):
+    state = full_state(1 / 57)
+    state["features.3.bias"][0] = torch.nan
+    with pytest.raises(LeukoError, match=r"nan or infinity at features\.3\.bias"):
+        imagenet.transfer(SpecialisedVGG(2, FULL), str(saved_as("pth", state, tmp_path)))

@@ -24,11 +24,11 @@ from leuko.errors import LeukoError
 from leuko.evaluate import evaluate_folders
 from leuko.files import sha256
 from leuko.network import SpecialisedVGG
-from leuko.recipes import XU2017, Phase
+from leuko.recipes import MODERN, XU2017, Phase
 from leuko.weights import WEIGHTS_FILE, load_card
 
 NARROW = ((4, 4), (8, 8))
-# The published recipe on features from scratch, whose scale is one and not hundreds.
+# The paper's recipe on features from scratch, whose scale is one.
 SHORT_XU2017 = replace(
     XU2017,
     steps=8,
@@ -282,6 +282,29 @@ def test_sgd_moves_as_caffe_does_when_the_rate_changes():
         velocity = phase.momentum * velocity + phase.rate_to * (gradient + 0.5 * caffe)
         caffe -= velocity
         assert weight.item() == pytest.approx(caffe, rel=1e-12)
+
+
+def test_biases_and_fusion_have_the_rates_and_the_decay_of_the_recipe():
+    network = SpecialisedVGG(2, NARROW)
+    recipe = replace(XU2017, weight_decay=0.5)
+    optimizer = train._optimizer(recipe, network)
+    train._set_rate(optimizer, Phase(1, 0.1, 0.1, momentum=0.9), 0.1)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in network.named_parameters():
+        rate = 0.1 * (2 if name.endswith("bias") else 1) * (0.01 if "fusion" in name else 1)
+        decay = 0 if name.endswith("bias") else 0.5
+        expected = before[name] - rate * (1 + decay * before[name])
+        torch.testing.assert_close(parameter.data, expected)
+
+
+def test_a_recipe_without_factors_has_one_group_of_parameters():
+    network = SpecialisedVGG(2, NARROW)
+    (group,) = train._optimizer(MODERN, network).param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in network.parameters()]
+    assert group["weight_decay"] == MODERN.weight_decay
 
 
 def test_a_training_starts_from_a_trained_model(heads, model, tmp_path):

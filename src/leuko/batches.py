@@ -22,14 +22,15 @@ from leuko.rehearsal import Rehearsal
 class Batch:
     """Images (N, 3, H, W), centred, and what is known of each pixel, int64.
 
-    The first images are the subjects': `labels` (R, H, W) hold 0, 1 (WMH) and IGNORED. The others
-    are synthetic: `classes` (N - R, H, W) hold the model's classes. `wmh` (N, H, W), bool.
+    The first images are the subjects': `labels` (R, H, W) hold the classes of their labels and
+    IGNORED. The others are synthetic: `classes` (N - R, H, W) hold the model's classes. `wmh`
+    (N, H, W), bool; None where the labels do not tell it.
     """
 
     images: Tensor
     labels: Tensor
     classes: Tensor
-    wmh: Tensor
+    wmh: Tensor | None
 
     def share(self, rank: int, count: int) -> "Batch":
         """Every `count`-th image, from that of a process's rank on."""
@@ -38,7 +39,7 @@ class Batch:
             self.images[rank::count],
             self.labels[rank::count],
             self.classes[first::count],
-            self.wmh[rank::count],
+            None if self.wmh is None else self.wmh[rank::count],
         )
 
 
@@ -92,7 +93,9 @@ class Batches:
             generator=torch.Generator(self._device).manual_seed(int(rng.integers(2**62))),
         )
         labels, classes = moved[:real], moved[real:]
-        wmh = torch.cat([labels == 1, classes == WMH])
+        wmh = None
+        if self._slices.wmh is not None:
+            wmh = torch.cat([labels == self._slices.wmh, classes == WMH])
         if not self._tissues:
             classes = (classes == WMH).long()
         return Batch(varied, labels, classes, wmh)

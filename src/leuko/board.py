@@ -25,15 +25,18 @@ class Board:
 
     def log(self, step: int, numbers: Mapping[str, float], batch: Batch, logits: Tensor) -> None:
         """Log numbers of a step by name, and now and then what the network sees and says: slices
-        of a batch, beside each its labelled WMH and the probability that the logits give it."""
+        of a batch, beside each its labelled WMH and the probability that the logits give it; of a
+        model without WMH the labelled and the most probable class, the last one white."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         if step % PICTURE_STEPS == 1:
             shown = ((batch.images[:PICTURES] + 127) / 255).clamp(0, 1).cpu()
-            others = [
-                part[:PICTURES, None].float().cpu().expand_as(shown)
-                for part in (batch.wmh, logits.softmax(dim=1)[:, -1])
-            ]
+            if batch.wmh is None:
+                last = logits.shape[1] - 1
+                parts = [(batch.labels / last).clamp(max=1), logits.argmax(dim=1) / last]
+            else:
+                parts = [batch.wmh, logits.softmax(dim=1)[:, -1]]
+            others = [part[:PICTURES, None].float().cpu().expand_as(shown) for part in parts]
             rows = torch.cat([shown, *others], dim=3)  # (N, 3, H, 3W)
             self._writer.add_image(PICTURE, torch.cat(list(rows), dim=1), step)
 

@@ -33,7 +33,8 @@ class Preparation:
     # Two and a half times the tissue still fits 8 bit, which leaves room for lesions. A scale set
     # by the brightest voxels would depend on the fat of the scalp.
     tissue_grey: int = 100
-    # Structures up to this area stay in the residue. See the figures in EXPERIMENTS.md.
+    # Structures up to this area stay in the residue. So large an area departs from the paper, in
+    # whose residue large lesions do not appear; see the figures in EXPERIMENTS.md.
     opening_mm2: float = 1000.0
     # Whether the model was also trained without T1: that channel is then 0.
     t1_optional: bool = False

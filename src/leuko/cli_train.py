@@ -15,6 +15,7 @@ from leuko.terminal import counted, means_as_text, progress_bar, validation_as_t
 
 if TYPE_CHECKING:
     from leuko.channels import Channels
+    from leuko.recipes import Recipe
     from leuko.validation import Validation
 
 FOLDS = 5  # to adapt
@@ -27,11 +28,21 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new run.")] = None,
     recipe: Annotated[
         Literal["modern", "xu2017", "adapt"],
-        typer.Option(help="How to train; xu2017 is as published, adapt is for a few scans."),
+        typer.Option(
+            help="How to train; xu2017 has the paper's numbers, adapt is for a few scans."
+        ),
     ] = "modern",
     channels: Annotated[
         Literal["flair-t1-residue", "flair-3-slices", "t1-3-slices"] | None,
         typer.Option(help="What the colours of a slice are; flair-t1-residue by default."),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Train with label maps, tissue.nii.gz in place of wmh.nii.gz; the names of their "
+            "values 0, 1, 2, ..., for example background,csf,grey,white. Values of one name are "
+            "one class, those called unknown are not trained with."
+        ),
     ] = None,
     init: Annotated[
         str | None,
@@ -48,10 +59,23 @@ def train(
             help="Fraction of VGG-16's channels, with --init none; 0.5 is a quarter of the work.",
         ),
     ] = 1.0,
+    stages: Annotated[
+        int,
+        typer.Option(
+            min=1, max=5, help="Stages of VGG-16, the finest first; 4 drops the coarsest."
+        ),
+    ] = 5,
     imagenet_weights: Annotated[
         str,
         typer.Option(help="IMAGENET1K_FEATURES, IMAGENET1K_V1, or a file with VGG-16 weights."),
     ] = "IMAGENET1K_FEATURES",
+    imagenet_kind: Annotated[
+        Literal["IMAGENET1K_FEATURES", "IMAGENET1K_V1"] | None,
+        typer.Option(
+            help="Which of the two a file's weights are like: for grey values from 0 to 255, or "
+            "for scaled colours. Asked for where the file's values do not tell."
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Updates of each training; by default the recipe's.")
     ] = None,
@@ -103,8 +127,10 @@ def train(
         raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to go on")
     require(*TRAINING, extra="train")
     from leuko import parallel
-    from leuko.plan import NO_MODELS, Settings, start
+    from leuko.imagenet import PUBLISHED
+    from leuko.plan import start
     from leuko.recipes import FROM_NOTHING, RECIPES
+    from leuko.settings import NO_MODELS, Settings
     from leuko.weights import DEFAULT
 
     chosen = FROM_NOTHING if (recipe, init) == ("modern", "none") else RECIPES[recipe]
@@ -115,15 +141,17 @@ def train(
     init = init or (DEFAULT if adapts else "imagenet")
     if adapts and init in NO_MODELS:
         raise LeukoError(f"to adapt takes a trained model to start from; {init} is none")
-    if init != "imagenet" and _is_given(context, "imagenet_weights"):
-        raise LeukoError(f"--imagenet-weights goes with --init imagenet; the start is {init}")
-    if init != "none" and _is_given(context, "width"):
-        raise LeukoError(f"--width goes with --init none; {init} has its own")
+    _require_start(context, init)
+    if imagenet_kind and imagenet_weights in PUBLISHED:
+        raise LeukoError("--imagenet-kind goes with --imagenet-weights FILE")
+    names = () if classes is None else tuple(name.strip() for name in classes.split(","))
     settings = Settings(
         data=str(data.resolve()),
         recipe=replace(chosen, steps=steps or chosen.steps),
-        **_network(init, channels, width),
+        **_network(init, chosen, names, channels, width, stages),
+        label_names=names,
         imagenet_weights=imagenet_weights,
+        imagenet_kind=imagenet_kind,
         seed=seed,
         held_out=0 if folds else held_out,
         folds=folds,
@@ -187,16 +215,44 @@ def synth(
         print(f"{folder}  {volume_ml:.2f} mL")
 
 
-def _network(init: str, channels: "Channels | None", width: float) -> dict[str, Any]:
+def _require_start(context: typer.Context, init: str) -> None:
+    """Raises LeukoError for an option of another start."""
+    for name, starts, why in (
+        ("imagenet_weights", ("imagenet",), f"the start is {init}"),
+        ("imagenet_kind", ("imagenet",), f"the start is {init}"),
+        ("width", ("none",), f"{init} has its own"),
+        ("stages", ("imagenet", "none"), f"{init} has its own"),
+    ):
+        if init not in starts and _is_given(context, name):
+            option = f"--{name.replace('_', '-')}"
+            raise LeukoError(f"{option} goes with --init {' or '.join(starts)}; {why}")
+
+
+def _network(
+    init: str,
+    recipe: "Recipe",
+    names: tuple[str, ...],
+    channels: "Channels | None",
+    width: float,
+    stages: int,
+) -> dict[str, Any]:
     """The settings that say what is trained, which a model to start from decides."""
     from leuko.channels import Preparation
+    from leuko.dataset import WMH_LABELS, tissue_labels
     from leuko.network import vgg16
-    from leuko.plan import NO_MODELS
+    from leuko.settings import NO_MODELS
     from leuko.weights import find, load_card
 
     if init in NO_MODELS:
         preparation = Preparation(channels=channels) if channels else Preparation()
-        return {"init": init, "preparation": preparation, "stages": vgg16(width)}
+        if recipe.opening_mm2:
+            preparation = replace(preparation, opening_mm2=recipe.opening_mm2)
+        return {
+            "init": init,
+            "preparation": preparation,
+            "stages": vgg16(width)[:stages],
+            "classes": (tissue_labels(names) if names else WMH_LABELS).classes,
+        }
     folder = find(init)
     card = load_card(folder)
     if channels not in (None, card.preparation.channels):
@@ -240,9 +296,9 @@ def _fit(run: Path) -> None:
         from leuko import folds, parallel, plan, train
 
         parallel.wait_for(run / plan.RUN_FILE)
-        cross_validates = plan.read_settings(run)[0].folds > 0
+        settings = plan.read_settings(run)[0]
         with progress_bar(shown=parallel.is_first()) as (on_step, doing):
-            if cross_validates:
+            if settings.folds:
                 validation = folds.fit(run, on_step=on_step, doing=doing)
             else:
                 measures = train.fit(run, on_step=on_step, doing=doing)
@@ -252,11 +308,15 @@ def _fit(run: Path) -> None:
     if not parallel.is_first():
         return
     print(f"model   {run}")
-    if cross_validates and validation:
+    if settings.folds and validation:
         _print_validation(run, validation)
     elif measures:
         print(f"mean of {counted(len(measures), 'held-out subject')}:")
-        print(means_as_text(measures))
+        if not settings.label_names:
+            print(means_as_text(measures))
+        for name in settings.classes[1:] if settings.label_names else ():
+            print(name)
+            print(means_as_text(measures, prefix=f"{name}_"))
 
 
 def _print_validation(run: Path, validation: "Validation") -> None:

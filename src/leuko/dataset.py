@@ -21,12 +21,49 @@ log = logging.getLogger(__name__)
 
 LABEL_NAMES = ("wmh", "lesions")
 LABEL_VALUES = (0, 1, OTHER_PATHOLOGY)
+BACKGROUND, WMH, UNKNOWN = "background", "wmh", "unknown"  # names of labels
 IGNORED = 255  # in slices: of unknown class, left out of the loss
 
 
 @dataclass(frozen=True)
+class Labelling:
+    """What label files are called, and the names of their values 0, 1, 2, ...
+
+    Values of one name are one class; those called `UNKNOWN` are left out of loss and measures.
+    """
+
+    files: tuple[str, ...]
+    names: tuple[str, ...]
+
+    @property
+    def values(self) -> range:
+        return range(len(self.names))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Each name once, in order of the values, but WMH last."""
+        others = dict.fromkeys(name for name in self.names if name not in (WMH, UNKNOWN))
+        return (*others, WMH) if WMH in self.names else tuple(others)
+
+    def classified(self, values: Array) -> Array:
+        """The numbers of the classes, or `IGNORED`, of label values; uint8."""
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        table = np.array([numbers.get(name, IGNORED) for name in self.names], dtype=np.uint8)
+        return table[values.astype(np.intp)]
+
+
+# The challenge's: 2 is other pathology.
+WMH_LABELS = Labelling(LABEL_NAMES, (BACKGROUND, WMH, UNKNOWN))
+
+
+def tissue_labels(names: Sequence[str]) -> Labelling:
+    """Label maps of several classes: `tissue.nii.gz`, as `leuko segment` and `synth` write it."""
+    return Labelling(("tissue",), tuple(names))
+
+
+@dataclass(frozen=True)
 class Subject:
-    """One brain's files; `labels` holds 0 background, 1 WMH, 2 other pathology."""
+    """One brain's files; what the values of `labels` mean is said by a `Labelling`."""
 
     name: str
     flair: Path
@@ -38,12 +75,13 @@ class Subject:
 class Slices:
     """Slices of many subjects on one canvas: `images` (N, H, W, 3) and `labels` (N, H, W), uint8.
 
-    Labels are 0 background, 1 WMH, `IGNORED` unknown. `sagittal` (N,), bool.
+    Labels are numbers of classes, that of WMH being `wmh`, or `IGNORED`. `sagittal` (N,), bool.
     """
 
     images: Array
     labels: Array
     sagittal: Array
+    wmh: int | None = 1  # None: the labels do not tell WMH
 
     def draw(self, count: int, *, lesion_part: float, rng: np.random.Generator) -> Array:
         """Indices of `count` slices; about `lesion_part` of them surely show a lesion."""
@@ -56,23 +94,25 @@ class Slices:
     @cached_property
     def with_lesion(self) -> Array:
         """Indices of the slices that show a lesion."""
-        return np.flatnonzero((self.labels == 1).any(axis=(1, 2)))
+        if self.wmh is None:
+            return np.array([], dtype=np.intp)
+        return np.flatnonzero((self.labels == self.wmh).any(axis=(1, 2)))
 
 
-def find_subjects(folder: Path) -> list[Subject]:
+def find_subjects(folder: Path, labelling: Labelling = WMH_LABELS) -> list[Subject]:
     """The labelled subjects under a folder, sorted by name.
 
     Two layouts: `<subject>/{FLAIR,T1,wmh|lesions}.nii.gz` and the challenge's
-    `<site>/<id>/{pre/FLAIR,pre/T1,wmh}.nii.gz`; `.nii` will do as well.
-    The T1 may be missing. Folders with labels or images alone are named in warnings. Raises
-    LeukoError if there is no subject.
+    `<site>/<id>/{pre/FLAIR,pre/T1,wmh}.nii.gz`; `.nii` will do as well. Other labels have other
+    file names. The T1 may be missing. Folders with labels or images alone are named in warnings.
+    Raises LeukoError if there is no subject.
     """
     if not folder.is_dir():
         raise LeukoError(f"{folder} is not a folder; give one that holds labelled subjects")
     subjects = []
     images = find_images(folder)
     for labels in images:
-        if image_stem(labels) not in LABEL_NAMES:
+        if image_stem(labels) not in labelling.files:
             continue
         name = labels.parent.relative_to(folder).as_posix()
         for home in (labels.parent, labels.parent / "pre"):
@@ -84,16 +124,18 @@ def find_subjects(folder: Path) -> list[Subject]:
             log.warning("%s has labels but no FLAIR; left out", labels.parent)
     twice = {s.name for s in subjects if sum(s.name == other.name for other in subjects) > 1}
     if twice:
-        raise LeukoError(f"{folder}: {min(twice)} has both wmh and lesions; keep one of them")
-    labelled = {path.parent for path in images if image_stem(path) in LABEL_NAMES}
+        both = " and ".join(labelling.files)
+        raise LeukoError(f"{folder}: {min(twice)} has both {both}; keep one of them")
+    labelled = {path.parent for path in images if image_stem(path) in labelling.files}
     others = {path.parent for path in images if labelled.isdisjoint(path.parents)}
     for other in sorted(others) if subjects else ():
-        log.warning("%s has images but no labels (wmh or lesions); left out", other)
+        names = " or ".join(labelling.files)
+        log.warning("%s has images but no labels (%s); left out", other, names)
     if not subjects:
         raise LeukoError(
             f"{folder} holds no labelled subject; expected <subject>/FLAIR.nii.gz, T1.nii.gz and "
-            "wmh.nii.gz (or lesions.nii.gz), or the challenge's <site>/<id>/pre/FLAIR.nii.gz, "
-            "pre/T1.nii.gz and wmh.nii.gz"
+            f"{' or '.join(f'{name}.nii.gz' for name in labelling.files)}, or the challenge's "
+            f"<site>/<id>/pre/FLAIR.nii.gz, pre/T1.nii.gz and {labelling.files[0]}.nii.gz"
         )
     return subjects
 
@@ -104,14 +146,16 @@ def read_pair(subject: Subject, preparation: Preparation) -> tuple[Volume, Volum
     return nifti.read(subject.flair), t1
 
 
-def verify(subject: Subject, preparation: Preparation) -> bool:
-    """Whether a subject has WMH; warns of a T1 that does not look as if it lay on the FLAIR.
+def verify(
+    subject: Subject, preparation: Preparation, labelling: Labelling = WMH_LABELS
+) -> frozenset[str]:
+    """The classes that a subject shows; warns of a T1 that does not look as if it lay on the FLAIR.
 
     Raises LeukoError where a file cannot be read or prepared, or the labels are on another grid.
     """
     try:
         flair, t1 = read_pair(subject, preparation)
-        truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
+        truth = read_classes(subject, labelling)
         require_same_grid(flair, truth)
         Pair.of(flair, t1, preparation)
     except LeukoError as error:
@@ -124,7 +168,14 @@ def verify(subject: Subject, preparation: Preparation) -> bool:
             subject.name,
             doubt,
         )
-    return bool((truth.data == 1).any())
+    shown = np.unique(truth.data)
+    return frozenset(name for number, name in enumerate(labelling.classes) if number in shown)
+
+
+def read_classes(subject: Subject, labelling: Labelling) -> Volume:
+    """A subject's labels as numbers of classes, or `IGNORED`; uint8."""
+    labels = nifti.read_labels(subject.labels, values=labelling.values)
+    return labels.with_data(labelling.classified(labels.data))
 
 
 def person(name: str) -> str:
@@ -162,7 +213,11 @@ def split(subjects: Sequence[Subject], *, held_out: float, seed: int) -> tuple[l
 
 
 def load(
-    subjects: Sequence[Subject], preparation: Preparation, *, three_planes: bool = False
+    subjects: Sequence[Subject],
+    preparation: Preparation,
+    labelling: Labelling = WMH_LABELS,
+    *,
+    three_planes: bool = False,
 ) -> Slices:
     """Prepare all slices of the subjects; smaller ones are centred on the largest's canvas.
 
@@ -171,7 +226,7 @@ def load(
     parts = [
         part
         for subject in subjects
-        for part in _subject_slices(subject, preparation, three_planes=three_planes)
+        for part in _subject_slices(subject, preparation, labelling, three_planes=three_planes)
     ]
     return joined(parts)
 
@@ -184,29 +239,34 @@ def joined(parts: Sequence[Slices]) -> Slices:
         np.concatenate([_on_canvas(part.images, height, width) for part in parts]),
         np.concatenate([_on_canvas(part.labels, height, width) for part in parts]),
         np.concatenate([part.sagittal for part in parts]),
+        parts[0].wmh,
     )
 
 
 def _subject_slices(
-    subject: Subject, preparation: Preparation, *, three_planes: bool
+    subject: Subject, preparation: Preparation, labelling: Labelling, *, three_planes: bool
 ) -> Iterator[Slices]:
     flair, t1 = read_pair(subject, preparation)
-    truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
+    truth = read_classes(subject, labelling)
+    count = len(labelling.classes)
+    wmh = count - 1 if WMH in labelling.classes else None
     require_same_grid(flair, truth)
     pair = Pair.of(flair, t1, preparation)
     for axis in range(3) if three_planes and flair.is_nearly_isotropic else (None,):
         images, placement = pair.slices(axis)
         sagittal = np.full(len(images), placement.across == 0)
-        yield Slices(images, _label_slices(truth, placement), sagittal)
+        yield Slices(images, _label_slices(truth, placement, count), sagittal, wmh)
 
 
-def _label_slices(truth: Volume, placement: Placement) -> Array:
-    """Labels on the model's pixels: WMH where it fills at least half of one."""
+def _label_slices(truth: Volume, placement: Placement, count: int) -> Array:
+    """The class that fills most of each of the model's pixels, of `count`; the last one if even."""
     canonical = Orientation.of(truth.affine).apply(truth.data)
-    wmh = placement.slices((canonical == 1).astype(np.float32)) >= 0.5
-    other = placement.slices((canonical == OTHER_PATHOLOGY).astype(np.float32)) >= 0.5
-    labels = wmh.astype(np.uint8)
-    labels[other & ~wmh] = IGNORED
+    shape = (canonical.shape[placement.across], placement.rows.pixels, placement.columns.pixels)
+    labels, largest = np.zeros(shape, dtype=np.uint8), np.zeros(shape, dtype=np.float32)
+    for number in (*range(count - 1), IGNORED, count - 1):
+        share = placement.slices((canonical == number).astype(np.float32))
+        labels[(share > 0) & (share >= largest)] = number
+        largest = np.maximum(largest, share)
     return labels
 
 

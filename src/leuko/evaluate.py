@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from leuko import nifti
-from leuko.dataset import LABEL_NAMES, LABEL_VALUES
+from leuko.dataset import IGNORED, LABEL_NAMES, LABEL_VALUES, WMH
 from leuko.errors import LeukoError
 from leuko.files import find_images, image_stem, staged
 from leuko.lesions import find_lesions
@@ -62,6 +62,28 @@ def compare(truth: Volume, mask: Volume) -> Row:
         "reference_lesions": float(find_lesions(expected)[1]),
         "prediction_lesions": float(find_lesions(predicted)[1]),
     }
+
+
+def compare_classes(truth: Volume, found: Volume, classes: Sequence[str]) -> Row:
+    """The measures of each class but the first, background, by columns such as `csf_dsc`, and its
+    volumes; lesions are counted for `wmh` alone.
+
+    `truth` and `found` hold numbers of classes; where the truth is `IGNORED`, nothing counts.
+    """
+    require_same_grid(truth, found)
+    canonical = truth.canonical()
+    known = canonical.data != IGNORED
+    row: Row = {}
+    for number, name in list(enumerate(classes))[1:]:
+        labels = canonical.with_data((canonical.data == number).astype(np.uint8))
+        mask = canonical.with_data((found.canonical().data == number) & known)
+        measures = compare(labels, mask)
+        row |= {
+            f"{name}_{key}": value
+            for key, value in measures.items()
+            if name == WMH or "lesion" not in key
+        }
+    return row
 
 
 def evaluate_folders(references: Path, predictions: Path) -> dict[str, Row]:

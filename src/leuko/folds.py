@@ -28,6 +28,7 @@ from leuko.folds_report import as_html, as_markdown, examples
 from leuko.held_out import MASKS
 from leuko.metrics import MEASURES, dice
 from leuko.plan import RUN_FILE, Plan
+from leuko.settings import Settings
 from leuko.synthesis import synthesise
 from leuko.train import Progress
 from leuko.validation import Validation
@@ -95,7 +96,7 @@ def fit(
     return validation
 
 
-def split(names: Sequence[str], settings: plan.Settings) -> list[list[str]]:
+def split(names: Sequence[str], settings: Settings) -> list[list[str]]:
     """The names in `settings.folds` parts of equal size, or nearly; at most one part a person.
 
     Scans of one person, `sub-01/ses-1` and `sub-01/ses-2`, stay together.

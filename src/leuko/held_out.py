@@ -8,16 +8,17 @@ import numpy as np
 
 from leuko import guards, nifti, runtime
 from leuko.channels import Pair
-from leuko.dataset import LABEL_VALUES, Subject, read_pair
-from leuko.evaluate import Row, compare
+from leuko.dataset import LABEL_VALUES, Labelling, Subject, read_classes, read_pair
+from leuko.evaluate import Row, compare, compare_classes
 from leuko.files import staged
-from leuko.predict import predict_pair, to_mask, to_tissue
+from leuko.predict import predict, predict_pair, to_mask, to_tissue
 from leuko.record import Stopwatch
-from leuko.volume import Volume
+from leuko.volume import Array, Volume
 
 log = logging.getLogger(__name__)
 
 MASKS, MASK_FILE, DOUBT_FILE = "masks", "wmh.nii.gz", "doubt.txt"
+TISSUE_FILE = "tissue.nii.gz"
 
 
 def measures(
@@ -51,6 +52,32 @@ def measures(
     return rows
 
 
+def class_measures(
+    subjects: Iterable[Subject],
+    model: runtime.Model,
+    labelling: Labelling,
+    maps: Path,
+    *,
+    doing: Callable[[str], None] = lambda _: None,
+) -> dict[str, Row]:
+    """The measures of each class by subject (`evaluate.compare_classes`), what the model found in
+    `maps/SUBJECT/tissue.nii.gz`, numbered as its classes.
+
+    Maps that are there already are taken for the model's, so that measuring can be interrupted.
+    """
+    rows = {}
+    for subject in subjects:
+        doing(f"measuring {subject.name}")
+        path = maps / subject.name / TISSUE_FILE
+        if not path.is_file():
+            with staged(path.parent) as scratch:
+                nifti.write(scratch / path.name, _tissue(subject, model))
+        found = nifti.read_labels(path, values=range(len(model.card.classes)))
+        truth = read_classes(subject, labelling)
+        rows[subject.name] = compare_classes(truth, found, model.card.classes)
+    return rows
+
+
 def mask_path(masks: Path, name: str) -> Path:
     """Where the mask of a subject lies."""
     return masks / name / MASK_FILE
@@ -71,15 +98,26 @@ def segment(
     flair, t1 = read_pair(subject, model.card.preparation)
     pair = Pair.of(flair, t1, model.card.preparation)
     probabilities = predict_pair(pair, model, Stopwatch())
-    mask = to_mask(
-        probabilities[-1],
-        model.card.threshold,
-        smallest_mm3=model.card.smallest_lesion_mm3,
-        voxel_mm3=flair.voxel_mm3,
-    )
+    mask = _mask(probabilities, flair, model)
     doubt = None
     if guarded and model.card.classes == guards.TISSUES:
         tissue = to_tissue(probabilities, mask, flair).canonical().data
         case = guards.Case(flair.canonical(), pair.t1 if pair.t1.any() else None, tissue)
         doubt = guards.wrong_scan(case)
     return flair.with_data(mask), doubt
+
+
+def _tissue(subject: Subject, model: runtime.Model) -> Volume:
+    flair, t1 = read_pair(subject, model.card.preparation)
+    probabilities = predict(flair, t1, model)
+    mask = _mask(probabilities, flair, model) if model.card.knows_wmh else None
+    return to_tissue(probabilities, mask, flair)
+
+
+def _mask(probabilities: Array, flair: Volume, model: runtime.Model) -> Array:
+    return to_mask(
+        probabilities[-1],
+        model.card.threshold,
+        smallest_mm3=model.card.smallest_lesion_mm3,
+        voxel_mm3=flair.voxel_mm3,
+    )

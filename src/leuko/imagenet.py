@@ -1,21 +1,26 @@
 """The transfer: VGG-16 weights learnt on ImageNet become the network's stages.
 
-torchvision publishes two sets. IMAGENET1K_FEATURES are the original ones, which expect grey values
-0..255 minus about 127, just what the paper feeds them. IMAGENET1K_V1 expect each colour scaled to
-zero mean and unit spread; that scaling is folded into the first convolution.
+torchvision publishes two kinds. IMAGENET1K_FEATURES are the original ones, ported from Caffe: they
+expect grey values 0..255 less the mean of each colour, where the paper subtracts 127.
+IMAGENET1K_V1 expect each colour scaled to zero mean and unit spread; that scaling is folded into
+the first convolution.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 from urllib.error import URLError
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from leuko.errors import LeukoError
 from leuko.files import sha256
 from leuko.network import SpecialisedVGG
 
+Kind = Literal["IMAGENET1K_FEATURES", "IMAGENET1K_V1"]
 BASE_URL = "https://download.pytorch.org/models"
 
 
@@ -25,6 +30,7 @@ class Published:
 
     file: str
     scaled_input: bool
+    first_biases: tuple[float, ...] = ()  # of the first convolution, to know the weights by
 
     @property
     def url(self) -> str:
@@ -36,27 +42,47 @@ class Published:
 
 
 PUBLISHED = {
-    "IMAGENET1K_FEATURES": Published("vgg16_features-amdegroot-88682ab5.pth", scaled_input=False),
-    "IMAGENET1K_V1": Published("vgg16-397923af.pth", scaled_input=True),
+    "IMAGENET1K_FEATURES": Published(
+        "vgg16_features-amdegroot-88682ab5.pth",
+        scaled_input=False,
+        # Of the Caffe model that they were ported from.
+        first_biases=(0.7343, 0.0934, 0.0678, 0.8863, 0.2599, 0.6643, -0.0158, 0.3249),
+    ),
+    "IMAGENET1K_V1": Published(
+        "vgg16-397923af.pth",
+        scaled_input=True,
+        first_biases=(0.4034, 0.3778, 0.4644, -0.3228, 0.3940, -0.3953, 0.3951, -0.5496),
+    ),
 }
-DEFAULT = "IMAGENET1K_FEATURES"
+DEFAULT: Kind = "IMAGENET1K_FEATURES"
+SAME_BIAS = 0.005  # bfloat16 rounds biases of 0.5 to 1 by up to 0.002
 
 # Mean and standard deviation of the colours in [0, 1] that IMAGENET1K_V1 was trained with
 # (torchvision.models.VGG16_Weights).
 V1_MEAN = (0.485, 0.456, 0.406)
 V1_STD = (0.229, 0.224, 0.225)
+# Root mean squares between which the answers of a trained first layer are taken for sensible: wide
+# enough for unit colours and for grey levels, of which 57 make a unit.
+ANSWERS = (0.1, 1000.0)
+GREY_PER_UNIT = 255 * 0.225  # grey levels in a unit of a scaled colour
+# Correlation of pixels side by side, and of the colours of a pixel: high, as in photographs.
+SIDE_BY_SIDE, COLOURS_ALIKE = 0.95, 0.9
 
 
-def transfer(model: SpecialisedVGG, source: str, *, feature_scale: float = 1.0) -> None:
+def transfer(
+    model: SpecialisedVGG, source: str, *, kind: Kind | None = None, feature_scale: float = 1.0
+) -> None:
     """Copy ImageNet weights into the stages of `model`, in place; its other layers start small.
 
     `source` is a name in `PUBLISHED`, downloaded once into torch's cache, or the path of a file
-    with torchvision's key names (`features.0.weight`, ...). A file is taken for IMAGENET1K_V1 if
-    it is that very file, and for weights that expect 0..255 minus 127 otherwise.
+    that torch or safetensors reads. Its 3x3 convolutions are taken in the order of the numbers in
+    their names (`features.0.weight`, ...). Which input it expects is told by its values
+    (`told_kind`), or said by `kind`.
 
     `feature_scale` divides every map that the stages give.
 
-    Raises LeukoError when the file is missing, damaged or of another architecture.
+    Raises LeukoError when the file is missing, damaged or of another architecture, and when its
+    values tell another kind than was said, or none and none was said.
     """
     if source in PUBLISHED:
         path, published = _downloaded(source), PUBLISHED[source]
@@ -65,13 +91,14 @@ def transfer(model: SpecialisedVGG, source: str, *, feature_scale: float = 1.0) 
                 f"{path} is not the file published at {published.url} (wrong SHA-256); delete it "
                 "and run again"
             )
-        state, scaled_input = _read(path), published.scaled_input
+        state = _named(model, _read(path))
+        _check(model, state, source)
     else:
-        path = Path(source)
-        state = _read(path)
-        scaled_input = sha256(path).startswith(PUBLISHED["IMAGENET1K_V1"].sha256_prefix)
-    _check(model, state, source)
-    if scaled_input:
+        file = _read(Path(source))
+        state = _named(model, file)
+        _check(model, state, source)
+        published = PUBLISHED[_agreed(source, said=kind, told=told_kind(file, state))]
+    if published.scaled_input:
         state = fold_input_scaling(state)
     with torch.no_grad():
         for index, convolution in zip(_indices(model), model.convolutions, strict=True):
@@ -80,6 +107,58 @@ def transfer(model: SpecialisedVGG, source: str, *, feature_scale: float = 1.0) 
             convolution.bias.copy_(state[f"features.{index}.bias"])
     model.divide_maps(feature_scale)
     model.renew_specialised_layers()
+
+
+def told_kind(file: dict[str, Tensor], state: dict[str, Tensor]) -> Kind | None:
+    """The kind of a weight file by its values; None if they do not tell.
+
+    The published weights are known by their first biases, whatever the names and the number type.
+    torchvision's IMAGENET1K_FEATURES have a classifier of nan. Of others the size of the first
+    filters tells only where one kind would have no sensible answers (`ANSWERS`): in the published
+    files it is about the same.
+    """
+    biases = state["features.0.bias"]
+    for name, published in PUBLISHED.items():
+        known = torch.tensor(published.first_biases)
+        same_length = 0 < len(known) <= len(biases)
+        if same_length and torch.allclose(biases[: len(known)], known, rtol=0, atol=SAME_BIAS):
+            return cast("Kind", name)
+    classifier = [value for name, value in file.items() if name.startswith("classifier.")]
+    if classifier and all(bool(value.isnan().all()) for value in classifier):
+        return "IMAGENET1K_FEATURES"
+    answer = _answer(state["features.0.weight"])
+    low, high = ANSWERS
+    scaled, grey = (low <= size <= high for size in (answer, answer * GREY_PER_UNIT))
+    if scaled == grey:
+        return None
+    return "IMAGENET1K_V1" if scaled else "IMAGENET1K_FEATURES"
+
+
+def _answer(filters: Tensor) -> float:
+    """Root mean square of what filters (M, 3, 3, 3) answer to an image like a photograph whose
+    colours have unit spread."""
+    place = torch.arange(3.0)
+    pixels = SIDE_BY_SIDE ** (place[:, None] - place).abs()
+    colours = torch.full((3, 3), COLOURS_ALIKE).fill_diagonal_(1)
+    power = torch.einsum("mcij,cd,ik,jl,mdkl->m", filters, colours, pixels, pixels, filters)
+    return float(power.mean().sqrt())
+
+
+def _agreed(source: str, *, said: Kind | None, told: Kind | None) -> Kind:
+    """The kind of a file. Raises LeukoError if its values tell another than was said, or none."""
+    if said and told and said != told:
+        raise LeukoError(
+            f"{source} holds weights like {told}, not {said}; leave --imagenet-kind away"
+        )
+    found = said or told
+    if found is None:
+        raise LeukoError(
+            f"the values of {source} do not show whether it expects grey values from 0 to 255 less "
+            "their mean, or colours scaled to unit spread; give --imagenet-kind "
+            "IMAGENET1K_FEATURES for the first, IMAGENET1K_V1 for the second: with the wrong one "
+            "all maps are 57 times too large or too small"
+        )
+    return found
 
 
 def fold_input_scaling(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,25 +207,45 @@ def _downloaded(name: str) -> Path:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise LeukoError(f"{path} does not exist; give a VGG-16 weight file") from error
     except Exception as error:  # torch.load raises whatever a damaged or hostile file provokes
         raise LeukoError(
-            f"{path} is not a plain file of weights that torch can read; expected VGG-16's"
+            f"{path} is not a plain file of weights that torch or safetensors can read; expected "
+            "VGG-16's"
         ) from error
     if not isinstance(state, dict):
         raise LeukoError(f"{path} holds no dictionary of weights; expected torchvision's VGG-16")
-    return state
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _named(model: SpecialisedVGG, file: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first 3x3 convolutions of a file, as many as the stages have, under torchvision's names
+    and in float32."""
+    kernels = sorted(
+        (name for name, value in file.items() if value.ndim == 4 and value.shape[2:] == (3, 3)),
+        key=lambda name: [int(number) for number in re.findall(r"\d+", name)],
+    )
+    return {
+        f"features.{index}.{part}": file[name].float()
+        for index, kernel in zip(_indices(model), kernels, strict=False)
+        for part in ("weight", "bias")
+        if (name := kernel.removesuffix("weight") + part) in file
+    }
 
 
 def _check(model: SpecialisedVGG, state: dict[str, Tensor], source: str) -> None:
     for index, convolution in zip(_indices(model), model.convolutions, strict=True):
         for part, expected in convolution.named_parameters():
             value = state.get(f"features.{index}.{part}")
-            found = tuple(value.shape) if isinstance(value, Tensor) else "nothing"
-            if found != tuple(expected.shape):
+            found = "nothing" if value is None else tuple(value.shape)
+            if value is None or found != tuple(expected.shape):
                 raise LeukoError(
                     f"{source} has {found} at features.{index}.{part}; expected "
                     f"{tuple(expected.shape)}: ImageNet weights fit the full-width VGG-16 only"
                 )
+            if not value.isfinite().all():
+                raise LeukoError(f"{source} has nan or infinity at features.{index}.{part}")

@@ -5,7 +5,7 @@ A run is a folder: `start` makes it, `train.fit` fills it.
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,69 +13,25 @@ from typing import Any
 import torch
 
 from leuko import imagenet, lineage, parallel, runtime
-from leuko.anatomy import CLASSES as TISSUES
 from leuko.anatomy import Anatomy, from_mni152, load_heads
 from leuko.batchnorm import normalised
-from leuko.channels import Preparation
-from leuko.dataset import Subject, find_subjects, people, split, verify
+from leuko.dataset import WMH, Subject, find_subjects, people, split, verify
 from leuko.errors import LeukoError
 from leuko.export import read_network
 from leuko.files import read_json, staged, write_json
-from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, Stages
-from leuko.recipes import MODERN, Augmentation, Phase, Recipe
+from leuko.network import SpecialisedVGG
+from leuko.recipes import Recipe
 from leuko.record import versions
+from leuko.settings import NO_MODELS, Settings
 from leuko.weights import CARD_FILE, ModelCard, load_card
 
 log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.ckpt"
-CLASSES: tuple[str, ...] = ("background", "wmh")
 GROUPS = ("train", "validation", "held_out")
 HOW = ("device", "threads", "precision")  # it is computed
 VALIDATION_PART = 0.2  # of the training subjects, where the training may stop early
-SYNTHETIC = Preparation()  # what synthetic slices look like
-NO_MODELS = ("imagenet", "none")  # to start from
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the trained weights, besides the scans: kept in the run, and all that resuming
-    needs."""
-
-    data: str
-    recipe: Recipe = MODERN
-    preparation: Preparation = field(default_factory=Preparation)
-    stages: Stages = VGG16
-    side_maps: int = SIDE_MAPS
-    classes: tuple[str, ...] = CLASSES  # more than two: those of the model to start from
-    init: str = "imagenet"  # or "none", or a model folder
-    imagenet_weights: str = imagenet.DEFAULT
-    seed: int = 0
-    held_out: float = 0.2  # part of the subjects that are measured on, not trained with
-    folds: int = 0  # parts of the subjects, each measured by a model trained without it; 0: none
-    patience: int = 0  # validations in a row without gain that end the training; 0: none is made
-    heads: str | None = None  # label maps that synthetic images are made of; None: the MNI152 brain
-    compiled: bool = False  # by torch.compile
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Settings":
-        recipe = content["recipe"]
-        recipe = recipe | {
-            "phases": tuple(Phase(**phase) for phase in recipe["phases"]),
-            "augmentation": Augmentation(
-                **recipe["augmentation"] | {"scale": tuple(recipe["augmentation"]["scale"])}
-            ),
-        }
-        return cls(
-            **content
-            | {
-                "recipe": Recipe(**recipe),
-                "preparation": Preparation(**content["preparation"]),
-                "stages": tuple(tuple(widths) for widths in content["stages"]),
-                "classes": tuple(content["classes"]),
-            }
-        )
 
 
 @dataclass(frozen=True)
@@ -134,8 +90,8 @@ def start(
         )
     runtime.require_device(device)
     parallel.require_even(settings.recipe.images_per_step)
-    _require_sense(settings)
-    subjects = find_subjects(Path(settings.data))
+    settings.require_sense()
+    subjects = find_subjects(Path(settings.data), settings.labelling)
     groups = _held_out(subjects, settings)
     how = {
         "device": device,
@@ -260,73 +216,30 @@ def _grouped(
     return dict(zip(GROUPS, (train, validation, held_out), strict=True))
 
 
-def _require_sense(settings: Settings) -> None:
-    recipe = settings.recipe
-    if settings.folds == 1:
-        raise LeukoError("one fold leaves no subject to train with; give --folds 2 or more, or 0")
-    if settings.patience and recipe.start_part:
-        raise LeukoError(
-            f"the recipe {recipe.name} has a fixed length, and keeps a part of its start; "
-            "leave --patience away"
-        )
-    if settings.patience * recipe.validate_steps >= recipe.steps:
-        raise LeukoError(
-            f"{recipe.steps} steps, with a look every {recipe.validate_steps}, are over before a "
-            f"patience of {settings.patience} is; leave --patience away, or train longer"
-        )
-    if recipe.normalised and settings.init != "none":
-        raise LeukoError(
-            f"the recipe {recipe.name} is for a training from nothing; the start is {settings.init}"
-        )
-    if recipe.synthetic_part:
-        _require_synthesis(settings)
-    elif settings.heads:
-        raise LeukoError(
-            f"the recipe {recipe.name} makes no synthetic images; leave --heads away, or use "
-            "--recipe adapt"
-        )
-
-
 def _require_subjects(groups: Mapping[str, Sequence[Subject]], settings: Settings) -> None:
     """Raises LeukoError for the first by name that cannot be trained with or measured on, and where
-    too few of those to train with have WMH."""
+    too few of those to train with show a class."""
     subjects = sorted((s for group in groups.values() for s in group), key=lambda s: s.name)
-    with_wmh = set()
+    labelling, shown = settings.labelling, {}
     for subject in subjects:
         if subject.t1 is None and settings.preparation.needs_t1:
             raise LeukoError(
                 f"{settings.data}: {subject.name} has no T1.nii.gz, which the channels "
                 f"{settings.preparation.channels} need; add it, or use --channels flair-3-slices"
             )
-        if verify(subject, settings.preparation):
-            with_wmh.add(subject.name)
-    without = [subject.name for subject in subjects if subject.name not in with_wmh]
-    if without:
-        log.warning("labelled as without WMH: %s", ", ".join(without))
-    trained = people(subject for subject in groups["train"] if subject.name in with_wmh)
-    count, needed = len(trained), 2 if settings.folds else 1
-    if count < needed:
-        raise LeukoError(
-            f"{settings.data}: of the people to train with {count} have WMH (label 1), expected "
-            f"{needed} or more"
-        )
-
-
-def _require_synthesis(settings: Settings) -> None:
-    preparation = settings.preparation
-    shown = (preparation.channels, preparation.pixel_mm)
-    if shown != (SYNTHETIC.channels, SYNTHETIC.pixel_mm):
-        raise LeukoError(
-            f"the recipe {settings.recipe.name} mixes in synthetic images, which are made for the "
-            f"channels {SYNTHETIC.channels} at {SYNTHETIC.pixel_mm:g} mm; this model has "
-            f"{preparation.channels} at {preparation.pixel_mm:g} mm: use --recipe modern"
-        )
-    if settings.classes not in (CLASSES, TISSUES):
-        raise LeukoError(
-            f"the recipe {settings.recipe.name} mixes in synthetic images of the classes "
-            f"{', '.join(TISSUES)}; this model has {', '.join(settings.classes)}: use --recipe "
-            "modern"
-        )
+        shown[subject.name] = verify(subject, settings.preparation, labelling)
+    needed = 2 if settings.folds else 1
+    for name in labelling.classes[1:]:
+        called = "WMH" if name == WMH else name
+        without = [subject.name for subject in subjects if name not in shown[subject.name]]
+        if without:
+            log.warning("labelled as without %s: %s", called, ", ".join(without))
+        trained = people(s for s in groups["train"] if name in shown[s.name])
+        if len(trained) < needed:
+            raise LeukoError(
+                f"{settings.data}: of the people to train with {len(trained)} have {called} "
+                f"(label {labelling.names.index(name)}), expected {needed} or more"
+            )
 
 
 def built(settings: Settings) -> SpecialisedVGG:
@@ -341,7 +254,10 @@ def _initialised(settings: Settings) -> SpecialisedVGG:
     network = built(settings)
     if settings.init == "imagenet":
         imagenet.transfer(
-            network, settings.imagenet_weights, feature_scale=settings.recipe.feature_scale
+            network,
+            settings.imagenet_weights,
+            kind=settings.imagenet_kind,
+            feature_scale=settings.recipe.feature_scale,
         )
     elif settings.init != "none":
         network = _started(Path(settings.init), settings)

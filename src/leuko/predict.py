@@ -13,7 +13,8 @@ from leuko.volume import Array, Volume
 
 def predict(flair: Volume, t1: Volume | None, model: Model) -> Array:
     """Probabilities (C, X, Y, Z) of the model's classes on the grid of the FLAIR, float32 in
-    [0, 1]; the last is WMH. Where the model saw nothing all are 0. The T1 must be aligned.
+    [0, 1]; WMH, if one of them, is the last. Where the model saw nothing all are 0. The T1 must be
+    aligned.
 
     A model of three planes sees a nearly isotropic scan along each axis; the mean is returned.
     """
@@ -48,7 +49,10 @@ def shifted(threshold: float, log_odds: float) -> float:
     return 1 / (1 + (1 / threshold - 1) * math.exp(-log_odds))
 
 
-def to_tissue(probabilities: Array, mask: Array, flair: Volume) -> Volume:
-    """The most probable class of each voxel, uint8; WMH just where the mask is."""
+def to_tissue(probabilities: Array, mask: Array | None, flair: Volume) -> Volume:
+    """The most probable class of each voxel, uint8; WMH, the last class, just where the mask is.
+    Without a mask no class is WMH."""
+    if mask is None:
+        return flair.with_data(probabilities.argmax(axis=0).astype(np.uint8))
     classes = probabilities[:-1].argmax(axis=0)
     return flair.with_data(np.where(mask, len(probabilities) - 1, classes).astype(np.uint8))

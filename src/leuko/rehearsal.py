@@ -6,7 +6,6 @@ are made meanwhile. All follows from the seed.
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 
@@ -48,10 +47,8 @@ class Rehearsal:
             self._made = {t: self._made.get(t) or self._submit(t) for t in (turn, turn + 1)}
             self._turn = turn
             self._slices = joined([future.result() for future in self._made[turn]])
-            labels = (self._slices.labels == WMH).astype(np.uint8)
-            self._lesions = replace(self._slices, labels=labels)
-        drawn = self._lesions.draw(count, lesion_part=lesion_part, rng=rng)
         slices = self._slices
+        drawn = slices.draw(count, lesion_part=lesion_part, rng=rng)
         return slices.images[drawn], slices.labels[drawn], slices.sagittal[drawn]
 
     def close(self) -> None:
@@ -67,4 +64,4 @@ class Rehearsal:
         anatomy = self._anatomies[int(rng.integers(len(self._anatomies)))]
         scan = synthesise(anatomy, rng.integers(2**32, size=4).tolist(), size=self._size)
         images, classes = scan.slices(self._preparation)
-        return Slices(images, classes, np.full(len(images), scan.axis == 0))
+        return Slices(images, classes, np.full(len(images), scan.axis == 0), WMH)

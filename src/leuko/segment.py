@@ -66,6 +66,7 @@ def segment(
             folder = weights.find(str(model))
             loaded = runtime.load(folder, device=device, threads=threads)
         card = loaded.card
+        card.require_wmh()
         limits = card.limits(threshold, smallest_lesion_mm3)
         own_limits = limits == (card.threshold, card.smallest_lesion_mm3)
         with watch.stage("read"):

@@ -107,8 +107,9 @@ class Wanted:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Raises LeukoError where there is no such model, or a limit is none."""
+        """Raises LeukoError where there is no such model, it finds no WMH, or a limit is none."""
         card = weights.load_card(weights.find(settings.model))
+        card.require_wmh()
         threshold, smallest_mm3 = card.limits(settings.threshold, settings.smallest_lesion_mm3)
         others = ("alignment", "rule", "bias_correction")
         return cls(

@@ -207,16 +207,18 @@ def measures_as_text(row: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def means_as_text(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """The mean of each measure, with its interval."""
+def means_as_text(rows: Mapping[str, Mapping[str, float]], *, prefix: str = "") -> str:
+    """The mean of each measure that the rows have, with its interval; `prefix` is of their keys."""
     from leuko.evaluate import mean_with_interval
     from leuko.metrics import MEASURES
 
     lines = []
     for shown in MEASURES:
-        mean, low, high = mean_with_interval([row[shown.key] for row in rows.values()])
-        interval = interval_text(low, high)
-        lines.append(f"  {shown.name:<24}{with_unit(mean, shown.unit)}  {interval}".rstrip())
+        key = prefix + shown.key
+        if all(key in row for row in rows.values()):
+            mean, low, high = mean_with_interval([row[key] for row in rows.values()])
+            interval = interval_text(low, high)
+            lines.append(f"  {shown.name:<24}{with_unit(mean, shown.unit)}  {interval}".rstrip())
     return "\n".join(lines)
 
 

@@ -25,26 +25,22 @@ from leuko.batches import Batch, Batches
 from leuko.batchnorm import folded
 from leuko.board import Board
 from leuko.channels import centred
-from leuko.dataset import Slices, find_subjects, load
+from leuko.dataset import WMH, WMH_LABELS, Slices, find_subjects, load
 from leuko.errors import LeukoError
 from leuko.evaluate import Row, json_ready
 from leuko.files import staged, write_json
 from leuko.metrics import dice
 from leuko.network import SpecialisedVGG
-from leuko.plan import CHECKPOINT_FILE, RUN_FILE, Plan, Settings
+from leuko.plan import CHECKPOINT_FILE, RUN_FILE, Plan
 from leuko.recipes import Phase, Recipe, phase_at
 from leuko.record import Stopwatch
 from leuko.rehearsal import Rehearsal
+from leuko.settings import Settings
 from leuko.volume import Array
 from leuko.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
 
 COMPARED = 48  # slices
 CHECKPOINT_SECONDS = 60.0  # what a kill can cost; writing one takes about a second
-
-LOSSES = {
-    "summed-cross-entropy": losses.summed_cross_entropy,
-    "cross-entropy-dice": losses.cross_entropy_dice,
-}
 
 
 @dataclass(frozen=True)
@@ -67,10 +63,10 @@ def fit(
     """Train the run in a folder that `plan.start` made, from its last checkpoint.
 
     Leaves the model and its card in the folder and returns the measures of the held-out subjects,
-    by subject. `doing` is told what is done before and after the steps. Every random choice follows
-    from the seed and the number of the step, so that a run that was stopped and resumed gives the
-    same weights, bit for bit on CPUs of one kind. Of processes that share a training the first
-    writes and measures.
+    by subject; of each class, where the labels are of several. `doing` is told what is done before
+    and after the steps. Every random choice follows from the seed and the number of the step, so
+    that a run that was stopped and resumed gives the same weights, bit for bit on CPUs of one kind.
+    Of processes that share a training the first writes and measures.
 
     Raises LeukoError when the run is finished, the scans have changed, the checkpoint is damaged,
     the device is missing, or the loss diverges.
@@ -115,7 +111,7 @@ def fit(
             phase, rate = phase_at(recipe, step, recipe.steps)
             _set_rate(optimizer, phase, rate)
             batch = batches.draw(step).share(fabric.global_rank, fabric.world_size)
-            loss, logits = _backward(fabric, model, batch, recipe)
+            loss, logits = _backward(fabric, model, batch, settings)
             if not math.isfinite(loss):
                 raise LeukoError(
                     f"the loss is {loss} at step {step + 1}: the training diverged; "
@@ -128,7 +124,7 @@ def fit(
             speed = recipe.images_per_step / (time.monotonic() - begun)
             numbers = {"loss": loss, "rate": rate, "images_per_second": speed}
             if validation and step % recipe.validate_steps == 0:
-                validated = _validation_loss(fabric, average, validation, recipe)
+                validated = _validation_loss(fabric, average, validation, settings)
                 numbers["validation_loss"] = validated
                 best = _better(best, validated, step, average)
             if board:
@@ -162,8 +158,7 @@ def fit(
         save_card(scratch, _trained(planned, step, best))
     with watch.stage("measure"):
         trained = runtime.load(run, device=planned.device, threads=planned.threads)
-        masks = run / held_out.MASKS
-        measures = held_out.measures(planned.groups["held_out"], trained, masks, doing=doing)
+        measures = _measures(planned, trained, run / held_out.MASKS, doing)
     finished = {"finished": True, "seconds": watch.seconds}
     shown = {name: json_ready(row) for name, row in measures.items()}
     write_json(run / f"{RUN_FILE}.part", planned.record | finished | {"measures": shown})
@@ -175,30 +170,44 @@ def fit(
 def training_slices(run: Path, data: Path | None = None) -> Array:
     """The colour slices (N, H, W, 3), uint8, of the subjects that a run trained with, or of those
     in `data`. Raises LeukoError if the scans are gone or changed."""
-    if data is not None:
-        return load(find_subjects(data), load_card(run).preparation).images
-    if not (run / RUN_FILE).is_file():
-        raise LeukoError(f"{run} does not say what it was trained with; give scans with --data")
-    planned = plan.read(run)
-    return load(planned.groups["train"], planned.settings.preparation).images
+    if data is None:
+        if not (run / RUN_FILE).is_file():
+            raise LeukoError(f"{run} does not say what it was trained with; give scans with --data")
+        planned = plan.read(run)
+        settings = planned.settings
+        return load(planned.groups["train"], settings.preparation, settings.labelling).images
+    labelling = WMH_LABELS
+    if (run / RUN_FILE).is_file():
+        labelling = plan.read_settings(run)[0].labelling
+    return load(find_subjects(data, labelling), load_card(run).preparation, labelling).images
 
 
 def rounding(model: Path, exported: Path, slices: Array) -> tuple[int, float, float]:
     """What 8 bits change, on how many of the slices (N, H, W, 3): the Dice of the masks of a model
-    and of its export, and the change of what is found, in per cent; nan where nothing is."""
+    and of its export, and the change of what is found, in per cent; nan where nothing is. Without
+    WMH, the masks are those of all classes but background."""
     chosen = slices[np.unique(np.linspace(0, len(slices) - 1, COMPARED).astype(int))]
-    before, after = (
-        found.predict(chosen)[:, -1] >= found.card.threshold
-        for found in (runtime.load(model), runtime.load(exported))
-    )
+    before, after = (_masks(runtime.load(folder), chosen) for folder in (model, exported))
     change = 100 * (after.sum() / before.sum() - 1) if before.any() else math.nan
     return len(chosen), dice(prediction=after, reference=before), float(change)
+
+
+def _masks(model: runtime.Model, slices: Array) -> Array:
+    """What a model finds: WMH, or each of its tissues (N, C - 1, H, W); bool."""
+    probabilities = model.predict(slices)
+    if model.card.knows_wmh:
+        wmh: Array = probabilities[:, -1] >= model.card.threshold
+        return wmh
+    numbers = np.arange(1, probabilities.shape[1]).reshape(1, -1, 1, 1)
+    tissues: Array = probabilities.argmax(axis=1)[:, None] == numbers
+    return tissues
 
 
 def _slices(planned: Plan, group: str) -> Slices:
     return load(
         planned.groups[group],
         planned.settings.preparation,
+        planned.settings.labelling,
         three_planes=planned.card.three_planes,
     )
 
@@ -239,9 +248,19 @@ def _load_checkpoint(run: Path, device: torch.device) -> dict[str, Any]:
 
 
 def _optimizer(recipe: Recipe, network: SpecialisedVGG) -> torch.optim.Optimizer:
-    if recipe.optimiser == "sgd":
-        return torch.optim.SGD(network.parameters(), weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(network.parameters(), weight_decay=recipe.weight_decay)
+    """With a group of parameters for each learning rate and weight decay of the recipe."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        rate = recipe.fusion_rate if name.startswith("fusion") else 1.0
+        decay = recipe.weight_decay
+        if name.endswith("bias"):
+            rate, decay = rate * recipe.bias_rate, decay * recipe.bias_decay
+        groups.setdefault((rate, decay), []).append(parameter)
+    kind = torch.optim.SGD if recipe.optimiser == "sgd" else torch.optim.AdamW
+    return kind(
+        {"params": parameters, "rate_factor": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    )
 
 
 def _frozen(recipe: Recipe, step: int) -> int:
@@ -256,24 +275,41 @@ def _set_up(fabric: Fabric, network: SpecialisedVGG, *, frozen: int, compiled: b
     return fabric.setup_module(cast("nn.Module", torch.compile(network)) if compiled else network)
 
 
-def _backward(fabric: Fabric, model: Any, batch: Batch, recipe: Recipe) -> tuple[float, Tensor]:
+def _backward(fabric: Fabric, model: Any, batch: Batch, settings: Settings) -> tuple[float, Tensor]:
     """The gradients of a step, of which this process computes its share; its loss, which is that
     of all, and the logits."""
     logits = model(batch.images).float()
-    loss = _loss(logits, batch, recipe, partial(parallel.total, fabric))
+    loss = _loss(logits, batch, settings, partial(parallel.total, fabric))
     # Processes take the mean of their gradients; a step wants the sum.
     fabric.backward(loss * fabric.world_size)
     return float(loss.detach()), logits.detach()
 
 
-def _loss(logits: Tensor, batch: Batch, recipe: Recipe, total: losses.Total) -> Tensor:
-    """The subjects' slices know only WMH and not WMH, synthetic ones may know tissues."""
-    loss_of, real, synthetic = LOSSES[recipe.loss], len(batch.labels), recipe.synthetic_images
-    loss = loss_of(losses.wmh_or_not(logits[:real]), batch.labels, total)
-    if synthetic:
-        part = synthetic / recipe.images_per_step
-        loss = (1 - part) * loss + part * loss_of(logits[real:], batch.classes, total)
+def _loss(logits: Tensor, batch: Batch, settings: Settings, total: losses.Total) -> Tensor:
+    """That of the subjects' slices and of the synthetic ones, which know all classes."""
+    recipe, real = settings.recipe, len(batch.labels)
+    loss = _labelled_loss(logits[:real], batch.labels, settings, total)
+    if recipe.synthetic_images:
+        part = recipe.synthetic_images / recipe.images_per_step
+        synthetic = _loss_of(settings)(logits[real:], batch.classes, total)
+        loss = (1 - part) * loss + part * synthetic
     return loss
+
+
+def _labelled_loss(
+    logits: Tensor, labels: Tensor, settings: Settings, total: losses.Total = losses.alone
+) -> Tensor:
+    """That of slices whose labels know all classes, or only WMH and not WMH."""
+    known = logits if settings.label_names else losses.wmh_or_not(logits)
+    return _loss_of(settings)(known, labels, total)
+
+
+def _loss_of(settings: Settings) -> Callable[[Tensor, Tensor, losses.Total], Tensor]:
+    if settings.recipe.loss == "summed-cross-entropy":
+        return losses.summed_cross_entropy
+    knows_wmh = settings.classes[-1] == WMH
+    overlapping = losses.WMH_ALONE if knows_wmh else losses.ALL_BUT_BACKGROUND
+    return partial(losses.cross_entropy_dice, overlapping=overlapping)
 
 
 def _follow(
@@ -291,18 +327,18 @@ def _follow(
 
 
 def _validation_loss(
-    fabric: Fabric, network: SpecialisedVGG, slices: Slices, recipe: Recipe
+    fabric: Fabric, network: SpecialisedVGG, slices: Slices, settings: Settings
 ) -> float:
     """The mean loss of all slices as they are, of which each process computes its share."""
     loss_sum = torch.zeros((), device=fabric.device)
     count = len(slices.images)
-    batches = torch.split(torch.arange(count), recipe.images_per_step)
+    batches = torch.split(torch.arange(count), settings.recipe.images_per_step)
     for indices in batches[fabric.global_rank :: fabric.world_size]:
         images = torch.from_numpy(centred(slices.images[indices])).permute(0, 3, 1, 2)
         labels = torch.from_numpy(slices.labels[indices]).long().to(fabric.device)
         with torch.no_grad(), fabric.autocast():
             logits = network(images.to(fabric.device))
-        loss_sum += len(indices) * LOSSES[recipe.loss](losses.wmh_or_not(logits.float()), labels)
+        loss_sum += len(indices) * _labelled_loss(logits.float(), labels, settings)
     return float(parallel.total(fabric, loss_sum)) / count
 
 
@@ -321,6 +357,17 @@ def _is_over(best: Mapping[str, Any], step: int, settings: Settings) -> bool:
     return bool(patience) and step - best["step"] >= patience
 
 
+def _measures(
+    planned: Plan, model: runtime.Model, found: Path, doing: Callable[[str], None]
+) -> dict[str, Row]:
+    """Those of the held-out subjects, what the model found kept in a folder."""
+    subjects, settings = planned.groups["held_out"], planned.settings
+    if settings.label_names:
+        labelling = settings.labelling
+        return held_out.class_measures(subjects, model, labelling, found, doing=doing)
+    return held_out.measures(subjects, model, found, doing=doing)
+
+
 def _trained(planned: Plan, step: int, best: Mapping[str, Any]) -> ModelCard:
     """The card of the model, with the step that its weights are of."""
     kept = best["step"] if planned.settings.patience else step
@@ -330,15 +377,15 @@ def _trained(planned: Plan, step: int, best: Mapping[str, Any]) -> ModelCard:
 def _set_rate(optimizer: torch.optim.Optimizer, phase: Phase, rate: float) -> None:
     """Set learning rate and momentum, keeping Caffe's velocity when the rate changes.
 
-    Caffe, which the paper used, folds the rate into the velocity (v = m v + rate g; w -= v),
-    PyTorch does not (u = m u + g; w -= rate u). The same weights follow if u = v / rate is
-    rescaled whenever the rate changes.
+    Caffe folds the rate into the velocity (v = m v + rate g; w -= v), PyTorch does not (u = m u +
+    g; w -= rate u). The same weights follow if u = v / rate is rescaled whenever the rate changes.
     """
     for group in optimizer.param_groups:
+        own_rate = rate * group.get("rate_factor", 1.0)  # none in older checkpoints
         if "momentum" in group:
             group["momentum"] = phase.momentum
             for parameter in group["params"]:
                 velocity = optimizer.state[parameter].get("momentum_buffer")
-                if velocity is not None and group["lr"] != rate:
-                    velocity *= group["lr"] / rate
-        group["lr"] = rate
+                if velocity is not None and group["lr"] != own_rate:
+                    velocity *= group["lr"] / own_rate
+        group["lr"] = own_rate

@@ -41,7 +41,7 @@ class ModelCard:
     """Everything that using a model needs, so that no setting is repeated at inference."""
 
     name: str
-    classes: tuple[str, ...]  # one of many; the last is "wmh"
+    classes: tuple[str, ...]  # one of many; "wmh" is the last, where it is one of them
     preparation: Preparation
     stages: tuple[tuple[int, ...], ...]  # maps after each convolution, stage by stage
     side_maps: int  # K, maps of each specialised layer
@@ -62,7 +62,9 @@ class ModelCard:
             "licence": _is_line(self.licence),
             "weights": self.weights in (WEIGHTS_FILE, ONNX_FILE),
             "weights_sha256": isinstance(self.weights_sha256, str),
-            "classes": all(map(_is_line, self.classes)) and self.classes[-1:] == ("wmh",),
+            "classes": all(map(_is_line, self.classes))
+            and len(self.classes) == len(set(self.classes)) > 1
+            and "wmh" not in self.classes[:-1],
             "stages": all(map(_is_count, [len(self.stages), *map(len, self.stages)])),
             "maps": all(map(_is_count, [self.side_maps, *chain(*self.stages)])),
             "three_planes": isinstance(self.three_planes, bool),
@@ -73,6 +75,18 @@ class ModelCard:
         wrong = [name for name, is_right in right.items() if not is_right]
         if wrong:
             raise ValueError(f"wrong {', '.join(wrong)}")
+
+    @property
+    def knows_wmh(self) -> bool:
+        return self.classes[-1] == "wmh"
+
+    def require_wmh(self) -> None:
+        """Raises LeukoError for a model of tissues alone, which finds no WMH."""
+        if not self.knows_wmh:
+            raise LeukoError(
+                f"the model {self.name} finds no WMH: its classes are {', '.join(self.classes)}; "
+                "give a model with the class wmh, or use this one from Python with leuko.predict"
+            )
 
     def limits(
         self, threshold: float | None, smallest_lesion_mm3: float | None
