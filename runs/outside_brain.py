@@ -64,7 +64,7 @@ def row(folder: Path, flair: Volume, t1: Volume | None, model: runtime.Model) ->
     )
     tissue = to_tissue(shares, found, flair).canonical()
     mask = flair.with_data(found).canonical().data
-    brain = brain_mask(tissue)
+    brain = brain_mask(to_tissue(shares[:-1], None, flair).canonical())
     place = mni.Place.of(tissue.with_data(tissue.data * brain), threads=THREADS)
     outside = find_outside(mask, brain, place, grid)
     cells = [str(find_lesions(mask)[1]), str(outside.lesions), f"{grid.ml(outside.voxels):.2f}"]

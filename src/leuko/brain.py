@@ -32,7 +32,8 @@ class Outside:
 def brain_mask(tissue: Volume) -> Array:
     """The brain with its CSF, bool (X, Y, Z): the largest piece of the model's tissues.
 
-    Bridges thinner than 8 mm are cut, holes within slices are filled. No tissue: all False.
+    Give the tissues as if there were no WMH, lest a lesion be brain by itself. Bridges thinner than
+    8 mm are cut, holes within slices are filled. No tissue: all False.
     """
     steps = tuple(max(1, int(GRID_MM / mm)) for mm in tissue.spacing_mm)
     spacing_mm = np.multiply(tissue.spacing_mm, steps)

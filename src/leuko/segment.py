@@ -24,6 +24,7 @@ from leuko.record import Finding, Level, Stopwatch, is_useless, kept_findings, t
 from leuko.regions import Rule
 from leuko.uncertainty import Calibration, Judgement, calibrated, entropy, judge
 from leuko.volume import Array, Orientation, Volume, require_same_grid
+from leuko.weights import ModelCard
 
 LIBERAL_LOG_ODDS = -1.0  # from the threshold of the mask to that of the liberal mask
 MUCH_OUTSIDE_ML = 0.2  # outside the brain; less is common at the skull base
@@ -90,21 +91,24 @@ def segment(
         probabilities = predict_pair(pair, loaded, watch)
         probability = probabilities[-1]
         masks, excluded = _masks(flair_scan.with_data(probability), limits, allowed)
-        tissue = to_tissue(probabilities, masks[0], flair_scan) if len(card.classes) > 2 else None
+        anatomy = None  # the tissue of each voxel, as if there were no WMH
+        if len(card.classes) > 2:
+            anatomy = to_tissue(probabilities[:-1], None, flair_scan)
+        tissue = anatomy and _with_wmh(anatomy, masks[0], card)
         with watch.stage("analyse"):
             seen_tissue = tissue if card.classes == guards.TISSUES else None
             case = _case(flair_source.volume, pair, seen_tissue, probability, masks)
             place, outside = None, None
-            if case.tissue is not None:
+            if anatomy is not None and case.tissue is not None:
                 checks += _examined(case, case.tissue, findings, strict=strict)
-                brain = brain_mask(case.tissue)
+                brain = brain_mask(anatomy.canonical())
                 place = Place.of(case.tissue.with_data(case.tissue.data * brain), threads=threads)
                 if not is_useless(findings):
                     case, outside = _within_brain(case, brain, place, findings)
                     checks.append("lesions outside the brain")
             mask = Orientation.of(flair_scan.affine).undo(case.mask)
-            if tissue is not None and outside is not None and outside.lesions:
-                tissue = to_tissue(probabilities, mask, flair_scan)
+            if anatomy is not None and outside is not None:
+                tissue = _with_wmh(anatomy, mask, card)
                 case = replace(case, tissue=tissue.canonical())
             analysis = analyse(case, place=place, rule=rule, threads=threads)
             warm = calibrated(probability, card.calibration.temperature if card.calibration else 1)
@@ -177,6 +181,12 @@ def _outside(exclude: Path, flair: Volume) -> Array:
         log.warning("%s excludes nothing: it is empty", exclude)
     outside: Array = ~Orientation.of(flair.affine).undo(mask.canonical().data)
     return outside
+
+
+def _with_wmh(anatomy: Volume, mask: Array, card: ModelCard) -> Volume:
+    """The tissues with WMH, the last class of the model, where the mask is."""
+    wmh = len(card.classes) - 1
+    return anatomy.with_data(np.where(mask, wmh, anatomy.data).astype(np.uint8))
 
 
 def _masks(
