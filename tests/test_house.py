@@ -55,6 +55,7 @@ LAYERS = (
         "uncertainty",
         "bids",
     },
+    {"background"},
     {"volume", "files", "recipes", "fields", "record", "pairs", "parallel"},
     {"errors"},
 )

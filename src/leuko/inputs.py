@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from leuko import nifti
+from leuko.background import without_background
 from leuko.errors import LeukoError
 from leuko.files import find_images, sha256
 from leuko.record import kept_warnings
@@ -36,13 +37,15 @@ class Scan:
 
 
 def read(path: Path) -> Scan:
-    """An image file, or the one series in a folder of DICOM files.
+    """An image file, or the one series in a folder of DICOM files; its background is 0.
 
-    Raises LeukoError as `nifti.read` and `dicom.read_series` do, and without pydicom.
+    Raises LeukoError as `nifti.read`, `dicom.read_series` and `without_background` do, and without
+    pydicom.
     """
     if not path.is_dir():
         twin = nifti.other_half(path)
-        return Scan(path, nifti.read(path), [path] if twin is None else [path, twin])
+        volume = without_background(nifti.read(path))
+        return Scan(path, volume, [path] if twin is None else [path, twin])
     images = find_images(path)
     if images:
         raise LeukoError(
@@ -119,7 +122,8 @@ def write_dicom(path: Path, mask: Volume, source: Scan) -> None:
 
 
 def _from_series(folder: Path, series: "Series") -> Scan:
-    return Scan(folder, _dicom().read_series(series), series.paths, series)
+    volume = without_background(_dicom().read_series(series))
+    return Scan(folder, volume, series.paths, series)
 
 
 def _dicom() -> ModuleType:
