@@ -55,7 +55,7 @@ LAYERS = (
         "uncertainty",
         "bids",
     },
-    {"background"},
+    {"background", "masks"},
     {"volume", "files", "recipes", "fields", "record", "pairs", "parallel"},
     {"errors"},
 )
