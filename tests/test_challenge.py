@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from leuko import nifti
-from leuko.challenge import ALL, OFFICIAL, Scan, by_site, find_scans, missing, ranks, read_teams
+from leuko.challenge import (
+    ALL,
+    OFFICIAL,
+    Scan,
+    by_site,
+    find_scans,
+    missing,
+    ranks,
+    read_teams,
+    score,
+)
 from leuko.errors import LeukoError
 from leuko.evaluate import evaluate
 from leuko.metrics import MEASURES
@@ -117,6 +127,15 @@ def test_data_of_another_layout_are_refused(tmp_path, place, reason):
     with pytest.raises(LeukoError) as told:
         find_scans(tmp_path, "test")
     assert reason in str(told.value)
+
+
+def test_scores_keep_to_the_challenges_rule_and_evaluate_takes_what_is_not_0(data, tmp_path):
+    (scan,) = find_scans(data, "training")
+    truth = nifti.read_labels(scan.reference, values=(0, 1, 2))
+    bright = tmp_path / "result.nii.gz"
+    nifti.write(bright, truth.with_data((truth.data == 1).astype(np.int16) * 2000))
+    assert score({scan: bright}, tmp_path / "out")["all"]["dsc"] == 0
+    assert evaluate(scan.reference, bright)["dsc"] == 1
 
 
 def test_the_table_is_that_of_single_evaluations(leuko, data, tmp_path):

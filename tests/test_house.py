@@ -56,6 +56,7 @@ LAYERS = (
         "uncertainty",
         "bids_names",
     },
+    {"background", "masks"},
     {"volume", "files", "recipes", "fields", "pairs", "parallel"},
     {"extras", "printing"},
     {"record"},

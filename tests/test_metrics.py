@@ -230,7 +230,7 @@ def test_a_prediction_counts_from_its_types_threshold_to_1000(
     values.flat[: len(counted)] = counted
     values.flat[-len(not_counted) :] = not_counted
     nib.Nifti1Image(values, np.eye(4)).to_filename(tmp_path / "result.nii.gz")
-    found = nifti.read_mask(tmp_path / "result.nii.gz").data
+    found = nifti.read_prediction(tmp_path / "result.nii.gz").data
     assert found.dtype == bool
     np.testing.assert_array_equal(np.flatnonzero(found), np.arange(len(counted)))
 

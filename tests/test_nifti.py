@@ -348,23 +348,21 @@ def test_labels_that_are_all_zero_are_valid(tmp_path):
     assert not nifti.read_mask(path).data.any()
 
 
+@pytest.mark.parametrize("read", [nifti.read_mask, nifti.read_prediction])
 @pytest.mark.parametrize(
     ("values", "warned"),
     [((0, 1), False), ((0, 255), False), ((0, 1, 2), True), ((0, 0.3, 0.9), True)],
 )
-def test_a_prediction_that_is_no_mask_is_warned_of(tmp_path, caplog, values, warned):
+def test_a_prediction_that_is_no_mask_is_warned_of(tmp_path, caplog, read, values, warned):
     data = np.resize(np.array(values, np.float32), SHAPE)
-    nifti.read_mask(save(tmp_path / "found.nii.gz", data))
+    read(save(tmp_path / "found.nii.gz", data))
     assert bool(caplog.records) == warned
     assert all("found.nii.gz is no mask" in record.getMessage() for record in caplog.records)
 
 
-def test_a_mask_of_0_and_255_is_told_what_to_write(tmp_path):
-    labels = np.zeros((4, 5, 6), dtype=np.uint8)
-    labels[1, 2, 3] = 255
-    path = tmp_path / "mask.nii.gz"
-    nib.save(nib.Nifti1Image(labels, np.eye(4)), path)
-    with pytest.raises(LeukoError, match="values 255; expected only 0, 1: if 255 means 1, put"):
+def test_a_mask_of_0_and_3_is_told_what_to_write(tmp_path):
+    path = save(tmp_path / "mask.nii.gz", 3 * (grey() > 100).astype(np.uint8))
+    with pytest.raises(LeukoError, match="values 3; expected only 0, 1: if 3 means 1, put"):
         nifti.read_labels(path, values=(0, 1))
 
 
@@ -452,8 +450,7 @@ BAD = {
     "4-D": ("scan.nii", lambda path: save(path, grey(shape=(*SHAPE, 2))), "5x6x7x2"),
     "2-D": ("scan.nii", lambda path: save(path, grey(shape=(5, 6))), "5x6;"),
     "one slice": ("scan.nii", lambda path: save(path, grey(shape=(5, 6, 1))), "5x6x1"),
-    "NaN": ("scan.nii.gz", lambda path: save(path, with_voxel(np.nan)), "1 NaN or infinite"),
-    "infinite": ("scan.nii.gz", lambda path: save(path, with_voxel(-np.inf)), "1 NaN or infinite"),
+    "infinite": ("scan.nii.gz", lambda path: save(path, with_voxel(-np.inf)), "infinite voxels"),
     "zero column": ("scan.nii", lambda path: save(path, sform=singular("zero")), SINGULAR),
     "equal columns": ("scan.nii", lambda path: save(path, sform=singular("equal")), SINGULAR),
     "NaN in the sform": (
@@ -494,13 +491,22 @@ def read_any_labels(path):
 
 
 @pytest.mark.parametrize("case", BAD)
-@pytest.mark.parametrize("read", [nifti.read, nifti.read_mask, read_any_labels])
+@pytest.mark.parametrize(
+    "read", [nifti.read, nifti.read_mask, nifti.read_prediction, read_any_labels]
+)
 def test_a_file_that_cannot_be_a_brain_image_is_refused_in_one_line(tmp_path, case, read):
     name, make, words = BAD[case]
     make(tmp_path / name)
     with pytest.raises(LeukoError) as caught:
         read(tmp_path / name)
     assert_helpful(caught, tmp_path / name, words)
+
+
+def test_a_scan_with_nan_is_refused(tmp_path):
+    path = save(tmp_path / "scan.nii.gz", with_voxel(np.nan))
+    with pytest.raises(LeukoError) as caught:
+        nifti.read(path)
+    assert_helpful(caught, path, "1 NaN or infinite")
 
 
 def test_a_scan_of_nothing_but_zeros_is_refused(tmp_path):

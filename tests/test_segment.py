@@ -288,6 +288,13 @@ def test_the_tissues_of_another_model_do_not_stay(unseen, model, tmp_path):
     assert not (tmp_path / "tissue.nii.gz").exists()
 
 
+@pytest.mark.parametrize("name", ["FLAIR.nii.gz", "T1.nii.gz"])
+def test_a_scan_given_as_exclusion_mask_is_refused(unseen, model, tmp_path, name):
+    with pytest.raises(LeukoError, match=rf"{name} holds \d+ values above 0, .* as a scan does"):
+        run(unseen, model, tmp_path / "out", exclude=unseen / name)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_excluded_is_no_wmh_and_is_reported_apart(unseen, model, result, tmp_path):
     flair = nifti.read(unseen / "FLAIR.nii.gz")
     found = nifti.read_mask(result / "wmh.nii.gz").data

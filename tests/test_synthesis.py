@@ -84,6 +84,8 @@ def test_an_anatomy_knows_what_labels_do_not_say(ball):
 def test_labels_without_a_brain_are_refused(tmp_path):
     with pytest.raises(LeukoError, match="holds no brain with white matter"):
         from_labels(Volume(np.full((8, 8, 8), 24), np.eye(4), name="csf"), "csf")
+    with pytest.raises(LeukoError, match="no whole numbers"):
+        from_labels(label_map().with_data(label_map().data * 0.7), "scaled")
     with pytest.raises(LeukoError, match="holds no brain with white matter, cortex"):
         from_labels(label_map().with_data(np.where(label_map().data == 3, 24, 0)), "no cortex")
     with pytest.raises(LeukoError, match="holds no label maps"):

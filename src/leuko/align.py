@@ -226,7 +226,8 @@ def _averaged(scan: Volume, mm: float) -> Volume:
     shape = np.stack([count, blocks], axis=1).ravel()
     affine = scan.affine @ np.diag([*blocks, 1.0])
     affine[:3, 3] += scan.affine[:3, :3] @ ((blocks - 1) / 2)
-    return Volume(kept.reshape(shape).mean(axis=(1, 3, 5), dtype=np.float32), affine)
+    means = kept.reshape(shape).mean(axis=(1, 3, 5), dtype=np.float32)
+    return Volume(means, affine, name=scan.name)
 
 
 def _centre(brain: Volume) -> Array:

@@ -115,11 +115,8 @@ def load_heads(folder: Path) -> list[Anatomy]:
 
 def load_head(path: Path) -> Anatomy:
     """The anatomy of one label map, named by its file. Raises LeukoError as `from_labels` does."""
-    labels = nifti.read(path)
-    try:
-        return from_labels(labels, image_stem(path))
-    except LeukoError as error:
-        raise LeukoError(f"{path.parent}: {error}") from error
+    labels = replace(nifti.read(path), name=str(path))
+    return from_labels(labels, image_stem(path))
 
 
 def from_labels(labels: Volume, name: str) -> Anatomy:
@@ -133,7 +130,12 @@ def from_labels(labels: Volume, name: str) -> Anatomy:
     if not np.allclose(labels.spacing_mm, 1, atol=0.05):
         size = " x ".join(f"{mm:.2f}" for mm in labels.spacing_mm)
         raise LeukoError(f"{labels.name} has voxels of {size} mm; expected 1 mm: resample it")
-    data = np.rint(labels.canonical().data).astype(np.int32)
+    found = labels.canonical().data
+    data = np.rint(found).astype(np.int32)
+    if not np.allclose(data, found, rtol=0, atol=1e-3):
+        raise LeukoError(
+            f"{labels.name} holds values that are no whole numbers; is it a label map?"
+        )
     for first, last, label in ((1000, 2999, 3), (3000, 5002, 2), (11100, 12999, 3)):
         data[(data >= first) & (data <= last)] = label
     unknown = set(np.unique(data).tolist()) - {label for kind in TISSUES for label in kind.labels}

@@ -15,8 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from leuko import nifti
+from leuko.dataset import LABEL_VALUES
 from leuko.errors import LeukoError
-from leuko.evaluate import Row, evaluate, mean_with_interval
+from leuko.evaluate import Row, compare, mean_with_interval
 from leuko.evaluate import write_table as write_scores
 from leuko.files import refuse, staged, walk
 from leuko.isolate import Limits
@@ -159,12 +161,17 @@ def find_results(scans: Sequence[Scan], data: Path, results: Path) -> dict[Scan,
 def score(masks: Mapping[Scan, Path], out: Path) -> dict[str, Row]:
     """Measure each mask against its reference; write scores.tsv and sites.tsv into `out`.
 
-    Returns the latter, as `by_site`. Raises LeukoError where there is no mask, or one is not on the
-    grid of its reference.
+    Masks are read by the challenge's rule (`nifti.read_prediction`). Returns the latter table, as
+    `by_site`. Raises LeukoError where there is no mask, or one is not on the grid of its reference.
     """
     if not masks:
         raise LeukoError("no scan has a result; nothing can be scored")
-    rows = {scan: evaluate(scan.reference, mask) for scan, mask in masks.items()}
+    rows = {
+        scan: compare(
+            nifti.read_labels(scan.reference, values=LABEL_VALUES), nifti.read_prediction(mask)
+        )
+        for scan, mask in masks.items()
+    }
     out.mkdir(parents=True, exist_ok=True)
     write_scores(out / SCORES_FILE, {scan.name: row for scan, row in rows.items()})
     means = by_site(rows)

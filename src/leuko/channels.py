@@ -15,6 +15,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.sparse
 
+from leuko.background import without_background
 from leuko.errors import LeukoError
 from leuko.volume import LARGEST_VOXELS, Array, Orientation, Volume, coverage, resample_onto
 
@@ -63,6 +64,9 @@ SMALLEST_COVERAGE, WHOLE_COVERAGE = 0.5, 0.985
 LOG_BIN, LOG_SMOOTHING = 0.01, 0.05
 # A part of a per cent of the in-plane spacing: resampling would blur and gain nothing.
 SAME_PIXEL = 0.005
+# A mask has no voxels but these between its two values: by so little its one value may vary, and of
+# its voxels so few.
+ONE_VALUE, FEWEST_BETWEEN = 1e-3, 0.01
 
 
 def prepare(
@@ -96,13 +100,13 @@ class Pair:
                 f"this model needs a T1 (its channels are {preparation.channels}) and none was "
                 "given; give one with --t1"
             )
-        grey = flair.with_data(requantise(flair, preparation.tissue_grey)).canonical().data
-        t1_grey = np.zeros_like(grey)
+        grey = flair.with_data(requantise(flair, preparation.tissue_grey)).canonical()
+        t1_grey = np.zeros_like(grey.data)
         if t1 is not None and not preparation.uses_t1:
             log.warning("the model looks at the FLAIR alone: %s is not used", t1.name)
         elif t1 is not None:
-            t1_grey = _matched_t1(flair, t1, _head(grey, preparation), preparation)
-        return cls(flair, grey, t1_grey, preparation)
+            t1_grey = _matched_t1(grey, t1, preparation)
+        return cls(flair, grey.data, t1_grey, preparation)
 
     def slices(self, across: int | None = None) -> tuple[Array, "Placement"]:
         """Those of `prepare`, across an axis of R, A, S; by default the FLAIR's thick one."""
@@ -130,9 +134,11 @@ def centred(slices: Array) -> Array:
 def requantise(volume: Volume, tissue_grey: int) -> Array:
     """The whole volume in 8 bit, scaled so that the tissue has `tissue_grey`.
 
-    0 stays 0 (in MR, no signal; negative voxels are resampling artefacts), 255 is the ceiling.
+    The background is 0, and so are negative voxels (resampling artefacts); 255 is the ceiling.
+    Raises LeukoError as `without_background` and `tissue_level` do.
     """
-    scaled = volume.data * (tissue_grey / tissue_level(volume))
+    scan = without_background(volume)
+    scaled = scan.data * (tissue_grey / _tissue_level(scan))
     np.clip(scaled, 0, 255, out=scaled)  # in place: a whole head at 1 mm is 100 MB in float64
     return np.rint(scaled, out=scaled).astype(np.uint8)
 
@@ -145,16 +151,23 @@ def tissue_level(volume: Volume) -> float:
     winning, and fat is too spread out to: the peak lies in the brain's tissue, on whole heads
     and extracted brains alike.
 
-    Raises LeukoError on an image that was standardised to zero mean, where no grey value means
-    tissue.
+    Raises LeukoError as `without_background` does, and for an image of one grey value.
     """
-    values = volume.data[volume.data != 0]
-    positive = values[(values > 0) & (values < values.max())]  # the maximum may be a clipped peak
-    if len(positive) < 0.75 * len(values):
+    return _tissue_level(without_background(volume))
+
+
+def _tissue_level(scan: Volume) -> float:
+    """As `tissue_level`, of a scan whose background is 0."""
+    data = scan.data
+    positive = data[data > 0]
+    bright = float(np.percentile(positive, 99)) if len(positive) else 0.0
+    head = positive[positive > bright / 4]
+    if np.count_nonzero(head < (1 - ONE_VALUE) * bright) <= FEWEST_BETWEEN * len(head):
         raise LeukoError(
-            f"{volume.name} has grey values that are no signal intensities (many are negative or "
-            "all are equal); give the scan as it was before standardisation"
+            f"{scan.name} shows one grey value at most besides its background; expected a scan: "
+            "is it a mask?"
         )
+    positive = positive[positive < data.max()]  # the maximum may be a clipped peak
     top = math.log(float(np.percentile(positive, 99)))
     counts, edges = np.histogram(np.log(positive), round(3.3 / LOG_BIN), (top - 3, top + 0.3))
     signal = scipy.ndimage.gaussian_filter1d(counts * np.exp(edges[:-1]), LOG_SMOOTHING / LOG_BIN)
@@ -310,12 +323,13 @@ def _head(flair: Array, preparation: Preparation) -> Array:
     return head
 
 
-def _matched_t1(flair: Volume, t1: Volume, head: Array, preparation: Preparation) -> Array:
-    """The T1 in 8 bit on the canonical grid of the FLAIR, uint8."""
-    flair, moving = flair.canonical(), t1.canonical()
-    if moving.shares_grid_with(flair) and np.array_equal(moving.data, flair.data):
+def _matched_t1(flair: Volume, t1: Volume, preparation: Preparation) -> Array:
+    """The T1 in 8 bit on the canonical grid of the FLAIR, which is in 8 bit already, uint8."""
+    moving = t1.canonical()
+    grey = moving.with_data(requantise(moving, preparation.tissue_grey))
+    if moving.shares_grid_with(flair) and _differ_by_rounding(grey.data, flair.data):
         raise LeukoError(f"{flair.name} and {t1.name} hold the same image; give a FLAIR and a T1")
-    covered = coverage(flair.with_data(head), moving)
+    covered = coverage(flair.with_data(_head(flair.data, preparation)), moving)
     if covered < SMALLEST_COVERAGE:
         raise LeukoError(
             f"{t1.name} covers {covered:.0%} of the head in {flair.name}; the two must show the "
@@ -328,5 +342,9 @@ def _matched_t1(flair: Volume, t1: Volume, head: Array, preparation: Preparation
             100 * covered,
             flair.name,
         )
-    grey = moving.with_data(requantise(moving, preparation.tissue_grey))
     return np.rint(resample_onto(grey, flair).data).astype(np.uint8)
+
+
+def _differ_by_rounding(first: Array, second: Array) -> bool:
+    """Whether no voxel of two images in 8 bit differs by more than one grey level."""
+    return bool((np.maximum(first, second) - np.minimum(first, second)).max() <= 1)

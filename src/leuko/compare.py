@@ -170,7 +170,8 @@ def _read(folder: Path, flair: Path | None) -> Run:
         require_same_grid(image, scan.volume)
     dropped = (probability.data >= record["settings"]["threshold"]) & ~mask.data
     kept = probability.with_data(np.where(dropped, 0, probability.data))
-    return Run(folder, record, scan.volume, kept)
+    named = replace(scan.volume, name=str(path))  # both times may call their file FLAIR.nii.gz
+    return Run(folder, record, named, kept)
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from leuko import nifti
 from leuko.align import align
+from leuko.background import without_background
 from leuko.channels import Pair, Placement, Preparation
 from leuko.errors import LeukoError
 from leuko.files import find_images, image_stem
@@ -141,9 +142,9 @@ def find_subjects(folder: Path, labelling: Labelling = WMH_LABELS) -> list[Subje
 
 
 def read_pair(subject: Subject, preparation: Preparation) -> tuple[Volume, Volume | None]:
-    """A subject's FLAIR, and its T1 where a model looks at it."""
+    """A subject's FLAIR, and its T1 where a model looks at it; their background is 0."""
     t1 = nifti.read(subject.t1) if subject.t1 and preparation.uses_t1 else None
-    return nifti.read(subject.flair), t1
+    return without_background(nifti.read(subject.flair)), t1 and without_background(t1)
 
 
 def verify(

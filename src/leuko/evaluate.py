@@ -35,8 +35,9 @@ Row = dict[str, float]
 def evaluate(reference: Path, prediction: Path) -> Row:
     """All measures, volumes and lesion counts of one predicted mask, by `COLUMNS`.
 
-    The reference holds 0, 1 and 2 (other pathology, not counted). Both may be stored in different
-    axis orders. Raises LeukoError if they are not on one grid.
+    The reference holds 0, 1 and 2 (other pathology, not counted); the mask is what is not 0, as
+    `nifti.read_mask` has it. Both may be stored in different axis orders. Raises LeukoError if they
+    are not on one grid.
     """
     truth = nifti.read_labels(reference, values=LABEL_VALUES)
     return compare(truth, nifti.read_mask(prediction))

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from leuko import nifti
+from leuko.background import without_background
 from leuko.errors import LeukoError
 from leuko.extras import require
 from leuko.files import find_images, sha256
@@ -37,13 +38,15 @@ class Scan:
 
 
 def read(path: Path) -> Scan:
-    """An image file, or the one series in a folder of DICOM files.
+    """An image file, or the one series in a folder of DICOM files; its background is 0.
 
-    Raises LeukoError as `nifti.read` and `dicom.read_series` do, and without the extra dicom.
+    Raises LeukoError as `nifti.read`, `dicom.read_series` and `without_background` do, and without
+    the extra dicom.
     """
     if not path.is_dir():
         twin = nifti.other_half(path)
-        return Scan(path, nifti.read(path), [path] if twin is None else [path, twin])
+        volume = without_background(nifti.read(path))
+        return Scan(path, volume, [path] if twin is None else [path, twin])
     images = find_images(path)
     if images:
         raise LeukoError(
@@ -123,7 +126,8 @@ def write_dicom(path: Path, mask: Volume, source: Scan) -> None:
 
 
 def _from_series(folder: Path, series: "Series") -> Scan:
-    return Scan(folder, _dicom().read_series(series), series.paths, series)
+    volume = without_background(_dicom().read_series(series))
+    return Scan(folder, volume, series.paths, series)
 
 
 def _dicom() -> ModuleType:

@@ -114,7 +114,8 @@ def _seen(tissue: Volume) -> Volume:
     )
     steps = [max(1, round(GRID_MM / mm)) for mm in tissue.spacing_mm]
     affine = tissue.affine @ np.diag([*steps, 1.0])
-    return Volume(smooth[tuple(slice(None, None, step) for step in steps)], affine)
+    sparse = smooth[tuple(slice(None, None, step) for step in steps)]
+    return Volume(sparse, affine, name=tissue.name)
 
 
 def _apply(matrix: Array, points: Array) -> Array:

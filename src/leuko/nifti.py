@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
+from leuko import masks
 from leuko.errors import LeukoError, in_one_line
 from leuko.files import LARGEST_BYTES
 from leuko.volume import Array, Volume, require_head_size
@@ -31,6 +32,9 @@ TINY_MM, FLAT = 1e-9, 1e-6
 ROUNDING = 1e-5
 NOT_A_SHEAR = 1e-3
 
+# Labels under a header of integers with a scale are off by half a step: 1.004 of 0, 1, 2 in 8 bit.
+COARSEST_STEP = 0.1
+
 
 def read(path: Path) -> Volume:
     """A 3-D image (NIfTI in one file or two, or .mgz), stored scaling applied, its affine in mm.
@@ -44,55 +48,39 @@ def read(path: Path) -> Volume:
     """
     image = _load(path)
     data = _voxels(image, path)
+    bad = _not_finite(data)
+    if bad:
+        raise LeukoError(f"{path} has {bad} NaN or infinite voxels; replace them, by 0 say")
+    if not data.any():
+        raise LeukoError(f"{path} is all zeros; is it the right file?")
     header = image.header.copy()
     header.set_data_shape(data.shape)
-    return replace(_placed(data, image, path), header=header)
+    return replace(_placed(data, image, path), header=header, name=path.name)
 
 
 def read_labels(path: Path, *, values: Collection[int]) -> Volume:
-    """A label image as uint8. Floating-point files are fine if they hold whole numbers.
-
-    Raises LeukoError if it holds values other than the declared ones. All zeros is a valid label.
-    """
-    image = _load(path)
-    data = _voxels(image, path, may_be_empty=True)
-    found = np.unique(data)
-    strange = [float(v) for v in found if v not in values]
-    if strange:
-        shown = ", ".join(f"{v:g}" for v in strange[:5]) + (", ..." if len(strange) > 5 else "")
-        expected = ", ".join(str(v) for v in sorted(values))
-        advice = "is this the label file, or a probability map?"
-        if len(found) <= 2 and found.min() == 0:
-            lesion = min(v for v in values if v)
-            advice = f"if {found.max():g} means {lesion}, put {lesion} in its place"
-        raise LeukoError(
-            f"{path} holds the label values {shown}; expected only {expected}: {advice}"
-        )
-    return _placed(data.astype(np.uint8), image, path)
+    """A label image as uint8, by `masks.as_labels`; NaN is 0. All zeros is a valid one."""
+    volume = _labelled(path)
+    return volume.with_data(masks.as_labels(volume.data, path, values=values))
 
 
 def read_probability(path: Path) -> Volume:
-    """A probability map. All zeros is a valid one. Raises LeukoError for values outside 0 to 1."""
-    image = _load(path)
-    data = _voxels(image, path, may_be_empty=True)
-    if data.min() < 0 or data.max() > 1:
-        raise LeukoError(
-            f"{path} holds values from {data.min():g} to {data.max():g}; expected probabilities, "
-            "0 to 1"
-        )
-    return _placed(data, image, path)
+    """A probability map; NaN is 0. All zeros is a valid one. Raises LeukoError for values outside
+    0 to 1, but not by rounding."""
+    volume = _labelled(path)
+    return volume.with_data(masks.as_probability(volume.data, path))
 
 
 def read_mask(path: Path) -> Volume:
-    """A predicted mask as bool, by the challenge's rule: integer voxels count from 1 to 1000,
-    floating-point ones from 0.5 to 1000. All zeros is a valid mask; more than two values are
-    warned of: a probability map has a threshold of its own, and a scan is no mask."""
-    image = _load(path)
-    data = _voxels(image, path, may_be_empty=True)
-    lowest = 1 if np.issubdtype(data.dtype, np.integer) else 0.5
-    if (data[data != 0] != data.max()).any():
-        log.warning("%s is no mask of 0 and 1; all from %g to 1000 counts as WMH", path, lowest)
-    return _placed((data >= lowest) & (data <= 1000), image, path)
+    """A mask as bool, by `masks.as_mask`: what is not 0. All zeros is a valid one; NaN is 0."""
+    volume = _labelled(path)
+    return volume.with_data(masks.as_mask(volume.data, path))
+
+
+def read_prediction(path: Path) -> Volume:
+    """A predicted mask as bool, by the challenge's rule (`masks.as_prediction`); NaN is 0."""
+    volume = _labelled(path)
+    return volume.with_data(masks.as_prediction(volume.data, path))
 
 
 def write(path: Path, volume: Volume) -> None:
@@ -166,7 +154,7 @@ def _kind(content: bytes, path: Path) -> Any:
 def _as_nifti(image: Any, path: Path) -> Any:
     """An image of FreeSurfer, whose voxel-to-world matrix becomes both forms."""
     _require_invertible(image.affine, path)
-    mended = nib.Nifti1Image(_voxels(image, path, may_be_empty=True), image.affine)
+    mended = nib.Nifti1Image(_voxels(image, path), image.affine)
     mended.header.set_xyzt_units("mm")
     for place in (mended.set_sform, mended.set_qform):
         place(image.affine, code=1)
@@ -231,7 +219,7 @@ def _content(path: Path) -> bytes:
     return b"".join(parts)
 
 
-def _voxels(image: Any, path: Path, *, may_be_empty: bool = False) -> Array:
+def _voxels(image: Any, path: Path) -> Array:
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -248,18 +236,36 @@ def _voxels(image: Any, path: Path, *, may_be_empty: bool = False) -> Array:
         raise LeukoError(
             f"{path} is damaged or cut short ({in_one_line(error)}); copy or convert it again"
         ) from error
-    if data.dtype.kind == "f":
-        bad = data.size - int(np.count_nonzero(np.isfinite(data)))
-        if bad:
-            raise LeukoError(f"{path} has {bad} NaN or infinite voxels; replace them, by 0 say")
-    if not may_be_empty and not data.any():
-        raise LeukoError(f"{path} is all zeros; is it the right file?")
     native: Array = data.astype(data.dtype.newbyteorder("="), copy=False)
     return native
 
 
+def _not_finite(data: Array) -> int:
+    """How many voxels are NaN or infinite."""
+    return data.size - int(np.count_nonzero(np.isfinite(data))) if data.dtype.kind == "f" else 0
+
+
+def _labelled(path: Path) -> Volume:
+    """A label image, a mask or a probability map. 0 where it has NaN, which means outside; whole
+    numbers where its scale could store none that is closer."""
+    image = _load(path)
+    data = _voxels(image, path)
+    if _not_finite(data):
+        outside = np.isnan(data)
+        data = np.where(outside, 0, data)
+        infinite = _not_finite(data)
+        if infinite:
+            raise LeukoError(f"{path} has {infinite} infinite voxels; replace them, by 0 say")
+        log.warning("%s: %d NaN voxels are read as background", path, np.count_nonzero(outside))
+    step = abs(float(getattr(image.dataobj, "slope", 1)))
+    if image.get_data_dtype().kind in "iu" and step < COARSEST_STEP:
+        whole = np.rint(data)
+        data = np.where(np.abs(data - whole) <= 0.51 * step, whole, data)
+    return _placed(data, image, path)
+
+
 def _placed(data: Array, image: Any, path: Path) -> Volume:
-    volume = Volume(data, _affine(image, path), name=path.name)
+    volume = Volume(data, _affine(image, path), name=str(path))
     require_head_size(volume)
     return volume
 

@@ -1,0 +1,156 @@
+"""What the numbers of a label image, a mask or a probability map mean, as tools store them.
+
+Floating-point numbers are never compared exactly. Arrays are (X, Y, Z) and finite; `name` is what
+messages call the image.
+"""
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from leuko.errors import LeukoError
+from leuko.volume import Array
+
+log = logging.getLogger(__name__)
+
+# Labels that were stored as integers with a scale come back as 1.00000006 or 0.9999999998.
+WHOLE, WHOLE_RELATIVE = 1e-3, 1e-6
+WHITE = 255  # the least that can only mean "yes": what image editors write into masks
+FEW_LABELS = 16
+# Neighbours have one label in a label map, weighed by grey value next to none have one in a scan.
+SAME_NEIGHBOURS = 0.5
+# Between these values lie 15 % and more of the voxels of a scan that was scaled to 0 to 1, and
+# 0.4 % of a probability map of WMH. Of maps that fill the brain most lies above, of scans nothing.
+BETWEEN, BETWEEN_PART, BETWEEN_OF_SHOWN = (0.02, 0.9), 0.05, 0.8
+RINGING = 0.25  # a mask that splines resampled reaches as far below 0 and above 1
+
+
+def as_labels(data: Array, name: Path, *, values: Collection[int]) -> Array:
+    """Labels, uint8: what is within 1e-3 of a whole number is that number. A mask of 0 and 255 (or
+    more) has that as its 1, with a warning.
+
+    Raises LeukoError for values other than the declared ones.
+    """
+    found = np.unique(data)
+    whole = np.rint(found)
+    strange = found[~(_are_whole(found) & np.isin(whole, list(values)))]
+    highest = float(whole[-1])
+    if 0 not in whole:
+        log.warning("%s has no voxel of 0: is 0 its background?", name)
+    if not len(strange):
+        return np.rint(data).astype(np.uint8)
+    if highest >= WHITE and _is_one_value(data):
+        log.warning("%s is a mask of 0 and %g; %g is read as 1", name, highest, highest)
+        return (data > highest / 2).astype(np.uint8)
+    shown = ", ".join(f"{v:g}" for v in strange[:5]) + (", ..." if len(strange) > 5 else "")
+    expected = ", ".join(str(v) for v in sorted(values))
+    if found[0] < 0:
+        advice = "if values below 0 are background, put 0 in their place"
+    elif _is_one_value(data):
+        lesion = min(v for v in values if v)
+        advice = f"if {found[-1]:g} means {lesion}, put {lesion} in its place"
+    elif _are_whole(found).all():
+        advice = "is this the label file? Put declared values in the place of the others"
+    else:
+        advice = "is this the label file, or a probability map?"
+    raise LeukoError(f"{name} holds the label values {shown}; expected only {expected}: {advice}")
+
+
+def as_probability(data: Array, name: Path) -> Array:
+    """Probabilities, 0 to 1. Raises LeukoError for values outside, but not by rounding."""
+    if data.min() < -WHOLE or data.max() > 1 + WHOLE:
+        raise LeukoError(
+            f"{name} holds values from {data.min():g} to {data.max():g}; expected probabilities, "
+            "0 to 1"
+        )
+    return np.clip(data, 0, 1)
+
+
+def as_mask(data: Array, name: Path) -> Array:
+    """A mask, bool: what is not 0, whatever the number type. All zeros is a valid mask.
+
+    Of probabilities it is what has 0.5 or more; of several labels, all above 0; values below 0
+    beside a mask are background: warnings say so. Raises LeukoError for grey values, for labels
+    without background, and where nothing is above 0 but something below.
+    """
+    whole = bool(_are_whole(data).all())
+    if whole and data.dtype.kind == "f":
+        data = np.rint(data)
+    lowest, highest = float(data.min()), float(data.max())
+    if lowest == highest == 0:
+        return data.astype(bool)
+    if highest <= 0 or (whole and 0 < lowest < highest):
+        raise LeukoError(
+            f"{name} holds values from {lowest:g} to {highest:g}; expected a mask, with 0 outside "
+            "and one value above 0 inside"
+        )
+    if _is_one_value(data):
+        return data > highest / 2
+    labels = np.unique(data[data > 0])
+    if not whole and lowest >= -RINGING and highest <= 1 + RINGING and not _fills_a_head(data):
+        log.warning("%s is no mask of 0 and 1 but holds probabilities; 0.5 and more counts", name)
+        return data >= 0.5
+    if not whole or (len(labels) > FEW_LABELS and not _are_neighbours_alike(data)):
+        like = ", as a scan does" if len(labels) > FEW_LABELS else ""
+        raise LeukoError(
+            f"{name} holds {len(labels)} values above 0, up to {highest:g}{like}; expected a mask, "
+            "with 0 outside and one value inside, or probabilities from 0 to 1"
+        )
+    if lowest < 0:
+        log.warning("%s: values below 0 (from %g) are read as background", name, lowest)
+    if len(labels) > 1:
+        log.warning("%s is no mask of 0 and 1; all of its %d labels count", name, len(labels))
+    return data > 0
+
+
+def as_prediction(data: Array, name: Path) -> Array:
+    """A predicted mask, bool, by the challenge's rule: integers count from 1 to 1000,
+    floating-point numbers from 0.5 to 1000. A warning says when that is not what is not 0, or
+    there are several values."""
+    lowest = 1 if np.issubdtype(data.dtype, np.integer) else 0.5
+    counted: Array = (data >= lowest) & (data <= 1000)
+    if data.any() and not (_is_one_value(data) and counted.any()):
+        log.warning("%s is no mask of 0 and 1; all from %g to 1000 counts as WMH", name, lowest)
+    return counted
+
+
+def _are_whole(data: Array, *, within: float = WHOLE) -> Array:
+    """Which values are whole numbers, but for rounding; bool."""
+    if data.dtype.kind != "f":
+        return np.ones(data.shape, dtype=bool)
+    whole: Array = np.isclose(data, np.rint(data), rtol=WHOLE_RELATIVE, atol=within)
+    return whole
+
+
+def _is_one_value(data: Array) -> bool:
+    """Whether all voxels are 0 or one value above it, but for rounding."""
+    highest = float(data.max())
+    if highest <= 0 or data.min() < -WHOLE * highest:
+        return False
+    if data.dtype.kind != "f":
+        return bool(((data == 0) | (data == highest)).all())
+    return bool(_are_whole(data / highest, within=WHOLE_RELATIVE).all())
+
+
+def _fills_a_head(data: Array) -> bool:
+    """Whether grey values of 0 to 1 are those of a scan, not probabilities."""
+    low, high = BETWEEN
+    between = (data > low) & (data < high)
+    shown = np.count_nonzero(data > low)
+    return bool(
+        between.mean() > BETWEEN_PART and np.count_nonzero(between) > BETWEEN_OF_SHOWN * shown
+    )
+
+
+def _are_neighbours_alike(data: Array) -> bool:
+    """Whether voxels above 0 have the value of their neighbours above 0, each pair weighed by it;
+    true without such pairs."""
+    alike = total = 0.0
+    for axis in range(3):
+        ahead, behind = np.moveaxis(data, axis, 0)[1:], np.moveaxis(data, axis, 0)[:-1]
+        weight = np.minimum(ahead, behind).clip(0).astype(float)
+        total += float(weight.sum())
+        alike += float(weight.sum(where=ahead == behind))
+    return alike >= SAME_NEIGHBOURS * total
