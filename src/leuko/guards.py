@@ -5,14 +5,14 @@ tissues tell a FLAIR from a T1 and a head from a phantom. The limits lie between
 scans and those of scans with a simulated fault (`runs/guards.py`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import scipy.ndimage
 
-from leuko.record import Finding, Level
+from leuko.record import Finding, Level, is_useless
 from leuko.volume import Array, Volume
 
 TISSUES = ("background", "csf", "ventricle", "grey", "white", "wmh")
@@ -65,61 +65,80 @@ class Check:
 def examine(case: Case) -> tuple[list[Finding], list[str]]:
     """The findings on a segmented pair, and the titles of the checks that were done.
 
-    After a reason not to use the result the other checks are left out: the tissues are those of
-    another image.
+    After evidence of a wrong scan the other checks are left out: the tissues are those of another
+    image.
     """
     findings: list[Finding] = []
     done = []
-    for check in CHECKS:
-        if check.needs_t1 and case.t1 is None:
-            continue
-        done.append(check.title)
-        findings += [Finding(check.level, check.code, text) for text in check.find(case)]
-        if any(finding.level == "do not use" for finding in findings):
+    for check in (*WRONG_SCAN, *OTHERS):
+        if is_useless(findings) or (check in OTHERS and is_doubted(findings)):
             break
-    return findings, done
+        if case.t1 is not None or not check.needs_t1:
+            done.append(check.title)
+            findings += [Finding(check.level, check.code, text) for text in check.find(case)]
+    return findings, list(dict.fromkeys(done))
+
+
+def is_doubted(findings: Iterable[Finding]) -> bool:
+    """Whether a finding is evidence that this is not a FLAIR of a head."""
+    codes = {check.code for check in WRONG_SCAN}
+    return any(finding.code in codes for finding in findings)
 
 
 def wrong_scan(case: Case) -> str | None:
     """Why this is not a FLAIR of a head, by its tissues; None if it looks like one."""
-    fatal = (check for check in CHECKS if check.level == "do not use")
-    return next((text for check in fatal for text in check.find(case)), None)
+    return next((text for check in WRONG_SCAN for text in check.find(case)), None)
 
 
-def _brain_volume(case: Case) -> Iterator[str]:
+def _too_little_brain(case: Case) -> Iterator[str]:
+    if case.brain_ml < BRAIN_ML[0]:
+        yield _brain_volume(case)
+
+
+def _too_much_brain(case: Case) -> Iterator[str]:
+    if case.brain_ml > BRAIN_ML[1]:
+        yield _brain_volume(case)
+
+
+def _brain_volume(case: Case) -> str:
     low, high = BRAIN_ML
-    if not low <= case.brain_ml <= high:
+    return (
+        f"{case.brain_ml:.0f} mL of brain and CSF were found, expected {low:.0f} to {high:.0f}: is "
+        f"{case.flair.name} a FLAIR of a whole head, its voxel sizes in mm?"
+    )
+
+
+def _little_white(case: Case) -> Iterator[str]:
+    ratio = (case.ml["white"] + case.ml["wmh"]) / max(case.ml["grey"], 1e-3)
+    if ratio < LEAST_WHITE_PER_GREY:
         yield (
-            f"{case.brain_ml:.0f} mL of brain and CSF were found, expected {low:.0f} to "
-            f"{high:.0f}: is {case.flair.name} a FLAIR of a whole head, its voxel sizes in mm?"
+            f"{case.flair.name} does not look like a FLAIR: it shows {ratio:.2f} times as much "
+            f"white as grey matter, expected at least {LEAST_WHITE_PER_GREY}"
+            + ("; were FLAIR and T1 swapped?" if case.t1 is not None else "")
         )
 
 
-def _sequence(case: Case) -> Iterator[str]:
-    white_per_grey = (case.ml["white"] + case.ml["wmh"]) / max(case.ml["grey"], 1e-3)
-    csf_part = (case.ml["csf"] + case.ml["ventricle"]) / case.brain_ml
-    swapped = "were FLAIR and T1 swapped?" if case.t1 is not None else ""
-    if white_per_grey < LEAST_WHITE_PER_GREY:
-        yield (
-            f"{case.flair.name} does not look like a FLAIR: it shows {white_per_grey:.2f} times as "
-            f"much white as grey matter, expected at least {LEAST_WHITE_PER_GREY}"
-            + (f"; {swapped}" if swapped else "")
-        )
-        return
+def _bright_csf(case: Case) -> Iterator[str]:
     white = case.median(case.flair.data, "white")
-    fluid = max(case.median(case.flair.data, name) / white for name in ("csf", "ventricle"))
-    seen = []
-    if csf_part < LEAST_CSF_PART:
-        least = f"{100 * LEAST_CSF_PART:.0f} % at least"
-        seen.append(f"{100 * csf_part:.1f} % of the brain is CSF, expected {least}")
-    if fluid > BRIGHT_CSF:
-        bright = f"{fluid:.2f} times as bright as white matter"
-        seen.append(f"CSF is {bright}, expected {BRIGHT_CSF} at most")
-    if seen:
+    ratio = max(case.median(case.flair.data, name) / white for name in ("csf", "ventricle"))
+    if ratio > BRIGHT_CSF:
         yield (
-            f"{case.flair.name} does not look like a FLAIR: {', and '.join(seen)}; is it a T2"
-            + (f", or {swapped}" if swapped else "?")
+            f"{case.flair.name} does not look like a FLAIR: CSF is {ratio:.2f} times as bright as "
+            f"white matter, expected {BRIGHT_CSF} at most; {_other(case)}"
         )
+
+
+def _little_csf(case: Case) -> Iterator[str]:
+    part = (case.ml["csf"] + case.ml["ventricle"]) / case.brain_ml
+    if part < LEAST_CSF_PART:
+        yield (
+            f"{case.flair.name} may not be a FLAIR: {100 * part:.1f} % of the brain is CSF, "
+            f"expected {100 * LEAST_CSF_PART:.0f} % at least; {_other(case)}"
+        )
+
+
+def _other(case: Case) -> str:
+    return "is it a T2" + (", or were FLAIR and T1 swapped?" if case.t1 is not None else "?")
 
 
 def _enhanced(case: Case) -> Iterator[str]:
@@ -212,10 +231,16 @@ def _streaks(case: Case) -> tuple[float, float]:
     return float(strength), float(coherence)
 
 
-# In this order: what the first two find makes the others meaningless.
-CHECKS = (
-    Check("brain-volume", "volume of the brain", "do not use", _brain_volume),
-    Check("sequence", "contrast of a FLAIR", "do not use", _sequence),
+WRONG_SCAN = (
+    Check("little-brain", "volume of the brain", "do not use", _too_little_brain),
+    Check("little-white", "contrast of a FLAIR", "do not use", _little_white),
+    Check("bright-csf", "contrast of a FLAIR", "do not use", _bright_csf),
+    # Wrong voxel sizes falsify volumes, not the mask.
+    Check("much-brain", "volume of the brain", "warning", _too_much_brain),
+    # Weak evidence: some extracted brains have lost their CSF.
+    Check("little-csf", "contrast of a FLAIR", "warning", _little_csf),
+)
+OTHERS = (
     Check("contrast-medium", "contrast medium in the T1", "note", _enhanced, needs_t1=True),
     Check("cut-off", "brain within the image", "warning", _cut),
     Check("slice-distance", "distance between slices", "note", _thick),

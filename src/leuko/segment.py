@@ -103,7 +103,7 @@ def segment(
                 checks += _examined(case, case.tissue, findings, strict=strict)
                 brain = brain_mask(anatomy.canonical())
                 place = Place.of(case.tissue.with_data(case.tissue.data * brain), threads=threads)
-                if not is_useless(findings):
+                if not (is_useless(findings) or guards.is_doubted(findings)):
                     case, outside = _within_brain(case, brain, place, findings)
                     checks.append("lesions outside the brain")
             mask = Orientation.of(flair_scan.affine).undo(case.mask)
@@ -113,7 +113,7 @@ def segment(
             analysis = analyse(case, place=place, rule=rule, threads=threads)
             warm = calibrated(probability, card.calibration.temperature if card.calibration else 1)
             seen = np.where(masks[0] & ~mask, 0, warm if allowed is None else warm * allowed)
-            is_judged = own_limits and not is_useless(findings)
+            is_judged = own_limits and not (is_useless(findings) or guards.is_doubted(findings))
             judgement = _judged(
                 flair_scan.with_data(seen), mask, card.calibration if is_judged else None
             )
@@ -231,11 +231,11 @@ def _judged(calibrated: Volume, mask: Array, calibration: Calibration | None) ->
 
 def _examined(case: Case, tissue: Volume, findings: list[Finding], *, strict: bool) -> list[str]:
     """Tell the findings of the automatic checks; returns which were done. Raises LeukoError, if
-    `strict`, where this is not a FLAIR of a head."""
+    `strict`, for evidence that this is not a FLAIR of a head."""
     found, checks = guards.examine(guards.Case(case.flair, case.t1, tissue.data))
+    if strict and guards.is_doubted(found):
+        raise LeukoError(found[0].text)
     for finding in found:
-        if strict and finding.level == "do not use":
-            raise LeukoError(finding.text)
         tell(findings, finding)
     return checks
 
