@@ -19,13 +19,15 @@ from typing import NamedTuple
 import numpy as np
 import scipy.ndimage
 
-from leuko import nifti, runtime, weights
+from leuko import guards, nifti, runtime, weights
+from leuko.brain import brain_mask, find_outside
 from leuko.evaluate import compare
 from leuko.itk import without_bias
 from leuko.lesions import find_lesions
 from leuko.metrics import dice
+from leuko.mni import Place
 from leuko.predict import predict, to_mask, to_tissue
-from leuko.volume import Array, Volume
+from leuko.volume import Array, Orientation, Volume
 
 COLUMNS = ("dsc", "h95_mm", "avd_percent", "lesion_recall", "lesion_f1")
 VOLUMES_MM3 = (0, 10, 30, 100, 1000, math.inf)
@@ -68,6 +70,8 @@ def main() -> None:
                 smallest_mm3=model.card.smallest_lesion_mm3,
                 voxel_mm3=flair.voxel_mm3,
             )
+            if model.card.classes == guards.TISSUES:
+                mask = within_brain(mask, to_tissue(shares[:-1], None, flair))
             tissue = to_tissue(shares, mask, flair)
             for reference in ("lesions", "lesions_pathological"):
                 path = folder / f"{reference}.nii.gz"
@@ -97,6 +101,17 @@ def main() -> None:
         cells = [f"{v:.3f}" for v in np.nanmean(rows, axis=0)]
         print("|", " | ".join(["mean", scans, *cells]), "| | |")
     print_lesions(lesions)
+
+
+def within_brain(mask: Array, anatomy: Volume) -> Array:
+    """A mask (X, Y, Z) without lesions outside the brain, as `leuko segment` leaves them out."""
+    grid = anatomy.canonical()
+    brain = brain_mask(grid)
+    place = Place.of(grid.with_data(grid.data * brain), threads=2)
+    turned = Orientation.of(anatomy.affine)
+    outside = find_outside(turned.apply(mask), brain, place, grid)
+    kept: Array = mask & ~turned.undo(outside.voxels)
+    return kept
 
 
 def lesions_of(truth: Volume, flair: Volume, mask: Array, white: Array) -> Iterator[Lesion]:
