@@ -70,8 +70,7 @@ def main() -> None:
                 smallest_mm3=model.card.smallest_lesion_mm3,
                 voxel_mm3=flair.voxel_mm3,
             )
-            if model.card.classes == guards.TISSUES:
-                mask = within_brain(mask, to_tissue(shares[:-1], None, flair))
+            mask = within_brain(mask, to_tissue(shares[:-1], None, flair), model)
             tissue = to_tissue(shares, mask, flair)
             for reference in ("lesions", "lesions_pathological"):
                 path = folder / f"{reference}.nii.gz"
@@ -103,8 +102,10 @@ def main() -> None:
     print_lesions(lesions)
 
 
-def within_brain(mask: Array, anatomy: Volume) -> Array:
+def within_brain(mask: Array, anatomy: Volume, model: runtime.Model) -> Array:
     """A mask (X, Y, Z) without lesions outside the brain, as `leuko segment` leaves them out."""
+    if model.card.classes != guards.TISSUES:
+        return mask
     grid = anatomy.canonical()
     brain = brain_mask(grid)
     place = Place.of(grid.with_data(grid.data * brain), threads=2)
