@@ -51,7 +51,9 @@ def test_the_background_of_an_extracted_brain_may_have_any_grey_value(scan, back
     other = extracted(original, background)
     grey, expected = (requantise(s, 100).astype(int) for s in (other, zero))
     assert not grey[~brain()].any()
-    darkest = abs(grey - expected) > 1  # a positive background takes what is just above it along
+    darkest = (
+        abs(grey - expected) > 1 + 0.02 * expected
+    )  # a positive background takes what is just above it along
     assert (expected[darkest] <= 0.35 * 100).all()
     assert np.mean(darkest) < 0.01
     assert tissue_level(other) == pytest.approx(tissue_level(zero), rel=0.01)
@@ -138,3 +140,11 @@ def test_the_same_image_is_refused_as_t1_though_it_was_stored_with_a_scale(scale
     jitter = 1 + 1e-6 * np.random.default_rng(0).normal(size=flair.data.shape)
     with pytest.raises(LeukoError, match="hold the same image"):
         prepare(flair, flair.with_data(flair.data * scale * jitter), COLOURS)
+
+
+def test_a_brain_of_hardly_any_voxels_in_a_background_below_zero_does_not_crash():
+    data = np.full((60, 60, 20), -1, np.float32)
+    data[28:32, 28:32, 9:11] = np.random.default_rng(0).uniform(300, 500, (4, 4, 2))
+    cleaned = without_background(replace(head().flair, data=data)).data
+    assert (cleaned >= 0).all()
+    np.testing.assert_array_equal(cleaned[28:32, 28:32, 9:11], data[28:32, 28:32, 9:11])

@@ -13,6 +13,8 @@ from leuko.volume import Volume
 CONSTANT = 1e-3
 # Likewise, all but the first rings; those, and partial volume, lie within some voxels of the edge.
 RINGING, EDGE_VOXELS = 0.1, 3
+# Likewise: a positive background as dark as that is no more than noisy air is.
+DARK = 0.01
 # Of a positive background: its ringing is no darker tissue.
 ABOVE = 0.05
 # Of a scan's signal: real scans have 0.0004 below zero, standardised images 0.5.
@@ -25,18 +27,20 @@ def without_background(scan: Volume) -> Volume:
     """The scan with 0 as its background, where most edges of its slices have one grey value: -1,
     -1024, the smallest of the brain, or 0 with the ringing of splines.
 
-    A scan whose background is 0 already, or noisy air, is returned as it is. Raises LeukoError for
-    an image that was standardised to zero mean, where no grey value means tissue.
+    A scan whose background is 0 or nearly as dark, or noisy air, is returned as it is. Raises
+    LeukoError for an image that was standardised to zero mean, where no grey value means tissue.
     """
     data = scan.data
     in_plane = [axis for axis in range(3) if axis != scan.through_plane_axis]
     edges = np.concatenate([data.take(k, axis).ravel() for axis in in_plane for k in (0, -1)])
     level = float(np.median(edges))
-    tolerance = CONSTANT * float(np.percentile(np.abs(data - level), 99))
+    step = float(np.percentile(np.abs(data - level), 99))
+    tolerance = CONSTANT * step
     is_constant = float(np.mean(np.abs(edges - level) <= tolerance)) > 0.5
     if data.min() < 0:
         _require_signal(scan, level if is_constant else 0.0)
-    if not is_constant or np.count_nonzero(edges) < 0.5 * len(edges):
+    is_dark = tolerance < level < DARK * step
+    if not is_constant or is_dark or np.count_nonzero(edges) < 0.5 * len(edges):
         return scan
     cleaned = data.copy()
     cleaned[data <= (tolerance if abs(level) <= tolerance else max(0, (1 + ABOVE) * level))] = 0
@@ -51,7 +55,7 @@ def _require_signal(scan: Volume, background: float) -> None:
     bright = float(np.percentile(data, 99))
     lowest = float(data.min())
     signal = np.abs(data - lowest) > CONSTANT * (bright - lowest)
-    if background < 0:
+    if background < min(0.0, bright):
         bodies, _ = scipy.ndimage.label(np.abs(data - background) < RINGING * (bright - background))
         largest = 1 + int(np.argmax(np.bincount(bodies.ravel())[1:]))
         signal &= ~scipy.ndimage.binary_dilation(bodies == largest, iterations=EDGE_VOXELS)
