@@ -236,7 +236,7 @@ def test_voxel_sizes_in_another_unit_than_the_header_says_are_refused(tmp_path, 
     path = save(tmp_path / "scan.nii", sform=scaled, qform=scaled)
     with pytest.raises(LeukoError) as caught:
         nifti.read(path)
-    assert_helpful(caught, path, "mend its voxel sizes or their unit")
+    assert_helpful(caught, path, "correct its voxel sizes or their unit")
 
 
 @pytest.mark.parametrize("trailing", [(1,), (1, 1), (1, 1, 1)])

@@ -266,7 +266,7 @@ def place(flair: Volume, head: Array, pixel_mm: float, *, across: int | None = N
     if pixels > LARGEST_VOXELS:
         raise LeukoError(
             f"{flair.name} would need {pixels / 1e6:.0f} million pixels of {pixel_mm:g} mm; "
-            "expected a head: mend its voxel sizes"
+            "expected a head: correct its voxel sizes"
         )
     rows_mm, columns_mm = (
         line.step * grid.spacing_mm[axis] for line, axis in zip(lines, axes, strict=True)

@@ -138,7 +138,8 @@ def _kind(content: bytes, path: Path) -> Any:
             if not (np.isfinite(spacing).all() and (spacing > 0).all()):
                 shown = ", ".join(f"{s:g}" for s in spacing)
                 raise LeukoError(
-                    f"{path} declares voxel sizes {shown} mm; all must be above 0: mend them"
+                    f"{path} declares voxel sizes {shown} mm; they must be positive: correct "
+                    "pixdim in its header"
                 )
             return kind
     if content[:4] == MGH:
@@ -275,7 +276,9 @@ def _affine(image: Any, path: Path) -> Array:
     affine = np.array(image.affine, dtype=float)
     unit = int(header["xyzt_units"]) % 8  # the other bits are the unit of time
     if unit not in UNIT_MM:
-        raise LeukoError(f"{path} has lengths in the unknown unit {unit}; mend its header")
+        raise LeukoError(
+            f"{path} has lengths in the unknown unit {unit}; correct xyzt_units in its header"
+        )
     affine[:3] *= UNIT_MM[unit]
     _require_invertible(affine, path)
     _warn_of_conflict(header, UNIT_MM[unit], path)
@@ -287,7 +290,7 @@ def _require_invertible(affine: Array, path: Path) -> None:
     usable = np.abs(affine[:3]).max() < 1 / TINY_MM and np.abs(axes).max(axis=0).min() > TINY_MM
     if not usable or abs(np.linalg.det(axes / np.linalg.norm(axes, axis=0))) <= FLAT:
         raise LeukoError(
-            f"{path} has a singular voxel-to-world matrix; mend its sform or qform "
+            f"{path} has a singular voxel-to-world matrix; correct its sform or qform "
             "(nibabel or c3d can set them)"
         )
 

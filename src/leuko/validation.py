@@ -150,7 +150,7 @@ class Validation:
                 f"average, {self.origin} {shown(healthy.before, 2)}."
             )
         if self.invents:
-            said.append("It finds WMH where there are none: that speaks against it.")
+            said.append("It finds WMH where there are none, so it is not better.")
         if self.kept is not None:
             said.append(
                 f"On {self.kept.people} synthetic scans, made to be hard, so that only the change "

@@ -147,7 +147,8 @@ def require_head_size(volume: Volume) -> None:
     if min(volume.spacing_mm) < SMALLEST_VOXEL_MM or extent_mm.max() > LARGEST_MM:
         shown = " x ".join(f"{mm:.3g}" for mm in extent_mm)
         raise LeukoError(
-            f"{volume.name} spans {shown} mm; expected a head: mend its voxel sizes or their unit"
+            f"{volume.name} spans {shown} mm; expected a head: correct its voxel sizes or their "
+            "unit"
         )
 
 
