@@ -4,12 +4,16 @@ import csv
 import json
 import math
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from leuko import group, summary, verdicts
+from leuko.cli_cohort import look_at
 from leuko.errors import LeukoError
+from leuko.isolate import Limits
 from leuko.outputs import PICTURE_FILE, RECORD_FILE, REPORT_FILE
+from leuko.subject import Job, Settings
 from reports import a_head, a_record, finding
 
 HOSTILE = "<script>document.title = 'run'</script>"
@@ -86,6 +90,59 @@ def test_what_a_record_does_not_have_is_not_known():
     }
     assert {"volume_low_ml", "expected_dice", "deep_ml", "t1_moved_mm"} <= unknown
     assert row["volume_ml"] == pytest.approx(flair.ml(mask))
+
+
+def test_a_row_says_whether_the_result_may_be_used():
+    flair, mask = a_head()
+    plain = summary.row(a_record(flair, mask))
+    assert (plain["do_not_use"], plain["warnings"], plain["finding_codes"]) == ("no", 0, "n/a")
+    found = [
+        finding("no FLAIR", "do not use", "little-white"), finding("cut"), finding("cut too"),
+        finding("thick", "note", "slice-distance"),
+    ]  # fmt: skip
+    outside = {"lesions": 2, "wmh_ml": 0.3}
+    row = summary.row(a_record(flair, mask, findings=found, outside_brain=outside))
+    assert (row["do_not_use"], row["warnings"]) == ("yes", 2)
+    assert row["finding_codes"] == "little-white,cut-off,slice-distance"
+    assert row["outside_brain_ml"] == 0.3
+
+
+def test_results_not_to_be_used_come_first_and_count_in_no_median(cohort):
+    useless = {"volume_ml": 900.0, "findings": [finding("no FLAIR", "do not use")]}
+    out = cohort(b={"volume_ml": 2.0, "findings": [finding("cut off")]}, a={"volume_ml": 4.0},
+                 z=useless)  # fmt: skip
+    group.write_batch(out)
+    page = Words((out / "report.html").read_text())
+    assert page.cards == ["z", "b", "a"]
+    assert "range 2.00 to 4.00" in page.words
+    assert "do not use: no FLAIR" in page.words
+    assert "Not to be used1 of 3; not in the numbers before" in page.words.replace(" 1 ", "1 ")
+
+
+def test_a_cohort_of_useless_results_alone_has_a_page(cohort):
+    out = cohort(a={"findings": [finding("no FLAIR", "do not use")]})
+    group.write_batch(out)
+    assert "Not to be used" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        ([], 0),
+        ([finding("cut off"), finding("thick", "note")], 0),
+        ([finding("no FLAIR", "do not use")], 3),
+        ([finding("report.html could not be written", code="output")], 3),
+    ],
+)
+def test_the_exit_code_of_a_cohort_tells_of_results_to_look_at(cohort, capsys, found, code):
+    out = cohort(a={}, b={"findings": found})
+    jobs = [
+        Job(name, Path("F"), None, out / name, out, out, Settings(), Limits(1, 1, 1))
+        for name in "ab"
+    ]
+    assert look_at(jobs) == code
+    said = capsys.readouterr().out
+    assert ("b: " in said, "a: " in said) == (code == 3, False)
 
 
 def test_every_column_is_described():

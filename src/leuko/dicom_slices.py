@@ -266,7 +266,16 @@ def _grey_values(image: Any, count: int) -> Array:
     for name, usual in (("SamplesPerPixel", 1), ("PhotometricInterpretation", "MONOCHROME2")):
         if not image.get(name):
             setattr(image, name, usual)
-    grey: Array = image.pixel_array
+    syntax = image.file_meta.TransferSyntaxUID
+    try:
+        grey: Array = image.pixel_array
+    except Exception as error:
+        if not syntax.is_compressed:
+            raise
+        raise ValueError(
+            f"its pixels, compressed as {syntax.name}, are damaged or of a kind that cannot be "
+            "decoded; copy it again, or decompress it first: gdcmconv --raw"
+        ) from error
     if image.SamplesPerPixel != 1 or grey.size != count * image.Rows * image.Columns:
         raise ValueError("it is no grey image of one slice a frame")
     return grey.reshape(count, image.Rows, image.Columns)
