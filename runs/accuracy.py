@@ -20,14 +20,13 @@ import numpy as np
 import scipy.ndimage
 
 from leuko import guards, nifti, runtime, weights
-from leuko.brain import brain_mask, find_outside
+from leuko.brain import without_outside
 from leuko.evaluate import compare
 from leuko.itk import without_bias
 from leuko.lesions import find_lesions
 from leuko.metrics import dice
-from leuko.mni import Place
 from leuko.predict import predict, to_mask, to_tissue
-from leuko.volume import Array, Orientation, Volume
+from leuko.volume import Array, Volume
 
 COLUMNS = ("dsc", "h95_mm", "avd_percent", "lesion_recall", "lesion_f1")
 VOLUMES_MM3 = (0, 10, 30, 100, 1000, math.inf)
@@ -103,16 +102,9 @@ def main() -> None:
 
 
 def within_brain(mask: Array, anatomy: Volume, model: runtime.Model) -> Array:
-    """A mask (X, Y, Z) without lesions outside the brain, as `leuko segment` leaves them out."""
-    if model.card.classes != guards.TISSUES:
-        return mask
-    grid = anatomy.canonical()
-    brain = brain_mask(grid)
-    place = Place.of(grid.with_data(grid.data * brain), threads=2)
-    turned = Orientation.of(anatomy.affine)
-    outside = find_outside(turned.apply(mask), brain, place, grid)
-    kept: Array = mask & ~turned.undo(outside.voxels)
-    return kept
+    """The mask without lesions outside the brain, where the model's tissues can tell."""
+    has_tissues = model.card.classes == guards.TISSUES
+    return without_outside(mask, anatomy, threads=2) if has_tissues else mask
 
 
 def lesions_of(truth: Volume, flair: Volume, mask: Array, white: Array) -> Iterator[Lesion]:

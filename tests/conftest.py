@@ -1,5 +1,6 @@
 """Folders of made-up heads, a model trained on them, and the way to the real scans."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,13 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from leuko import plan, train
 from leuko.channels import Preparation
 from leuko.cli import main
+from leuko.outputs import PICTURE_FILE, RECORD_FILE, REPORT_FILE
 from leuko.plan import Settings
 from leuko.recipes import MODERN, Phase
 from leuko.volume import Volume
 from leuko.weights import load_card, save_card
 from phantoms import Phantom, make_phantom
+from reports import a_head, a_record
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -147,3 +150,23 @@ def foreign_model(model, tmp_path_factory) -> Path:
     card = load_card(folder)
     save_card(folder, replace(card, training={**card.training, "scans": []}))
     return folder
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Makes results of the given names, changed so, in a folder; gives it back."""
+    flair, mask = a_head()
+
+    def make(**subjects):
+        for number, (name, changes) in enumerate(subjects.items()):
+            folder = tmp_path / "out" / name
+            folder.mkdir(parents=True)
+            own = {"mask_sha256": f"{number:064x}"}
+            scan = {"path": "F.nii.gz", "series": None, "sha256": f"{number + 100:064x}"}
+            record = a_record(flair, mask, inputs={"flair": scan}) | own | changes
+            (folder / RECORD_FILE).write_text(json.dumps(record))
+            (folder / REPORT_FILE).write_text("<title>its report</title>")
+            (folder / PICTURE_FILE).write_bytes(b"\x89PNG")
+        return tmp_path / "out"
+
+    return make

@@ -165,11 +165,12 @@ def test_a_t1_that_does_not_fit_is_an_error_and_nothing_is_written(model, tmp_pa
     noise = np.abs(np.random.default_rng(0).normal(300, 100, t1.data.shape)).astype(np.float32)
     nifti.write(tmp_path / "flair.nii.gz", flair)
     nifti.write(tmp_path / "t1.nii.gz", t1.with_data(noise))
-    with pytest.raises(LeukoError, match=r"t1.nii.gz does not lie on flair.nii.gz .*--align never"):
+    refused = r"t1.nii.gz could not be registered to flair.nii.gz: .*--align never"
+    with pytest.raises(LeukoError, match=refused):
         segment(tmp_path / "flair.nii.gz", tmp_path / "t1.nii.gz", tmp_path / "out", model=model)
     assert not (tmp_path / "out").exists()
     result = segment(
         tmp_path / "flair.nii.gz", tmp_path / "t1.nii.gz", tmp_path / "out", model=model,
         alignment="never",
     )  # fmt: skip
-    assert [f.level for f in result.findings if "does not lie on" in f.text] == ["do not use"]
+    assert [f.level for f in result.findings if "is not registered to" in f.text] == ["do not use"]

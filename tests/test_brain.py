@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from conftest import stored
 from leuko import mni
-from leuko.brain import brain_mask, find_outside
+from leuko.brain import brain_mask, find_outside, without_outside
 from leuko.guards import TISSUES
 from leuko.volume import Orientation, Volume
 
@@ -45,6 +46,37 @@ def test_holes_within_slices_belong_to_the_brain():
     found = brain_mask(tissue.with_data(np.where(hole, 0, tissue.data)))
     assert found[hole].all()
     assert (found & brain).sum() > 0.98 * brain.sum()
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 4.0), (2.5, 2.5, 2.5)])
+def test_beyond_a_black_slice_there_is_brain_too(spacing_mm):
+    """A slice that was not taken, or lost its signal."""
+    tissue, brain = a_head(spacing_mm)
+    black = tissue.data.copy()
+    black[:, :, round(130 / spacing_mm[2])] = 0  # 30 mm up, 10 mm above the middle
+    found = brain_mask(tissue.with_data(black))
+    assert (found & brain).sum() > 0.9 * brain.sum()
+
+
+def test_what_the_template_has_deep_in_the_brain_is_never_outside():
+    template = mni.read("tissue")
+    deep, shallow = ball(template, (28, 10, 24), 4), ball(template, (0, -18, 74), 2)
+    nowhere, place = np.zeros(template.data.shape, bool), mni.Place(np.eye(4))
+    found = find_outside(deep | shallow, nowhere, place, template)
+    np.testing.assert_array_equal(found.voxels, shallow)
+    assert find_outside(deep | shallow, nowhere, None, template).lesions == 2
+
+
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1)])
+def test_a_mask_in_any_order_loses_what_is_outside(flips):
+    tissue, _ = a_head()
+    inside, outside = ball(tissue, (20, 0, 20), 5), ball(tissue, (0, 0, -75), 6)
+    turned = [
+        stored(tissue.with_data(array), (2, 0, 1), flips)
+        for array in (tissue.data, inside | outside, inside)
+    ]
+    kept = without_outside(turned[1].data, turned[0], threads=1)
+    np.testing.assert_array_equal(kept, turned[2].data)
 
 
 def test_no_tissue_is_no_brain():

@@ -12,31 +12,11 @@ from leuko import group, summary, verdicts
 from leuko.cli_cohort import look_at
 from leuko.errors import LeukoError
 from leuko.isolate import Limits
-from leuko.outputs import PICTURE_FILE, RECORD_FILE, REPORT_FILE
+from leuko.outputs import PICTURE_FILE, RECORD_FILE
 from leuko.subject import Job, Settings
 from reports import a_head, a_record, finding
 
 HOSTILE = "<script>document.title = 'run'</script>"
-
-
-@pytest.fixture
-def cohort(tmp_path):
-    """Makes results of the given names, changed so, in a folder; gives it back."""
-    flair, mask = a_head()
-
-    def make(**subjects):
-        for number, (name, changes) in enumerate(subjects.items()):
-            folder = tmp_path / "out" / name
-            folder.mkdir(parents=True)
-            own = {"mask_sha256": f"{number:064x}"}
-            scan = {"path": "F.nii.gz", "series": None, "sha256": f"{number + 100:064x}"}
-            record = a_record(flair, mask, inputs={"flair": scan}) | own | changes
-            (folder / RECORD_FILE).write_text(json.dumps(record))
-            (folder / REPORT_FILE).write_text("<title>its report</title>")
-            (folder / PICTURE_FILE).write_bytes(b"\x89PNG")
-        return tmp_path / "out"
-
-    return make
 
 
 def rows(path, delimiter="\t"):
@@ -217,7 +197,7 @@ def test_a_record_of_something_else_is_named_and_left_out(cohort, caplog, conten
     (out / "a" / RECORD_FILE).write_text(content)
     group.write_batch(out)
     assert [row["id"] for row in rows(out / "wmh.tsv")] == ["b"]
-    assert "a/run.json is no record of leuko segment; it is left out" in caplog.text
+    assert "a/run.json is not a record of this version of leuko segment; left out" in caplog.text
 
 
 def test_a_mask_without_its_record_is_named_and_left_out(cohort, caplog):

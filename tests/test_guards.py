@@ -75,6 +75,15 @@ def test_a_t2_is_seen_by_its_missing_dark_csf():
     assert wrong_scan(case) == message
 
 
+def test_bright_ventricles_are_no_flair_though_no_other_csf_is_there():
+    def without_csf(flair, _, tissue):
+        flair[tissue == VENTRICLE] = 180
+        tissue[tissue == CSF] = GREY
+
+    (message,) = said(a_case(spoil=without_csf), "do not use")
+    assert "CSF is 1.80 times as bright" in message
+
+
 def test_bright_csf_is_no_flair():
     def like_t2(flair, _, tissue):
         flair[(tissue == CSF) | (tissue == VENTRICLE)] = 180
@@ -111,7 +120,7 @@ def test_thick_slices_are_named():
     case = a_case()
     thick = Volume(case.flair.data[:, :, ::2], AFFINE @ np.diag([1, 1, 2, 1]), name="F")
     (message,) = said(Case(thick, case.t1[:, :, ::2], case.tissue[:, :, ::2]), "note")
-    assert "slices lie 8.0 mm apart" in message
+    assert "slices are 8.0 mm apart" in message
 
 
 def test_enhanced_choroid_plexus_is_seen_on_the_t1():

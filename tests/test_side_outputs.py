@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from leuko import compare, nifti, outputs, segment
+from leuko import compare, group, nifti, outputs, report, segment
 from leuko.outputs import MASK_FILE, RECORD_FILE
 from leuko.record import OUTPUT
 
@@ -45,7 +45,7 @@ def missing(result):
     return {name for name in SIDE if any(name in text for text in texts)}
 
 
-IMAGES = ("wmh_prob.nii.gz", "wmh_entropy.nii.gz", "wmh_lesions.nii.gz")
+IMAGES = ("wmh_prob.nii.gz", "wmh_entropy.nii.gz", "wmh_lesions.nii.gz", "t1_aligned.nii.gz")
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -58,9 +58,9 @@ def test_an_image_that_cannot_be_written_is_named_and_the_rest_is_there(run, mon
             broken()
         write(path, volume)
 
-    whole = run()[1]
+    whole = run(save_intermediate=True)[1]
     monkeypatch.setattr(nifti, "write", half_written)
-    result, names, out = run()
+    result, names, out = run(save_intermediate=True)
     assert missing(result) == {name}
     assert names == whole - {name}
     assert json.loads((out / RECORD_FILE).read_text())["findings"][0]["code"] == OUTPUT
@@ -74,11 +74,18 @@ def test_without_its_tables_a_result_is_whole_but_for_them(run, monkeypatch):
 
 
 def test_what_fails_in_the_report_is_in_the_record(run, monkeypatch):
-    monkeypatch.setattr(outputs, "Pane", broken)
+    monkeypatch.setattr(report, "report", broken)
     result, names, out = run()
-    assert missing(result) == {"report.html", "qc.png"}
-    assert names.isdisjoint({"report.html", "qc.png"})
+    assert missing(result) == {"report.html"}
+    assert {"qc.png", MASK_FILE} <= names
     assert "report.html" in json.loads((out / RECORD_FILE).read_text())["findings"][0]["text"]
+
+
+def test_a_report_can_do_without_the_picture(run, monkeypatch):
+    monkeypatch.setattr(report, "sheet", broken)
+    result, names, _ = run()
+    assert missing(result) == {"qc.png"}
+    assert "report.html" in names
 
 
 def test_the_mask_itself_must_be_written(run, monkeypatch):
@@ -110,7 +117,8 @@ def test_a_broken_matplotlib_costs_the_report_alone(heads, model, tmp_path, rais
     )
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
-    assert "warning: report.html and qc.png could not be written" in done.stderr
+    for name in ("report.html", "qc.png"):
+        assert f"warning: {name} could not be written" in done.stderr
     assert nifti.read_mask(out / MASK_FILE).data.any()
     assert "report" not in done.stdout
     assert (out / RECORD_FILE).is_file()
@@ -122,10 +130,10 @@ def test_a_command_that_lacks_a_file_ends_with_its_own_code(
     head = heads / "head0"
     arguments = [*scans(head), "--model", model]
     assert leuko(*arguments, "-o", tmp_path / "whole")[0] == 0
-    monkeypatch.setattr(outputs, "Pane", broken)
+    monkeypatch.setattr(report, "report", broken)
     code, _, err = leuko(*arguments, "-o", tmp_path / "lacking")
     assert code == 3
-    assert "warning: report.html and qc.png could not be written (the disk is full" in err
+    assert "warning: report.html could not be written (the disk is full" in err
 
 
 def test_a_comparison_survives_its_page(heads, model, tmp_path, monkeypatch):
@@ -149,3 +157,14 @@ def _same(run, *_, **__):
     still = Alignment(np.eye(4), 0.0, 0.0, 1.0, 1.0, 1.0)
     grid = run.flair.canonical()
     return Halfway(grid.with_data(grid.data > 0), (np.eye(4), np.eye(4)), still)
+
+
+def test_a_cohorts_table_survives_its_page(cohort, monkeypatch, caplog):
+    monkeypatch.setattr("leuko.figures.cohort_histogram", broken)
+    out = cohort(a={}, b={})
+    (out / "report.html").write_text("of an earlier run")
+    written = group.write_batch(out)
+    assert set(written) == {"table"}
+    assert len((out / "wmh.tsv").read_text().splitlines()) == 3
+    assert not (out / "report.html").exists()
+    assert "report.html could not be written (the disk is full" in caplog.text

@@ -57,13 +57,16 @@ class Alignment:
         return self.sharpness < ANOTHER_BRAIN or self.off_mm >= FAR_MM
 
     def doubt(self) -> str | None:
-        """What makes it unlikely that these are two scans of one brain on each other, or None."""
-        if self.sharpness >= LEAST_SHARPNESS:
+        """Why it is not sure that these are two scans of one brain on each other, or None."""
+        if self.sharpness < LEAST_SHARPNESS:
+            return (
+                f"moved by {AWAY_MM:g} mm they lose {100 * max(0, self.sharpness):.0f} % of their "
+                f"mutual information, expected {100 * LEAST_SHARPNESS:.0f} % or more"
+            )
+        if self.off_mm < LOST_MM:
             return None
-        return (
-            f"moved by {AWAY_MM:g} mm it loses {100 * max(0, self.sharpness):.0f} % of what the "
-            f"two have in common, expected {100 * LEAST_SHARPNESS:.0f} % or more"
-        )
+        shift = f"{self.off_mm:.1f} mm" if self.off_mm < FAR_MM else f"above {FAR_MM:.0f} mm"
+        return f"residual shift {shift}, limit {LOST_MM:.1f} mm"
 
     def apply(self, t1: Volume) -> Volume:
         """The same voxels at their place in the world of the FLAIR."""

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -197,20 +198,26 @@ def demo(
         raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
     from leuko import demo
     from leuko.evaluate import evaluate
+    from leuko.outputs import MASK_FILE, REPORT_FILE, side_output
+    from leuko.record import tell
     from leuko.segment import segment
 
     brain = demo.make_subject(out / "brain")
     print(f"made    a brain with known lesions in {brain}")
     result = segment(brain / "FLAIR.nii.gz", brain / "T1.nii.gz", out / "result", threads=threads)
-    demo.save_picture(out / "picture.png", brain, out / "result" / "wmh.nii.gz")
+    picture = out / "picture.png"
+    with side_output(out, picture.name, partial(tell, result.findings)):
+        demo.save_picture(picture, brain, out / "result" / "wmh.nii.gz")
     lesions = counted(len(result.analysis.lesions), "lesion")
     seconds = sum(result.seconds.values())
     print(f"found   {result.volume_ml:.2f} mL in {lesions} in {seconds:.1f} s")
-    print(f"mask    {out / 'result' / 'wmh.nii.gz'}")
-    print(f"report  {out / 'result' / 'report.html'}")
-    print(f"picture {out / 'picture.png'}")
+    mask, report = (out / "result" / name for name in (MASK_FILE, REPORT_FILE))
+    for what, path in {"mask": mask, "report": report, "picture": picture}.items():
+        if path.is_file():
+            print(f"{what:<8}{path}")
     print()
-    print(measures_as_text(evaluate(brain / "wmh.nii.gz", out / "result" / "wmh.nii.gz")))
+    print(measures_as_text(evaluate(brain / MASK_FILE, mask)))
+    raise typer.Exit(exit_code(result.findings))
 
 
 app.command()(batch)

@@ -11,6 +11,7 @@ from leuko.cli_cohort import (
     Processors,
     Scheduler,
     TimeLimit,
+    look_at,
     run_jobs,
     whole_path,
 )
@@ -119,9 +120,10 @@ def challenge_score(
         limits = Limits(mem_gb, 60 * time_limit, threads=1)
         jobs = wmh.jobs(scans, out.absolute(), settings, limits)
         failed = run_jobs(list(jobs.values()), nthreads, scheduler)
+        code = look_at([job for job in jobs.values() if job.name not in failed])
         masks = {scan: job.mask for scan, job in jobs.items() if job.name not in failed}
     else:
-        masks = wmh.find_results(scans, data, results)
+        masks, code = wmh.find_results(scans, data, results), 0
     lacking = [scan.name for scan in scans if scan not in masks]
     if lacking:
         what = "scan has" if len(lacking) == 1 else "scans have"
@@ -132,4 +134,4 @@ def challenge_score(
         own = results.resolve().name if results else Path(model).name
         print(ranks_as_text(wmh.ranks(others | {own: table[wmh.ALL]})))
     print(f"{'tables':<12}{out / wmh.SCORES_FILE}, {out / wmh.SITES_FILE}")
-    raise typer.Exit(1 if lacking or unmeasured else 0)
+    raise typer.Exit(1 if lacking or unmeasured else code)

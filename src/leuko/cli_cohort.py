@@ -1,7 +1,7 @@
 """The commands for many subjects: bids, batch."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -136,10 +136,11 @@ def batch(
         for row in read_table(table)
     ]
     failed = run_jobs(jobs, nthreads, scheduler)
-    for what, path in write_batch(out).items():
+    written = write_batch(out)
+    for what, path in written.items():
         print(f"{what:<12}{path}")
     code = look_at([job for job in jobs if job.name not in failed])
-    raise typer.Exit(1 if failed else code)
+    raise typer.Exit(1 if failed else code or page_code(written))
 
 
 def bids(
@@ -185,9 +186,10 @@ def bids(
 
     out, dataset = output_dir.absolute(), bids_dir.absolute()
     if analysis_level == "group":
-        for what, path in write_dataset(out).items():
+        written = write_dataset(out)
+        for what, path in written.items():
             print(f"{what:<12}{path}")
-        return
+        raise typer.Exit(page_code(written))
     require(*COHORT, extra="cohort")
     found = find_pairs(
         dataset,
@@ -242,6 +244,11 @@ def bids(
 def whole_path(model: str) -> str:
     """A model's folder by its whole path, since it may be used elsewhere; a name as it is."""
     return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+def page_code(written: Mapping[str, Path]) -> int:
+    """The exit code that says whether the page is missing among the files that were written."""
+    return 0 if "report" in written else DONE_WITH_WARNINGS
 
 
 def look_at(jobs: "Sequence[Job]") -> int:

@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 import numpy as np
 
-from leuko.figures import as_svg, cohort_histogram
 from leuko.frame import ALERTS, POLICY, alert, asset, document, drawing, facts, section, text
 from leuko.record import Finding
 from leuko.verdicts import REASONS, VERDICTS, Verdict
@@ -31,8 +30,8 @@ class Entry:
     name: str
     row: Mapping[str, Any]  # of the cohort's table
     findings: Sequence[Finding]
-    report: str
-    picture: str
+    report: str  # empty if there is none
+    picture: str  # likewise
 
     @property
     def is_usable(self) -> bool:
@@ -107,9 +106,12 @@ def _findings(
 
 
 def _pictures(entries: Sequence[Entry]) -> str:
-    if not entries:
+    from leuko.figures import as_svg, cohort_histogram
+
+    volumes = [entry.row["volume_ml"] for entry in entries if entry.is_usable]
+    if not volumes:
         return ""
-    figure, bars = cohort_histogram([entry.row["volume_ml"] for entry in entries])
+    figure, bars = cohort_histogram(volumes)
     rows = [(span, [count]) for span, count in bars]
     histogram = drawing(as_svg(figure), "Scans by volume", ["scans"], rows, digits=0)
     return f'<div class="places">{histogram}</div>'
@@ -117,7 +119,7 @@ def _pictures(entries: Sequence[Entry]) -> str:
 
 def _failures(failures: Sequence[Failure]) -> str:
     if not failures:
-        return '<p class="fine"><strong>No failures.</strong> Every subject was segmented.</p>'
+        return '<p class="fine"><strong>No failures</strong> among the scans that were started.</p>'
     items = [
         f"<strong>{text(failure.name)}</strong> {text(failure.reason)}{_log(failure)}"
         for failure in failures
@@ -144,7 +146,8 @@ def _review(shown: Sequence[Entry], total: int, judged: Mapping[str, Sequence[Ve
 
 
 def _card(number: int, entry: Entry, said: Sequence[Verdict]) -> str:
-    name, place = text(entry.name), quote(entry.report)
+    name = text(entry.name)
+    link = f'<a href="{quote(entry.report)}">{name}</a>' if entry.report else name
     found = "".join(
         f'<li class="{ALERTS[finding.level][2]}">{finding.level}: {text(finding.text)}</li>'
         for finding in entry.findings
@@ -160,15 +163,24 @@ def _card(number: int, entry: Entry, said: Sequence[Verdict]) -> str:
         f'<li class="card{"" if entry.is_usable else " useless"}" data-name="{name}" '
         f'data-volume="{entry.row["volume_ml"]:.4f}" data-warnings="{serious}" '
         f'data-judged="{int(judged)}">'
-        f'<h3><a href="{place}">{name}</a></h3>'
-        f'<a class="look" href="{place}" tabindex="-1">'
-        f'<img loading="lazy" decoding="async" src="{quote(entry.picture)}" '
-        f'alt="Slices of {name}"></a>'
+        f"<h3>{link}</h3>{_look(entry)}"
         f"<p>{text('; '.join(_numbers(entry.row)))}</p>"
         f"{found and f'<ul>{found}</ul>'}"
         f"{verdicts and f'<p class=said>{text(verdicts)}</p>'}"
         f'<fieldset><legend class="unseen">Verdict on {name}</legend>{choices}</fieldset></li>'
     )
+
+
+def _look(entry: Entry) -> str:
+    """The picture of a card, which leads to its report."""
+    if not entry.picture:
+        return "<p>no picture</p>"
+    image = (
+        f'<img loading="lazy" decoding="async" src="{quote(entry.picture)}" '
+        f'alt="Slices of {text(entry.name)}">'
+    )
+    link = f' href="{quote(entry.report)}" tabindex="-1"' if entry.report else ""
+    return f'<a class="look"{link}>{image}</a>'
 
 
 def _numbers(row: Mapping[str, Any]) -> Iterator[str]:

@@ -27,7 +27,7 @@ from leuko.outputs import (
     side_output,
     write_table,
 )
-from leuko.record import Finding, Stopwatch, kept_findings, read_findings, tell, versions
+from leuko.record import OUTPUT, Finding, Stopwatch, kept_findings, read_findings, tell, versions
 from leuko.runtime import available_cpus
 from leuko.segment import segment
 from leuko.volume import Volume, require_same_grid
@@ -105,8 +105,11 @@ def compare(
                 for folder, flair in zip(folders, (baseline_flair, followup_flair), strict=True)
             )
             for name, run in zip(TIMES, (first, second), strict=True):
-                for found in read_findings(run.record):
-                    tell(findings, replace(found, text=f"{name}: {found.text}"))
+                findings += [
+                    replace(found, text=f"{name}: {found.text}")
+                    for found in read_findings(run.record)
+                    if found.code != OUTPUT
+                ]
             for difference in _differences(first.record, second.record):
                 log.warning("%s", difference)
         with watch.stage("align"):
@@ -122,7 +125,7 @@ def compare(
         result = Comparison(changes, times, halfway, findings, watch.seconds)
         record = _record(result, first, second)
         said = partial(tell, findings)
-        with watch.stage("report"), side_output(scratch, [REPORT_FILE], said):
+        with watch.stage("report"), side_output(scratch, REPORT_FILE, said):
             html = change_report(record, changes, times, halfway.grid)
             (scratch / REPORT_FILE).write_text(html, encoding="utf-8", errors="backslashreplace")
         record["findings"] = findings_as_record(findings)  # the report may have failed
@@ -258,6 +261,11 @@ def _record(result: Comparison, first: Run, second: Run) -> dict[str, Any]:
             for name, run in runs.items()
         },
         "findings": findings_as_record(result.findings),
+        "checks": [
+            *(f"{name}: {check}" for name, run in runs.items() for check in run.record["checks"]),
+            "registration of the two scans",
+            "same model and settings",
+        ],
         "baseline_ml": round(changes.baseline_ml, 4),
         "followup_ml": round(changes.followup_ml, 4),
         "change_ml": round(changes.change_ml, 4),

@@ -11,7 +11,6 @@ import scipy.ndimage
 
 from leuko import mni152, nifti
 from leuko.channels import Preparation, prepare
-from leuko.figures import method_figure
 from leuko.files import staged
 from leuko.volume import Array, Volume
 
@@ -52,6 +51,8 @@ def make_subject(folder: Path, seed: int = 0) -> Path:
 
 def save_picture(path: Path, subject: Path, mask: Path) -> None:
     """A PNG of the slice of a subject in which most was found, from scans to mask and truth."""
+    from leuko.figures import method_figure  # matplotlib takes time to load
+
     flair, t1 = nifti.read(subject / "FLAIR.nii.gz"), nifti.read(subject / "T1.nii.gz")
     slices, placement = prepare(flair, t1, Preparation())
     found, known = (

@@ -12,10 +12,10 @@ from typing import Any
 from leuko import derivatives, outputs, summary, verdicts
 from leuko.bids import OWN
 from leuko.bids_names import Image
-from leuko.cohort_report import Entry, Failure, cohort_page
+from leuko.cohort_report import Entry, Failure
 from leuko.errors import LeukoError
 from leuko.files import read_json, staged, write_json
-from leuko.outputs import write_table
+from leuko.outputs import side_output, write_table
 from leuko.record import read_findings
 from leuko.subject import LOGS
 
@@ -149,16 +149,21 @@ def _write(
     rows = [[*result.ids, *entry.row.values()] for result, entry in done.items()]
     entries = list(done.values())
     judged = verdicts.gather(out / verdicts.FOLDER, {entry.name: entry.row for entry in entries})
-    page = cohort_page(entries, failures, judged)
-    written = {"table": out / TABLE, "report": out / PAGE}
+    written = {"table": out / TABLE}
     with staged(out) as scratch:
         _save(scratch / TABLE, rows, ids)
-        (scratch / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
+        with side_output(scratch, PAGE, lambda finding: log.warning("%s", finding.text)):
+            from leuko.cohort_report import cohort_page  # matplotlib may be broken
+
+            page = cohort_page(entries, failures, judged)
+            (scratch / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
+            written["report"] = out / PAGE
         if judged:
             verdicts.write(scratch / verdicts.TABLE, judged)
             written["verdicts"] = out / verdicts.TABLE
-    if not judged:
-        (out / verdicts.TABLE).unlink(missing_ok=True)
+    for kind, name in {"report": PAGE, "verdicts": verdicts.TABLE}.items():
+        if kind not in written:
+            (out / name).unlink(missing_ok=True)
     return written, rows
 
 
@@ -174,9 +179,16 @@ def _entry(out: Path, result: Result) -> Entry | None:
         record = read_json(out / result.record, what="record")
         row, findings = summary.row(record), read_findings(record)
     except (LeukoError, KeyError, TypeError):
-        log.warning("%s is no record of leuko segment; it is left out", out / result.record)
+        log.warning(
+            "%s is not a record of this version of leuko segment; left out, segment it again",
+            out / result.record,
+        )
         return None
-    return Entry(result.name, row, findings, result.report.as_posix(), result.picture.as_posix())
+    report, picture = (
+        path.as_posix() if (out / path).is_file() else ""
+        for path in (result.report, result.picture)
+    )
+    return Entry(result.name, row, findings, report, picture)
 
 
 def _failures(out: Path) -> Iterator[Failure]:

@@ -120,7 +120,8 @@ def _little_white(case: Case) -> Iterator[str]:
 
 def _bright_csf(case: Case) -> Iterator[str]:
     white = case.median(case.flair.data, "white")
-    ratio = max(case.median(case.flair.data, name) / white for name in ("csf", "ventricle"))
+    fluid = [case.median(case.flair.data, name) / white for name in ("csf", "ventricle")]
+    ratio = max((value for value in fluid if not np.isnan(value)), default=0.0)
     if ratio > BRIGHT_CSF:
         yield (
             f"{case.flair.name} does not look like a FLAIR: CSF is {ratio:.2f} times as bright as "
@@ -158,8 +159,8 @@ def _thick(case: Case) -> Iterator[str]:
     thickest = max(case.flair.spacing_mm)
     if thickest > THICKEST_MM:
         yield (
-            f"slices lie {thickest:.1f} mm apart: small lesions and thin bands are missed, "
-            "volumes are rough"
+            f"slices are {thickest:.1f} mm apart: small lesions are missed and volumes are "
+            "imprecise"
         )
 
 

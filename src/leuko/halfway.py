@@ -44,8 +44,7 @@ def meet(first: Volume, second: Volume, *, threads: int) -> Halfway:
     alignment = align(first, second, mode="always", threads=threads)
     if not alignment.is_sure:
         raise LeukoError(
-            f"{second.name} does not come to lie on {first.name} (moved by 4 mm it loses "
-            f"{100 * max(0, alignment.sharpness):.0f} % of what the two have in common): are both "
+            f"{second.name} could not be registered to {first.name}: {alignment.doubt()}; are both "
             "FLAIRs of one person?"
         )
     way = half(alignment.matrix)

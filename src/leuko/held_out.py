@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from leuko import guards, nifti, runtime
+from leuko.brain import without_outside
 from leuko.channels import Pair
 from leuko.dataset import LABEL_VALUES, Labelling, Subject, read_classes, read_pair
 from leuko.evaluate import Row, compare, compare_classes
@@ -115,9 +116,13 @@ def _tissue(subject: Subject, model: runtime.Model) -> Volume:
 
 
 def _mask(probabilities: Array, flair: Volume, model: runtime.Model) -> Array:
-    return to_mask(
+    """As `leuko segment` draws it: without lesions outside the brain, if the tissues can tell."""
+    mask = to_mask(
         probabilities[-1],
         model.card.threshold,
         smallest_mm3=model.card.smallest_lesion_mm3,
         voxel_mm3=flair.voxel_mm3,
     )
+    if model.card.classes != guards.TISSUES:
+        return mask
+    return without_outside(mask, to_tissue(probabilities[:-1], None, flair), threads=1)

@@ -52,7 +52,10 @@ class Place:
         if min(size_mm) < SHORTEST_MM:
             return None
         template = read("tissue")
-        found = itk.affine(_seen(template), _seen(tissue), threads=threads)
+        try:
+            found = itk.affine(_seen(template), _seen(tissue), threads=threads)
+        except RuntimeError:  # SimpleITK's, where the two do not overlap
+            return None
         place = cls(np.linalg.inv(found))
         scales = np.linalg.svd(found[:3, :3], compute_uv=False)
         low, high = SCALES

@@ -100,34 +100,33 @@ def write(folder: Path, result: Segmentation, source: Scan, t1: Volume | None, t
     if analysis.region_map is not None:
         regions = analysis.region_map
         images[REGIONS_FILE] = lambda: stored(regions)
-        with side_output(folder, [REGION_NAMES_FILE], tell):
+        with side_output(folder, REGION_NAMES_FILE, tell):
             names = [(index, name) for index, name in enumerate(REGIONS) if index]
             write_table(folder / REGION_NAMES_FILE, ["index", "name"], names)
     for name, make in images.items():
-        with side_output(folder, [name], tell):
+        with side_output(folder, name, tell):
             nifti.write(folder / name, make())
-    with side_output(folder, [LESION_TABLE_FILE], tell):
+    with side_output(folder, LESION_TABLE_FILE, tell):
         columns = [field.name for field in fields(Lesion)]
         write_table(folder / LESION_TABLE_FILE, columns, map(astuple, analysis.lesions))
-    with side_output(folder, [DICOM_FILE], tell):
+    with side_output(folder, DICOM_FILE, tell):
         inputs.write_dicom(folder / DICOM_FILE, result.mask, source)
     if t1 is not None and result.alignment is not None:
-        with side_output(folder, [T1_FILE, TRANSFORM_FILE], tell):
+        with side_output(folder, T1_FILE, tell):
             nifti.write(folder / T1_FILE, resample_onto(t1, result.mask))
+        with side_output(folder, TRANSFORM_FILE, tell):
             result.alignment.write(folder / TRANSFORM_FILE)
 
 
 @contextmanager
-def side_output(folder: Path, names: Sequence[str], tell: Tell) -> Iterator[None]:
-    """Write files that a result can do without: if that fails, delete them and `tell` a warning."""
+def side_output(folder: Path, name: str, tell: Tell) -> Iterator[None]:
+    """Write a file that a result can do without: if that fails, delete it and `tell` a warning."""
     try:
         yield
     except Exception as error:  # whatever a library raises, the mask is worth more
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-        log.debug("%s", ", ".join(names), exc_info=error)
-        missing = " and ".join(names)
-        tell(Finding("warning", OUTPUT, f"{missing} could not be written ({in_one_line(error)})"))
+        (folder / name).unlink(missing_ok=True)
+        log.debug("%s", name, exc_info=error)
+        tell(Finding("warning", OUTPUT, f"{name} could not be written ({in_one_line(error)})"))
 
 
 def write_report(
@@ -135,15 +134,6 @@ def write_report(
 ) -> None:
     """Write `report.html` and `qc.png` into `folder`, of a pair as the model saw it; or `tell`
     why not."""
-    with side_output(folder, [REPORT_FILE, PICTURE_FILE], tell):
-        _write_report(folder, result, pair, record)
-
-
-def _write_report(
-    folder: Path, result: Segmentation, pair: Pair, record: Mapping[str, Any]
-) -> None:
-    from leuko.report import report, sheet  # matplotlib may be broken, or find no writable folder
-
     analysis = result.analysis
     kinds = analysis.numbers > 0 if analysis.region_map is None else analysis.region_map
     pane = Pane(
@@ -153,11 +143,19 @@ def _write_report(
         ids=analysis.numbers,
         kinds=kinds.astype(np.uint8),
     )
-    picture = folder / PICTURE_FILE
-    sheet(record, pane).savefig(picture, facecolor="black", dpi=90)
-    lesions = [asdict(lesion) for lesion in analysis.lesions]
-    page = report(record, lesions, pane, as_jpeg(picture))
-    (folder / REPORT_FILE).write_text(page, encoding="utf-8", errors="backslashreplace")
+    picture, jpeg = folder / PICTURE_FILE, b""
+    # matplotlib may be broken, or find no folder to write into.
+    with side_output(folder, PICTURE_FILE, tell):
+        from leuko.report import sheet
+
+        sheet(record, pane).savefig(picture, facecolor="black", dpi=90)
+        jpeg = as_jpeg(picture)
+    with side_output(folder, REPORT_FILE, tell):
+        from leuko.report import report
+
+        lesions = [asdict(lesion) for lesion in analysis.lesions]
+        page = report(record, lesions, pane, jpeg)
+        (folder / REPORT_FILE).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def as_record(result: Segmentation, card: ModelCard, about: Mapping[str, Any]) -> dict[str, Any]:

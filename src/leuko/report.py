@@ -70,7 +70,7 @@ def sheet(record: Record, pane: Pane) -> Figure:
 
 def report(record: Record, lesions: Lesions, pane: Pane, sheet_jpeg: bytes) -> str:
     """The page. `record` is the content of run.json, `lesions` the rows of lesions.tsv,
-    `sheet_jpeg` the `sheet`, for paper. What the record does not have is left out.
+    `sheet_jpeg` the `sheet`, for paper, or empty. What the record does not have is left out.
     """
     where = lesion_slices(pane)
     placed = [
@@ -99,7 +99,9 @@ def report(record: Record, lesions: Lesions, pane: Pane, sheet_jpeg: bytes) -> s
             "leuko_version": record["versions"]["leuko"],
         },
         after=[
-            section("Slices", picture(sheet_jpeg, "Slices with outlines", "jpeg"), name="sheet"),
+            section("Slices", picture(sheet_jpeg, "Slices with outlines", "jpeg"), name="sheet")
+            if sheet_jpeg
+            else "",
             section("Lesions", table(COLUMNS, placed, caption=_caption(lesions)), name="lesions")
             if lesions
             else "",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from leuko import guards, inputs, nifti, outputs, runtime, weights
-from leuko.align import FAR_MM, LOST_MM, Alignment, Mode, align
+from leuko.align import Alignment, Mode, align
 from leuko.analysis import Case, analyse
 from leuko.brain import Outside, brain_mask, find_outside
 from leuko.channels import Pair
@@ -27,6 +27,7 @@ from leuko.volume import Array, Orientation, Volume, require_same_grid
 from leuko.weights import ModelCard
 
 LIBERAL_LOG_ODDS = -1.0  # from the threshold of the mask to that of the liberal mask
+MUCH_EXCLUDED = 0.5  # of the brain: no infarct or tumour is so large
 MUCH_OUTSIDE_ML = 0.2  # outside the brain; less is common at the skull base
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,8 @@ def segment(
                 checks += _examined(case, case.tissue, findings, strict=strict)
                 brain = brain_mask(anatomy.canonical())
                 place = Place.of(case.tissue.with_data(case.tissue.data * brain), threads=threads)
-                if not (is_useless(findings) or guards.is_doubted(findings)):
+                _tell_much_excluded(allowed, anatomy, findings)
+                if not is_useless(findings):
                     case, outside = _within_brain(case, brain, place, findings)
                     checks.append("lesions outside the brain")
             mask = Orientation.of(flair_scan.affine).undo(case.mask)
@@ -240,6 +242,15 @@ def _examined(case: Case, tissue: Volume, findings: list[Finding], *, strict: bo
     return checks
 
 
+def _tell_much_excluded(allowed: Array | None, anatomy: Volume, findings: list[Finding]) -> None:
+    """Warn of an exclusion mask that holds most of the brain."""
+    inside = anatomy.data > 0
+    if allowed is not None and (inside & ~allowed).sum() > MUCH_EXCLUDED * inside.sum():
+        part = 100 * (inside & ~allowed).sum() / inside.sum()
+        text = f"the exclusion mask holds {part:.0f} % of the brain: is it a brain mask?"
+        tell(findings, Finding("warning", "exclusion", text))
+
+
 def _within_brain(
     case: Case, brain: Array, place: Place | None, findings: list[Finding]
 ) -> tuple[Case, Outside]:
@@ -251,8 +262,8 @@ def _within_brain(
     volume_ml = case.flair.ml(outside.voxels)
     if volume_ml > MUCH_OUTSIDE_ML:
         text = (
-            f"{outside.lesions} lesions of {volume_ml:.2f} mL were found outside the brain and "
-            "removed; look at the mask near the edge of the brain"
+            f"{outside.lesions} lesion{'s' * (outside.lesions != 1)} outside the brain, "
+            f"{volume_ml:.2f} mL, removed; look at the mask near the edge of the brain"
         )
         tell(findings, Finding("warning", "outside-brain", text))
     return replace(case, mask=mask, liberal=mask | case.liberal & ~liberal_outside.voxels), outside
@@ -263,19 +274,15 @@ def _alignment(
 ) -> Alignment:
     """Raises LeukoError when the T1 could not be registered to the FLAIR and `mode` asks for it."""
     found = align(flair, t1, mode=mode, threads=threads)
-    if found.is_sure:
+    doubt = found.doubt()
+    if doubt is None:
         return found
-    seen = found.doubt()
-    if seen is None:
-        way = f"{found.off_mm:.1f} mm away" if found.off_mm < FAR_MM else "elsewhere"
-        seen = f"a better place is {way}, expected {LOST_MM:.1f} mm at most"
-    evidence = f"{t1.name} does not lie on {flair.name} ({seen})"
+    verb = "is not registered" if mode == "never" else "could not be registered"
+    text = f"{t1.name} {verb} to {flair.name}: {doubt}; are both of one person, and not swapped?"
     if mode == "never":
         level: Level = "do not use" if found.is_hopeless else "warning"
-        text = f"{evidence}: are both of one person, not swapped, and aligned?"
         tell(findings, Finding(level, "alignment", text))
         return found
     raise LeukoError(
-        f"{evidence}: are both of one person, and not swapped? Give the FLAIR alone, or --align "
-        "never if you know that they are aligned"
+        f"{text} Give the FLAIR alone, or --align never if you know that they are aligned"
     )

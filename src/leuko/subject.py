@@ -20,7 +20,7 @@ from leuko.errors import LeukoError
 from leuko.files import private, read_json, replace_text, staged
 from leuko.inputs import is_same
 from leuko.isolate import Limits, Outcome
-from leuko.record import Finding, LevelFormatter, exit_code, read_findings
+from leuko.record import OUTPUT, Finding, LevelFormatter, exit_code, read_findings
 from leuko.regions import Rule
 from leuko.runtime import Device
 
@@ -132,6 +132,7 @@ def is_done(job: Job, wanted: Wanted) -> bool:
             and _is_same(job.t1, scans.get("t1"))
             and _is_same(job.exclude, settings["exclude"])
             and job.mask.is_file()
+            and not any(finding.code == OUTPUT for finding in read_findings(record))
         )
     except (LeukoError, KeyError, TypeError):
         return False
@@ -242,6 +243,8 @@ def _publish(scratch: Path, job: Job) -> None:
     if job.prefix and picture.is_file():
         with staged(job.folder.parent / "figures") as figures:
             shutil.move(picture, figures)
+    elif job.prefix:  # one of an earlier run would show other lesions
+        (job.folder.parent / "figures" / picture.name).unlink(missing_ok=True)
     with staged(job.folder, record=job.record.name) as staging:
         for path in scratch.iterdir():
             shutil.move(path, staging)
