@@ -11,9 +11,10 @@ import pytest
 from leuko import group, summary, verdicts
 from leuko.cli_cohort import look_at
 from leuko.errors import LeukoError
+from leuko.inputs import as_file
 from leuko.isolate import Limits
-from leuko.outputs import PICTURE_FILE, RECORD_FILE
-from leuko.subject import Job, Settings
+from leuko.outputs import MASK_FILE, PICTURE_FILE, RECORD_FILE
+from leuko.subject import Job, Settings, Wanted, is_done
 from reports import a_head, a_record, finding
 
 HOSTILE = "<script>document.title = 'run'</script>"
@@ -390,3 +391,27 @@ def test_pictures_come_when_they_come_into_view(browser, cohort):
     page.locator(".card h3 a").first.click()
     assert page.title() == "its report"
     context.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "done"),
+    [
+        ({}, True),
+        ({"findings": [finding("no FLAIR", "do not use")]}, True),
+        ({"findings": [finding("wmh.dcm could not be written", code="output")]}, False),
+        ({"findings": None}, False),  # of a version that had none
+    ],
+)
+def test_a_result_that_lacks_a_file_is_made_again(cohort, tmp_path, changes, done):
+    flair = tmp_path / "FLAIR.nii.gz"
+    flair.write_bytes(b"voxels")
+    settings = {"threshold": 0.5, "strict": True, "exclude": None}
+    own = {
+        "inputs": {"flair": as_file(flair)},
+        "model": {"name": "leuko-base", "weights_sha256": "w"},
+        "settings": settings,
+    }
+    out = cohort(a=own | changes)
+    (out / "a" / MASK_FILE).touch()
+    job = Job("a", flair, None, out / "a", out, out, Settings(), Limits(1, 1, 1))
+    assert is_done(job, Wanted("w", {"threshold": 0.5})) == done
