@@ -188,6 +188,28 @@ def test_a_link_without_its_file_is_a_pair_that_will_fail(dataset):
     assert [flair for flair, _ in taken(folder)] == ["sub-01_FLAIR", "sub-01_run-2_FLAIR"]
 
 
+def test_a_link_that_leads_to_itself_stops_no_subject(dataset):
+    folder = dataset("sub-01_FLAIR", "sub-02_T1w")
+    (folder / "loop").symlink_to("loop")
+    (folder / "sub-01" / "anat" / "sub-01_run-2_FLAIR.nii.gz").symlink_to(
+        "sub-01_run-2_FLAIR.nii.gz"
+    )
+    assert [flair for flair, _ in taken(folder)] == ["sub-01_FLAIR", "sub-01_run-2_FLAIR"]
+    assert find_pairs(folder).left_out == []
+
+
+@pytest.mark.parametrize("place", ["sub-03", "sub-01/ses-2", "sub-02/anat"])
+@pytest.mark.parametrize("target", ["itself", "gone"])
+def test_a_folder_that_is_a_link_without_a_target_is_named(dataset, place, target):
+    folder = dataset("sub-01_FLAIR")
+    (folder / "sub-02").mkdir()
+    link = folder / place
+    link.symlink_to(link.name if target == "itself" else "gone")
+    assert [flair for flair, _ in taken(folder)] == ["sub-01_FLAIR"]
+    (said,) = find_pairs(folder).left_out
+    assert said == f"{link} is a file, or a link without a target; expected a folder"
+
+
 def test_datasets_that_lie_apart_are_named_as_such(dataset):
     folder = touch(
         dataset("sub-01_FLAIR"),

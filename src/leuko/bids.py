@@ -14,7 +14,7 @@ from typing import TypeVar
 from leuko import __version__
 from leuko.bids_names import SUFFIXES, Filter, Image, label, visit_folder
 from leuko.errors import LeukoError
-from leuko.files import read_json, replace_text, require_folder, walk
+from leuko.files import is_folder, read_json, replace_text, require_folder, walk
 
 VERSION = "1.10.0"
 OWN = ("space", "seg", "res", "den", "label", "desc")  # entities that results have of their own
@@ -174,7 +174,7 @@ def _subjects(dataset: Path, participants: Sequence[str]) -> list[Path]:
     """The folders of the wanted participants, or of all."""
     if not dataset.is_dir():
         raise LeukoError(f"{dataset} does not exist or is no folder; give a BIDS dataset")
-    there = {label(f.name, "sub"): f for f in sorted(dataset.glob("sub-*")) if f.is_dir()}
+    there = {label(f.name, "sub"): f for f in sorted(dataset.glob("sub-*")) if is_folder(f)}
     if not there:
         raise LeukoError(f"{dataset} holds no sub-* folder; give the root of a BIDS dataset")
     wanted = list(dict.fromkeys(label(text, "sub") for text in participants)) or list(there)
@@ -187,7 +187,7 @@ def _subjects(dataset: Path, participants: Sequence[str]) -> list[Path]:
 def _sessions(dataset: Path, subjects: Sequence[Path], sessions: Sequence[str]) -> list[str]:
     """The wanted sessions without their entity. Raises LeukoError for one that no subject has."""
     chosen = list(dict.fromkeys(label(text, "ses") for text in sessions))
-    absent = [s for s in chosen if not any((folder / f"ses-{s}").is_dir() for folder in subjects)]
+    absent = [s for s in chosen if not any(is_folder(folder / f"ses-{s}") for folder in subjects)]
     if absent:
         raise LeukoError(f"{dataset} has no session {', '.join(absent)}; check the labels")
     return chosen
@@ -196,7 +196,7 @@ def _sessions(dataset: Path, subjects: Sequence[Path], sessions: Sequence[str]) 
 def _visits(dataset: Path, subjects: Sequence[Path], chosen: Sequence[str]) -> Iterator[Path]:
     """The visits that have a folder, as `visit_folder` names them."""
     for subject in subjects:
-        visits = sorted(f for f in subject.glob("ses-*") if f.is_dir())
+        visits = sorted(f for f in subject.glob("ses-*") if is_folder(f))
         for visit in visits or [subject]:
             if not chosen or label(visit.name, "ses") in chosen:
                 yield visit.relative_to(dataset)
@@ -212,8 +212,16 @@ def _files(dataset: Path, folders: Sequence[Path], unreadable: list[str]) -> Ite
     for top in folders:
         for _, inside, files in walk(top, on_error=note):
             inside[:] = [f for f in inside if _is_entered(f.relative_to(dataset).parts)]
+            for path in filter(_is_named_as_folder, files):
+                unreadable.append(
+                    f"{path} is a file, or a link without a target; expected a folder"
+                )
             yield from files
             yield from (f for f in inside if f.name.endswith(EXTENSIONS))
+
+
+def _is_named_as_folder(path: Path) -> bool:
+    return path.name == "anat" or (path.name.startswith(("sub-", "ses-")) and not path.suffix)
 
 
 def _is_entered(parts: Sequence[str]) -> bool:
@@ -277,7 +285,7 @@ def _resembles(suffix: str, path: Path, image: Image | None) -> bool:
 
 def _misfits(path: Path, image: Image | None, dataset: Path, suffix: str | None) -> Iterator[str]:
     """Why an image cannot be used; nothing if it can."""
-    if path.is_dir():
+    if is_folder(path):
         yield "it is a folder; expected an image"
     if image is None:
         yield "its name is not a BIDS name; expected one such as sub-01_ses-1_FLAIR.nii.gz"
