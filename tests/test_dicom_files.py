@@ -86,6 +86,17 @@ def test_two_series_of_one_uid_or_none_are_two_series(tmp_path, uid):
     assert len(flair.paths) == len(t1.paths) == 12
 
 
+@pytest.mark.parametrize("number", [None, "", 0, 1])
+@pytest.mark.parametrize("uid", ["1.2.3.4", ""])
+def test_series_of_one_uid_and_one_number_are_told_by_their_descriptions(tmp_path, uid, number):
+    elements = {"SeriesInstanceUID": uid, "SeriesNumber": number}
+    write_series(tmp_path, MADE, **elements)
+    write_series(tmp_path, MADE, uid="1.2.5", **T1 | elements)
+    flair, t1 = dicom.find_pair(tmp_path)
+    assert (flair.description, t1.description) == ("t2_flair_tra", "t1_mprage_sag")
+    assert len(flair.paths) == len(t1.paths) == 12
+
+
 def test_of_two_series_with_one_number_the_kind_decides(tmp_path):
     write_series(tmp_path / "a", MADE)
     write_series(tmp_path / "b", MADE, uid="1.2.5", **T1)
@@ -182,6 +193,17 @@ def test_dicom_without_a_position_is_called_so(tmp_path, caplog):
         series_in(folder)
 
 
+def test_a_series_wholly_without_positions_is_named_beside_others(tmp_path, caplog):
+    write_series(tmp_path / "flair", MADE, ImagePositionPatient=None)
+    write_series(tmp_path / "t1", MADE, uid="1.2.5", number=3, **T1)
+    with pytest.raises(LeukoError, match="no series that is clearly a FLAIR"):
+        dicom.find_pair(tmp_path)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "series 2 (t2_flair_tra, 12 files): its files have no image position; it is left out"
+    )
+
+
 # --- links ---
 
 
@@ -192,11 +214,23 @@ def test_linked_folders_and_files_are_read_once(tmp_path, caplog):
     (study / "series").symlink_to(folder)
     (study / "again").symlink_to(folder)
     (study / "loop").symlink_to(study)
-    (study / "nowhere").symlink_to(tmp_path / "missing")
     (folder / "up").symlink_to(tmp_path)
     (study / "slice.dcm").symlink_to(min(folder.glob("*.dcm")))
     assert np.array_equal(series_in(study).data, MADE.data)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("target", ["missing", "itself"])
+def test_links_without_a_target_are_counted(tmp_path, caplog, target):
+    """As git-annex leaves files that were not fetched: the stack without its end looks whole."""
+    folder = write_series(tmp_path / "flair", MADE)
+    files = sorted(folder.iterdir())
+    for path in files[:3]:
+        path.unlink()
+        path.symlink_to(path.name if target == "itself" else "../.git/annex/objects/x")
+    assert series_in(folder).data.shape[2] == SHAPE[2] - 3
+    (record,) = caplog.records
+    assert f"links without a target: 3, the first is {files[0].name}" in record.getMessage()
 
 
 # --- numbers as text ---

@@ -212,10 +212,11 @@ def _files(dataset: Path, folders: Sequence[Path], unreadable: list[str]) -> Ite
     for top in folders:
         for _, inside, files in walk(top, on_error=note):
             inside[:] = [f for f in inside if _is_entered(f.relative_to(dataset).parts)]
-            for path in filter(_is_named_as_folder, files):
-                unreadable.append(
-                    f"{path} is a file, or a link without a target; expected a folder"
-                )
+            unreadable += [
+                f"{path} is a file, or a link without a target; expected a folder"
+                for path in files
+                if _is_named_as_folder(path)
+            ]
             yield from files
             yield from (f for f in inside if f.name.endswith(EXTENSIONS))
 

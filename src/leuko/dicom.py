@@ -54,31 +54,29 @@ def find_series(folder: Path) -> list[Series]:
     Linked folders are entered. Raises LeukoError when there is none.
     """
     groups: dict[tuple[str, ...], list[tuple[Path, Any]]] = defaultdict(list)
-    without_position: Counter[tuple[str, ...]] = Counter()
+    unplaced: dict[tuple[str, ...], list[tuple[Path, Any]]] = defaultdict(list)
     with warnings.catch_warnings(action="ignore"):  # pydicom's, on values that are not read
         for path in _files(folder):
             header = _header(path)
             if header is None:
                 continue
-            if _has_position(header):
-                groups[_series_key(path, header)].append((path, header))
-            else:
-                without_position[_series_key(path, header)] += 1
+            of_kind = groups if _has_position(header) else unplaced
+            of_kind[_series_key(path, header)].append((path, header))
         protocols = _protocols_of_the_examination(groups.values())
         found = {key: _described(files, protocols) for key, files in groups.items()}
+        left_out = {key: _described(files, protocols) for key, files in unplaced.items()}
     if not found:
-        seen = f"{without_position.total()} DICOM files without an image position"
+        seen = f"{sum(map(len, unplaced.values()))} DICOM files without an image position"
         raise LeukoError(
-            f"{folder} holds {seen if without_position else 'no DICOM images'}; "
+            f"{folder} holds {seen if unplaced else 'no DICOM images'}; "
             "give other scans as files, by --flair, --t1"
         )
-    for key, series in found.items():
-        if without_position[key]:
-            log.warning(
-                "series %s: %d more files have no image position and are left out",
-                series,
-                without_position[key],
-            )
+    for key, series in left_out.items():
+        if key in found:
+            reason = f"{len(series.paths)} more files have no image position and are left out"
+        else:
+            reason = "its files have no image position; it is left out"
+        log.warning("series %s: %s", found.get(key, series), reason)
     return sorted(found.values(), key=lambda series: series.number)
 
 
@@ -177,11 +175,31 @@ def read_series(series: Series) -> Volume:
 def _files(folder: Path) -> Iterator[Path]:
     """The files in a folder and the folders below it, each once, however often it is linked."""
     seen = {folder.resolve()}
+    lost: list[Path] = []
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_warn_of_folder):
         folders[:] = [name for name in sorted(folders) if _is_new(Path(parent, name), seen)]
         for path in (Path(parent, name) for name in sorted(names)):
-            if path.is_file() and _is_new(path, seen):
+            if _is_lost(path):
+                lost.append(path)
+            elif path.is_file() and _is_new(path, seen):
                 yield path
+    if lost:
+        log.warning(
+            "%s holds links without a target: %d, the first is %s; fetch their files "
+            "(datalad get, git annex get), or the series may be incomplete",
+            folder,
+            len(lost),
+            lost[0].relative_to(folder),
+        )
+
+
+def _is_lost(path: Path) -> bool:
+    """Whether a path leads to no file or folder, or to one that may not be reached."""
+    try:
+        path.stat()
+    except OSError:
+        return True
+    return False
 
 
 def _is_new(path: Path, seen: set[Path]) -> bool:
@@ -223,11 +241,9 @@ def _has_position(header: Any) -> bool:
 
 def _series_key(path: Path, header: Any) -> tuple[str, ...]:
     """What the files of one series share; not the UID alone, which an anonymiser may have removed
-    or given to all series."""
-    uid, number = text_of(header, "SeriesInstanceUID"), text_of(header, "SeriesNumber")
-    if uid:
-        return uid, number
-    return str(path.parent), number, text_of(header, "SeriesDescription")
+    or given to all series, nor the number, which it may have emptied or set to 0."""
+    place = text_of(header, "SeriesInstanceUID") or str(path.parent)
+    return place, text_of(header, "SeriesNumber"), text_of(header, "SeriesDescription")
 
 
 def _require_regular(heights: Array, name: str) -> None:
