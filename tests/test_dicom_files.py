@@ -289,6 +289,42 @@ def test_the_description_decides_and_the_protocol_where_it_says_nothing(tmp_path
     assert series.kind == kind
 
 
+OF_OTHER_KINDS = """
+    3-plane loc; 3PLANE_LOC; t1_fl2d_loc; Loc; LOC_TRA; loca_3plans; localizer; Localisers; T1
+    LOCALIZER; PlaneLoc; AAHead_Scout; AAHScout; scout; SmartSurvey; SURVEY_MST; AX_DWI; AxDWI;
+    DWI_b1000; dwi3d; isoDWI; DWIBS; ep2d_diff_3scan_trace_p2; ep2d_diff_mddw_20_ADC;
+    ep2d_diff_TRACEW; DIFFUSION; diffusion-weighted; Diffusie; difusion; ADC; eADC; dADC (10^-6
+    mm2/s); ADCmap; ADC (mm2/s); Trace; SWI; SWIp; t2_swi_tra; SWI3D; mIP_Images(SW); MIP;
+    MinIP; tof_MIPs; phase; Phase_Images; multiphase; PWI; ep2d_perf_p2; Perfusion; ASL; pCASL;
+    3DASL; tgse_pasl; bold; ep2d_bold; fMRI; rsfMRI; rfMRI_REST; TOF; 3DTOF; tof_fl3d; TOF3D;
+    angio; MRAngiography; MRA; CE-MRA; 3D MRA
+"""
+
+
+@pytest.mark.parametrize("name", [name.strip() for name in OF_OTHER_KINDS.split(";")])
+def test_names_of_other_sequences_are_known_in_their_usual_forms(tmp_path, name):
+    """Though echo and inversion times are those of a FLAIR."""
+    (series,) = dicom.find_series(write_series(tmp_path, MADE, SeriesDescription=name))
+    assert series.kind == "other"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "3D FLAIR bloc A", "FLAIR different TE", "FLAIR diffuse glioma", "FLAIR difficult",
+        "FLAIR swirl", "FLAIR Swiss", "FLAIR performed twice", "superfast FLAIR", "FLAIR traced",
+        "FLAIR after tracer", "FLAIR block 2", "FLAIR location 3", "FLAIR local shim",
+        "FLAIR stereotactic localization", "FLAIR phased array", "FLAIR phase enc RL",
+        "FLAIR headcoil", "FLAIR autofocus", "FLAIR hemangioma", "FLAIR angioma", "FLAIR bolder",
+        "FLAIR kobold", "FLAIR Maslow", "t2_space_dark-fluid_sag_iso", "FLAIR sandwich",
+        "FLAIR velocity", "FLAIR Umrah", "FLAIR mipped",
+    ],
+)  # fmt: skip
+def test_a_flair_whose_name_holds_such_letters_within_other_words_is_a_flair(tmp_path, name):
+    (series,) = dicom.find_series(write_series(tmp_path, MADE, SeriesDescription=name))
+    assert series.kind == "flair"
+
+
 @pytest.mark.parametrize(
     ("elements", "kind"),
     [

@@ -40,9 +40,17 @@ TILT = 0.01  # sine of the angle between the stack and the normal of its slices
 
 FLAIR_NAMES = re.compile(r"flair|tirm|dark.?fluid|fluid.attenuated", re.IGNORECASE)
 T1_NAMES = re.compile(r"t1|mp-?rage|bravo|spgr|fspgr|tfl", re.IGNORECASE)
-OTHER_NAMES = re.compile(
-    r"loc|scout|survey|adc|dwi|diff|trace|swi|mip|phase|pwi|perf|asl|bold|fmri|tof|angio|mra",
-    re.IGNORECASE,
+CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where another word begins: AxDWI, HeadScout
+OTHER_NAMES = re.compile(  # whole words: "en bloc", "different" and "diffuse" name no sequence
+    r"""(?:(?<![a-z])|(?<=[23]d))(?:
+        (?:p|pl|planes?|head|brain)?loc[as]? | locali[sz](?!ation|ed)[a-z]*
+        | (?:iso|ms|ss|hr|av|reg|syn|epi|[erbc])?dwi(?:s|bs?|maps?)? | (?:e|d|exp?)?adc(?:s|maps?)?
+        | [a-z]*(?:scout|survey)s? | diff(?:w|weighted)? | diff?usi[a-z]* | (?:iso)?trace[sw]?
+        | [em]?swip?s? | m(?:in)?ips? | (?:multi)?phase(?:s|maps?)?(?!.?(?:enc|dir|arr|over|wrap))
+        | pwi | perf | perfus[a-z]* | (?:pc|p|c|ve)?asl | bold | (?:rs|[rt])?fmri
+        | (?:ce|mr)?tof | (?:mr)?angio(?:s|gra[a-z]*)? | (?:n?ce|tof)?mras?
+    )(?![a-z])""",
+    re.IGNORECASE | re.VERBOSE,
 )
 WEIGHTINGS = re.compile(r"t2|\bpd|proton|stir|swan|\bgre\b", re.IGNORECASE)
 ENHANCED_NAMES = re.compile(r"\+ ?c\b|\bgd\b|gad|post|contrast|\bkm\b|\bce\b", re.IGNORECASE)
@@ -317,7 +325,7 @@ def _described(files: Sequence[tuple[Path, Any]], protocols: Collection[str]) ->
 def _kind(header: Any, slices: int, protocols: Collection[str]) -> str:
     """What a series is: by its echo and inversion times where they are given, else by its names."""
     names = _names(header, protocols)
-    if slices < FEWEST_SLICES or OTHER_NAMES.search(names):
+    if slices < FEWEST_SLICES or OTHER_NAMES.search(_in_words(names)):
         return "other"
     data_sets = data_sets_of(header)
     echo = number_of(data_sets, "EchoTime", "EffectiveEchoTime")
@@ -338,10 +346,16 @@ def _names(header: Any, protocols: Collection[str]) -> str:
     own = ("SeriesDescription",), ("SequenceName", "PulseSequenceName", "AcquisitionContrast")
     for elements in own:
         names = " ".join(text_of(header, element) for element in elements)
-        if any(known.search(names) for known in (FLAIR_NAMES, T1_NAMES, OTHER_NAMES, WEIGHTINGS)):
+        known = (FLAIR_NAMES, T1_NAMES, OTHER_NAMES, WEIGHTINGS)
+        if any(pattern.search(_in_words(names)) for pattern in known):
             return names
     protocol = text_of(header, "ProtocolName")
     return "" if protocol in protocols else protocol
+
+
+def _in_words(names: str) -> str:
+    """The names as they are, as in mIP, and with spaces between words, as in AxDWI."""
+    return f"{names} {CAMEL_CASE.sub(' ', names)}"
 
 
 def _the_one(

@@ -161,7 +161,8 @@ def walk(
     if (about.st_dev, about.st_ino) in above:
         return
     entries.sort(key=lambda entry: entry.name)
-    folders, files = [], []
+    folders: list[Path] = []
+    files: list[Path] = []
     for entry in entries:
         try:
             (folders if _leads_to_folder(entry) else files).append(folder / entry.name)
