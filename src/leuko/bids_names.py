@@ -24,6 +24,8 @@ LONG = {
     "inversion": "inv", "mtransfer": "mt", "processing": "proc", "hemisphere": "hemi",
     "segmentation": "seg", "resolution": "res", "density": "den", "description": "desc",
 }  # fmt: skip
+OWN = ("space", "seg", "res", "den", "label", "desc")  # entities that results have of their own
+NOT_MAGNITUDE = ("phase", "real", "imag")
 INDICES = ("run", "echo", "flip", "inv", "split", "chunk")  # numbers: 1 is 01
 NAME = re.compile(r"((?:[a-z]+-[A-Za-z0-9+]+_)+)([A-Za-z0-9]+)(\.[A-Za-z0-9.]+)")
 SUFFIXES = {"flair": "FLAIR", "t1w": "T1w"}  # by their names in a filter file
@@ -66,6 +68,16 @@ class Image:
     def place(self) -> Path:
         """The folder, relative to the dataset, in which an image of this name belongs."""
         return visit_folder(self.entities) / "anat"
+
+    @property
+    def is_magnitude(self) -> bool:
+        return self.entities.get("part") not in NOT_MAGNITUDE
+
+    @property
+    def scan(self) -> tuple[Path, frozenset[tuple[str, str]]]:
+        """What all parts and copies of one scan share: the folder and these entities."""
+        shared = {name: self.entities[name] for name in self.entities.keys() - {*OWN, "part"}}
+        return self.path.parent, frozenset(shared.items())
 
     def passes(self, wanted: Filter) -> bool:
         labels = {**self.entities, "suffix": self.suffix, "extension": self.extension}
