@@ -394,11 +394,35 @@ def test_what_a_filter_says_of_other_images_is_left_alone(tmp_path, caplog):
     assert "not used: falir; Leuko reads flair and t1w" in caplog.text
 
 
+def test_an_image_that_is_null_in_a_filter_file_has_no_filter(tmp_path, caplog):
+    (tmp_path / "filter.json").write_text('{"flair": null, "t1w": {"run": 1}}')
+    assert read_filter(tmp_path / "filter.json") == {"t1w": {"run": ["1"]}}
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("image", ["flair", "t1w"])
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("scope", "raw"), ("scope", ["raw", "derivatives"]), ("invalid_filters", "allow"),
+        ("absolute_paths", True), ("return_type", "file"), ("target", "subject"),
+    ],
+)  # fmt: skip
+def test_arguments_of_pybids_that_are_no_entities_are_left_alone_with_a_warning(
+    tmp_path, caplog, image, argument, value
+):
+    content = {image: {argument: value, "acquisition": "3d"}}
+    (tmp_path / "filter.json").write_text(json.dumps(content))
+    assert read_filter(tmp_path / "filter.json") == {image: {"acq": ["3d"]}}
+    (record,) = caplog.records
+    assert f"{image}: not used: {argument}; Leuko filters by entities" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ({"flair": "3d"}, "flair is '3d'; expected an object of entities and their labels"),
-        ({"flair": None}, "flair is None; expected an object"),
+        ({"flair": []}, "flair is []; expected an object"),
         ({"flair": {"colour": "red"}}, "filters by 'colour'; expected an entity of BIDS, such as"),
         ({"t1w": {"run": {"is": 1}}}, "t1w: run is {'is': 1}; expected a label, a list of labels"),
         ({"t1w": {"run": [True]}}, "t1w: run is True; expected a label"),
