@@ -125,9 +125,15 @@ LEFT_OUT = {
     "sub-01/anat/sub-01_run-1_acq-a_FLAIR.nii.gz": "as in sub-01_acq-a_run-1_FLAIR.nii.gz",
     "sub-01/anat/sub-01_colour-red_FLAIR.nii.gz": "entities as in sub-01_FLAIR.nii.gz",
     "sub-01/anat/acq-a_FLAIR.nii.gz": "its name is not a BIDS name",
-    "sub-01/anat/sub-01_part-phase_FLAIR.nii.gz": "part-phase is not a magnitude image",
+    "sub-01/anat/sub-01_acq-c_part-phase_FLAIR.nii.gz": "part-phase is not a magnitude image",
     "sub-01/anat/sub-01_acq-b_FLAIR.json": "there is no image beside it",
-    "sub-01/anat/sub-01_space-MNI_FLAIR.nii.gz": "sub-01_FLAIR.nii.gz is taken for this scan",
+}
+NOTED = {
+    "sub-01_part-phase_FLAIR": "part-phase is not a magnitude image",
+    "sub-01_part-real_FLAIR": "part-real is not a magnitude image",
+    "sub-01_part-imag_space-MNI_FLAIR": "part-imag is not a magnitude image",
+    "sub-01_space-MNI_FLAIR": "sub-01_FLAIR.nii.gz is taken for this scan",
+    "sub-01_desc-brain_FLAIR": "sub-01_FLAIR.nii.gz is taken for this scan",
 }
 
 
@@ -142,6 +148,46 @@ def test_a_flair_that_is_in_no_pair_is_named_once_with_the_reason(dataset, place
     assert not any(place in note for note in found.notes)
 
 
+@pytest.mark.parametrize("name", NOTED)
+def test_other_forms_of_a_scan_that_is_taken_are_noted(dataset, name):
+    found = find_pairs(dataset("sub-01_FLAIR", "sub-01_acq-c_FLAIR", name))
+    assert [pair.name for pair in found.pairs] == ["sub-01", "sub-01_acq-c"]
+    assert found.left_out == []
+    (note,) = found.notes
+    assert note.startswith(f"sub-01/anat/{name}.nii.gz: {NOTED[name]}")
+
+
+def test_the_phase_of_a_scan_whose_magnitude_is_named_so_is_noted(dataset):
+    found = find_pairs(dataset("sub-01_part-mag_FLAIR", "sub-01_part-phase_FLAIR"))
+    assert [pair.name for pair in found.pairs] == ["sub-01_part-mag"]
+    assert (len(found.notes), found.left_out) == (1, [])
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "sub-02/anat/x/sub-02_FLAIR.nii.gz", "sub-02/sub-02_FLAIR.nii.gz", "sub-02_FLAIR.nii.gz",
+        "sub-01/anat/sub-02_FLAIR.nii.gz", "sub-02/FLAIR/scan.nii.gz", "sub-02/a/b/c/FLAIR.nii.gz",
+    ],
+)  # fmt: skip
+def test_a_visit_whose_flair_is_left_out_is_not_called_one_without(dataset, place):
+    found = find_pairs(touch(dataset("sub-01_FLAIR", "sub-02_T1w", "sub-03_T1w"), place))
+    assert len(found.left_out) == 1
+    assert found.notes == ["without a FLAIR: sub-03"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["sub-02/ses-1/anat/x/sub-02_FLAIR.nii.gz", "sub-02/anat/sub-02_ses-1_flair.nii.gz"],
+)
+def test_a_session_whose_flair_is_left_out_is_not_called_one_without(dataset, place):
+    found = find_pairs(
+        touch(dataset("sub-01_FLAIR", "sub-02_ses-1_T1w", "sub-02_ses-2_T1w"), place)
+    )
+    assert len(found.left_out) == 1
+    assert found.notes == ["without a FLAIR: sub-02/ses-2"]
+
+
 def test_of_one_image_in_two_files_one_is_taken_and_the_other_named(dataset):
     folder = touch(dataset("sub-01_FLAIR"), "sub-01/anat/sub-01_FLAIR.nii")
     found = find_pairs(folder)
@@ -151,10 +197,10 @@ def test_of_one_image_in_two_files_one_is_taken_and_the_other_named(dataset):
 
 
 def test_every_file_whose_name_speaks_of_flair_is_in_a_pair_or_named(dataset):
-    folder = touch(dataset("sub-01_FLAIR", "sub-01_ses-1_FLAIR"), *LEFT_OUT)
+    folder = touch(dataset("sub-01_FLAIR", "sub-01_ses-1_FLAIR", *NOTED), *LEFT_OUT)
     found = find_pairs(folder)
     pairs = {pair.flair.path for pair in found.pairs}
-    named = {folder / said.split(": ")[0] for said in found.left_out}
+    named = {folder / said.split(": ")[0] for said in (*found.left_out, *found.notes)}
     everything = {path for path in folder.rglob("*") if path.is_file()}
     assert pairs | named == everything
     assert not pairs & named
@@ -170,7 +216,10 @@ def test_images_of_a_folder_that_cannot_be_entered_are_not_passed_over(dataset, 
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert find_pairs(folder).left_out == [f"{locked} cannot be read: Permission denied"]
+    for participants in ((), ("01", "02")):
+        found = find_pairs(folder, participants=participants)
+        assert found.left_out == [f"{locked} cannot be read: Permission denied"]
+        assert found.notes == []
 
 
 def test_folders_that_are_links_are_entered_and_circles_are_not(dataset, tmp_path):
@@ -186,6 +235,30 @@ def test_a_link_without_its_file_is_a_pair_that_will_fail(dataset):
     folder = dataset("sub-01_FLAIR")
     (folder / "sub-01" / "anat" / "sub-01_run-2_FLAIR.nii.gz").symlink_to("gone")
     assert [flair for flair, _ in taken(folder)] == ["sub-01_FLAIR", "sub-01_run-2_FLAIR"]
+
+
+def test_a_link_that_leads_to_itself_stops_no_subject(dataset):
+    folder = dataset("sub-01_FLAIR", "sub-02_T1w")
+    (folder / "loop").symlink_to("loop")
+    (folder / "sub-01" / "anat" / "sub-01_run-2_FLAIR.nii.gz").symlink_to(
+        "sub-01_run-2_FLAIR.nii.gz"
+    )
+    assert [flair for flair, _ in taken(folder)] == ["sub-01_FLAIR", "sub-01_run-2_FLAIR"]
+    assert find_pairs(folder).left_out == []
+
+
+@pytest.mark.parametrize("place", ["sub-03", "sub-01/ses-2", "sub-02/anat"])
+@pytest.mark.parametrize("target", ["itself", "gone"])
+def test_a_folder_that_is_a_link_without_a_target_is_named(dataset, place, target):
+    folder = dataset("sub-01_FLAIR")
+    (folder / "sub-02").mkdir()
+    link = folder / place
+    link.symlink_to(link.name if target == "itself" else "gone")
+    assert [flair for flair, _ in taken(folder)] == ["sub-01_FLAIR"]
+    (said,) = find_pairs(folder).left_out
+    assert said == f"{link} is a file, or a link without a target; expected a folder"
+    touch(folder, "sub-04/ses-3/anat/sub-04_ses-3_FLAIR.nii.gz")
+    assert len(find_pairs(folder, sessions=["3"]).left_out) == (place != "sub-01/ses-2")
 
 
 def test_datasets_that_lie_apart_are_named_as_such(dataset):
@@ -321,11 +394,35 @@ def test_what_a_filter_says_of_other_images_is_left_alone(tmp_path, caplog):
     assert "not used: falir; Leuko reads flair and t1w" in caplog.text
 
 
+def test_an_image_that_is_null_in_a_filter_file_has_no_filter(tmp_path, caplog):
+    (tmp_path / "filter.json").write_text('{"flair": null, "t1w": {"run": 1}}')
+    assert read_filter(tmp_path / "filter.json") == {"t1w": {"run": ["1"]}}
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("image", ["flair", "t1w"])
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("scope", "raw"), ("scope", ["raw", "derivatives"]), ("invalid_filters", "allow"),
+        ("absolute_paths", True), ("return_type", "file"), ("target", "subject"),
+    ],
+)  # fmt: skip
+def test_arguments_of_pybids_that_are_no_entities_are_left_alone_with_a_warning(
+    tmp_path, caplog, image, argument, value
+):
+    content = {image: {argument: value, "acquisition": "3d"}}
+    (tmp_path / "filter.json").write_text(json.dumps(content))
+    assert read_filter(tmp_path / "filter.json") == {image: {"acq": ["3d"]}}
+    (record,) = caplog.records
+    assert f"{image}: not used: {argument}; Leuko filters by entities" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ({"flair": "3d"}, "flair is '3d'; expected an object of entities and their labels"),
-        ({"flair": None}, "flair is None; expected an object"),
+        ({"flair": []}, "flair is []; expected an object"),
         ({"flair": {"colour": "red"}}, "filters by 'colour'; expected an entity of BIDS, such as"),
         ({"t1w": {"run": {"is": 1}}}, "t1w: run is {'is': 1}; expected a label, a list of labels"),
         ({"t1w": {"run": [True]}}, "t1w: run is True; expected a label"),

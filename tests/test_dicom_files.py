@@ -86,6 +86,17 @@ def test_two_series_of_one_uid_or_none_are_two_series(tmp_path, uid):
     assert len(flair.paths) == len(t1.paths) == 12
 
 
+@pytest.mark.parametrize("number", [None, "", 0, 1])
+@pytest.mark.parametrize("uid", ["1.2.3.4", ""])
+def test_series_of_one_uid_and_one_number_are_told_by_their_descriptions(tmp_path, uid, number):
+    elements = {"SeriesInstanceUID": uid, "SeriesNumber": number}
+    write_series(tmp_path, MADE, **elements)
+    write_series(tmp_path, MADE, uid="1.2.5", **T1 | elements)
+    flair, t1 = dicom.find_pair(tmp_path)
+    assert (flair.description, t1.description) == ("t2_flair_tra", "t1_mprage_sag")
+    assert len(flair.paths) == len(t1.paths) == 12
+
+
 def test_of_two_series_with_one_number_the_kind_decides(tmp_path):
     write_series(tmp_path / "a", MADE)
     write_series(tmp_path / "b", MADE, uid="1.2.5", **T1)
@@ -182,6 +193,17 @@ def test_dicom_without_a_position_is_called_so(tmp_path, caplog):
         series_in(folder)
 
 
+def test_a_series_wholly_without_positions_is_named_beside_others(tmp_path, caplog):
+    write_series(tmp_path / "flair", MADE, ImagePositionPatient=None)
+    write_series(tmp_path / "t1", MADE, uid="1.2.5", number=3, **T1)
+    with pytest.raises(LeukoError, match="no series that is clearly a FLAIR"):
+        dicom.find_pair(tmp_path)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "series 2 (t2_flair_tra, 12 files): its files have no image position; it is left out"
+    )
+
+
 # --- links ---
 
 
@@ -192,11 +214,23 @@ def test_linked_folders_and_files_are_read_once(tmp_path, caplog):
     (study / "series").symlink_to(folder)
     (study / "again").symlink_to(folder)
     (study / "loop").symlink_to(study)
-    (study / "nowhere").symlink_to(tmp_path / "missing")
     (folder / "up").symlink_to(tmp_path)
     (study / "slice.dcm").symlink_to(min(folder.glob("*.dcm")))
     assert np.array_equal(series_in(study).data, MADE.data)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("target", ["missing", "itself"])
+def test_links_without_a_target_are_counted(tmp_path, caplog, target):
+    """As git-annex leaves files that were not fetched: the stack without its end looks whole."""
+    folder = write_series(tmp_path / "flair", MADE)
+    files = sorted(folder.iterdir())
+    for path in files[:3]:
+        path.unlink()
+        path.symlink_to(path.name if target == "itself" else "../.git/annex/objects/x")
+    assert series_in(folder).data.shape[2] == SHAPE[2] - 3
+    (record,) = caplog.records
+    assert f"links without a target: 3, the first is {files[0].name}" in record.getMessage()
 
 
 # --- numbers as text ---
@@ -253,6 +287,42 @@ def test_the_name_of_a_whole_examination_tells_nothing_about_a_series(tmp_path, 
 def test_the_description_decides_and_the_protocol_where_it_says_nothing(tmp_path, elements, kind):
     (series,) = dicom.find_series(write_series(tmp_path, MADE, **NO_TIMES | elements))
     assert series.kind == kind
+
+
+OF_OTHER_KINDS = """
+    3-plane loc; 3PLANE_LOC; t1_fl2d_loc; Loc; LOC_TRA; loca_3plans; localizer; Localisers; T1
+    LOCALIZER; PlaneLoc; AAHead_Scout; AAHScout; scout; SmartSurvey; SURVEY_MST; AX_DWI; AxDWI;
+    DWI_b1000; dwi3d; isoDWI; DWIBS; ep2d_diff_3scan_trace_p2; ep2d_diff_mddw_20_ADC;
+    ep2d_diff_TRACEW; DIFFUSION; diffusion-weighted; Diffusie; difusion; ADC; eADC; dADC (10^-6
+    mm2/s); ADCmap; ADC (mm2/s); Trace; SWI; SWIp; t2_swi_tra; SWI3D; mIP_Images(SW); MIP;
+    MinIP; tof_MIPs; phase; Phase_Images; multiphase; PWI; ep2d_perf_p2; Perfusion; ASL; pCASL;
+    3DASL; tgse_pasl; bold; ep2d_bold; fMRI; rsfMRI; rfMRI_REST; TOF; 3DTOF; tof_fl3d; TOF3D;
+    angio; MRAngiography; MRA; CE-MRA; 3D MRA
+"""
+
+
+@pytest.mark.parametrize("name", [name.strip() for name in OF_OTHER_KINDS.split(";")])
+def test_names_of_other_sequences_are_known_in_their_usual_forms(tmp_path, name):
+    """Though echo and inversion times are those of a FLAIR."""
+    (series,) = dicom.find_series(write_series(tmp_path, MADE, SeriesDescription=name))
+    assert series.kind == "other"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "3D FLAIR bloc A", "FLAIR different TE", "FLAIR diffuse glioma", "FLAIR difficult",
+        "FLAIR swirl", "FLAIR Swiss", "FLAIR performed twice", "superfast FLAIR", "FLAIR traced",
+        "FLAIR after tracer", "FLAIR block 2", "FLAIR location 3", "FLAIR local shim",
+        "FLAIR stereotactic localization", "FLAIR phased array", "FLAIR phase enc RL",
+        "FLAIR headcoil", "FLAIR autofocus", "FLAIR hemangioma", "FLAIR angioma", "FLAIR bolder",
+        "FLAIR kobold", "FLAIR Maslow", "t2_space_dark-fluid_sag_iso", "FLAIR sandwich",
+        "FLAIR velocity", "FLAIR Umrah", "FLAIR mipped",
+    ],
+)  # fmt: skip
+def test_a_flair_whose_name_holds_such_letters_within_other_words_is_a_flair(tmp_path, name):
+    (series,) = dicom.find_series(write_series(tmp_path, MADE, SeriesDescription=name))
+    assert series.kind == "flair"
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Files are whole or not there, whatever happens to their writer."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from leuko.files import staged
+from leuko.errors import LeukoError
+from leuko.files import find_images, staged, walk
 
 KILLED = """
 import os, pathlib, signal, sys
@@ -48,3 +50,42 @@ def test_folders_made_for_nothing_are_removed(tmp_path):
     with pytest.raises(ValueError, match="halfway"), staged(tmp_path / "a" / "b"):
         raise ValueError("halfway")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_link_without_a_target_is_a_file(tmp_path):
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "a.nii").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "loop.nii.gz").symlink_to("inside/back.nii.gz")
+    (tmp_path / "inside" / "back.nii.gz").symlink_to("../loop.nii.gz")
+    (tmp_path / "nowhere.nii").symlink_to("missing.nii")
+    assert {path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)} == {
+        "a.nii", "loop.nii.gz", "inside/back.nii.gz", "nowhere.nii"
+    }  # fmt: skip
+
+
+class LockedLink:
+    """A directory entry whose target may not be entered, which a test by root cannot make."""
+
+    def __init__(self, entry):
+        self.name, self.path = entry.name, entry.path
+
+    def is_dir(self):
+        raise PermissionError(13, "Permission denied", self.path)
+
+
+def test_a_link_into_a_locked_folder_is_given_to_the_caller_and_the_rest_is_read(
+    tmp_path, monkeypatch
+):
+    for name in ("a.nii", "locked", "z.nii"):
+        (tmp_path / name).touch()
+    real = os.scandir
+    monkeypatch.setattr(
+        os, "scandir", lambda path: [LockedLink(e) if e.name == "locked" else e for e in real(path)]
+    )
+    errors = []
+    ((_, folders, files),) = walk(tmp_path, on_error=errors.append)
+    assert (folders, [path.name for path in files]) == ([], ["a.nii", "z.nii"])
+    assert [error.filename for error in errors] == [str(tmp_path / "locked")]
+    with pytest.raises(LeukoError, match="locked cannot be read: Permission denied"):
+        find_images(tmp_path)

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from leuko import __version__
-from leuko.bids_names import SUFFIXES, Filter, Image, label, visit_folder
+from leuko.bids_names import OWN, SUFFIXES, Filter, Image, label, visit_folder
 from leuko.errors import LeukoError
-from leuko.files import read_json, replace_text, require_folder, walk
+from leuko.files import is_folder, read_json, replace_text, require_folder, walk
 
 VERSION = "1.10.0"
-OWN = ("space", "seg", "res", "den", "label", "desc")  # entities that results have of their own
-NOT_MAGNITUDE = ("phase", "real", "imag")
 EXTENSIONS = (".nii.gz", ".nii")
 FORMATS = (  # in which a FLAIR might be kept
     *EXTENSIONS, ".nii.bz2", ".nii.xz", ".nii.zst", ".img", ".img.gz", ".mgz", ".mgh", ".mnc",
@@ -77,8 +75,8 @@ class Found:
     """What a dataset holds."""
 
     pairs: list[Pair]
-    notes: list[str]  # which T1w was chosen among several, and what is not looked at
-    left_out: list[str]  # FLAIRs that were asked for and are in no pair, with reasons
+    notes: list[str]  # choices among T1w and among forms of one scan, and what is not looked at
+    left_out: list[str]  # FLAIRs that were asked for and are not segmented, with reasons
 
 
 def find_pairs(
@@ -99,19 +97,19 @@ def find_pairs(
     filters = filters or {}
     subjects = _subjects(dataset, participants)
     chosen = _sessions(dataset, subjects, sessions)
-    unreadable: list[str] = []
+    unreadable: dict[Path, str] = {}
     files = [
         path
         for path in _files(dataset, subjects if participants else [dataset], unreadable)
         if _is_in(chosen, path, dataset)
     ]
+    unreadable = {f: why for f, why in unreadable.items() if _is_in(chosen, f / "anat", dataset)}
     flairs, misfits = _select("flair", files, dataset, filters)
     t1s, misfit_t1s = _select("t1w", files, dataset, filters)
     apart = [path for path in misfits if _top(path, dataset) in APART]
     notes = _apart(apart, dataset)
     notes += [_said(p, why, dataset) for p, why in misfit_t1s.items() if _is_raw(p, dataset)]
-    left_out = [_said(p, why, dataset) for p, why in misfits.items() if p not in apart]
-    left_out += unreadable + _without_image(files, dataset, filters)
+    copies: list[tuple[Image, Image]] = []
     pairs = []
     t1s_of = _grouped(t1s, lambda t1: t1.place)
     for same in _grouped(flairs, lambda flair: Pair(flair, None).name).values():
@@ -120,19 +118,32 @@ def find_pairs(
         t1 = min(candidates, key=partial(_distance, flair=flair), default=None)
         pairs.append(Pair(flair, t1))
         notes += _choice(pairs[-1], candidates)
+        copies += [(other, flair) for other in others]
+    scans = {pair.flair.scan for pair in pairs}
+    parts = [p for p in misfits if (i := Image.of(p)) and not i.is_magnitude and i.scan in scans]
+    notes += [_said(path, misfits[path], dataset) for path in parts]
+    noted = {*apart, *parts}
+    left_out = [_said(p, why, dataset) for p, why in misfits.items() if p not in noted]
+    left_out += [f"{path} {why}" for path, why in unreadable.items()]
+    left_out += _without_image(files, dataset, filters)
+    for other, flair in copies:
         taken = f"{flair.path.name} is taken for this scan; --bids-filter-file decides otherwise"
-        left_out += [_said(other.path, taken, dataset) for other in others]
+        lines = left_out if other.entities == flair.entities else notes
+        lines.append(_said(other.path, taken, dataset))
     if not pairs:
         what = "that the filter lets pass" if filters else "such as sub-01/anat/sub-01_FLAIR.nii.gz"
         reasons = "".join(f"; {reason}" for reason in left_out)
         raise LeukoError(f"{dataset} holds no FLAIR {what}{reasons}")
-    seen = {pair.visit for pair in pairs} | {p.relative_to(dataset).parent.parent for p in misfits}
+    seen = {pair.visit for pair in pairs}
+    for path in (*misfits, *(folder / "anat" for folder in unreadable)):
+        seen |= _possible_visits(path, dataset)
     without = [visit for visit in _visits(dataset, subjects, chosen) if visit not in seen]
     if without:
-        notes.append(f"without a FLAIR: {', '.join(map(str, without))}")
+        which = " that the filter lets pass" if filters.get("flair") else ""
+        notes.append(f"without a FLAIR{which}: {', '.join(map(str, without))}")
     if participants:
         served = {pair.flair.entities["sub"] for pair in pairs}
-        served |= {label(_top(path, dataset), "sub") for path in misfits}
+        served |= {label(_top(path, dataset), "sub") for path in (*misfits, *unreadable)}
         idle = [s.name for s in subjects if label(s.name, "sub") not in served]
         left_out += [f"{name}: no FLAIR was found" for name in idle]
     return Found(sorted(pairs, key=lambda pair: (pair.visit.parts, pair.name)), notes, left_out)
@@ -174,7 +185,7 @@ def _subjects(dataset: Path, participants: Sequence[str]) -> list[Path]:
     """The folders of the wanted participants, or of all."""
     if not dataset.is_dir():
         raise LeukoError(f"{dataset} does not exist or is no folder; give a BIDS dataset")
-    there = {label(f.name, "sub"): f for f in sorted(dataset.glob("sub-*")) if f.is_dir()}
+    there = {label(f.name, "sub"): f for f in sorted(dataset.glob("sub-*")) if is_folder(f)}
     if not there:
         raise LeukoError(f"{dataset} holds no sub-* folder; give the root of a BIDS dataset")
     wanted = list(dict.fromkeys(label(text, "sub") for text in participants)) or list(there)
@@ -187,7 +198,7 @@ def _subjects(dataset: Path, participants: Sequence[str]) -> list[Path]:
 def _sessions(dataset: Path, subjects: Sequence[Path], sessions: Sequence[str]) -> list[str]:
     """The wanted sessions without their entity. Raises LeukoError for one that no subject has."""
     chosen = list(dict.fromkeys(label(text, "ses") for text in sessions))
-    absent = [s for s in chosen if not any((folder / f"ses-{s}").is_dir() for folder in subjects)]
+    absent = [s for s in chosen if not any(is_folder(folder / f"ses-{s}") for folder in subjects)]
     if absent:
         raise LeukoError(f"{dataset} has no session {', '.join(absent)}; check the labels")
     return chosen
@@ -196,24 +207,30 @@ def _sessions(dataset: Path, subjects: Sequence[Path], sessions: Sequence[str]) 
 def _visits(dataset: Path, subjects: Sequence[Path], chosen: Sequence[str]) -> Iterator[Path]:
     """The visits that have a folder, as `visit_folder` names them."""
     for subject in subjects:
-        visits = sorted(f for f in subject.glob("ses-*") if f.is_dir())
+        visits = sorted(f for f in subject.glob("ses-*") if is_folder(f))
         for visit in visits or [subject]:
             if not chosen or label(visit.name, "ses") in chosen:
                 yield visit.relative_to(dataset)
 
 
-def _files(dataset: Path, folders: Sequence[Path], unreadable: list[str]) -> Iterator[Path]:
+def _files(dataset: Path, folders: Sequence[Path], unreadable: dict[Path, str]) -> Iterator[Path]:
     """All files, and folders that are named like images. Hidden folders are not searched, and
     `APART` only where BIDS puts images."""
 
     def note(error: OSError) -> None:
-        unreadable.append(f"{error.filename} cannot be read: {error.strerror}")
+        unreadable[Path(error.filename)] = f"cannot be read: {error.strerror}"
 
     for top in folders:
         for _, inside, files in walk(top, on_error=note):
             inside[:] = [f for f in inside if _is_entered(f.relative_to(dataset).parts)]
+            for path in (f for f in files if _is_raw(f, dataset) and _is_named_as_folder(f)):
+                unreadable[path] = "is a file, or a link without a target; expected a folder"
             yield from files
             yield from (f for f in inside if f.name.endswith(EXTENSIONS))
+
+
+def _is_named_as_folder(path: Path) -> bool:
+    return path.name == "anat" or (path.name.startswith(("sub-", "ses-")) and not path.suffix)
 
 
 def _is_entered(parts: Sequence[str]) -> bool:
@@ -265,6 +282,13 @@ def _place_labels(path: Path, dataset: Path) -> dict[str, str]:
     return {f[:3]: f[4:] for f in folders if f.startswith(("sub-", "ses-"))}
 
 
+def _possible_visits(path: Path, dataset: Path) -> set[Path]:
+    """The visits that a misplaced or misnamed file may belong to, by its folders and its name."""
+    image, place = Image.of(path), _place_labels(path, dataset)
+    named = image.entities if image else {}
+    return {visit_folder(labels) for labels in (place, named, place | named)}
+
+
 def _resembles(suffix: str, path: Path, image: Image | None) -> bool:
     """Whether a file seems to be an image of that suffix, whatever its name lacks."""
     word = suffix.lower()
@@ -277,7 +301,7 @@ def _resembles(suffix: str, path: Path, image: Image | None) -> bool:
 
 def _misfits(path: Path, image: Image | None, dataset: Path, suffix: str | None) -> Iterator[str]:
     """Why an image cannot be used; nothing if it can."""
-    if path.is_dir():
+    if is_folder(path):
         yield "it is a folder; expected an image"
     if image is None:
         yield "its name is not a BIDS name; expected one such as sub-01_ses-1_FLAIR.nii.gz"
@@ -290,7 +314,7 @@ def _misfits(path: Path, image: Image | None, dataset: Path, suffix: str | None)
         yield f"its name is not a BIDS name; expected entities as in {image.proper_name}"
     if path.parent != dataset / image.place:
         yield f"by its name it belongs in {image.place.as_posix()}"
-    if image.entities.get("part") in NOT_MAGNITUDE:
+    if not image.is_magnitude:
         yield f"part-{image.entities['part']} is not a magnitude image"
 
 

@@ -24,12 +24,16 @@ LONG = {
     "inversion": "inv", "mtransfer": "mt", "processing": "proc", "hemisphere": "hemi",
     "segmentation": "seg", "resolution": "res", "density": "den", "description": "desc",
 }  # fmt: skip
+OWN = ("space", "seg", "res", "den", "label", "desc")  # entities that results have of their own
+NOT_MAGNITUDE = ("phase", "real", "imag")
 INDICES = ("run", "echo", "flip", "inv", "split", "chunk")  # numbers: 1 is 01
 NAME = re.compile(r"((?:[a-z]+-[A-Za-z0-9+]+_)+)([A-Za-z0-9]+)(\.[A-Za-z0-9.]+)")
 SUFFIXES = {"flair": "FLAIR", "t1w": "T1w"}  # by their names in a filter file
 # What fMRIPrep and its relatives filter beside these two.
 OTHERS = ("bold", "sbref", "fmap", "t2w", "t2star", "roi", "dwi", "asl", "m0scan", "pet", "meg")
 OPTIONAL = "Query.OPTIONAL"
+# Other arguments of PyBIDS' `get`, to which fMRIPrep hands a filter on; they choose no image.
+NOT_ENTITIES = ("scope", "invalid_filters", "absolute_paths", "return_type", "target")
 QUERIES = {"NONE": None, "ANY": "*", "REQUIRED": "*", "OPTIONAL": OPTIONAL}  # of PyBIDS
 QUERY = re.compile(rf"<?Query\.({'|'.join(QUERIES)})(: \d+)?>?")
 
@@ -67,6 +71,16 @@ class Image:
         """The folder, relative to the dataset, in which an image of this name belongs."""
         return visit_folder(self.entities) / "anat"
 
+    @property
+    def is_magnitude(self) -> bool:
+        return self.entities.get("part") not in NOT_MAGNITUDE
+
+    @property
+    def scan(self) -> tuple[Path, frozenset[tuple[str, str]]]:
+        """What all parts and copies of one scan share: the folder and these entities."""
+        shared = {name: self.entities[name] for name in self.entities.keys() - {*OWN, "part"}}
+        return self.path.parent, frozenset(shared.items())
+
     def passes(self, wanted: Filter) -> bool:
         labels = {**self.entities, "suffix": self.suffix, "extension": self.extension}
         labels["datatype"] = "anat"
@@ -82,8 +96,9 @@ def read_filter(path: Path) -> dict[str, Filter]:
 
     What it says of other images than FLAIR and T1w is left alone. A label may be a text, a number,
     a list, null or "Query.NONE" (the entity is absent), "*" or "Query.ANY" (it is there),
-    "Query.OPTIONAL" (either); with "regex_search": true labels are patterns. Raises LeukoError for
-    anything else.
+    "Query.OPTIONAL" (either); with "regex_search": true labels are patterns. An image that is null
+    has no filter; arguments of PyBIDS that are no entities are left alone, with a warning. Raises
+    LeukoError for anything else.
     """
     content = read_json(path, what="filter")
     unknown = [name for name in content if name.lower() not in (*SUFFIXES, *OTHERS)]
@@ -92,7 +107,7 @@ def read_filter(path: Path) -> dict[str, Filter]:
     return {
         image.lower(): _read_wanted(wanted, f"{path}: {image}")
         for image, wanted in content.items()
-        if image.lower() in SUFFIXES
+        if image.lower() in SUFFIXES and wanted is not None
     }
 
 
@@ -106,6 +121,8 @@ def _read_wanted(wanted: Any, where: str) -> Filter:
             if not isinstance(given, bool):
                 raise LeukoError(f"{where}: regex_search is {given!r}; expected true or false")
             by_entity[name] = given
+        elif name in NOT_ENTITIES:
+            log.warning("%s: not used: %s; Leuko filters by entities", where, entity)
         elif name in (*ENTITIES, "suffix", "extension", "datatype"):
             labels = [
                 _read_label(one, f"{where}: {entity}")

@@ -40,9 +40,17 @@ TILT = 0.01  # sine of the angle between the stack and the normal of its slices
 
 FLAIR_NAMES = re.compile(r"flair|tirm|dark.?fluid|fluid.attenuated", re.IGNORECASE)
 T1_NAMES = re.compile(r"t1|mp-?rage|bravo|spgr|fspgr|tfl", re.IGNORECASE)
-OTHER_NAMES = re.compile(
-    r"loc|scout|survey|adc|dwi|diff|trace|swi|mip|phase|pwi|perf|asl|bold|fmri|tof|angio|mra",
-    re.IGNORECASE,
+CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where another word begins: AxDWI, HeadScout
+OTHER_NAMES = re.compile(  # whole words: "en bloc", "different" and "diffuse" name no sequence
+    r"""(?:(?<![a-z])|(?<=[23]d))(?:
+        (?:p|pl|planes?|head|brain)?loc[as]? | locali[sz](?!ation|ed)[a-z]*
+        | (?:iso|ms|ss|hr|av|reg|syn|epi|[erbc])?dwi(?:s|bs?|maps?)? | (?:e|d|exp?)?adc(?:s|maps?)?
+        | [a-z]*(?:scout|survey)s? | diff(?:w|weighted)? | diff?usi[a-z]* | (?:iso)?trace[sw]?
+        | [em]?swip?s? | m(?:in)?ips? | (?:multi)?phase(?:s|maps?)?(?!.?(?:enc|dir|arr|over|wrap))
+        | pwi | perf | perfus[a-z]* | (?:pc|p|c|ve)?asl | bold | (?:rs|[rt])?fmri
+        | (?:ce|mr)?tof | (?:mr)?angio(?:s|gra[a-z]*)? | (?:n?ce|tof)?mras?
+    )(?![a-z])""",
+    re.IGNORECASE | re.VERBOSE,
 )
 WEIGHTINGS = re.compile(r"t2|\bpd|proton|stir|swan|\bgre\b", re.IGNORECASE)
 ENHANCED_NAMES = re.compile(r"\+ ?c\b|\bgd\b|gad|post|contrast|\bkm\b|\bce\b", re.IGNORECASE)
@@ -54,31 +62,29 @@ def find_series(folder: Path) -> list[Series]:
     Linked folders are entered. Raises LeukoError when there is none.
     """
     groups: dict[tuple[str, ...], list[tuple[Path, Any]]] = defaultdict(list)
-    without_position: Counter[tuple[str, ...]] = Counter()
+    unplaced: dict[tuple[str, ...], list[tuple[Path, Any]]] = defaultdict(list)
     with warnings.catch_warnings(action="ignore"):  # pydicom's, on values that are not read
         for path in _files(folder):
             header = _header(path)
             if header is None:
                 continue
-            if _has_position(header):
-                groups[_series_key(path, header)].append((path, header))
-            else:
-                without_position[_series_key(path, header)] += 1
+            of_kind = groups if _has_position(header) else unplaced
+            of_kind[_series_key(path, header)].append((path, header))
         protocols = _protocols_of_the_examination(groups.values())
         found = {key: _described(files, protocols) for key, files in groups.items()}
+        left_out = {key: _described(files, protocols) for key, files in unplaced.items()}
     if not found:
-        seen = f"{without_position.total()} DICOM files without an image position"
+        seen = f"{sum(map(len, unplaced.values()))} DICOM files without an image position"
         raise LeukoError(
-            f"{folder} holds {seen if without_position else 'no DICOM images'}; "
+            f"{folder} holds {seen if unplaced else 'no DICOM images'}; "
             "give other scans as files, by --flair, --t1"
         )
-    for key, series in found.items():
-        if without_position[key]:
-            log.warning(
-                "series %s: %d more files have no image position and are left out",
-                series,
-                without_position[key],
-            )
+    for key, series in left_out.items():
+        if key in found:
+            reason = f"{len(series.paths)} more files have no image position and are left out"
+        else:
+            reason = "its files have no image position; it is left out"
+        log.warning("series %s: %s", found.get(key, series), reason)
     return sorted(found.values(), key=lambda series: series.number)
 
 
@@ -177,11 +183,31 @@ def read_series(series: Series) -> Volume:
 def _files(folder: Path) -> Iterator[Path]:
     """The files in a folder and the folders below it, each once, however often it is linked."""
     seen = {folder.resolve()}
+    lost: list[Path] = []
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_warn_of_folder):
         folders[:] = [name for name in sorted(folders) if _is_new(Path(parent, name), seen)]
         for path in (Path(parent, name) for name in sorted(names)):
-            if path.is_file() and _is_new(path, seen):
+            if _is_lost(path):
+                lost.append(path)
+            elif path.is_file() and _is_new(path, seen):
                 yield path
+    if lost:
+        log.warning(
+            "%s holds links without a target: %d, the first is %s; fetch their files "
+            "(datalad get, git annex get), or the series may be incomplete",
+            folder,
+            len(lost),
+            lost[0].relative_to(folder),
+        )
+
+
+def _is_lost(path: Path) -> bool:
+    """Whether a path leads to no file or folder, or to one that may not be reached."""
+    try:
+        path.stat()
+    except OSError:
+        return True
+    return False
 
 
 def _is_new(path: Path, seen: set[Path]) -> bool:
@@ -223,11 +249,9 @@ def _has_position(header: Any) -> bool:
 
 def _series_key(path: Path, header: Any) -> tuple[str, ...]:
     """What the files of one series share; not the UID alone, which an anonymiser may have removed
-    or given to all series."""
-    uid, number = text_of(header, "SeriesInstanceUID"), text_of(header, "SeriesNumber")
-    if uid:
-        return uid, number
-    return str(path.parent), number, text_of(header, "SeriesDescription")
+    or given to all series, nor the number, which it may have emptied or set to 0."""
+    place = text_of(header, "SeriesInstanceUID") or str(path.parent)
+    return place, text_of(header, "SeriesNumber"), text_of(header, "SeriesDescription")
 
 
 def _require_regular(heights: Array, name: str) -> None:
@@ -301,7 +325,7 @@ def _described(files: Sequence[tuple[Path, Any]], protocols: Collection[str]) ->
 def _kind(header: Any, slices: int, protocols: Collection[str]) -> str:
     """What a series is: by its echo and inversion times where they are given, else by its names."""
     names = _names(header, protocols)
-    if slices < FEWEST_SLICES or OTHER_NAMES.search(names):
+    if slices < FEWEST_SLICES or OTHER_NAMES.search(_in_words(names)):
         return "other"
     data_sets = data_sets_of(header)
     echo = number_of(data_sets, "EchoTime", "EffectiveEchoTime")
@@ -322,10 +346,16 @@ def _names(header: Any, protocols: Collection[str]) -> str:
     own = ("SeriesDescription",), ("SequenceName", "PulseSequenceName", "AcquisitionContrast")
     for elements in own:
         names = " ".join(text_of(header, element) for element in elements)
-        if any(known.search(names) for known in (FLAIR_NAMES, T1_NAMES, OTHER_NAMES, WEIGHTINGS)):
+        known = (FLAIR_NAMES, T1_NAMES, OTHER_NAMES, WEIGHTINGS)
+        if any(pattern.search(_in_words(names)) for pattern in known):
             return names
     protocol = text_of(header, "ProtocolName")
     return "" if protocol in protocols else protocol
+
+
+def _in_words(names: str) -> str:
+    """The names as they are, as in mIP, and with spaces between words, as in AxDWI."""
+    return f"{names} {CAMEL_CASE.sub(' ', names)}"
 
 
 def _the_one(

@@ -1,5 +1,6 @@
 """Files that are either whole or not there, and what identifies them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -147,8 +148,9 @@ def walk(
     """A folder and all below it, each with its folders and files, sorted, as os.walk does.
 
     Hidden files and folders are skipped. Links to folders are followed, as cohorts often consist
-    of links, except in a circle. Folders that are removed from the list are not entered. Errors of
-    reading a folder are given to `on_error`.
+    of links, except in a circle. Folders that are removed from the list are not entered. A link
+    without a target counts as a file. Errors of reading a folder, or the target of a link, are
+    given to `on_error`.
     """
     try:
         about = folder.stat()
@@ -159,10 +161,33 @@ def walk(
     if (about.st_dev, about.st_ino) in above:
         return
     entries.sort(key=lambda entry: entry.name)
-    folders = [folder / entry.name for entry in entries if entry.is_dir()]
-    yield folder, folders, [folder / entry.name for entry in entries if not entry.is_dir()]
+    folders: list[Path] = []
+    files: list[Path] = []
+    for entry in entries:
+        try:
+            (folders if _leads_to_folder(entry) else files).append(folder / entry.name)
+        except OSError as error:
+            on_error(error)
+    yield folder, folders, files
     for inside in folders:
         yield from walk(inside, on_error=on_error, above=(*above, (about.st_dev, about.st_ino)))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder; False where that cannot be told."""
+    try:
+        return path.is_dir()
+    except OSError:  # PermissionError, before Python 3.14
+        return False
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # the link leads to itself: it has no target
+            return False
+        raise
 
 
 def refuse(error: OSError) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leuko import derivatives, outputs, summary, verdicts
-from leuko.bids import OWN
-from leuko.bids_names import Image
+from leuko.bids_names import OWN, Image
 from leuko.cohort_report import Entry, Failure
 from leuko.errors import LeukoError
 from leuko.files import read_json, staged, write_json

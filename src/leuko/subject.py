@@ -259,12 +259,15 @@ def _lack(job: Job) -> str | None:
     for scan in (job.flair, job.t1, job.exclude):
         if scan is None:
             continue
-        if scan.is_symlink() and not scan.exists():
-            return f"{scan} is a link to {scan.readlink()}, which is not here; {FETCH}"
-        if not scan.exists():
-            return f"{scan} does not exist or is not a file; check the path"
-        if scan.is_file() and _is_pointer(scan):
-            return f"{scan} holds only a pointer to its content; {FETCH}"
+        try:
+            if scan.is_symlink() and not scan.exists():
+                return f"{scan} is a link to {scan.readlink()}, which is not here; {FETCH}"
+            if not scan.exists():
+                return f"{scan} does not exist or is not a file; check the path"
+            if scan.is_file() and _is_pointer(scan):
+                return f"{scan} holds only a pointer to its content; {FETCH}"
+        except OSError as error:
+            return f"{scan} cannot be read: {error.strerror}"
     return None
 
 
