@@ -182,6 +182,9 @@ def test_a_training_from_nothing_may_be_narrow(leuko, heads, tmp_path):
         (["--recipe", "adapt", "--stages", 4], "--stages goes with --init imagenet or none"),
         (["--imagenet-kind", "IMAGENET1K_V1"], "--imagenet-kind goes with --imagenet-weights FILE"),
         (["--init", "none", "--classes", ""], "expected background first"),
+        (["--init", "none", "--classes", "background,csf,WMH"], "--classes names WMH; write wmh,"),
+        (["--init", "none", "--classes", "background,a,Unknown"], "names Unknown; write unknown,"),
+        (["--init", "none", "--classes", "Background,csf"], "names Background; write background,"),
         (["--init", "none", "--classes", "background,wmh"], "holds no labelled subject"),
     ],
 )
