@@ -13,7 +13,7 @@ EXPERIMENTS.md).
 - failures: eight of the 40 are spoilt, each in its own way. One run is left alone; another is
   killed with SIGKILL half-way and started again.
 - throughput: one worker against two, each with one thread, in turns.
-- memory: 200 subjects in one run; that of the run itself and of its subjects, as it goes on.
+- memory: 200 subjects in one run; that of the run itself and of its subjects, as it proceeds.
 - cost: what one subject takes with one thread, for a 3-D scan and for one of thick slices.
 """
 

@@ -51,7 +51,7 @@ def train(
 ) -> None:
     """Take steps until `seconds` are spent; leaves the weights in `path`, an account beside it.
 
-    A training that was stopped goes on from its last checkpoint, one that has ended stays.
+    A training that was interrupted resumes from its last checkpoint, one that has ended stays.
     """
     state = load(path) if path.is_file() else {"steps": 0, "seconds": 0.0, "finished": False}
     if state["finished"]:

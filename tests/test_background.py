@@ -85,6 +85,32 @@ def test_a_background_of_zero_and_noisy_air_stay_as_they_are():
         assert without_background(scan) is scan
 
 
+@pytest.mark.parametrize("scan", ["flair", "t1"])
+@pytest.mark.parametrize("background", [1.0, 2.5, 10])
+@pytest.mark.parametrize("splines", [False, True])
+def test_a_background_as_bright_as_tissue_is_refused_with_the_reason(scan, background, splines):
+    original = getattr(head(), scan)
+    level = background * float(np.median(original.data[brain()]))
+    bright = extracted(original, level)
+    with pytest.raises(LeukoError, match=r"background \(.*\) is as bright as .* to 0$"):
+        requantise(moved(bright) if splines else bright, 100)
+
+
+def test_a_background_brighter_than_noisy_air_is_darker_than_tissue():
+    rng = np.random.default_rng(0)
+    data = np.maximum(head().flair.data.astype(np.float32), 20)
+    data = np.where(brain(), data, rng.uniform(1, 12, data.shape).astype(np.float32))
+    data[:6] = data[-6:] = data[:, :4] = data[:, -4:] = 15  # outside the field of view
+    cleaned = without_background(head().flair.with_data(data)).data
+    np.testing.assert_array_equal(cleaned > 0, brain() & (data > 15))
+
+
+def test_a_scan_with_a_background_of_zero_is_looked_at_no_further(monkeypatch):
+    zero = extracted(head().flair)
+    monkeypatch.setattr(np, "percentile", None)
+    assert without_background(zero) is zero
+
+
 def test_cleaning_twice_changes_nothing_more():
     once = without_background(extracted(head().flair, -1024))
     assert without_background(once) is once

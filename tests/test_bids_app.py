@@ -160,7 +160,7 @@ def test_the_page_of_the_group_links_reports_and_pictures(out):
     place = "sub-01/ses-a/anat/sub-01_ses-a_space-FLAIR_label-WMH_report.html"
     assert f'href="{place}"' in page
     assert 'src="sub-02/figures/sub-02_run-1_space-FLAIR_label-WMH_qc.png"' in page
-    assert "there is no T1w beside sub-03_FLAIR.nii.gz; --flair-alone does without" in page
+    assert "no T1w beside sub-03_FLAIR.nii.gz; pass --flair-alone to segment it without one" in page
     assert (out / place).is_file()
 
 
@@ -183,8 +183,17 @@ def test_one_participant_without_t1_is_a_failure_with_its_record(leuko, raw, tmp
     out = tmp_path / "out"
     code, told, _ = leuko("bids", raw, out, "participant", "--participant-label", "03")
     assert code == 1
-    assert "there is no T1w beside sub-03_FLAIR.nii.gz" in told
+    assert "no T1w beside sub-03_FLAIR.nii.gz; pass --flair-alone" in told
     assert (out / "logs" / "sub-03.failed").is_file()
+
+
+def test_a_dataset_without_t1w_is_refused_before_anything_is_made(leuko, raw, tmp_path):
+    flairs = shutil.copytree(raw, tmp_path / "raw", ignore=shutil.ignore_patterns("*T1w*"))
+    code, _, told = leuko("bids", flairs, tmp_path / "out", "participant")
+    assert code == 2
+    expected = "No T1w found for any FLAIR; pass --flair-alone to segment without it"
+    assert told.splitlines()[-1] == f"error: {expected}"
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_made_again_replaces_what_was_made_and_nothing_else(leuko, raw, out, tmp_path):

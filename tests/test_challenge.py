@@ -116,7 +116,10 @@ def test_a_scan_without_reference_is_named(leuko, data, tmp_path):
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
-        ("test/Paris/1/wmh.nii.gz", "is of no site of the test set; expected Utrecht, Singapore"),
+        (
+            "test/Paris/1/wmh.nii.gz",
+            "not belong to any site of the test set; expected one of Utrecht",
+        ),
         ("test/Utrecht/readme.txt", "holds no scan; expected test/Utrecht/NUMBER/wmh.nii.gz"),
         ("data/Utrecht/1/wmh.nii.gz", "holds no folder test; expected the challenge's data"),
     ],
@@ -147,7 +150,7 @@ def test_the_table_is_that_of_single_evaluations(leuko, data, tmp_path):
     )
     code, told, said = leuko("challenge-score", data, "-o", out, "--teams", teams)
     assert code == 0, said
-    assert "scans of Utrecht: 1 of 30 are there" in said
+    assert "warning: Utrecht: 1 of 30 scans found" in said
     lines = told.splitlines()
     (head,) = [k for k, line in enumerate(lines) if line.startswith("site ")]
     assert lines[head].split() == [
@@ -196,7 +199,7 @@ def test_masks_of_another_tool_are_scored_as_they_are(leuko, data, tmp_path):
     shutil.copytree(home, results / "test" / "Utrecht" / "99")
     code, told, said = leuko("challenge-score", data, "-o", tmp_path / "out", "--results", results)
     assert code == 1
-    assert f"test/Utrecht/99/result.nii.gz is of no scan in {data}; it is not measured" in said
+    assert f"test/Utrecht/99/result.nii.gz does not belong to any scan in {data}; it is not" in said
     assert "1 scan has no result: Amsterdam_Philips_VU_PETMR_01_160" in said
     (line,) = [line for line in told.splitlines() if line.startswith(ALL)]
     assert line.split() == [ALL, "2", "1", "0", "0", "1", "1"]

@@ -170,7 +170,7 @@ def test_a_training_from_nothing_may_be_narrow(leuko, heads, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--recipe", "adapt", "--init", "none"], "takes a trained model to start from"),
+        (["--recipe", "adapt", "--init", "none"], "adapt needs a trained model; --init is none"),
         (["--folds", 3, "--held-out", 0.5], "each subject is held out once"),
         (["--init", "none", "--folds", 1], "leaves no subject to train with"),
         (["--recipe", "adapt", "--channels", "flair-3-slices"], "and knows no other"),
@@ -182,6 +182,9 @@ def test_a_training_from_nothing_may_be_narrow(leuko, heads, tmp_path):
         (["--recipe", "adapt", "--stages", 4], "--stages goes with --init imagenet or none"),
         (["--imagenet-kind", "IMAGENET1K_V1"], "--imagenet-kind goes with --imagenet-weights FILE"),
         (["--init", "none", "--classes", ""], "expected background first"),
+        (["--init", "none", "--classes", "background,csf,WMH"], "--classes names WMH; write wmh,"),
+        (["--init", "none", "--classes", "background,a,Unknown"], "names Unknown; write unknown,"),
+        (["--init", "none", "--classes", "Background,csf"], "names Background; write background,"),
         (["--init", "none", "--classes", "background,wmh"], "holds no labelled subject"),
     ],
 )
@@ -242,7 +245,7 @@ def test_an_interrupted_training_says_how_to_go_on(heads, foreign_model, tmp_pat
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"stopped; go on with leuko train --resume {run}" in err
+    assert f"stopped; resume with leuko train --resume {run}" in err
     assert "Traceback" not in err
 
 
@@ -310,8 +313,11 @@ def test_resume_needs_the_scans(leuko, heads, foreign_model, tmp_path):
 
 
 def test_resume_stands_alone(leuko, heads, tmp_path):
-    assert_one_line_error(leuko("train", heads, "--resume", tmp_path), "own data; give it alone")
-    assert_one_line_error(leuko("train", "--resume", tmp_path, "--steps", 9), "own steps; give it")
+    assert_one_line_error(leuko("train", heads, "--resume", tmp_path), "the run; remove DATA")
+    for option in (("--steps", 9), ("-o", tmp_path), ("--compile",)):
+        answer = leuko("train", "--resume", tmp_path, *option)
+        whole = option[0].replace("-o", "--out")
+        assert_one_line_error(answer, f"takes the settings of the run; remove {whole}")
     assert_one_line_error(leuko("train"), "give DATA and -o RUN")
     assert_one_line_error(leuko("train", "--resume", tmp_path), "is no training run")
 

@@ -180,6 +180,33 @@ def test_a_missing_file_and_another_architecture_are_refused(weight_file, tmp_pa
         imagenet.transfer(SpecialisedVGG(2), str(weight_file))
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("weight", "bias", "running_mean", "running_var"),
+        ("weight", "bias"),
+        ("running_mean", "running_var"),
+    ],
+)
+def test_vgg_with_batch_normalisation_is_refused_by_name(state, tmp_path, parts, prefix):
+    normalised = state | {f"features.1.{part}": torch.ones(4) for part in parts}
+    path = tmp_path / "vgg16_bn.pth"
+    torch.save({prefix + name: value for name, value in normalised.items()}, path)
+    reason = rf"has a normalisation layer \({prefix}features\.1\.{parts[0]}\), as .* vgg16_bn"
+    with pytest.raises(LeukoError, match=reason):
+        imagenet.transfer(SpecialisedVGG(2, STAGES), str(path), kind="IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_a_file_of_more_convolutions_than_vgg16_has_is_refused(state, tmp_path, stages):
+    more = {f"features.{20 + 2 * k}.weight": torch.ones(8, 8, 3, 3) for k in range(9)}
+    torch.save(state | more, tmp_path / "vgg19.pth")
+    network = SpecialisedVGG(2, STAGES[:stages])
+    with pytest.raises(LeukoError, match=r"16 convolutions of 3x3; expected the 13 of VGG-16"):
+        imagenet.transfer(network, str(tmp_path / "vgg19.pth"))
+
+
 # What a file is for, told by its values
 
 

@@ -3,10 +3,12 @@
 import nibabel as nib
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from leuko import nifti
 from leuko.errors import LeukoError
 from leuko.evaluate import evaluate
+from phantoms import make_phantom
 
 SHAPE = (20, 18, 12)
 LESION = np.zeros(SHAPE, bool)
@@ -150,6 +152,48 @@ def test_a_scan_is_no_mask(tmp_path, kind):
     path = stored(tmp_path / "flair.nii.gz", SCANS[kind])
     with pytest.raises(LeukoError, match=r"flair\.nii\.gz holds \d+ values .* as a scan does"):
         nifti.read_mask(path)
+
+
+@pytest.mark.parametrize("levels", [5, 9, 11, 13, 16])
+@pytest.mark.parametrize("blur_voxels", [0, 0.5])
+def test_a_scan_of_few_grey_values_is_no_mask(tmp_path, levels, blur_voxels):
+    flair = make_phantom(np.random.default_rng(0), shape=(54, 66, 23), spacing_mm=(3, 3, 6)).flair
+    smooth = scipy.ndimage.gaussian_filter(flair.data.astype(float), blur_voxels)
+    noise = np.random.default_rng(1).normal(0, 0.1 if levels == 5 else 0.03, smooth.shape)
+    bright = smooth / np.percentile(smooth, 99) + noise * (smooth > 0.1 * smooth.max())
+    grey = np.rint(levels * np.clip(bright, 0, 1))
+    path = stored(tmp_path / "flair.nii.gz", grey, np.uint8)
+    with pytest.raises(LeukoError, match=rf"holds {levels} values above 0, .* as a scan does"):
+        nifti.read_mask(path)
+
+
+def rated_lesions():
+    """How many of three raters call a voxel a lesion: each lesion of theirs lies elsewhere."""
+    rng = np.random.default_rng(0)
+    votes = np.zeros((40, 40, 30))
+    for centre in rng.integers(4, (36, 36, 26), (30, 3)):
+        for moved in centre + rng.integers(-1, 2, (3, 3)):
+            votes[tuple(slice(k, k + 2) for k in moved)] += 1
+    return votes
+
+
+@pytest.mark.parametrize("kind", ["tissues", "coarse tissues", "12 sectors", "raters"])
+def test_a_label_map_of_few_labels_is_a_mask(tmp_path, caplog, kind):
+    labels = {
+        "tissues": lambda: tissues(3),
+        "coarse tissues": lambda: tissues(4),
+        "12 sectors": lambda: np.where(tissues(3) > 0, 1 + np.indices((54, 66, 23))[1] // 6, 0),
+        "raters": rated_lesions,
+    }[kind]()
+    path = stored(tmp_path / "labels.nii.gz", labels, np.uint8)
+    np.testing.assert_array_equal(nifti.read_mask(path).data, labels > 0)
+    assert f"all of its {len(np.unique(labels)) - 1} labels count" in caplog.text
+
+
+def tissues(spacing_mm):
+    spacing = (spacing_mm, spacing_mm, 6)
+    phantom = make_phantom(np.random.default_rng(0), shape=(54, 66, 23), spacing_mm=spacing)
+    return phantom.tissue.data
 
 
 @pytest.mark.parametrize("data", [-1 * LESION, LESION + 1, LESION - 1.0])

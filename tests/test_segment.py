@@ -148,8 +148,8 @@ def test_probabilities_do_not_depend_on_the_other_slices(unseen, model):
     [
         ({"threshold": 0.0}, "threshold 0 is not between 0 and 1"),
         ({"threshold": 1.5}, "threshold 1.5 is not between"),
-        ({"smallest_lesion_mm3": -1.0}, "-1 mm3 is no volume"),
-        ({"smallest_lesion_mm3": float("nan")}, "nan mm3 is no volume"),
+        ({"smallest_lesion_mm3": -1.0}, "smallest lesion is -1; it must be a number of mm3"),
+        ({"smallest_lesion_mm3": float("nan")}, "smallest lesion is nan; it must be"),
         ({"device": "cuda"}, "no cuda device was found here; use --device with one of: cpu"),
     ],
 )

@@ -402,7 +402,7 @@ def test_flair_alone_trains_where_the_channels_need_no_t1(heads, tmp_path):
 
 def test_a_run_folder_is_not_overwritten(heads, model):
     with pytest.raises(
-        LeukoError, match="is not empty: if it holds a run that was stopped, leuko train --resume"
+        LeukoError, match="is not empty; to resume an interrupted run use leuko train --resume"
     ):
         plan.start(model, small_settings(heads, steps=1))
 

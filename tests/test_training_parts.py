@@ -268,15 +268,22 @@ def test_what_a_killed_process_left_behind_is_no_subject(tmp_path, phantom):
     assert [s.name for s in find_subjects(tmp_path)] == ["anna"]
 
 
-def test_a_folder_without_labelled_subject_is_an_error(tmp_path, phantom):
+def test_a_folder_without_labelled_subject_is_an_error(tmp_path):
     with pytest.raises(LeukoError, match="holds no labelled subject; expected"):
         find_subjects(tmp_path)
     with pytest.raises(LeukoError, match="is not a folder"):
         find_subjects(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("other", ["lesions.nii.gz", "wmh.nii"])
+def test_two_label_files_of_a_subject_are_named(tmp_path, phantom, other):
     write_subject(tmp_path / "anna", phantom)
-    nifti.write(tmp_path / "anna" / "lesions.nii.gz", phantom.labels)
-    with pytest.raises(LeukoError, match="anna has both"):
+    nifti.write(tmp_path / "anna" / other, phantom.labels)
+    first, second = sorted(str(tmp_path / "anna" / name) for name in (other, "wmh.nii.gz"))
+    with pytest.raises(LeukoError) as error:
         find_subjects(tmp_path)
+    expected = f"anna has several label files, {first} and {second}; keep one of them"
+    assert str(error.value) == expected
 
 
 def test_a_split_keeps_every_subject_once(heads):

@@ -162,7 +162,7 @@ class _Probe:
 
 
 def _registered(flair: Volume, t1: Volume, threads: int) -> Iterator[Any]:
-    """Rigid transforms, from what the headers say or from brain upon brain; each goes on from the
+    """Rigid transforms, from what the headers say or from brain upon brain; each starts from the
     one before, should that have got stuck."""
     grids = [scan.canonical() for scan in (flair, t1)]
     small = [_in_8_bit(_averaged(scan, COARSE_MM)) for scan in grids]

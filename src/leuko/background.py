@@ -17,6 +17,8 @@ RINGING, EDGE_VOXELS = 0.1, 3
 DARK = 0.01
 # Of a positive background: its ringing is no darker tissue.
 ABOVE = 0.05
+# Of a scan's signal: a positive background lies below as much, or it hides tissue.
+ABOVE_SIGNAL = 0.75
 # Of a scan's signal: real scans have 0.0004 below zero, standardised images 0.5.
 NEGATIVE_SIGNAL = 0.1
 # Mean and standard deviation of a standardised image are 0 and 1, by as much.
@@ -28,11 +30,14 @@ def without_background(scan: Volume) -> Volume:
     -1024, the smallest of the brain, or 0 with the ringing of splines.
 
     A scan whose background is 0 or nearly as dark, or noisy air, is returned as it is. Raises
-    LeukoError for an image that was standardised to zero mean, where no grey value means tissue.
+    LeukoError for an image that was standardised to zero mean, where no grey value means tissue,
+    and for a background as bright as tissue.
     """
     data = scan.data
     in_plane = [axis for axis in range(3) if axis != scan.through_plane_axis]
     edges = np.concatenate([data.take(k, axis).ravel() for axis in in_plane for k in (0, -1)])
+    if data.min() >= 0 and np.count_nonzero(edges) < 0.5 * len(edges):
+        return scan
     level = float(np.median(edges))
     step = float(np.percentile(np.abs(data - level), 99))
     tolerance = CONSTANT * step
@@ -42,9 +47,22 @@ def without_background(scan: Volume) -> Volume:
     is_dark = tolerance < level < DARK * step
     if not is_constant or is_dark or np.count_nonzero(edges) < 0.5 * len(edges):
         return scan
+    if level > tolerance:
+        _require_darker(scan, level, RINGING * step)
     cleaned = data.copy()
     cleaned[data <= (tolerance if abs(level) <= tolerance else max(0, (1 + ABOVE) * level))] = 0
     return scan.with_data(cleaned)
+
+
+def _require_darker(scan: Volume, level: float, ringing: float) -> None:
+    """Raises LeukoError for a background as bright as tissue. What differs from it by no more than
+    `ringing` may be either."""
+    tissue = scan.data[(scan.data > 0) & (np.abs(scan.data - level) > ringing)].astype(float)
+    if tissue.sum(where=tissue > level) < ABOVE_SIGNAL * tissue.sum():
+        raise LeukoError(
+            f"{scan.name}: its background ({level:g}) is as bright as its tissue or brighter "
+            f"(median {np.median(tissue):g}); set the background to 0"
+        )
 
 
 def _require_signal(scan: Volume, background: float) -> None:

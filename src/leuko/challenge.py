@@ -113,7 +113,8 @@ def find_scans(data: Path, split: Split) -> list[Scan]:
         site = folder.parent.relative_to(home).as_posix()
         if _plain(site) not in known:
             raise LeukoError(
-                f"{folder} is of no site of the {split} set; expected {', '.join(known.values())}"
+                f"{folder} does not belong to any site of the {split} set; expected one of "
+                f"{', '.join(known.values())}"
             )
         scans.append(Scan(known[_plain(site)], folder.name, folder))
     if not scans:
@@ -154,7 +155,8 @@ def find_results(scans: Sequence[Scan], data: Path, results: Path) -> dict[Scan,
     places = {scan: results / scan.folder.relative_to(data) / RESULT_FILE for scan in scans}
     for folder in sorted(_folders(results, RESULT_FILE)):
         if folder / RESULT_FILE not in places.values():
-            log.warning("%s is of no scan in %s; it is not measured", folder / RESULT_FILE, data)
+            file = folder / RESULT_FILE
+            log.warning("%s does not belong to any scan in %s; it is not measured", file, data)
     return {scan: path for scan, path in places.items() if path.is_file()}
 
 
@@ -181,7 +183,7 @@ def score(masks: Mapping[Scan, Path], out: Path) -> dict[str, Row]:
 
 
 def missing(scans: Sequence[Scan], split: Split) -> list[str]:
-    """What lacks of the official set, by site: "Utrecht: 28 of 30"."""
+    """Sites whose number of scans is not the official one: "Utrecht: 28 of 30"."""
     found = {site: sum(scan.site == site for scan in scans) for site in OFFICIAL[split]}
     return [
         f"{site}: {found[site]} of {count}"

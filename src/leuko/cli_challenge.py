@@ -105,7 +105,7 @@ def challenge_score(
     others = wmh.read_teams(teams) if teams else {}
     scans = wmh.find_scans(data, split)
     for lack in wmh.missing(scans, split):
-        print(f"warning: scans of {lack} are there", file=sys.stderr)
+        print(f"warning: {lack} scans found", file=sys.stderr)
     unmeasured = wmh.without_reference(data, split)
     for folder in unmeasured:
         print(f"warning: {folder} holds no {wmh.REFERENCE_FILE}; left out", file=sys.stderr)

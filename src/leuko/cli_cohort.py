@@ -85,7 +85,9 @@ class BidsCommand(TyperCommand):
 def batch(
     table: Annotated[
         Path,
-        typer.Argument(help="TSV or CSV with the columns id, flair and, at will, t1, exclude."),
+        typer.Argument(
+            help="TSV or CSV with the columns id and flair; t1 and exclude are optional."
+        ),
     ],
     *,
     out: Out,
@@ -103,7 +105,10 @@ def batch(
     lenient: Lenient = False,
     device: Device = "cpu",
 ) -> None:
-    """Segment the subjects of a table, each in a process of its own; go on where it was stopped."""
+    """Segment the subjects of a table, each in a process of its own.
+
+    If it was interrupted, run the same command again to resume.
+    """
     require(*COHORT, extra="cohort")
     from leuko.group import write_batch
     from leuko.isolate import Limits
@@ -202,7 +207,7 @@ def bids(
     for line in found.left_out:
         print(f"left out  {line}", file=sys.stderr)
     if not (flair_alone or participant_label or any(pair.t1 for pair in found.pairs)):
-        raise LeukoError(f"{dataset} holds no T1w beside a FLAIR; --flair-alone does without")
+        raise LeukoError("No T1w found for any FLAIR; pass --flair-alone to segment without it")
     settings = Settings(
         model=whole_path(model),
         threshold=threshold,
@@ -227,7 +232,10 @@ def bids(
             sources=pair.sources(dataset),
             problem=None
             if pair.t1 or flair_alone
-            else f"there is no T1w beside {pair.flair.path.name}; --flair-alone does without",
+            else (
+                f"no T1w beside {pair.flair.path.name}; pass --flair-alone to segment it without "
+                "one"
+            ),
         )
         for pair in found.pairs
     ]

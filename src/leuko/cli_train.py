@@ -113,18 +113,19 @@ def train(
         bool, typer.Option("--compile", help="By torch.compile: may pay on a GPU.")
     ] = False,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with a run that was stopped; takes no other setting.")
+        Path | None, typer.Option(help="Resume an interrupted run; takes no other setting.")
     ] = None,
 ) -> None:
-    """Train a model on labelled subjects, or go on with a run that was stopped."""
+    """Train a model on labelled subjects, or resume an interrupted run."""
     if resume is not None:
-        given = [name for name in context.params if name != "resume" and _is_given(context, name)]
-        if given:
-            raise LeukoError(f"--resume goes on with the run's own {given[0]}; give it alone")
+        for parameter in context.command.params:
+            if parameter.name not in (None, "resume") and _is_given(context, parameter.name):
+                given = parameter.opts[0] if parameter.param_type_name == "option" else "DATA"
+                raise LeukoError(f"--resume takes the settings of the run; remove {given}")
         _fit(resume)
         return
     if data is None or out is None:
-        raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to go on")
+        raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to resume one")
     require(*TRAINING, extra="train")
     from leuko import parallel
     from leuko.imagenet import PUBLISHED
@@ -140,7 +141,7 @@ def train(
         raise LeukoError("with --folds each subject is held out once; leave --held-out away")
     init = init or (DEFAULT if adapts else "imagenet")
     if adapts and init in NO_MODELS:
-        raise LeukoError(f"to adapt takes a trained model to start from; {init} is none")
+        raise LeukoError(f"--recipe adapt needs a trained model; --init is {init}")
     _require_start(context, init)
     if imagenet_kind and imagenet_weights in PUBLISHED:
         raise LeukoError("--imagenet-kind goes with --imagenet-weights FILE")
@@ -303,7 +304,7 @@ def _fit(run: Path) -> None:
             else:
                 measures = train.fit(run, on_step=on_step, doing=doing)
     except KeyboardInterrupt:
-        print(f"stopped; go on with leuko train --resume {run}", file=sys.stderr)
+        print(f"stopped; resume with leuko train --resume {run}", file=sys.stderr)
         raise typer.Exit(130) from None
     if not parallel.is_first():
         return

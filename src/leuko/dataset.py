@@ -125,8 +125,8 @@ def find_subjects(folder: Path, labelling: Labelling = WMH_LABELS) -> list[Subje
             log.warning("%s has labels but no FLAIR; left out", labels.parent)
     twice = {s.name for s in subjects if sum(s.name == other.name for other in subjects) > 1}
     if twice:
-        both = " and ".join(labelling.files)
-        raise LeukoError(f"{folder}: {min(twice)} has both {both}; keep one of them")
+        files = " and ".join(str(s.labels) for s in subjects if s.name == min(twice))
+        raise LeukoError(f"{min(twice)} has several label files, {files}; keep one of them")
     labelled = {path.parent for path in images if image_stem(path) in labelling.files}
     others = {path.parent for path in images if labelled.isdisjoint(path.parents)}
     for other in sorted(others) if subjects else ():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from leuko.errors import LeukoError
 from leuko.files import sha256
-from leuko.network import SpecialisedVGG
+from leuko.network import VGG16, SpecialisedVGG
 
 Kind = Literal["IMAGENET1K_FEATURES", "IMAGENET1K_V1"]
 BASE_URL = "https://download.pytorch.org/models"
@@ -95,6 +95,7 @@ def transfer(
         _check(model, state, source)
     else:
         file = _read(Path(source))
+        _require_vgg16(file, source)
         state = _named(model, file)
         _check(model, state, source)
         published = PUBLISHED[_agreed(source, said=kind, told=told_kind(file, state))]
@@ -222,16 +223,36 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _named(model: SpecialisedVGG, file: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The first 3x3 convolutions of a file, as many as the stages have, under torchvision's names
-    and in float32."""
-    kernels = sorted(
+def _require_vgg16(file: dict[str, Tensor], source: str) -> None:
+    """Raises LeukoError for layers of normalisation, and for more convolutions than VGG-16 has."""
+    for name, value in file.items():
+        scales = value.ndim == 1 and name.endswith("weight")
+        if scales or name.endswith(("running_mean", "running_var")):
+            raise LeukoError(
+                f"{source} has a normalisation layer ({name}), as torchvision's vgg16_bn does; "
+                "expected VGG-16 without normalisation"
+            )
+    found, expected = len(_kernels(file)), sum(map(len, VGG16))
+    if found > expected:
+        raise LeukoError(
+            f"{source} holds {found} convolutions of 3x3; expected the {expected} of VGG-16 at most"
+        )
+
+
+def _kernels(file: dict[str, Tensor]) -> list[str]:
+    """Names of the 3x3 convolutions, in the order of the numbers in them."""
+    return sorted(
         (name for name, value in file.items() if value.ndim == 4 and value.shape[2:] == (3, 3)),
         key=lambda name: [int(number) for number in re.findall(r"\d+", name)],
     )
+
+
+def _named(model: SpecialisedVGG, file: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first 3x3 convolutions of a file, as many as the stages have, under torchvision's names
+    and in float32."""
     return {
         f"features.{index}.{part}": file[name].float()
-        for index, kernel in zip(_indices(model), kernels, strict=False)
+        for index, kernel in zip(_indices(model), _kernels(file), strict=False)
         for part in ("weight", "bias")
         if (name := kernel.removesuffix("weight") + part) in file
     }

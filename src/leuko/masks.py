@@ -19,8 +19,12 @@ log = logging.getLogger(__name__)
 WHOLE, WHOLE_RELATIVE = 1e-3, 1e-6
 WHITE = 255  # the least that can only mean "yes": what image editors write into masks
 FEW_LABELS = 16
-# Neighbours have one label in a label map, weighed by grey value next to none have one in a scan.
-SAME_NEIGHBOURS = 0.5
+# Part of neighbours that have one value, weighed by it: more in label maps (0.68 and more in coarse
+# tissue maps of up to 8 labels), less in scans (up to 0.69 with 9 to 16 grey values, with more of
+# them hardly any).
+SAME_NEIGHBOURS, SAME_NEIGHBOURS_OF_9_TO_16 = 0.5, 0.7
+# Of all voxels a scan shows more. Sums of several raters' lesions show less; they are no scans.
+SHOWN_PART = 0.05
 # Between these values lie 15 % and more of the voxels of a scan that was scaled to 0 to 1, and
 # 0.4 % of a probability map of WMH. Of maps that fill the brain most lies above, of scans nothing.
 BETWEEN, BETWEEN_PART, BETWEEN_OF_SHOWN = (0.02, 0.9), 0.05, 0.8
@@ -92,8 +96,9 @@ def as_mask(data: Array, name: Path) -> Array:
     if not whole and lowest >= -RINGING and highest <= 1 + RINGING and not _fills_a_head(data):
         log.warning("%s is no mask of 0 and 1 but holds probabilities; 0.5 and more counts", name)
         return data >= 0.5
-    if not whole or (len(labels) > FEW_LABELS and not _are_neighbours_alike(data)):
-        like = ", as a scan does" if len(labels) > FEW_LABELS else ""
+    like_scan = _are_grey_values(data, len(labels)) if whole else len(labels) > FEW_LABELS
+    if not whole or like_scan:
+        like = ", as a scan does" if like_scan else ""
         raise LeukoError(
             f"{name} holds {len(labels)} values above 0, up to {highest:g}{like}; expected a mask, "
             "with 0 outside and one value inside, or probabilities from 0 to 1"
@@ -144,13 +149,21 @@ def _fills_a_head(data: Array) -> bool:
     )
 
 
-def _are_neighbours_alike(data: Array) -> bool:
-    """Whether voxels above 0 have the value of their neighbours above 0, each pair weighed by it;
-    true without such pairs."""
+def _are_grey_values(data: Array, count: int) -> bool:
+    """Whether the `count` whole numbers above 0 are a scan's grey values, not labels."""
+    if count == 1 or (count <= FEW_LABELS and np.mean(data > 0) < SHOWN_PART):
+        return False
+    least = SAME_NEIGHBOURS_OF_9_TO_16 if 8 < count <= FEW_LABELS else SAME_NEIGHBOURS
+    return _same_neighbours(data) < least
+
+
+def _same_neighbours(data: Array) -> float:
+    """Part of pairs of neighbours above 0 that have one value, each pair weighed by the lower; 1
+    without such pairs."""
     alike = total = 0.0
     for axis in range(3):
         ahead, behind = np.moveaxis(data, axis, 0)[1:], np.moveaxis(data, axis, 0)[:-1]
         weight = np.minimum(ahead, behind).clip(0).astype(float)
         total += float(weight.sum())
         alike += float(weight.sum(where=ahead == behind))
-    return alike >= SAME_NEIGHBOURS * total
+    return alike / total if total else 1.0

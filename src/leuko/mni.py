@@ -19,7 +19,7 @@ TISSUES = ("background", "csf", "ventricle", "grey", "white")  # of the template
 LOBES = ("frontal", "parietal", "temporal", "occipital", "deep grey", "infratentorial")
 
 # What the registration sees: white matter in grey, ventricles as dark holes in it. CSF outside is
-# faint, for extraction cuts it away at will. The last is WMH.
+# faint, as brain extraction removes any part of it. The last is WMH.
 BRIGHTNESS = np.array([0.0, 0.1, 0.0, 0.6, 1.0, 1.0], dtype=np.float32)
 GRID_MM = 4.0
 SHORTEST_MM = 60.0  # of brain, along each way: less of it does not tell where it belongs

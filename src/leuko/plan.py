@@ -65,7 +65,7 @@ class Plan:
         if not there or load_card(self.origin).weights_sha256 != begun:
             raise LeukoError(
                 f"{self.origin} is not the model that the run started from, SHA-256 {begun[:12]}; "
-                "put it back, and go on with leuko train --resume"
+                "put it back, then resume with leuko train --resume"
             )
 
 
@@ -85,8 +85,8 @@ def start(
     """
     if run.is_dir() and any(run.iterdir()):
         raise LeukoError(
-            f"{run} is not empty: if it holds a run that was stopped, leuko train --resume {run} "
-            "goes on with it; else choose another folder"
+            f"{run} is not empty; to resume an interrupted run use leuko train --resume {run}, to "
+            "start a new one choose another folder"
         )
     runtime.require_device(device)
     parallel.require_even(settings.recipe.images_per_step)

@@ -56,7 +56,7 @@ def load(
     """The model in a folder, its weights checked, on a device.
 
     `threads` bounds the CPU's; by default those that this process may use. `by_torch`: in float32
-    even where onnxruntime can, as a training goes on from it. Raises LeukoError for a folder that
+    even where onnxruntime can, as training starts from it. Raises LeukoError for a folder that
     is no model, for a device that is not there, and where torch is needed and missing.
     """
     card = load_card(folder)

@@ -6,7 +6,7 @@ from typing import Any
 from leuko import imagenet
 from leuko.anatomy import CLASSES as TISSUES
 from leuko.channels import Preparation
-from leuko.dataset import BACKGROUND, WMH, WMH_LABELS, Labelling, tissue_labels
+from leuko.dataset import BACKGROUND, UNKNOWN, WMH, WMH_LABELS, Labelling, tissue_labels
 from leuko.errors import LeukoError
 from leuko.network import SIDE_MAPS, VGG16, Stages
 from leuko.recipes import MODERN, Augmentation, Phase, Recipe
@@ -102,6 +102,10 @@ class Settings:
                 )
             return
         classes = self.labelling.classes
+        for name in self.label_names:
+            meant = name.casefold()
+            if name != meant and meant in (BACKGROUND, WMH, UNKNOWN):
+                raise LeukoError(f"--classes names {name}; write {meant}, in small letters")
         if self.label_names[0] != BACKGROUND or len(classes) < 2:
             raise LeukoError(
                 f"--classes names the values 0, 1, 2, ... of tissue.nii.gz: expected {BACKGROUND} "

@@ -106,7 +106,7 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
     yield "excluded_ml", ("Volume of the exclusion mask", ML)
     yield "excluded_wmh_ml", ("What would have been called WMH in the exclusion mask", ML)
     yield "t1_moved_mm", ("How far the T1 was moved to lie on the FLAIR, mean over the brain", "mm")
-    yield "do_not_use", ("Whether a check found that this is no result to use: yes or no", "")
+    yield "do_not_use", ("Whether a check found that the result should not be used: yes or no", "")
     yield "warnings", ("Number of warnings; their texts are in the report and in the record", "")
     yield "finding_codes", ("Codes of the checks that found something, notes included", "")
     yield "outside_brain_ml", ("Volume of lesions that were removed outside the brain", ML)

@@ -93,14 +93,16 @@ class ModelCard:
     ) -> tuple[float, float]:
         """The threshold and the smallest lesion in mm3, by default the model's own.
 
-        Raises LeukoError for what is none.
+        Raises LeukoError for a threshold outside (0, 1) and for a negative or infinite volume.
         """
         threshold = self.threshold if threshold is None else threshold
         smallest = self.smallest_lesion_mm3 if smallest_lesion_mm3 is None else smallest_lesion_mm3
         if not 0 < threshold < 1:
             raise LeukoError(f"the threshold {threshold:g} is not between 0 and 1")
         if not 0 <= smallest < math.inf:
-            raise LeukoError(f"the smallest lesion of {smallest:g} mm3 is no volume")
+            raise LeukoError(
+                f"the smallest lesion is {smallest:g}; it must be a number of mm3, 0 or more"
+            )
         return threshold, smallest
 
     @classmethod
