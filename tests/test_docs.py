@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,7 @@ def workplace(tmp_path, monkeypatch):
         accepts(command[1:])
 
     make_phantom(np.random.default_rng(0)).write(tmp_path)
+    shutil.copytree(find(DEFAULT), tmp_path / "TISSUES")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", checked)
     monkeypatch.setitem(sys.modules, "dask_jobqueue", cluster_module())
