@@ -177,7 +177,7 @@ def test_a_training_from_nothing_may_be_narrow(leuko, heads, tmp_path):
         (["--recipe", "adapt", "--patience", 2], "has a fixed length"),
         (["--init", "none", "--heads", "nowhere"], "makes no synthetic images"),
         (["--init", "none", "--imagenet-weights", "f"], "goes with --init imagenet; the start is"),
-        (["--recipe", "adapt", "--heads", "nowhere"], "nowhere cannot be read: No such file or directory"),
+        (["--recipe", "adapt", "--heads", "nowhere"], "nowhere cannot be read: No such file"),
         (["--width", 0.5], "--width goes with --init none; imagenet has its own"),
         (["--recipe", "adapt", "--stages", 4], "--stages goes with --init imagenet or none"),
         (["--imagenet-kind", "IMAGENET1K_V1"], "--imagenet-kind goes with --imagenet-weights FILE"),
