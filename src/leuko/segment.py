@@ -56,9 +56,10 @@ def segment(
     and regions by `rule`; a FLAIR from DICOM gives a DICOM segmentation; `save_intermediate` the
     T1 on the FLAIR's grid and the transform that brought it there. `model` is a folder or a name;
     `threshold` and `smallest_lesion_mm3` default to the model's own. In `exclude`, a mask on that
-    grid, nothing is WMH. Raises LeukoError, also when the T1 does not come to lie on the FLAIR and,
-    if `strict`, for what does not look like the FLAIR of a head; `out` then holds what it held
-    before.
+    grid, nothing is WMH. Lesions outside the brain are left out. A file that cannot be written is
+    named in a finding; without its mask nothing is written. Raises LeukoError, also where the T1
+    could not be registered to the FLAIR and, if `strict`, for what does not look like the FLAIR of
+    a head; `out` then holds what it held before.
     """
     outputs.refuse_foreign_files(out, flair, t1)
     watch = Stopwatch()
