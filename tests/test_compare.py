@@ -234,6 +234,7 @@ def run_of(folder, scan, mask, **settings):
         "settings": chosen | {"exclude": None} | settings,
         "volume_ml": scan.ml(mask),
         "findings": [],
+        "checks": ["motion"],
     }
     write_json(folder / "run.json", record)
     return folder
@@ -288,6 +289,7 @@ def test_the_record_tells_the_change_with_its_floor(compared):
     assert record["floor_ml"] == pytest.approx(result.changes.floor_ml, abs=1e-4)
     assert record["lesions"]["new"] == 1
     assert record["findings"] == []
+    assert record["checks"][:2] == ["baseline: motion", "followup: motion"]
 
 
 def test_the_report_shows_both_times_side_by_side(compared):
