@@ -146,7 +146,7 @@ NO = object()  # the element is deleted
 ODD = {
     "no birth date": {"PatientBirthDate": NO},
     "a year of birth": {"PatientBirthDate": "1950"},
-    "a day that is none": {"PatientBirthDate": "20230231"},
+    "a day that does not exist": {"PatientBirthDate": "20230231"},
     "a span of birth dates": {"PatientBirthDate": "19500101-19510101"},
     "a word as birth date": {"PatientBirthDate": "anonymous"},
     "a word as sex": {"PatientSex": "male"},
@@ -166,7 +166,7 @@ ODD = {
     "an empty frame of reference": {"FrameOfReferenceUID": ""},
     "a frame of reference that is no UID": {"FrameOfReferenceUID": "scanner"},
     "no study UID": {"StudyInstanceUID": NO},
-    "a study UID that is none": {"StudyInstanceUID": "1.2.03.x"},
+    "an invalid study UID": {"StudyInstanceUID": "1.2.03.x"},
     "no series UID": {"SeriesInstanceUID": NO},
     "no image UIDs": {"SOPInstanceUID": NO},
     "empty image UIDs": {"SOPInstanceUID": ""},

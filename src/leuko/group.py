@@ -192,7 +192,7 @@ def _entry(out: Path, result: Result) -> Entry | None:
 
 def _failures(out: Path) -> Iterator[Failure]:
     for path in sorted((out / LOGS).glob("*.failed")):
-        with suppress(FileNotFoundError):  # another run may have mended it just now
+        with suppress(FileNotFoundError):  # another run may have segmented it just now
             log = f"{LOGS}/{path.stem}.log"
             reason = path.read_text(encoding="utf-8").strip()
             yield Failure(path.stem, reason, log if (out / log).is_file() else "")

@@ -155,11 +155,11 @@ def _kind(content: bytes, path: Path) -> Any:
 def _as_nifti(image: Any, path: Path) -> Any:
     """An image of FreeSurfer, whose voxel-to-world matrix becomes both forms."""
     _require_invertible(image.affine, path)
-    mended = nib.Nifti1Image(_voxels(image, path), image.affine)
-    mended.header.set_xyzt_units("mm")
-    for place in (mended.set_sform, mended.set_qform):
+    placed = nib.Nifti1Image(_voxels(image, path), image.affine)
+    placed.header.set_xyzt_units("mm")
+    for place in (placed.set_sform, placed.set_qform):
         place(image.affine, code=1)
-    return mended
+    return placed
 
 
 def other_half(path: Path) -> Path | None:
@@ -310,7 +310,7 @@ def _warn_of_conflict(header: Any, unit_mm: float, path: Path) -> None:
 def _qform(header: Any) -> Array | None:
     try:
         qform: Array | None = header.get_qform(coded=True)[0]
-    except (HeaderDataError, ValueError):  # a quaternion that is none; the sform decides
+    except (HeaderDataError, ValueError):  # an invalid quaternion; the sform decides
         return None
     return qform
 
@@ -328,6 +328,6 @@ def _orthonormalised(affine: Array, path: Path) -> Array:
         log.warning("%s: its axes are not perpendicular (off by %.2g); kept as they are", path, off)
         return affine
     log.warning("%s: direction cosines are off by %.2g; made perpendicular", path, off)
-    mended = affine.copy()
-    mended[:3, :3] = nearest * spacing
-    return mended
+    perpendicular = affine.copy()
+    perpendicular[:3, :3] = nearest * spacing
+    return perpendicular
