@@ -31,7 +31,7 @@ from leuko.cli_options import (
 from leuko.cli_train import export, synth, train
 from leuko.errors import LeukoError
 from leuko.printing import printable
-from leuko.record import LevelFormatter, exit_code
+from leuko.record import exit_code, stderr_handler
 from leuko.terminal import (
     counted,
     findings_as_text,
@@ -59,11 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     A failure to print never ends it: see `printing`.
     """
     with printable():
-        handler = logging.StreamHandler()
-        handler.setFormatter(LevelFormatter())
         logger = logging.getLogger("leuko")
-        logger.setLevel(logging.INFO)
-        logger.handlers = [handler]
+        logger.handlers = [stderr_handler()]
         logger.propagate = False
         try:
             app(args=arguments)

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.ndimage
 
 from leuko import itk, nifti
-from leuko.volume import Array, Volume
+from leuko.volume import Array, Volume, apply_affine, world
 
 FOLDER = Path(__file__).parent / "atlas"
 TISSUES = ("background", "csf", "ventricle", "grey", "white")  # of the template
@@ -62,13 +62,13 @@ class Place:
         if scales.min() < low or scales.max() > high:
             return None
         inside = np.argwhere(tissue.data >= TISSUES.index("grey"))[::SPARSE]
-        parenchyma = _apply(tissue.affine, inside)
+        parenchyma = world(tissue, inside)
         within = _at(template, place.apply(parenchyma)) > 0
         return place if within.mean() > LEAST_WITHIN else None
 
     def apply(self, points_mm: Array) -> Array:
         """World coordinates (N, 3) of the scan as MNI coordinates, mm."""
-        return _apply(self.to_mni, points_mm)
+        return apply_affine(self.to_mni, points_mm)
 
     def lobes(self, points_mm: Array) -> Array:
         """The lobe, an index into LOBES, of each point (N, 3); of the nearest for those outside."""
@@ -121,14 +121,9 @@ def _seen(tissue: Volume) -> Volume:
     return Volume(sparse, affine, name=tissue.name)
 
 
-def _apply(matrix: Array, points: Array) -> Array:
-    moved: Array = points @ matrix[:3, :3].T + matrix[:3, 3]
-    return moved
-
-
 def _at(volume: Volume, points_mm: Array) -> Array:
     """The nearest voxel's value of each point (N, 3)."""
-    voxels = np.rint(_apply(np.linalg.inv(volume.affine), points_mm)).astype(np.intp)
+    voxels = np.rint(apply_affine(np.linalg.inv(volume.affine), points_mm)).astype(np.intp)
     last = np.array(volume.data.shape) - 1
     values: Array = volume.data[tuple(np.clip(voxels, 0, last).T)]
     return values

@@ -54,5 +54,10 @@ def to_tissue(probabilities: Array, mask: Array | None, flair: Volume) -> Volume
     Without a mask no class is WMH."""
     if mask is None:
         return flair.with_data(probabilities.argmax(axis=0).astype(np.uint8))
-    classes = probabilities[:-1].argmax(axis=0)
-    return flair.with_data(np.where(mask, len(probabilities) - 1, classes).astype(np.uint8))
+    anatomy = to_tissue(probabilities[:-1], None, flair)
+    return with_wmh(anatomy, mask, number=len(probabilities) - 1)
+
+
+def with_wmh(anatomy: Volume, mask: Array, *, number: int) -> Volume:
+    """Tissues, as if there were no WMH, with the class `number` where the mask is."""
+    return anatomy.with_data(np.where(mask, number, anatomy.data).astype(np.uint8))

@@ -99,6 +99,14 @@ class LevelFormatter(logging.Formatter):
         return ": ".join([*level, record.getMessage()])
 
 
+def stderr_handler() -> logging.Handler:
+    """Prints all that Leuko logs, notes too, with its level."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LevelFormatter())
+    logging.getLogger("leuko").setLevel(logging.INFO)
+    return handler
+
+
 def versions() -> dict[str, str]:
     """Of Leuko and all that can change its numbers."""
     names = (

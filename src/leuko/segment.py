@@ -19,12 +19,11 @@ from leuko.inputs import Scan
 from leuko.itk import without_bias
 from leuko.mni import Place
 from leuko.outputs import Excluded, Segmentation
-from leuko.predict import predict_pair, shifted, to_mask, to_tissue
+from leuko.predict import predict_pair, shifted, to_mask, to_tissue, with_wmh
 from leuko.record import Finding, Level, Stopwatch, is_useless, kept_findings, tell, versions
 from leuko.regions import Rule
 from leuko.uncertainty import Calibration, Judgement, calibrated, entropy, judge
 from leuko.volume import Array, Orientation, Volume, require_same_grid
-from leuko.weights import ModelCard
 
 LIBERAL_LOG_ODDS = -1.0  # from the threshold of the mask to that of the liberal mask
 MUCH_EXCLUDED = 0.5  # of the brain: no infarct or tumour is so large
@@ -96,7 +95,7 @@ def segment(
         anatomy = None  # the tissue of each voxel, as if there were no WMH
         if len(card.classes) > 2:
             anatomy = to_tissue(probabilities[:-1], None, flair_scan)
-        tissue = anatomy and _with_wmh(anatomy, masks[0], card)
+        tissue = anatomy and with_wmh(anatomy, masks[0], number=len(card.classes) - 1)
         with watch.stage("analyse"):
             seen_tissue = tissue if card.classes == guards.TISSUES else None
             case = _case(flair_source.volume, pair, seen_tissue, probability, masks)
@@ -111,7 +110,7 @@ def segment(
                     checks.append("lesions outside the brain")
             mask = Orientation.of(flair_scan.affine).undo(case.mask)
             if anatomy is not None and outside is not None:
-                tissue = _with_wmh(anatomy, mask, card)
+                tissue = with_wmh(anatomy, mask, number=len(card.classes) - 1)
                 case = replace(case, tissue=tissue.canonical())
             analysis = analyse(case, place=place, rule=rule, threads=threads)
             warm = calibrated(probability, card.calibration.temperature if card.calibration else 1)
@@ -184,12 +183,6 @@ def _outside(exclude: Path, flair: Volume) -> Array:
         log.warning("%s excludes nothing: it is empty", exclude)
     outside: Array = ~Orientation.of(flair.affine).undo(mask.canonical().data)
     return outside
-
-
-def _with_wmh(anatomy: Volume, mask: Array, card: ModelCard) -> Volume:
-    """The tissues with WMH, the last class of the model, where the mask is."""
-    wmh = len(card.classes) - 1
-    return anatomy.with_data(np.where(mask, wmh, anatomy.data).astype(np.uint8))
 
 
 def _masks(

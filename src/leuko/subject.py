@@ -20,7 +20,7 @@ from leuko.errors import LeukoError
 from leuko.files import private, read_json, replace_text, staged
 from leuko.inputs import is_same
 from leuko.isolate import Limits, Outcome
-from leuko.record import OUTPUT, Finding, LevelFormatter, exit_code, read_findings
+from leuko.record import OUTPUT, Finding, exit_code, read_findings, stderr_handler
 from leuko.regions import Rule
 from leuko.runtime import Device
 
@@ -187,10 +187,7 @@ def perform(job: Job) -> Outcome:
 def main() -> None:
     """In the process: segment the subject of the `Job` that is given."""
     job = Job.from_json(isolate.receive())
-    handler = logging.StreamHandler()
-    handler.setFormatter(LevelFormatter())
-    logging.basicConfig(handlers=[handler], force=True)
-    logging.getLogger("leuko").setLevel(logging.INFO)
+    logging.basicConfig(handlers=[stderr_handler()], force=True)
     try:
         _segment(job, Path(sys.argv[1]))
     except LeukoError as error:

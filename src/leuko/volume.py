@@ -183,8 +183,13 @@ def resample_onto(moving: Volume, fixed: Volume) -> Volume:
 
 def world(grid: Volume, voxels: Array) -> Array:
     """Voxel indices (N, 3) as places in the world, mm."""
-    points: Array = voxels @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-    return points
+    return apply_affine(grid.affine, voxels)
+
+
+def apply_affine(matrix: Array, points: Array) -> Array:
+    """Points (N, 3) moved by a (4, 4) matrix."""
+    moved: Array = points @ matrix[:3, :3].T + matrix[:3, 3]
+    return moved
 
 
 def coverage(fixed: Volume, moving: Volume) -> float:
