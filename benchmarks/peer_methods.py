@@ -18,6 +18,7 @@ import scipy.ndimage
 
 from leuko import nifti, predict, runtime, weights
 from leuko.channels import requantise
+from leuko.delineate import delineate
 from leuko.files import read_json
 from leuko.lesions import drop_small, find_lesions
 from leuko.metrics import dice
@@ -106,7 +107,9 @@ def of_torch(name: str, out: Path) -> Method:
     def method(pair: Pair) -> Array:
         with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in how):
             found = probability(pair.flair, pair.t1)
-        return to_mask(found, pair, THRESHOLD, SMALLEST_MM3)
+        return drop_small(
+            found >= THRESHOLD, voxel_mm3=pair.flair.voxel_mm3, smallest_mm3=SMALLEST_MM3
+        )
 
     return method
 
@@ -116,16 +119,9 @@ def of_leuko(folder: Path) -> Method:
     model, card = runtime.load(folder), load_card(folder)
 
     def method(pair: Pair) -> Array:
-        probability = predict.predict(pair.flair, pair.t1, model)[-1]
-        return to_mask(probability, pair, card.threshold, card.smallest_lesion_mm3)
+        return delineate(predict.predict(pair.flair, pair.t1, model), pair.flair, card).mask
 
     return method
-
-
-def to_mask(probability: Array, pair: Pair, threshold: float, smallest_mm3: float) -> Array:
-    return predict.to_mask(
-        probability, threshold, smallest_mm3=smallest_mm3, voxel_mm3=pair.flair.voxel_mm3
-    )
 
 
 def ensemble_paths(out: Path) -> list[Path]:

@@ -19,13 +19,14 @@ from typing import NamedTuple
 import numpy as np
 import scipy.ndimage
 
-from leuko import guards, nifti, runtime, weights
-from leuko.brain import without_outside
+from leuko import nifti, runtime, weights
+from leuko.delineate import delineate, tissue_map
 from leuko.evaluate import compare
+from leuko.held_out import within_brain
 from leuko.itk import without_bias
 from leuko.lesions import find_lesions
 from leuko.metrics import dice
-from leuko.predict import predict, to_mask, to_tissue
+from leuko.predict import predict
 from leuko.volume import Array, Volume
 
 COLUMNS = ("dsc", "h95_mm", "avd_percent", "lesion_recall", "lesion_f1")
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--bias-correction", action="store_true")
     options = parser.parse_args()
     model = runtime.load(weights.find(options.model))
-    threshold = options.threshold or model.card.threshold
+    limits = model.card.limits(options.threshold)
     print("| subject | scans | DSC | H95, mm | AVD, % | recall | F1 | reference, mL | found, mL |")
     print("|---|---|---|---|---|---|---|---|---|")
     means: dict[str, list[list[float]]] = {}
@@ -62,15 +63,9 @@ def main() -> None:
             pair = flair, t1
             if options.bias_correction:
                 pair = tuple(scan and without_bias(scan, threads=2) for scan in pair)
-            shares = predict(*pair, model)
-            mask = to_mask(
-                shares[-1],
-                threshold,
-                smallest_mm3=model.card.smallest_lesion_mm3,
-                voxel_mm3=flair.voxel_mm3,
-            )
-            mask = within_brain(mask, to_tissue(shares[:-1], None, flair), model)
-            tissue = to_tissue(shares, mask, flair)
+            drawn = delineate(predict(*pair, model), flair, model.card, limits)
+            mask = within_brain(drawn, model, threads=2)
+            tissue = tissue_map(drawn.anatomy, mask, drawn.rims, model.card)
             for reference in ("lesions", "lesions_pathological"):
                 path = folder / f"{reference}.nii.gz"
                 if not path.is_file():
@@ -99,12 +94,6 @@ def main() -> None:
         cells = [f"{v:.3f}" for v in np.nanmean(rows, axis=0)]
         print("|", " | ".join(["mean", scans, *cells]), "| | |")
     print_lesions(lesions)
-
-
-def within_brain(mask: Array, anatomy: Volume, model: runtime.Model) -> Array:
-    """The mask without lesions outside the brain, where the model's tissues can tell."""
-    has_tissues = model.card.classes == guards.TISSUES
-    return without_outside(mask, anatomy, threads=2) if has_tissues else mask
 
 
 def lesions_of(truth: Volume, flair: Volume, mask: Array, white: Array) -> Iterator[Lesion]:

@@ -27,9 +27,10 @@ from synthetic_validation import held_out, patients
 from leuko import nifti, runtime, weights
 from leuko.anatomy import Anatomy
 from leuko.channels import Pair
+from leuko.delineate import delineate
 from leuko.figures import reliability_figure
 from leuko.metrics import dice
-from leuko.predict import predict_pair, shifted, to_mask
+from leuko.predict import predict_pair
 from leuko.record import Stopwatch
 from leuko.runtime import Model
 from leuko.synthesis import choose, synthesise
@@ -137,9 +138,9 @@ def measure(name: str, scans: dict[str, Volume], model: Model) -> Row:
     card = model.card
     voxel_ml = flair.voxel_mm3 / 1000
     truth = scans["wmh"].data > 0
-    to_lesions = partial(to_mask, smallest_mm3=card.smallest_lesion_mm3, voxel_mm3=flair.voxel_mm3)
-    p = predicted(flair, t1, model)
-    mask = to_lesions(p, card.threshold)
+    shares = predicted(flair, t1, model)
+    drawn = delineate(shares, flair, card)
+    p, mask = drawn.probability, drawn.mask
     seen = p > 0
     bins = np.digitize(scipy.special.logit(p[seen].astype(float)), EDGES[1:-1])
     counts, positives, in_mask = (
@@ -159,16 +160,16 @@ def measure(name: str, scans: dict[str, Volume], model: Model) -> Row:
         "counts": counts,
         "positives": positives,
         "in_mask": in_mask,
-        "bolder_ml": flair.ml(to_lesions(p, shifted(card.threshold, -1))),
-        "timider_ml": flair.ml(to_lesions(p, shifted(card.threshold, 1))),
+        "bolder_ml": flair.ml(delineate(shares, flair, card, card.limits().shifted(-1)).mask),
+        "timider_ml": flair.ml(delineate(shares, flair, card, card.limits().shifted(1)).mask),
     }
     kind, _, scan = name.split("/")
     if kind == "heads" and int(scan) < JITTERED_SCANS and not flair.is_nearly_isotropic:
         turned = (scan and scan.with_data(scan.data[::-1]) for scan in (flair, t1))
-        row["mirrored_ml"] = flair.ml(to_lesions(predicted(*turned, model), card.threshold))
+        row["mirrored_ml"] = flair.ml(delineate(predicted(*turned, model), turned[0], card).mask)
         for key, factor in JITTER.items():
-            p = predicted(flair, t1, model, brighter=factor)
-            row[key] = flair.ml(to_lesions(p, card.threshold))
+            shares = predicted(flair, t1, model, brighter=factor)
+            row[key] = flair.ml(delineate(shares, flair, card).mask)
     return row
 
 
@@ -176,7 +177,7 @@ def predicted(flair: Volume, t1: Volume | None, model: Model, *, brighter: float
     preparation = model.card.preparation
     tissue_grey = round(brighter * preparation.tissue_grey)
     pair = Pair.of(flair, t1, replace(preparation, tissue_grey=tissue_grey))
-    return predict_pair(pair, model, Stopwatch())[-1]
+    return predict_pair(pair, model, Stopwatch())
 
 
 def rows_of(rows: list[Row], source: str) -> list[Row]:

@@ -18,8 +18,9 @@ from leuko import mni, nifti, runtime, weights
 from leuko.align import align
 from leuko.brain import brain_mask, find_outside
 from leuko.channels import Pair
+from leuko.delineate import delineate
 from leuko.lesions import find_lesions
-from leuko.predict import predict_pair, to_mask, to_tissue
+from leuko.predict import predict_pair
 from leuko.record import Stopwatch
 from leuko.volume import Array, Volume, world
 
@@ -56,16 +57,11 @@ def pairs(folder: Path) -> Iterator[tuple[str, Volume, Volume | None]]:
 def row(folder: Path, flair: Volume, t1: Volume | None, model: runtime.Model) -> str:
     card, grid = model.card, flair.canonical()
     shares = predict_pair(Pair.of(flair, t1, card.preparation), model, Stopwatch())
-    found = to_mask(
-        shares[-1],
-        card.threshold,
-        smallest_mm3=card.smallest_lesion_mm3,
-        voxel_mm3=flair.voxel_mm3,
-    )
-    tissue = to_tissue(shares, found, flair).canonical()
-    mask = flair.with_data(found).canonical().data
-    brain = brain_mask(to_tissue(shares[:-1], None, flair).canonical())
-    place = mni.Place.of(tissue.with_data(tissue.data * brain), threads=THREADS)
+    drawn = delineate(shares, flair, card)
+    anatomy = drawn.anatomy.canonical()
+    mask = flair.with_data(drawn.mask).canonical().data
+    brain = brain_mask(anatomy)
+    place = mni.Place.of(anatomy.with_data(anatomy.data * brain), threads=THREADS)
     outside = find_outside(mask, brain, place, grid)
     cells = [str(find_lesions(mask)[1]), str(outside.lesions), f"{grid.ml(outside.voxels):.2f}"]
     references = [folder / name for name in REFERENCES if (folder / name).is_file()]

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from synthetic_validation import held_out
 
-from leuko import runtime, weights
+from leuko import guards, runtime, weights
 from leuko.analysis import Case, analyse
 from leuko.anatomy import WMH
 from leuko.channels import Pair
+from leuko.delineate import delineate
 from leuko.mni import Place
-from leuko.predict import predict_pair, to_tissue
+from leuko.predict import predict_pair
 from leuko.record import Stopwatch
 from leuko.regions import RULES
 from leuko.synthesis import choose, synthesise
@@ -44,7 +45,8 @@ def main() -> None:
             pair = Pair.of(made["FLAIR"], made.get("T1"), model.card.preparation)
             shares = predict_pair(pair, model, Stopwatch())
             drawn = made["wmh"].data > 0
-            seen = to_tissue(shares, drawn, made["FLAIR"]).canonical()
+            tissues = delineate(shares, made["FLAIR"], model.card).anatomy
+            seen = guards.with_wmh(tissues, drawn).canonical()
             mask = truth.data == WMH
             for rule in RULES:
                 true, found = (

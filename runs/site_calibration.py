@@ -27,8 +27,8 @@ from leuko import nifti, runtime, weights
 from leuko.anatomy import BACKGROUND, CSF, GREY, VENTRICLE, WHITE
 from leuko.channels import Pair, area_residue
 from leuko.dataset import find_image
+from leuko.lesions import drop_small
 from leuko.metrics import dice
-from leuko.predict import to_mask
 from leuko.runtime import Model
 from leuko.uncertainty import calibrated
 from leuko.volume import Array
@@ -324,7 +324,8 @@ def report(
 
 def scored(case: Case, probability: Array, threshold: float, model: Model) -> float:
     smallest_mm3 = model.card.smallest_lesion_mm3
-    mask = to_mask(probability, threshold, smallest_mm3=smallest_mm3, voxel_mm3=case.voxel_mm3)
+    found = probability >= threshold
+    mask = drop_small(found, voxel_mm3=case.voxel_mm3, smallest_mm3=smallest_mm3)
     return dice(prediction=mask, reference=case.truth)
 
 

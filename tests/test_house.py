@@ -26,7 +26,7 @@ LAYERS = (
     {"cohort_report", "subject", "held_out"},
     {"segment", "evaluate", "augment", "losses", "isolate", "derivatives", "summary", "rehearsal"},
     {"outputs", "change_report"},
-    {"predict", "report", "changes"},
+    {"predict", "delineate", "report", "changes"},
     {"analysis", "frame"},
     {"panes", "verdicts"},
     {"regions", "halfway", "brain"},

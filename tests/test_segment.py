@@ -14,16 +14,16 @@ import pytest
 
 from leuko import nifti, runtime
 from leuko.channels import prepare
+from leuko.delineate import lesions_of
 from leuko.errors import LeukoError
 from leuko.evaluate import evaluate
 from leuko.files import sha256
 from leuko.itk import without_bias
-from leuko.predict import to_mask
 from leuko.record import Finding
 from leuko.segment import segment
 from leuko.uncertainty import Calibration, calibrated, entropy
 from leuko.volume import Volume
-from leuko.weights import CARD_FILE, WEIGHTS_FILE, load_card, save_card
+from leuko.weights import CARD_FILE, WEIGHTS_FILE, Limits, load_card, save_card
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,7 @@ def test_the_record_says_what_was_done(unseen, model, result):
         "prepare",
         "predict",
         "restore",
+        "delineate",
         "analyse",
         "write",
         "report",
@@ -126,10 +127,10 @@ def test_small_lesions_are_dropped_by_volume():
     probability = np.zeros((8, 8, 8), dtype=np.float32)
     probability[1, 1, 1] = 0.9  # one voxel of 2 mm3
     probability[5, 5, 5] = probability[6, 6, 6] = 0.5  # two voxels that touch by a corner
-    mask = to_mask(probability, 0.5, smallest_mm3=4, voxel_mm3=2.0)
+    mask = lesions_of(probability, Limits(0.5, 0.5, 4), voxel_mm3=2.0)
     assert np.argwhere(mask).tolist() == [[5, 5, 5], [6, 6, 6]]
-    assert to_mask(probability, 0.5, smallest_mm3=0, voxel_mm3=2.0).sum() == 3
-    assert not to_mask(probability, 0.6, smallest_mm3=4, voxel_mm3=2.0).any()
+    assert lesions_of(probability, Limits(0.5, 0.5, 0), voxel_mm3=2.0).sum() == 3
+    assert not lesions_of(probability, Limits(0.6, 0.6, 4), voxel_mm3=2.0).any()
 
 
 def test_probabilities_do_not_depend_on_the_other_slices(unseen, model):

@@ -130,7 +130,7 @@ def test_a_model_of_tissues_is_exported_and_predicts_the_same(leuko, tissue_mode
     for folder in (tissue_model, out):
         probabilities = predict(head.flair, head.t1, runtime.load(folder))
         assert probabilities.shape == (4, *head.flair.data.shape)
-        maps.append(to_tissue(probabilities, None, head.flair).data)
+        maps.append(to_tissue(probabilities, head.flair).data)
     assert (maps[0] == maps[1]).mean() > 0.98
     assert (maps[0] == tissue_labels(NAMES).classified(head.tissue.data)).mean() > 0.8
 

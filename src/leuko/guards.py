@@ -62,6 +62,11 @@ class Check:
     needs_t1: bool = False
 
 
+def with_wmh(anatomy: Volume, mask: Array) -> Volume:
+    """Tissues as if there were no WMH, indices into TISSUES, with WMH where the mask is."""
+    return anatomy.with_data(np.where(mask, TISSUES.index("wmh"), anatomy.data).astype(np.uint8))
+
+
 def examine(case: Case) -> tuple[list[Finding], list[str]]:
     """The findings on a segmented pair, and the titles of the checks that were done.
 

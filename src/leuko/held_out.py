@@ -10,9 +10,10 @@ from leuko import guards, nifti, runtime
 from leuko.brain import without_outside
 from leuko.channels import Pair
 from leuko.dataset import LABEL_VALUES, Labelling, Subject, read_classes, read_pair
+from leuko.delineate import Delineation, delineate, tissue_map
 from leuko.evaluate import Row, compare, compare_classes
 from leuko.files import staged
-from leuko.predict import predict, predict_pair, to_mask, to_tissue
+from leuko.predict import predict, predict_pair, to_tissue
 from leuko.record import Stopwatch
 from leuko.volume import Array, Volume
 
@@ -98,31 +99,29 @@ def segment(
     """What a model finds in a subject, as bool; if `guarded`, why its FLAIR looks like none."""
     flair, t1 = read_pair(subject, model.card.preparation)
     pair = Pair.of(flair, t1, model.card.preparation)
-    probabilities = predict_pair(pair, model, Stopwatch())
-    mask = _mask(probabilities, flair, model)
+    drawn = delineate(predict_pair(pair, model, Stopwatch()), flair, model.card)
+    mask = within_brain(drawn, model, threads=1)
     doubt = None
-    if guarded and model.card.classes == guards.TISSUES:
-        tissue = to_tissue(probabilities, mask, flair).canonical().data
+    if guarded and model.card.tissues == guards.TISSUES:
+        tissue = guards.with_wmh(drawn.anatomy, mask).canonical().data
         case = guards.Case(flair.canonical(), pair.t1 if pair.t1.any() else None, tissue)
         doubt = guards.wrong_scan(case)
     return flair.with_data(mask), doubt
 
 
+def within_brain(drawn: Delineation, model: runtime.Model, *, threads: int) -> Array:
+    """The mask as `leuko segment` draws it: without lesions outside the brain, if the tissues can
+    tell."""
+    if model.card.tissues != guards.TISSUES:
+        return drawn.mask
+    return without_outside(drawn.mask, drawn.anatomy, threads=threads)
+
+
 def _tissue(subject: Subject, model: runtime.Model) -> Volume:
     flair, t1 = read_pair(subject, model.card.preparation)
     probabilities = predict(flair, t1, model)
-    mask = _mask(probabilities, flair, model) if model.card.knows_wmh else None
-    return to_tissue(probabilities, mask, flair)
-
-
-def _mask(probabilities: Array, flair: Volume, model: runtime.Model) -> Array:
-    """As `leuko segment` draws it: without lesions outside the brain, if the tissues can tell."""
-    mask = to_mask(
-        probabilities[-1],
-        model.card.threshold,
-        smallest_mm3=model.card.smallest_lesion_mm3,
-        voxel_mm3=flair.voxel_mm3,
-    )
-    if model.card.classes != guards.TISSUES:
-        return mask
-    return without_outside(mask, to_tissue(probabilities[:-1], None, flair), threads=1)
+    if not model.card.knows_wmh:
+        return to_tissue(probabilities, flair)
+    drawn = delineate(probabilities, flair, model.card)
+    mask = within_brain(drawn, model, threads=1)
+    return tissue_map(drawn.anatomy, mask, drawn.rims, model.card)

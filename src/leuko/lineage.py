@@ -91,6 +91,8 @@ def descended(card: ModelCard, origin: ModelCard) -> ModelCard:
         card,
         three_planes=origin.three_planes,
         threshold=origin.threshold,
+        lesion_threshold=origin.lesion_threshold,
+        edges=origin.edges,
         smallest_lesion_mm3=origin.smallest_lesion_mm3,
         training={**card.training, "from": before | kept},
     )

@@ -66,6 +66,7 @@ class Segmentation:
     probability: Volume  # float32, 0 to 1
     entropy: Volume  # float32, bits, of the probability, calibrated if the model is
     tissue: Volume | None  # uint8, the model's classes; None if it knows background and WMH alone
+    rims: Volume | None  # bool, caps and rims of the ventricles that are not in the mask
     volume_ml: float
     analysis: Analysis
     judgement: Judgement | None  # None without calibration, or away from the model's own limits

@@ -1,11 +1,8 @@
-"""A model sees a pair of scans: probabilities on the FLAIR's grid, and what follows from them."""
-
-import math
+"""A model sees a pair of scans: probabilities on the FLAIR's grid."""
 
 import numpy as np
 
 from leuko.channels import Pair
-from leuko.lesions import drop_small
 from leuko.record import Stopwatch
 from leuko.runtime import Model
 from leuko.volume import Array, Volume
@@ -37,27 +34,6 @@ def predict_pair(pair: Pair, model: Model, watch: Stopwatch) -> Array:
     return np.clip(mean, 0, 1, out=mean)
 
 
-def to_mask(
-    probability: Array, threshold: float, *, smallest_mm3: float, voxel_mm3: float
-) -> Array:
-    """Voxels at or above the threshold, without lesions smaller than `smallest_mm3`, as bool."""
-    return drop_small(probability >= threshold, voxel_mm3=voxel_mm3, smallest_mm3=smallest_mm3)
-
-
-def shifted(threshold: float, log_odds: float) -> float:
-    """A threshold (0 to 1) moved along the log odds: up for fewer voxels, down for more."""
-    return 1 / (1 + (1 / threshold - 1) * math.exp(-log_odds))
-
-
-def to_tissue(probabilities: Array, mask: Array | None, flair: Volume) -> Volume:
-    """The most probable class of each voxel, uint8; WMH, the last class, just where the mask is.
-    Without a mask no class is WMH."""
-    if mask is None:
-        return flair.with_data(probabilities.argmax(axis=0).astype(np.uint8))
-    anatomy = to_tissue(probabilities[:-1], None, flair)
-    return with_wmh(anatomy, mask, number=len(probabilities) - 1)
-
-
-def with_wmh(anatomy: Volume, mask: Array, *, number: int) -> Volume:
-    """Tissues, as if there were no WMH, with the class `number` where the mask is."""
-    return anatomy.with_data(np.where(mask, number, anatomy.data).astype(np.uint8))
+def to_tissue(probabilities: Array, flair: Volume) -> Volume:
+    """The most probable class of each voxel, uint8."""
+    return flair.with_data(probabilities.argmax(axis=0).astype(np.uint8))

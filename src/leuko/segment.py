@@ -1,7 +1,6 @@
 """Segment one brain, told in order: two scans and a model become a mask, a map and numbers."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,19 +12,19 @@ from leuko.align import Alignment, Mode, align
 from leuko.analysis import Case, analyse
 from leuko.brain import Outside, brain_mask, find_outside
 from leuko.channels import Pair
+from leuko.delineate import Delineation, Rims, delineate, tissue_map
 from leuko.errors import LeukoError
 from leuko.files import sha256, staged, write_json
 from leuko.inputs import Scan
 from leuko.itk import without_bias
 from leuko.mni import Place
 from leuko.outputs import Excluded, Segmentation
-from leuko.predict import predict_pair, shifted, to_mask, to_tissue, with_wmh
+from leuko.predict import predict_pair
 from leuko.record import Finding, Level, Stopwatch, is_useless, kept_findings, tell, versions
 from leuko.regions import Rule
 from leuko.uncertainty import Calibration, Judgement, calibrated, entropy, judge
 from leuko.volume import Array, Orientation, Volume, require_same_grid
 
-LIBERAL_LOG_ODDS = -1.0  # from the threshold of the mask to that of the liberal mask
 MUCH_EXCLUDED = 0.5  # of the brain: no infarct or tumour is so large
 MUCH_OUTSIDE_ML = 0.2  # outside the brain; less is common at the skull base
 
@@ -43,6 +42,7 @@ def segment(
     alignment: Mode = "auto",
     bias_correction: bool = False,
     exclude: Path | None = None,
+    rims: Rims = "separate",
     rule: Rule = "voxel10",
     save_intermediate: bool = False,
     strict: bool = False,
@@ -70,7 +70,6 @@ def segment(
         card = loaded.card
         card.require_wmh()
         limits = card.limits(threshold, smallest_lesion_mm3)
-        own_limits = limits == (card.threshold, card.smallest_lesion_mm3)
         with watch.stage("read"):
             flair_source, t1_source = _opened(flair), _opened(t1) if t1 else None
             findings[:0] = flair_source.findings
@@ -90,15 +89,12 @@ def segment(
         with watch.stage("prepare"):
             pair = Pair.of(flair_scan, t1_scan, card.preparation)
         probabilities = predict_pair(pair, loaded, watch)
-        probability = probabilities[-1]
-        masks, excluded = _masks(flair_scan.with_data(probability), limits, allowed)
-        anatomy = None  # the tissue of each voxel, as if there were no WMH
-        if len(card.classes) > 2:
-            anatomy = to_tissue(probabilities[:-1], None, flair_scan)
-        tissue = anatomy and with_wmh(anatomy, masks[0], number=len(card.classes) - 1)
+        with watch.stage("delineate"):
+            drawn = delineate(probabilities, flair_scan, card, limits, rims=rims)
+            drawn, excluded = _allowed(drawn, flair_scan, allowed)
+        anatomy = drawn.anatomy if len(card.classes) > 2 else None
         with watch.stage("analyse"):
-            seen_tissue = tissue if card.classes == guards.TISSUES else None
-            case = _case(flair_source.volume, pair, seen_tissue, probability, masks)
+            case = _case(flair_source.volume, pair, drawn, card)
             place, outside = None, None
             if anatomy is not None and case.tissue is not None:
                 checks += _examined(case, case.tissue, findings, strict=strict)
@@ -110,20 +106,24 @@ def segment(
                     checks.append("lesions outside the brain")
             mask = Orientation.of(flair_scan.affine).undo(case.mask)
             if anatomy is not None and outside is not None:
-                tissue = with_wmh(anatomy, mask, number=len(card.classes) - 1)
-                case = replace(case, tissue=tissue.canonical())
+                case = replace(case, tissue=guards.with_wmh(anatomy, mask).canonical())
             analysis = analyse(case, place=place, rule=rule, threads=threads)
-            warm = calibrated(probability, card.calibration.temperature if card.calibration else 1)
-            seen = np.where(masks[0] & ~mask, 0, warm if allowed is None else warm * allowed)
-            is_judged = own_limits and not (is_useless(findings) or guards.is_doubted(findings))
+            warm = calibrated(
+                drawn.probability, card.calibration.temperature if card.calibration else 1
+            )
+            seen = np.where(drawn.mask & ~mask, 0, warm if allowed is None else warm * allowed)
+            is_judged = limits == card.limits() and not (
+                is_useless(findings) or guards.is_doubted(findings)
+            )
             judgement = _judged(
                 flair_scan.with_data(seen), mask, card.calibration if is_judged else None
             )
         result = Segmentation(
             mask=flair_scan.with_data(mask.astype(np.uint8)),
-            probability=flair_scan.with_data(probability),
+            probability=flair_scan.with_data(drawn.probability),
             entropy=flair_scan.with_data(entropy(warm)),
-            tissue=tissue,
+            tissue=anatomy and tissue_map(anatomy, mask, drawn.rims, card),
+            rims=None if drawn.rims is None else flair_scan.with_data(drawn.rims),
             volume_ml=flair_scan.ml(mask),
             analysis=analysis,
             judgement=judgement,
@@ -150,8 +150,10 @@ def segment(
                 "weights_sha256": card.weights_sha256,
             },
             "settings": {
-                "threshold": limits[0],
-                "smallest_lesion_mm3": limits[1],
+                "threshold": limits.threshold,
+                "lesion_threshold": limits.lesion_threshold,
+                "smallest_lesion_mm3": limits.smallest_mm3,
+                "rims": rims,
                 "alignment": alignment,
                 "bias_correction": bias_correction,
                 "exclude": exclude and inputs.as_file(exclude),
@@ -185,37 +187,33 @@ def _outside(exclude: Path, flair: Volume) -> Array:
     return outside
 
 
-def _masks(
-    probability: Volume, limits: tuple[float, float], allowed: Array | None
-) -> tuple[tuple[Array, Array], Excluded | None]:
-    """The mask and a liberal one, as bool; and what was left out where WMH are not allowed."""
-    threshold, smallest_mm3 = limits
-    mask, liberal = (
-        to_mask(
-            probability.data,
-            shifted(threshold, step),
-            smallest_mm3=smallest_mm3,
-            voxel_mm3=probability.voxel_mm3,
-        )
-        for step in (0, LIBERAL_LOG_ODDS)
-    )
+def _allowed(
+    drawn: Delineation, flair: Volume, allowed: Array | None
+) -> tuple[Delineation, Excluded | None]:
+    """What is drawn where WMH are allowed, and what was left out elsewhere."""
     if allowed is None:
-        return (mask, liberal), None
-    excluded = Excluded(volume_ml=probability.ml(~allowed), wmh_ml=probability.ml(mask & ~allowed))
-    return (mask & allowed, liberal & allowed), excluded
+        return drawn, None
+    excluded = Excluded(volume_ml=flair.ml(~allowed), wmh_ml=flair.ml(drawn.mask & ~allowed))
+    kept = replace(
+        drawn,
+        mask=drawn.mask & allowed,
+        liberal=drawn.liberal & allowed,
+        rims=None if drawn.rims is None else drawn.rims & allowed,
+    )
+    return kept, excluded
 
 
-def _case(
-    flair: Volume, pair: Pair, tissue: Volume | None, probability: Array, masks: Iterable[Array]
-) -> Case:
+def _case(flair: Volume, pair: Pair, drawn: Delineation, card: weights.ModelCard) -> Case:
     """A segmented scan with its axes running R, A, S."""
     turned = Orientation.of(flair.affine).apply
+    tissue = None
+    if card.tissues == guards.TISSUES:
+        tissue = guards.with_wmh(drawn.anatomy, drawn.mask).canonical()
     return Case(
         flair.canonical(),
         pair.t1 if pair.t1.any() else None,
-        tissue.canonical() if tissue is not None else None,
-        turned(probability),
-        *map(turned, masks),
+        tissue,
+        *map(turned, (drawn.probability, drawn.mask, drawn.liberal)),
     )
 
 

@@ -110,11 +110,11 @@ class Wanted:
         """Raises LeukoError where there is no such model, it finds no WMH, or a limit is none."""
         card = weights.load_card(weights.find(settings.model))
         card.require_wmh()
-        threshold, smallest_mm3 = card.limits(settings.threshold, settings.smallest_lesion_mm3)
+        limits = card.limits(settings.threshold, settings.smallest_lesion_mm3)
         others = ("alignment", "rule", "bias_correction")
         return cls(
             card.weights_sha256,
-            {"threshold": threshold, "smallest_lesion_mm3": smallest_mm3}
+            {"threshold": limits.threshold, "smallest_lesion_mm3": limits.smallest_mm3}
             | {name: getattr(settings, name) for name in others},
         )
 

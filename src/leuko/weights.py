@@ -37,6 +37,23 @@ DEFAULT = "leuko-base"
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What is called a lesion."""
+
+    threshold: float  # least probability of a voxel, 0 to 1
+    lesion_threshold: float  # least highest probability of a lesion, `threshold` or more
+    smallest_mm3: float
+
+    def shifted(self, log_odds: float) -> "Limits":
+        """Both thresholds moved along the log odds: up for fewer voxels, down for more."""
+        first, second = (
+            1 / (1 + math.exp(-_log_odds(p) - log_odds))
+            for p in (self.threshold, self.lesion_threshold)
+        )
+        return Limits(first, second, self.smallest_mm3)
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """Everything that using a model needs, so that no setting is repeated at inference."""
 
@@ -49,6 +66,8 @@ class ModelCard:
     weights: str = WEIGHTS_FILE  # or ONNX_FILE
     three_planes: bool = False  # scans that are nearly isotropic are seen along all three axes
     threshold: float = 0.5  # of the WMH probability: the commoner class wins
+    lesion_threshold: float | None = None  # of a lesion's highest; None: that of its voxels
+    edges: bool = False  # lesions end where the FLAIR says that readers draw their edges
     smallest_lesion_mm3: float = 5.0  # a speck of a voxel or two at common resolutions
     calibration: Calibration | None = None  # measured with the model; none: no intervals
     licence: str = "not stated; set by whoever trained the model and owns the scans"
@@ -64,11 +83,15 @@ class ModelCard:
             "weights_sha256": isinstance(self.weights_sha256, str),
             "classes": all(map(_is_line, self.classes))
             and len(self.classes) == len(set(self.classes)) > 1
-            and "wmh" not in self.classes[:-1],
+            and "wmh" not in self.classes[:-1]
+            and ("rim" not in self.classes or self.classes[-2:] == ("rim", "wmh")),
             "stages": all(map(_is_count, [len(self.stages), *map(len, self.stages)])),
             "maps": all(map(_is_count, [self.side_maps, *chain(*self.stages)])),
             "three_planes": isinstance(self.three_planes, bool),
             "threshold": 0 < self.threshold < 1,
+            "lesion_threshold": self.lesion_threshold is None
+            or self.threshold <= self.lesion_threshold < 1,
+            "edges": isinstance(self.edges, bool),
             "smallest_lesion_mm3": 0 <= self.smallest_lesion_mm3 < math.inf,
             "training": isinstance(self.training, Mapping),
         }
@@ -88,22 +111,38 @@ class ModelCard:
                 "give a model with the class wmh, or use this one from Python with leuko.predict"
             )
 
+    @property
+    def knows_rims(self) -> bool:
+        """Whether normal caps and rims of the ventricles are a class of their own."""
+        return "rim" in self.classes
+
+    @property
+    def tissues(self) -> tuple[str, ...]:
+        """The classes without caps and rims, which are white matter."""
+        return tuple(name for name in self.classes if name != "rim")
+
     def limits(
-        self, threshold: float | None, smallest_lesion_mm3: float | None
-    ) -> tuple[float, float]:
-        """The threshold and the smallest lesion in mm3, by default the model's own.
+        self, threshold: float | None = None, smallest_lesion_mm3: float | None = None
+    ) -> Limits:
+        """What is called a lesion, by default the model's own limits. The lesion threshold moves
+        with the threshold, by the same log odds.
 
         Raises LeukoError for a threshold outside (0, 1) and for a negative or infinite volume.
         """
-        threshold = self.threshold if threshold is None else threshold
-        smallest = self.smallest_lesion_mm3 if smallest_lesion_mm3 is None else smallest_lesion_mm3
-        if not 0 < threshold < 1:
-            raise LeukoError(f"the threshold {threshold:g} is not between 0 and 1")
+        own = Limits(
+            self.threshold, self.lesion_threshold or self.threshold, self.smallest_lesion_mm3
+        )
+        smallest = own.smallest_mm3 if smallest_lesion_mm3 is None else smallest_lesion_mm3
         if not 0 <= smallest < math.inf:
             raise LeukoError(
                 f"the smallest lesion is {smallest:g}; it must be a number of mm3, 0 or more"
             )
-        return threshold, smallest
+        if threshold is None:
+            return replace(own, smallest_mm3=smallest)
+        if not 0 < threshold < 1:
+            raise LeukoError(f"the threshold {threshold:g} is not between 0 and 1")
+        moved = own.shifted(_log_odds(threshold) - _log_odds(own.threshold))
+        return Limits(threshold, max(threshold, moved.lesion_threshold), smallest)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, source: Path) -> Self:
@@ -273,3 +312,7 @@ def _is_line(value: object) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and 0 < value <= 4096
+
+
+def _log_odds(p: float) -> float:
+    return math.log(p / (1 - p))

@@ -1,0 +1,183 @@
+"""From probabilities to masks: which lesions there are, where they end, and which rims are seen.
+
+All arrays lie on the grid of the FLAIR as it is stored.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.ndimage
+import scipy.special
+
+from leuko.lesions import TOUCHING, drop_small, find_lesions
+from leuko.volume import Array, Volume
+from leuko.weights import Limits, ModelCard
+
+# A lesion's edge, between white matter around it (0) and the lesion (1): the median of readers'
+# edges is 0.38 to 0.42 on three sources (`runs/edges.py`).
+EDGE = 0.4
+# Of the log odds, for a whole step from white matter to lesion.
+EDGE_WEIGHT = 12.0
+EDGE_REACH_MM = 2.5  # from the lesion that the network found
+BRIGHT_PERCENTILE = 90  # of a lesion in its slice: the lesion without its edges
+AROUND_MM = 4.0  # standard deviation of the mean of the white matter around a voxel
+LEAST_WHITE = 0.02  # of that mean's weight
+# Caps and rims that a reader sees are by so much brighter than white matter.
+RIM_CONTRAST = 1.25
+FARTHEST = 1.5  # steps from white matter to lesion: brighter or darker voxels are as sure
+LEAST = 1e-3  # and 1 less this: probabilities that the FLAIR can still turn
+NORMAL_WMH, NORMAL_RIM = 0.2, 0.3  # probabilities below which white matter is normal
+LIBERAL_LOG_ODDS = -1.0  # from the thresholds of the mask to those of the liberal mask
+
+# What the mask holds: WMH, the rims being kept apart; both; or WMH, the rims being left out.
+Rims = Literal["separate", "include", "exclude"]
+
+
+@dataclass(frozen=True, eq=False)
+class Delineation:
+    """What is drawn of one scan. Masks are bool (X, Y, Z), mask <= liberal."""
+
+    probability: Array  # of WMH, float32, corrected at the edges: the mask is where it is high
+    mask: Array
+    liberal: Array  # of lower thresholds
+    rims: Array | None  # caps and rims beside the mask; None if they are unknown or not asked for
+    anatomy: Volume  # tissues as if there were neither WMH nor rims, uint8
+
+
+def delineate(
+    probabilities: Array,
+    flair: Volume,
+    card: ModelCard,
+    limits: Limits | None = None,
+    *,
+    rims: Rims = "separate",
+) -> Delineation:
+    """Masks of a model's probabilities (C, X, Y, Z), by default at its own limits.
+
+    With `rims="include"` the mask and the probability are those of WMH and rims together. Only
+    rims that are `RIM_CONTRAST` times as bright as the white matter around them are drawn.
+    """
+    limits = limits or card.limits()
+    voxel_mm3 = flair.voxel_mm3
+    wmh = probabilities[-1]
+    anatomy = _anatomy(probabilities, flair, card)
+    found = lesions_of(wmh, limits, voxel_mm3=voxel_mm3)
+    rim = probabilities[-2] if card.knows_rims else None
+    level = None
+    if "white" in card.classes and (card.edges or rim is not None):
+        white = (anatomy.data == card.classes.index("white")) & (wmh < NORMAL_WMH)
+        level = white_level(flair, white if rim is None else white & (rim < NORMAL_RIM))
+    if card.edges and level is not None:
+        wmh = with_edges(wmh, found, flair, level)
+    mask = _grown(wmh, found, limits, voxel_mm3)
+    liberal = mask | lesions_of(wmh, limits.shifted(LIBERAL_LOG_ODDS), voxel_mm3=voxel_mm3)
+    if rim is None or level is None or rims == "exclude":
+        return Delineation(wmh, mask, liberal, None, anatomy)
+    bright = flair.data >= RIM_CONTRAST * level
+    either = np.where(bright, np.minimum(probabilities[-1] + rim, 1), 0)
+    seen = drop_small(
+        (either >= limits.threshold) & ~mask, voxel_mm3=voxel_mm3, smallest_mm3=limits.smallest_mm3
+    )
+    if rims == "separate":
+        return Delineation(wmh, mask, liberal, seen, anatomy)
+    both = np.where(seen, np.maximum(wmh, either), wmh)
+    return Delineation(both, mask | seen, liberal | seen, None, anatomy)
+
+
+def tissue_map(anatomy: Volume, mask: Array, rims: Array | None, card: ModelCard) -> Volume:
+    """Tissues with rims and WMH drawn in, uint8, the numbers of the model's classes."""
+    tissue = anatomy.data.copy()
+    if rims is not None:
+        tissue[rims] = len(card.classes) - 2
+    tissue[mask] = len(card.classes) - 1
+    return anatomy.with_data(tissue)
+
+
+def _anatomy(probabilities: Array, flair: Volume, card: ModelCard) -> Volume:
+    """The most probable tissue of each voxel; caps and rims are white matter."""
+    count = len(card.tissues) - 1
+    tissues = probabilities[:count]
+    if card.knows_rims and "white" in card.tissues:
+        tissues = tissues.copy()
+        tissues[card.classes.index("white")] += probabilities[-2]
+    return flair.with_data(tissues.argmax(axis=0).astype(np.uint8))
+
+
+def _grown(probability: Array, found: Array, limits: Limits, voxel_mm3: float) -> Array:
+    """The lesions of a corrected probability that hold a voxel of one that was found."""
+    numbers, count = find_lesions(probability >= limits.threshold)
+    held = np.zeros(count + 1, dtype=bool)
+    held[numbers[found]] = True
+    held[0] = False
+    return drop_small(held[numbers], voxel_mm3=voxel_mm3, smallest_mm3=limits.smallest_mm3)
+
+
+def white_level(flair: Volume, white: Array) -> Array:
+    """The FLAIR of normal white matter (bool) around each voxel, float32, within its slice.
+
+    Where there is none near, that of the whole scan.
+    """
+    sigma = [0 if axis == flair.through_plane_axis else AROUND_MM / mm
+             for axis, mm in enumerate(flair.spacing_mm)]  # fmt: skip
+    grey = np.where(white, flair.data, 0).astype(np.float32)
+    weight = scipy.ndimage.gaussian_filter(white.astype(np.float32), sigma, truncate=3)
+    level = scipy.ndimage.gaussian_filter(grey, sigma, truncate=3)
+    everywhere = float(np.median(flair.data[white])) if white.any() else 0.0
+    near: Array = np.divide(
+        level, weight, out=np.full_like(level, everywhere), where=weight > LEAST_WHITE
+    )
+    return near
+
+
+def with_edges(probability: Array, mask: Array, flair: Volume, level: Array) -> Array:
+    """The probability of WMH (X, Y, Z) near the lesions of a mask, corrected by the FLAIR.
+
+    Within a slice each voxel that is at most `EDGE_REACH_MM` from a lesion has the FLAIR f, white
+    matter around it the level w, and the lesion the 90th percentile b. The log odds rise by
+    EDGE_WEIGHT * ((f - w) / (b - w) - EDGE).
+    """
+    across = flair.through_plane_axis
+    in_slice = np.take(TOUCHING, [0, 1, 2], axis=across).copy()
+    in_slice[tuple(slice(None) if axis != across else [0, 2] for axis in range(3))] = False
+    lesions, count = scipy.ndimage.label(mask, in_slice)
+    if not count:
+        return probability
+    bright = _percentiles(flair.data[mask], lesions[mask], count)
+    cross = scipy.ndimage.generate_binary_structure(3, 1) & in_slice
+    step_mm = min(np.delete(flair.spacing_mm, across))
+    owner = lesions
+    for step in range(round(EDGE_REACH_MM / step_mm)):
+        grown = scipy.ndimage.grey_dilation(owner, footprint=cross if step % 2 else in_slice)
+        owner = np.where(owner > 0, owner, grown)
+    near = owner > 0
+    white = level[near]
+    step = np.maximum(bright[owner[near]] - white, 1e-3 * np.maximum(white, 1))
+    place = np.clip((flair.data[near] - white) / step, -FARTHEST, FARTHEST)
+    odds = scipy.special.logit(np.clip(probability[near], LEAST, 1 - LEAST))
+    corrected = probability.copy()
+    corrected[near] = scipy.special.expit(odds + EDGE_WEIGHT * (place - EDGE))
+    return corrected
+
+
+def _percentiles(values: Array, group: Array, count: int) -> Array:
+    """The `BRIGHT_PERCENTILE` of the values (N,) of each group from 0 to `count`."""
+    order = np.lexsort((values, group))
+    sizes = np.bincount(group, minlength=count + 1)
+    first = np.cumsum(sizes) - sizes
+    at = first + (BRIGHT_PERCENTILE / 100 * np.maximum(sizes - 1, 0)).round().astype(int)
+    ranked: Array = values[order][np.minimum(at, len(values) - 1)]
+    return ranked
+
+
+def lesions_of(probability: Array, limits: Limits, *, voxel_mm3: float) -> Array:
+    """Voxels at or above the threshold, bool (X, Y, Z), of lesions whose highest probability
+    reaches `lesion_threshold` and which are not too small."""
+    large = drop_small(
+        probability >= limits.threshold, voxel_mm3=voxel_mm3, smallest_mm3=limits.smallest_mm3
+    )
+    numbers, count = find_lesions(large)
+    highest = np.zeros(count + 1, dtype=probability.dtype)
+    np.maximum.at(highest, numbers[large], probability[large])
+    kept: Array = (highest >= limits.lesion_threshold)[numbers] & large
+    return kept

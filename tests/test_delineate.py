@@ -1,0 +1,168 @@
+"""From probabilities to masks: which lesions are kept, where they end, which rims are seen."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leuko.channels import Preparation
+from leuko.delineate import EDGE, RIM_CONTRAST, delineate, lesions_of, tissue_map, white_level
+from leuko.errors import LeukoError
+from leuko.metrics import dice
+from leuko.volume import Volume
+from leuko.weights import Limits, ModelCard
+
+CLASSES = ("background", "csf", "ventricle", "grey", "white", "rim", "wmh")
+WHITE, RIM, WMH = 4, 5, 6
+SHAPE = (48, 48, 5)
+AFFINE = np.diag([1.0, 1.0, 6.0, 1.0])
+
+
+def card(classes=CLASSES, **settings):
+    return ModelCard(
+        name="model",
+        classes=classes,
+        preparation=Preparation(),
+        stages=((4,),),
+        side_maps=2,
+        training={},
+        **{"threshold": 0.5, "smallest_lesion_mm3": 0.0} | settings,
+    )
+
+
+def shares(**maps):
+    """Probabilities of white matter but for the classes that are given."""
+    p = np.zeros((len(CLASSES), *SHAPE), dtype=np.float32)
+    for name, values in maps.items():
+        p[CLASSES.index(name)] = values
+    p[WHITE] = 1 - p.sum(axis=0)
+    return p
+
+
+def box(low, high):
+    mask = np.zeros(SHAPE, dtype=bool)
+    mask[low:high, low:high, 2] = True
+    return mask
+
+
+def blurred_lesion(truth, *, white=100.0, height=100.0):
+    """A FLAIR whose lesion has soft edges, half as bright at the edge of the truth."""
+    soft = scipy.ndimage.gaussian_filter(truth.astype(float), (1.5, 1.5, 0))
+    return Volume((white + height * soft).astype(np.float32), AFFINE, "FLAIR")
+
+
+def test_a_lesion_needs_one_voxel_that_is_surer_than_its_edge():
+    p = np.zeros(SHAPE, dtype=np.float32)
+    p[box(5, 10)], p[7, 7, 2] = 0.4, 0.8
+    p[box(20, 25)] = 0.6
+    limits = Limits(0.3, 0.7, 0)
+    assert (lesions_of(p, limits, voxel_mm3=6) == box(5, 10)).all()
+    assert (lesions_of(p, Limits(0.3, 0.3, 0), voxel_mm3=6) == (p > 0)).all()
+    assert not lesions_of(p, Limits(0.3, 0.7, 151), voxel_mm3=6).any()
+
+
+@given(threshold=st.floats(0.05, 0.6), lesion=st.floats(0.6, 0.95), chosen=st.floats(0.02, 0.98))
+def test_the_lesion_threshold_moves_with_the_threshold(threshold, lesion, chosen):
+    limits = card(threshold=threshold, lesion_threshold=lesion).limits(chosen)
+    assert limits.threshold == chosen
+    assert limits.threshold <= limits.lesion_threshold < 1
+    assert (limits.lesion_threshold > lesion) == (chosen > threshold) or chosen == threshold
+
+
+def test_limits_of_a_card_are_its_own_and_wrong_ones_are_refused():
+    assert card().limits() == Limits(0.5, 0.5, 0.0)
+    assert card(lesion_threshold=0.8).limits(None, 7) == Limits(0.5, 0.8, 7)
+    for wrong in ((0.0, None), (1.0, None), (None, -1.0), (None, float("inf"))):
+        with pytest.raises(LeukoError):
+            card().limits(*wrong)
+    with pytest.raises(ValueError, match="lesion_threshold"):
+        card(lesion_threshold=0.4)
+    with pytest.raises(ValueError, match="classes"):
+        card(classes=("background", "rim", "white", "wmh"))
+
+
+@pytest.mark.parametrize("drawn", [(18, 30), (22, 26)], ids=["too wide", "too narrow"])
+def test_the_flair_decides_where_a_lesion_ends(drawn):
+    flair = blurred_lesion(box(20, 28))
+    p = np.where(box(*drawn), 0.6, np.where(box(15, 33), 0.4, 0.01))
+    plain = delineate(shares(wmh=p), flair, card()).mask
+    found = delineate(shares(wmh=p), flair, card(edges=True))
+    assert (plain == box(*drawn)).all()
+    bright = np.percentile(flair.data[box(*drawn)], 90)
+    readers = flair.data >= 100 + EDGE * (bright - 100)
+    before, after = (dice(prediction=mask, reference=readers) for mask in (plain, found.mask))
+    assert after > 0.85 > before
+    assert (found.mask == (found.probability >= 0.5)).all()
+
+
+def test_edges_change_nothing_where_there_is_no_lesion_nor_in_other_slices():
+    flair = blurred_lesion(box(20, 28))
+    empty = delineate(shares(wmh=0.1), flair, card(edges=True))
+    assert not empty.mask.any()
+    np.testing.assert_array_equal(empty.probability, np.full(SHAPE, 0.1, np.float32))
+    found = delineate(shares(wmh=np.where(box(20, 28), 0.9, 0)), flair, card(edges=True))
+    assert set(np.flatnonzero(found.mask.any(axis=(0, 1)))) == {2}
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_the_scale_of_the_flair_does_not_matter(scale):
+    flair = blurred_lesion(box(20, 28))
+    scaled = flair.with_data(flair.data * np.float32(scale))
+    p = shares(wmh=np.where(box(18, 30), 0.7, 0), rim=np.where(box(34, 40), 0.6, 0))
+    one, other = (delineate(p, scan, card(edges=True)) for scan in (flair, scaled))
+    np.testing.assert_array_equal(one.mask, other.mask)
+    np.testing.assert_array_equal(one.rims, other.rims)
+
+
+def test_white_matter_is_measured_near_by():
+    ramp = np.linspace(80, 160, SHAPE[0])[:, None, None] * np.ones(SHAPE)
+    flair = Volume(ramp.astype(np.float32), AFFINE, "FLAIR")
+    white = ~box(15, 33)
+    level = white_level(flair, white)
+    inner = (slice(8, -8), slice(8, -8))
+    np.testing.assert_allclose(level[inner], ramp[inner], rtol=0.1)
+    nowhere = white_level(flair, np.zeros(SHAPE, dtype=bool))
+    assert np.isfinite(nowhere).all()
+
+
+def rims_and_a_lesion():
+    """Two rims, one of which is not bright, and a lesion."""
+    flair = blurred_lesion(box(20, 28))
+    bright = box(34, 40)
+    flair.data[bright] = 100 * (RIM_CONTRAST + 0.1)
+    rim = np.where(bright | box(4, 9), 0.8, 0)
+    return flair, shares(rim=rim, wmh=np.where(box(20, 28), 0.9, 0)), bright
+
+
+def test_rims_are_those_that_are_bright_and_no_wmh():
+    flair, p, bright = rims_and_a_lesion()
+    drawn = delineate(p, flair, card())
+    np.testing.assert_array_equal(drawn.rims, bright)
+    np.testing.assert_array_equal(drawn.mask, box(20, 28))
+    assert (drawn.mask <= drawn.liberal).all()
+    assert set(np.unique(drawn.anatomy.data)) == {WHITE}
+    tissue = tissue_map(drawn.anatomy, drawn.mask, drawn.rims, card()).data
+    assert (tissue[bright] == RIM).all()
+    assert (tissue[drawn.mask] == WMH).all()
+
+
+def test_rims_are_counted_or_left_out_as_asked():
+    flair, p, bright = rims_and_a_lesion()
+    separate, both, without = (
+        delineate(p, flair, card(), rims=rims) for rims in ("separate", "include", "exclude")
+    )
+    np.testing.assert_array_equal(both.mask, separate.mask | bright)
+    assert (both.mask == (both.probability >= 0.5)).all()
+    assert (both.mask <= both.liberal).all()
+    np.testing.assert_array_equal(without.mask, separate.mask)
+    assert both.rims is None
+    assert without.rims is None
+
+
+def test_a_model_without_rims_draws_none():
+    flair, p, _ = rims_and_a_lesion()
+    merged = np.concatenate([p[:WHITE], p[WHITE:RIM] + p[RIM:WMH], p[WMH:]])
+    drawn = delineate(merged, flair, card(classes=CLASSES[:RIM] + CLASSES[WMH:]), rims="include")
+    assert drawn.rims is None
+    np.testing.assert_array_equal(drawn.mask, box(20, 28))
