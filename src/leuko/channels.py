@@ -199,17 +199,19 @@ class Line:
     start: float
     step: float
 
-    def to_model(self) -> scipy.sparse.csr_array:
-        """Interpolation (pixels, voxels) from the scan to the model's grid."""
-        return _interpolation(
-            self.start + self.step * np.arange(self.pixels), self.voxels, max(1.0, self.step)
-        )
+    def to_model(self, array: Array, axis: int) -> Array:
+        """One axis of an array, from the scan's voxels to the model's pixels."""
+        if self.step == 1:
+            return _window(array, axis, int(self.start), self.pixels)
+        positions = self.start + self.step * np.arange(self.pixels)
+        return _along(_interpolation(positions, self.voxels, max(1.0, self.step)), array, axis)
 
-    def to_scan(self) -> scipy.sparse.csr_array:
-        """Interpolation (voxels, pixels) from the model's grid to the scan."""
-        return _interpolation(
-            (np.arange(self.voxels) - self.start) / self.step, self.pixels, max(1.0, 1 / self.step)
-        )
+    def to_scan(self, array: Array, axis: int) -> Array:
+        """One axis of an array, from the model's pixels to the scan's voxels."""
+        if self.step == 1:
+            return _window(array, axis, -int(self.start), self.voxels)
+        positions = (np.arange(self.voxels) - self.start) / self.step
+        return _along(_interpolation(positions, self.pixels, max(1.0, 1 / self.step)), array, axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +234,7 @@ class Placement:
         0 where the model's grid reaches beyond the scan.
         """
         stack = np.moveaxis(canonical, self.across, 0)
-        moved = _along(self.columns.to_model(), _along(self.rows.to_model(), stack, 1), 2)
+        moved = self.columns.to_model(self.rows.to_model(stack, 1), 2)
         if np.issubdtype(canonical.dtype, np.integer):
             moved = np.rint(moved)
         return moved.astype(canonical.dtype)
@@ -243,7 +245,7 @@ class Placement:
         0 outside the box that the slices cover. Where the model's pixels are the scan's, every
         value comes back exactly.
         """
-        stack = _along(self.columns.to_scan(), _along(self.rows.to_scan(), slices, 1), 2)
+        stack = self.columns.to_scan(self.rows.to_scan(slices, 1), 2)
         canonical = np.moveaxis(stack, 0, self.across)
         return Orientation.of(self.scan.affine).undo(canonical).astype(np.float32)
 
@@ -302,6 +304,19 @@ def _interpolation(positions: Array, samples: int, width: float) -> scipy.sparse
         (weights[row, k].astype(np.float32), (row, neighbours[row, k].astype(int))),
         shape=(len(positions), samples),
     )
+
+
+def _window(array: Array, axis: int, start: int, length: int) -> Array:
+    """From `start` on, `length` entries of one axis of an array; 0 beyond it."""
+    low, high = max(0, start), min(array.shape[axis], start + length)
+    shape = list(array.shape)
+    shape[axis] = length
+    window = np.zeros(shape, dtype=array.dtype)
+    if low < high:
+        source, target = ([slice(None)] * array.ndim for _ in range(2))
+        source[axis], target[axis] = slice(low, high), slice(low - start, high - start)
+        window[tuple(target)] = array[tuple(source)]
+    return window
 
 
 def _along(matrix: scipy.sparse.csr_array, array: Array, axis: int) -> Array:
