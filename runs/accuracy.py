@@ -1,12 +1,17 @@
 """How good a model is on real labelled scans: the five measures, with T1 and from FLAIR alone.
 
-    python runs/accuracy.py DATA MODEL [--pictures FOLDER] [--bias-correction]
+    python runs/accuracy.py DATA MODEL [--left-out SOURCE=MODEL ...] [--pictures FOLDER]
 
-DATA holds one folder a patient with FLAIR, T1, lesions, and if there are lesions_pathological
-and ventricles; folders without lesions are left out. MODEL is a folder or the name of a model. The
-second table counts the lesions of all references, and those of them that hold a voxel of the mask,
-by volume and by brightness: mean FLAIR of the lesion by the median of white matter more than two
-voxels from any lesion.
+DATA holds folders named <source>_<subject>, each with FLAIR, perhaps T1, and a reader's masks:
+lesions, or lesions_pathological (without the normal caps and rims of the ventricles), or both; a
+folder without either is a healthy head. MODEL is a folder or the name of a model; --left-out names
+the model that measures a source, one that has not seen it. Where both masks are there, WMH are
+compared with lesions_pathological, and WMH with caps and rims with lesions.
+
+The first tables have a row for each scan and the means by source; the last one counts the lesions
+of all references of WMH, and those of them that hold a voxel of the mask, by volume and by
+brightness: mean FLAIR of the lesion by the median of white matter more than two voxels from any
+lesion.
 """
 
 import argparse
@@ -20,18 +25,24 @@ import numpy as np
 import scipy.ndimage
 
 from leuko import nifti, runtime, weights
-from leuko.delineate import delineate, tissue_map
+from leuko.align import align
+from leuko.delineate import Delineation, delineate, tissue_map
 from leuko.evaluate import compare
 from leuko.held_out import within_brain
 from leuko.itk import without_bias
 from leuko.lesions import find_lesions
 from leuko.metrics import dice
 from leuko.predict import predict
+from leuko.runtime import Model
 from leuko.volume import Array, Volume
 
 COLUMNS = ("dsc", "h95_mm", "avd_percent", "lesion_recall", "lesion_f1")
+HEADER = "DSC | H95, mm | AVD, % | recall | F1"
 VOLUMES_MM3 = (0, 10, 30, 100, 1000, math.inf)
 BRIGHTNESSES = (0, 1.25, 1.5, math.inf)
+LESIONS, PATHOLOGICAL = "lesions.nii.gz", "lesions_pathological.nii.gz"
+WMH, WITH_RIMS = "WMH", "WMH, caps and rims"
+THREADS = 2
 
 
 class Lesion(NamedTuple):
@@ -46,54 +57,88 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("model")
+    parser.add_argument("--left-out", nargs="*", default=[], metavar="SOURCE=MODEL")
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--bias-correction", action="store_true")
     options = parser.parse_args()
-    model = runtime.load(weights.find(options.model))
-    limits = model.card.limits(options.threshold)
-    print("| subject | scans | DSC | H95, mm | AVD, % | recall | F1 | reference, mL | found, mL |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    means: dict[str, list[list[float]]] = {}
+    usual = load(options.model)
+    left_out = {source: load(name) for source, name in (x.split("=", 1) for x in options.left_out)}
+    print(f"| subject | scans | counted | {HEADER} | reference, mL | found, mL |")
+    print("|---" * 10 + "|")
+    means: dict[tuple[str, str, str], list[list[float]]] = {}
     lesions: dict[str, list[Lesion]] = {}
-    for folder in sorted(path.parent for path in options.data.glob("*/lesions.nii.gz")):
-        flair = nifti.read(folder / "FLAIR.nii.gz")
-        for scans in ("FLAIR + T1", "FLAIR"):
-            t1 = nifti.read(folder / "T1.nii.gz") if scans != "FLAIR" else None
-            pair = flair, t1
-            if options.bias_correction:
-                pair = tuple(scan and without_bias(scan, threads=2) for scan in pair)
-            drawn = delineate(predict(*pair, model), flair, model.card, limits)
-            mask = within_brain(drawn, model, threads=2)
+    ventricles: dict[str, list[float]] = {}
+    for folder in sorted(path.parent for path in options.data.glob("*/FLAIR.nii.gz")):
+        source = folder.name.split("_")[0]
+        model = left_out.get(source, usual)
+        for scans, flair, t1 in pairs(folder, corrected=options.bias_correction):
+            shares = predict(flair, t1, model)
+            limits = model.card.limits(options.threshold)
+            drawn = delineate(shares, flair, model.card, limits)
+            mask = within_brain(drawn, model, threads=THREADS)
             tissue = tissue_map(drawn.anatomy, mask, drawn.rims, model.card)
-            for reference in ("lesions", "lesions_pathological"):
-                path = folder / f"{reference}.nii.gz"
-                if not path.is_file():
-                    continue
+            references = references_of(folder)
+            if not references:
+                print(f"| {folder.name} | {scans} | {WMH} | | | | | | 0 | {flair.ml(mask):.2f} |")
+            for counted, path in references.items():
                 truth = nifti.read_labels(path, values=(0, 1, 2))
-                row = compare(truth, flair.with_data(mask))
+                found = mask if counted == WMH else with_rims(mask, drawn)
+                row = compare(truth, flair.with_data(found))
                 values = [row[column] for column in COLUMNS]
-                name = folder.name + reference.removeprefix("lesions").replace("_", ", ")
-                if reference == "lesions":
-                    means.setdefault(scans, []).append(values)
+                means.setdefault((source, scans, counted), []).append(values)
+                cells = [*(f"{v:.2f}" for v in values), f"{row['reference_ml']:.1f}"]
+                cells.append(f"{row['prediction_ml']:.1f}")
+                print("|", " | ".join([folder.name, scans, counted, *cells]), "|", flush=True)
+                if counted == WMH:
                     white = [k for k, kind in enumerate(model.card.classes) if kind == "white"]
                     seen = lesions_of(truth, flair, mask, np.isin(tissue.data, white))
                     lesions.setdefault(scans, []).extend(seen)
-                cells = [f"{v:.2f}" for v in values] + [
-                    f"{row['reference_ml']:.1f}", f"{row['prediction_ml']:.1f}"
-                ]  # fmt: skip
-                print("|", " | ".join([name, scans, *cells]), "|", flush=True)
-                if options.pictures and scans != "FLAIR" and reference == "lesions":
-                    save_picture(options.pictures / f"{folder.name}.png", flair, mask, truth)
-            ventricles = folder / "ventricles.nii.gz"
-            if ventricles.is_file() and "ventricle" in model.card.classes:
-                found = tissue.data == model.card.classes.index("ventricle")
-                overlap = dice(prediction=found, reference=nifti.read_mask(ventricles).data > 0)
-                print(f"| {folder.name}, ventricles | {scans} | {overlap:.2f} | | | | | | |")
-    for scans, rows in means.items():
+                    if options.pictures and t1 is not None:
+                        save_picture(options.pictures / f"{folder.name}.png", flair, mask, truth)
+            path = folder / "ventricles.nii.gz"
+            if path.is_file() and "ventricle" in model.card.classes:
+                seen = tissue.data == model.card.classes.index("ventricle")
+                overlap = dice(prediction=seen, reference=nifti.read_mask(path).data > 0)
+                ventricles.setdefault(scans, []).append(overlap)
+    print(f"\n| source | scans | counted | n | {HEADER} |")
+    print("|---" * 9 + "|")
+    for (source, scans, counted), rows in sorted(means.items()):
         cells = [f"{v:.3f}" for v in np.nanmean(rows, axis=0)]
-        print("|", " | ".join(["mean", scans, *cells]), "| | |")
+        print("|", " | ".join([source, scans, counted, str(len(rows)), *cells]), "|")
+    for scans, overlaps in ventricles.items():
+        print(f"\nventricles, {scans}: mean Dice {np.mean(overlaps):.2f} of {len(overlaps)} scans")
     print_lesions(lesions)
+
+
+def load(name: str) -> Model:
+    return runtime.load(weights.find(name), threads=THREADS)
+
+
+def pairs(folder: Path, *, corrected: bool) -> Iterator[tuple[str, Volume, Volume | None]]:
+    """With its T1, if there is one, aligned as `leuko segment` aligns it; and the FLAIR alone."""
+    flair = nifti.read(folder / "FLAIR.nii.gz")
+    if corrected:
+        flair = without_bias(flair, threads=THREADS)
+    path = folder / "T1.nii.gz"
+    if path.is_file():
+        t1 = nifti.read(path)
+        if corrected:
+            t1 = without_bias(t1, threads=THREADS)
+        yield "FLAIR + T1", flair, align(flair, t1, threads=THREADS).apply(t1)
+    yield "FLAIR", flair, None
+
+
+def references_of(folder: Path) -> dict[str, Path]:
+    """The reader's masks by what they count."""
+    every, pathological = folder / LESIONS, folder / PATHOLOGICAL
+    if pathological.is_file():
+        return {WMH: pathological} | ({WITH_RIMS: every} if every.is_file() else {})
+    return {WMH: every} if every.is_file() else {}
+
+
+def with_rims(mask: Array, drawn: Delineation) -> Array:
+    return mask if drawn.rims is None else mask | drawn.rims
 
 
 def lesions_of(truth: Volume, flair: Volume, mask: Array, white: Array) -> Iterator[Lesion]:
