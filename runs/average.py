@@ -25,7 +25,14 @@ def main() -> None:
     weights = [safetensors.torch.load_file(run / WEIGHTS_FILE) for run in options.runs]
     mean = {name: sum(part[name].float() for part in weights) / len(weights) for name in weights[0]}
     cards.sort(key=lambda card: card.training["steps"])
-    training = {**cards[-1].training, "mean_of_steps": [card.training["steps"] for card in cards]}
+    every = [card.training for card in cards]
+    training = {
+        **every[-1],
+        "mean_of_steps": [run["steps"] for run in every],
+        "data": "; ".join(dict.fromkeys(run["data"] for run in every)),
+        "left_out": sorted(set.intersection(*(set(run.get("left_out", ())) for run in every))),
+        "scans": sorted({scan for run in every for scan in run.get("scans", ())}),
+    }
     save_weights(options.out, mean, replace(cards[-1], training=training))
 
 

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from safetensors.torch import save_file
-from train_base import HELD_OUT
+from synthetic_slices import HELD_OUT
 
 from leuko import runtime
 from leuko.anatomy import load_head

@@ -16,7 +16,7 @@ from synthetic_validation import held_out
 
 from leuko import guards, runtime, weights
 from leuko.analysis import Case, analyse
-from leuko.anatomy import WMH
+from leuko.anatomy import numbers_in
 from leuko.channels import Pair
 from leuko.delineate import delineate
 from leuko.mni import Place
@@ -42,12 +42,13 @@ def main() -> None:
             choice = choose(anatomy, np.random.default_rng([5, number, scan]), every_mm=0)
             made = synthesise(anatomy, [5, number, scan], choice=choice, size=(208, 224)).volumes()
             truth = made["tissue"].canonical()
+            truth = truth.with_data(np.array(numbers_in(guards.TISSUES))[truth.data])
             pair = Pair.of(made["FLAIR"], made.get("T1"), model.card.preparation)
             shares = predict_pair(pair, model, Stopwatch())
             drawn = made["wmh"].data > 0
             tissues = delineate(shares, made["FLAIR"], model.card).anatomy
             seen = guards.with_wmh(tissues, drawn).canonical()
-            mask = truth.data == WMH
+            mask = truth.data == guards.TISSUES.index("wmh")
             for rule in RULES:
                 true, found = (
                     analyse(

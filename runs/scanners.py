@@ -22,9 +22,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from synthetic_slices import HELD_OUT
 from tables import interval
 from torch import Tensor
-from train_base import HELD_OUT
 
 from leuko import held_out, nifti, runtime, weights
 from leuko.anatomy import CSF, GREY, VENTRICLE, WHITE, WMH, Anatomy, load_head

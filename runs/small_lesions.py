@@ -2,36 +2,44 @@
 
     python runs/small_lesions.py HEADS RUN DATA [--atlas DIR] [--steps 250]
 
-HEADS and RUN are those of runs/train_base.py, DATA the real scans of runs/accuracy.py. Every loss
-sees the same slices in the same order. The threshold is that of the best DSC + F1 on synthetic
-scans of the held-out heads; DSC, lesion recall and lesion F1 are means over scans.
+HEADS are those of runs/train_base.py, RUN is a model with its classes, DATA are the real scans of
+runs/accuracy.py. Every loss sees the same slices in the same order. The threshold is that of the
+best DSC + F1 on synthetic scans of the held-out heads; DSC, lesion recall and lesion F1 are means
+over scans.
 """
 
 import argparse
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
-import train_base
+from base_batches import varied
+from synthetic_slices import HELD_OUT
 from synthetic_validation import held_out
 from torch import Tensor
+from train_base import save_weights
 
 from leuko import losses, nifti, runtime
-from leuko.anatomy import WMH
+from leuko.anatomy import WMH, load_head
 from leuko.channels import Preparation
-from leuko.dataset import Slices
+from leuko.dataset import Slices, joined
+from leuko.export import read_network
+from leuko.files import image_stem
 from leuko.lesions import drop_small
 from leuko.metrics import dice, lesion_detection
 from leuko.predict import predict
 from leuko.synthesis import synthesise
 from leuko.volume import Array
+from leuko.weights import WEIGHTS_FILE, load_card
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 SMALLEST_MM3 = 10.0
+BATCH = 8
 SCANS = 4  # of each held-out head
 LEAST_ML = 0.5  # of WMH in a scan that counts
 Case = tuple[Array, Array, float]  # probability, reference, mm3 of a voxel
@@ -46,9 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--rate", type=float, default=1e-4)
     options = parser.parse_args()
-    heads, atlas = train_base.load_sources(options.heads, options.atlas, torch.device("cpu"))
-    parts = [train_base.make(heads, atlas, [99, k]) for k in range(3 * options.steps // 100)]
-    slices = Slices(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    slices = training_slices(options)
     print("| loss | threshold | synthetic: DSC | recall | F1 | real: DSC | recall | F1 |")
     print("|---" * 8 + "|")
     for name, objective in LOSSES.items():
@@ -61,6 +67,22 @@ def main() -> None:
         real = scores(real_cases(options.data, model), threshold)
         cells = [f"{value:.3f}" for value in (*synthetic[threshold], *real)]
         print("|", " | ".join([name, f"{threshold}", *cells]), "|", flush=True)
+
+
+def training_slices(options: argparse.Namespace) -> Slices:
+    """Slices of synthetic scans of the heads that are not held out, their labels as `CLASSES`."""
+    paths = [p for p in sorted(options.heads.glob("*.nii.gz")) if image_stem(p) not in HELD_OUT]
+    heads = [load_head(path) for path in paths]
+    atlas = [
+        torch.from_numpy(nifti.read_mask(path).canonical().data > 0)
+        for path in (sorted(options.atlas.glob("*.nii.gz")) if options.atlas else [])
+    ]
+    parts = []
+    for number in range(3 * options.steps // 100):
+        scan = synthesise(heads[number % len(heads)], [99, number], atlas=atlas)
+        images, classes = scan.slices(Preparation())
+        parts.append(Slices(images, classes, np.full(len(images), scan.axis == 0), WMH))
+    return joined(parts)
 
 
 def tversky(logits: Tensor, labels: Tensor) -> Tensor:
@@ -101,17 +123,26 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def go_on(slices: Slices, out: Path, objective: Callable, options: argparse.Namespace) -> None:
-    state = train_base.load_state(options.run / "checkpoint.pt", None)
-    network, average = (train_base.build(state["width"]) for _ in range(2))
-    network.to(memory_format=torch.channels_last)
-    network.load_state_dict(state["average"])
-    average.load_state_dict(state["average"])
+    """Write the model of a run, trained further with a loss."""
+    card = load_card(options.run)
+    network = read_network(options.run, card).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=0.01)
-    state |= {"step": 0, "since": 0, "chunk": 0}
-    while state["step"] < options.steps:
-        train_base.train_chunk(slices, network, average, optimizer, state, options, objective)
-        state["chunk"] += 1  # draws others of the same slices
-    train_base.save_model(out, network, state)
+    for step in range(options.steps):
+        optimizer.param_groups[0]["lr"] = options.rate * (1 - step / options.steps)
+        drawn = slices.draw(BATCH, lesion_part=0.5, rng=np.random.default_rng([7, step]))
+        images, labels, sagittal = (
+            torch.from_numpy(array[drawn])
+            for array in (slices.images, slices.labels, slices.sagittal)
+        )
+        generator = torch.Generator().manual_seed(step)
+        batch, truth = varied(images, labels, sagittal=sagittal, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(batch)
+        objective(logits.float(), truth).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    save_weights(out, network.state_dict(), replace(card, weights=WEIGHTS_FILE))
 
 
 def synthetic_cases(heads: Path, model: runtime.Model) -> list[Case]:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import scipy.ndimage
-from train_base import HELD_OUT
+from synthetic_slices import HELD_OUT
 
 from leuko import nifti, runtime, weights
-from leuko.anatomy import CLASSES, INDEX, WMH, Anatomy, load_head, make_anatomy
+from leuko.anatomy import INDEX, WMH, Anatomy, load_head, make_anatomy, numbers_in
 from leuko.channels import Preparation
 from leuko.metrics import dice
 from leuko.synthesis import synthesise
@@ -35,9 +35,11 @@ def main() -> None:
     parser.add_argument("--scans", type=int, default=8)
     options = parser.parse_args()
     model = runtime.load(weights.find(options.model))
-    print("| brain | scans |", " | ".join(CLASSES[1:]), "|")
-    print("|---" * (len(CLASSES) + 1) + "|")
-    sources = {"held-out heads": (held_out(options.heads), False, CLASSES[1:])}
+    known = model.card.classes
+    numbers = np.array(numbers_in(known))
+    print("| brain | scans |", " | ".join(known[1:]), "|")
+    print("|---" * (len(known) + 1) + "|")
+    sources = {"held-out heads": (held_out(options.heads), False, known[1:])}
     if options.labelmaps:
         # FAST knows no ventricles, and what it calls CSF or grey is not what the heads do.
         sources["labelmaps"] = (patients(options.labelmaps), True, ("grey", "white", "wmh"))
@@ -49,29 +51,30 @@ def main() -> None:
                 made = synthesise(anatomy, [77, number, scan], own_lesions=own)
                 slices, truth = made.slices(Preparation())
                 found = model.predict(slices)
-                labels = np.where(
-                    found[:, -1] >= model.card.threshold, WMH, found[:, :-1].argmax(axis=1)
-                )
-                rows.append(overlaps(labels, truth, made.spacing_mm))
-                found_wmh, true_wmh = labels == WMH, truth == WMH
+                found_wmh, true_wmh = found[:, -1] >= model.card.threshold, truth == WMH
+                labels = np.where(found_wmh, len(known) - 1, found[:, :-1].argmax(axis=1))
+                rows.append(overlaps(labels, numbers[truth], len(known), made.spacing_mm))
                 twice_shared_ml += 2 * (found_wmh & true_wmh).sum() * made.spacing_mm / 1000
                 summed_ml += (found_wmh.sum() + true_wmh.sum()) * made.spacing_mm / 1000
             means = np.nanmean(rows[-options.scans :], axis=0)
-            print_row(anatomy.name, options.scans, means, classes)
-        print_row(f"mean of {source}", len(rows), np.nanmean(rows, axis=0), classes)
-        together = np.full(len(CLASSES) - 1, twice_shared_ml / summed_ml)
+            print_row(
+                anatomy.name, options.scans, dict(zip(known[1:], means, strict=True)), classes
+            )
+        means = dict(zip(known[1:], np.nanmean(rows, axis=0), strict=True))
+        print_row(f"mean of {source}", len(rows), means, classes)
+        together = dict.fromkeys(known[1:], twice_shared_ml / summed_ml)
         print_row(f"all WMH of {source}", len(rows), together, ("wmh",))
 
 
-def overlaps(labels: Array, truth: Array, spacing_mm: float) -> list[float]:
-    row = [dice(prediction=labels == k, reference=truth == k) for k in range(1, len(CLASSES))]
-    if (truth == WMH).sum() * spacing_mm / 1000 < LEAST_ML:
+def overlaps(labels: Array, truth: Array, classes: int, spacing_mm: float) -> list[float]:
+    row = [dice(prediction=labels == k, reference=truth == k) for k in range(1, classes)]
+    if (truth == classes - 1).sum() * spacing_mm / 1000 < LEAST_ML:
         row[-1] = np.nan
     return row
 
 
-def print_row(name: str, count: int, means: Array, classes: tuple[str, ...]) -> None:
-    cells = [f"{v:.2f}" if c in classes else "" for c, v in zip(CLASSES[1:], means, strict=True)]
+def print_row(name: str, count: int, means: dict[str, float], classes: tuple[str, ...]) -> None:
+    cells = [f"{v:.2f}" if c in classes else "" for c, v in means.items()]
     print("|", " | ".join([name, str(count), *cells]), "|", flush=True)
 
 

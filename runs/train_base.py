@@ -1,276 +1,324 @@
-"""Train the bundled model on synthetic images, on a GPU or a CPU, in slices of a few minutes.
+"""Train the bundled model on synthetic slices, real labelled and real unlabelled ones.
 
-    python runs/train_base.py HEADS RUN [--atlas DIR] [--device cuda] [--minutes 9]
+    python runs/train_base.py HEADS RUN [--atlas DIR] [--real FOLDER] [--unlabelled FOLDER]
+        [--leave SOURCE ...] [--start MODEL ...] [--teacher MODEL ...] [--steps 450] [--minutes 9]
+        [--device cuda]
 
-HEADS: whole heads as FreeSurfer label maps. --atlas: lesion masks in MNI space. Run it again with
-the same RUN and it goes on from its last checkpoint. The training ends after --steps: the rate is
-constant, then falls to zero over the last part. RUN is a model folder all the while: the moving
-average of the weights, in half precision. A network may start at half the width, which trains three
-times as fast; --width 1 on such a run doubles every map without changing what it computes. --start
-takes the weights of another run, or of runs/average.py, and goes on counting from its steps.
+HEADS: whole heads as FreeSurfer label maps. --atlas: lesion masks in MNI space. --real: labelled
+scans and --unlabelled: pairs of FLAIR and T1, as runs/real_slices.py takes them. --leave: sources,
+or scans, that take no part, to be measured on. --start: models or weights, whose mean it starts
+from; by default it starts from nothing. --teacher: models whose mean probability of WMH synthetic
+and unlabelled slices are to have too; the first knows all classes. A model is a folder, a name, or
+a file of weights (.safetensors, 8 bits with `.scale` beside each will do).
+
+It runs on a GPU or a CPU, for so many --minutes: the same command again resumes it, until --steps
+are done. RUN is a model folder all the while: the moving average of the weights, in half precision.
 """
 
 import argparse
+import gzip
 import json
+import math
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
+from base_batches import SEED, Batch, Real, draw
+from base_losses import losses
+from real_slices import PREPARATION, SOURCES, scan_folders, source
+from synthetic_slices import Synthetic
 from torch import Tensor
 
-from leuko import losses, nifti
-from leuko.anatomy import CLASSES, Anatomy, load_head
-from leuko.augment import augment
-from leuko.channels import Preparation
-from leuko.dataset import Slices
-from leuko.files import image_stem, staged
-from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG, vgg16
-from leuko.recipes import Augmentation
+from leuko.anatomy import CLASSES
+from leuko.export import read_network
+from leuko.files import staged
+from leuko.network import SIDE_MAPS, SpecialisedVGG, Stages, vgg16
 from leuko.record import versions
-from leuko.synthesis import synthesise
-from leuko.volume import Array
-from leuko.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
+from leuko.weights import WEIGHTS_FILE, ModelCard, find, load_card, save_card
 
 LICENCE = "Apache-2.0"
-DATA = (
-    "synthetic images alone, made from 17 label maps of heads (SynthSeg, Billot et al., "
-    "Apache-2.0) and lesion masks of 27 patients (Lesjak et al. 2017, CC BY); no real image"
-)
-HELD_OUT = ("head04", "head12", "head18")  # never trained on: they validate
-SUBJECTS = 24  # in a chunk: the slices that are drawn from for a while
-REUSE = 2  # times that a slice of a chunk is drawn, about
-BATCH = 8
-WARM_STEPS, FALL = 300, 0.35
-AVERAGE = 0.999
-AUGMENTATION = Augmentation(
-    scale=(0.9, 1.15), rotation_degrees=12, flip=True, gain=0.1, gamma=0.15, noise_grey=3
-)
+HEADS_CREDIT = "SynthSeg, Billot et al., Apache-2.0"
+ATLAS_CREDIT = UNLABELLED_CREDIT = "Lesjak et al. 2017, CC BY"
+WARM_PART, CONSTANT_PART, LAST_RATE = 0.05, 0.4, 0.05  # of the steps; of the rate
+AVERAGED_PART = 0.2  # of the steps, over which weights are averaged
+SAVE_SECONDS, SHOW_STEPS = 240, 20
 
 
 def main() -> None:
+    options = parsed()
+    end = time.monotonic() + 60 * options.minutes
+    torch.set_num_threads(options.threads)
+    torch.backends.cudnn.benchmark = True
+    device = torch.device(options.device)
+    options.run.mkdir(parents=True, exist_ok=True)
+    training = Training(options, device)
+    teachers = [as_teacher(name, device) for name in options.teacher]
+    real = Real(options, device)
+    synthetic = Synthetic(
+        options.heads,
+        options.atlas,
+        options.run / "synthetic",
+        device=device,
+        processes=options.processes,
+        kept=options.kept,
+        fresh=options.fresh,
+    )
+    first = training.step
+    begun = saved_at = time.monotonic()
+    shown: list[dict[str, Tensor]] = []
+    while training.step < options.steps and time.monotonic() < end:
+        synthetic.advance(training.step)
+        batch = draw(training.step, synthetic, real, options, device)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = training.network(batch.images)
+        parts = losses(logits.float(), batch, taught(teachers, batch))
+        training.learn(sum(parts.values()))
+        shown.append({name: part.detach() for name, part in parts.items()})
+        if training.step % SHOW_STEPS == 0 or training.step == options.steps:
+            seconds = time.monotonic() - begun
+            pace = {
+                "steps_per_second": round((training.step - first) / seconds, 2),
+                "waited_part": round(synthetic.seconds_waited / seconds, 2),
+            }
+            print(json.dumps({"step": training.step} | means(shown) | pace), flush=True)
+            shown = []
+        if time.monotonic() - saved_at > SAVE_SECONDS:
+            training.save()
+            saved_at = time.monotonic()
+    if training.step > first:
+        training.save()
+        card = describe(training, options, real, synthetic)
+        save_weights(options.run, training.average.state_dict(), card)
+    synthetic.close()
+    print(f"{training.step} of {options.steps} steps", flush=True)
+
+
+def means(parts: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The mean of each loss over the steps that have it."""
+    names = sorted({name for step in parts for name in step})
+    return {
+        name: round(float(torch.stack([s[name] for s in parts if name in s]).mean()), 4)
+        for name in names
+    }
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("heads", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--atlas", type=Path)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--real", type=Path)
+    parser.add_argument("--unlabelled", type=Path)
+    parser.add_argument("--leave", nargs="*", default=[])
+    parser.add_argument("--start", nargs="*", default=[])
+    parser.add_argument("--teacher", nargs="*", default=[])
+    parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--minutes", type=float, default=1e6)
-    parser.add_argument("--steps", type=int, default=60_000)
-    parser.add_argument("--width", type=float, help="of a new run, 1 by default; or to widen to")
-    parser.add_argument("--start", type=Path, help="model folder that a new run starts from")
-    parser.add_argument("--rate", type=float, default=3e-4)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, help="that make synthetic scans")
+    parser.add_argument("--batch", type=int, help="images of a step; on a GPU 32, else 6")
+    parser.add_argument("--kept", type=int, help="synthetic scans that are drawn from at a time")
+    parser.add_argument("--fresh", type=float, help="synthetic scans made anew for each step")
+    parser.add_argument("--painted", type=float, default=0.25, help="part of the real slices")
+    parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--width", type=float, default=1.0, help="of a network from nothing")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    end = time.monotonic() + 60 * options.minutes
-    device = torch.device(options.device)
-
-    heads, atlas = load_sources(options.heads, options.atlas, device)
-    options.run.mkdir(parents=True, exist_ok=True)
-    state = load_state(options.run / "checkpoint.pt", options.width, options.start)
-    network = build(state["width"]).to(device, memory_format=torch.channels_last)
-    average = build(state["width"]).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=0.01)
-    network.load_state_dict(state["network"])
-    average.load_state_dict(state["average"])
-    if "optimizer" in state:
-        optimizer.load_state_dict(state["optimizer"])
-
-    # On a GPU a pool of threads makes the next chunks (area openings run on the CPU) meanwhile.
-    pool = ThreadPoolExecutor(max_workers=1 if device.type == "cpu" else 12)
-    chunk = state["chunk"]
-    ahead = [] if device.type == "cpu" else [submit(pool, heads, atlas, chunk)]
-    while state["step"] < options.steps and time.monotonic() < end:
-        begun = time.monotonic()
-        futures = ahead.pop() if ahead else submit(pool, heads, atlas, chunk)
-        parts = [future.result() for future in futures]
-        if device.type != "cpu":
-            ahead.append(submit(pool, heads, atlas, chunk + 1))
-        slices = Slices(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-        made = time.monotonic() - begun
-        loss = train_chunk(slices, network, average, optimizer, state, options)
-        chunk += 1
-        state |= {
-            "chunk": chunk,
-            "network": network.state_dict(),
-            "average": average.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        save(state, options.run / "checkpoint.pt")
-        save_model(options.run, average, state)
-        seconds = time.monotonic() - begun
-        line = {
-            "chunk": chunk,
-            "step": state["step"],
-            "slices": state["step"] * BATCH,
-            "loss": round(loss, 4),
-            "made": len(slices.images),
-            "seconds_making": round(made, 1),
-            "slices_per_second": round(len(slices.images) * REUSE / seconds, 1),
-        }
-        print(json.dumps(line), flush=True)
-    pool.shutdown(cancel_futures=True)
+    # A GPU takes some 40 steps a second, and 8 processes make some 20 scans for it.
+    usual = {"processes": 8, "batch": 32, "kept": 96, "fresh": 0.3}
+    if options.device == "cpu":
+        usual = {"processes": 1, "batch": 6, "kept": 24, "fresh": 0.1}
+    for name, value in usual.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.unlabelled and not (options.real and options.teacher):
+        parser.error("--unlabelled goes with --real and --teacher")
+    if options.teacher and read_weights(options.teacher[0])[0] != len(CLASSES):
+        parser.error(f"{options.teacher[0]} does not know rims; name a teacher that does first")
+    return options
 
 
-def load_sources(
-    heads: Path, atlas: Path | None, device: torch.device
-) -> tuple[list[Anatomy], list[Tensor]]:
-    """The heads to train on, and the lesion masks to carry over."""
-    return [
-        load_head(path).to(device)
-        for path in sorted(heads.glob("*.nii.gz"))
-        if image_stem(path) not in HELD_OUT
-    ], [
-        torch.from_numpy(nifti.read_mask(path).canonical().data > 0).to(device)
-        for path in (sorted(atlas.glob("*.nii.gz")) if atlas else [])
-    ]
+def taught(teachers: list[SpecialisedVGG], batch: Batch) -> Tensor | None:
+    """What the teachers say of the images that have no reader's labels: the mean of their
+    probabilities of WMH, the other classes in the proportions of the first."""
+    if not teachers:
+        return None
+    made = len(batch.classes)
+    images = torch.cat([batch.images[:made], batch.images[made + len(batch.labels) :]])
+    with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
+        said = [teacher(images).float().softmax(dim=1) for teacher in teachers]
+    wmh = torch.stack([shares[:, -1:] for shares in said]).mean(dim=0)
+    others = said[0][:, :-1]
+    others = others / others.sum(dim=1, keepdim=True).clamp(min=1e-6)
+    return torch.cat([others * (1 - wmh), wmh], dim=1)
 
 
-def submit(pool: ThreadPoolExecutor, heads: list[Anatomy], atlas: list[Tensor], chunk: int) -> list:
-    return [pool.submit(make, heads, atlas, [chunk, subject]) for subject in range(SUBJECTS)]
+def rate_at(done: float) -> float:
+    """The learning rate, the highest being 1: a warm start, constant, then a half cosine."""
+    fall = max(0.0, (done - CONSTANT_PART) / (1 - CONSTANT_PART))
+    cosine = 0.5 * (1 + math.cos(math.pi * fall))
+    return min(1.0, (done + 1e-3) / WARM_PART) * (LAST_RATE + (1 - LAST_RATE) * cosine)
 
 
-def make(heads: list[Anatomy], atlas: list[Tensor], seed: list[int]) -> tuple[Array, ...]:
-    """The slices of one synthetic subject, their labels, and which are sagittal."""
-    head = heads[int(np.random.default_rng([*seed, 1]).integers(len(heads)))]
-    scan = synthesise(head, seed, atlas=atlas)
-    images, labels = scan.slices(Preparation())
-    return images, labels, np.full(len(images), scan.axis == 0)
+# Models that it starts from, and that teach
 
 
-def train_chunk(
-    slices: Slices,
-    network: SpecialisedVGG,
-    average: SpecialisedVGG,
-    optimizer: torch.optim.Optimizer,
-    state: dict,
-    options: argparse.Namespace,
-    objective: Callable[[Tensor, Tensor], Tensor] = losses.cross_entropy_dice,
-) -> float:
-    """The mean loss over one chunk of slices; network, average and state are changed in place."""
-    device = next(network.parameters()).device
-    rng = np.random.default_rng([state["chunk"], 7])
-    generator = torch.Generator(device).manual_seed(state["chunk"])
-    lesion = replace(slices, labels=(slices.labels == len(CLASSES) - 1).astype(np.uint8))
-    images, labels, sagittal = (
-        torch.from_numpy(array) for array in (slices.images, slices.labels, slices.sagittal)
-    )
-    total, count = 0.0, min(len(images) * REUSE // BATCH, options.steps - state["step"])
-    for _ in range(count):
-        optimizer.param_groups[0]["lr"] = rate_at(state, options)
-        drawn = torch.from_numpy(lesion.draw(BATCH, lesion_part=0.5, rng=rng))
-        batch, truth = augment(
-            images[drawn].to(device),
-            labels[drawn].to(device),
-            AUGMENTATION,
-            channels="flair-t1-residue",
-            sagittal=sagittal[drawn].to(device),
-            generator=generator,
-        )
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = network(batch)
-        loss = objective(logits.float(), truth)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        state["step"] += 1
-        done = state["step"] - state["since"]
-        weight = min(AVERAGE, (1 + done) / (10 + done))
-        with torch.no_grad():
-            for mean, now in zip(average.parameters(), network.parameters(), strict=True):
-                mean.lerp_(now, 1 - weight)
-        total += loss.item()
-    return total / count
+def build(stages: Stages, device: torch.device) -> SpecialisedVGG:
+    network = SpecialisedVGG(len(CLASSES), stages)
+    return network.to(device, memory_format=torch.channels_last)
 
 
-def rate_at(state: dict, options: argparse.Namespace) -> float:
-    """The learning rate: a warm start, constant, then a straight fall to zero at the end."""
-    steps = options.steps - state["since"]
-    warm = (state["step"] - state["since"] + 1) / min(WARM_STEPS, steps / 10)
-    left = (options.steps - state["step"]) / (FALL * steps)
-    return options.rate * min(1.0, warm, left)
+def as_teacher(name: str, device: torch.device) -> SpecialisedVGG:
+    classes, stages, weights = read_weights(name)
+    network = SpecialisedVGG(classes, stages)
+    network.load_state_dict(weights)
+    return network.to(device, memory_format=torch.channels_last).eval()
 
 
-def build(width: float) -> SpecialisedVGG:
-    return SpecialisedVGG(len(CLASSES), vgg16(width))
-
-
-def load_state(path: Path, width: float | None, start: Path | None = None) -> dict:
+def read_weights(name: str) -> tuple[int, Stages, dict[str, Tensor]]:
+    """Number of classes, stages and weights of a model, or of a file of weights."""
+    path = Path(name)
     if path.is_file():
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
+        stored = safetensors.torch.load(gzip.decompress(data) if path.suffix == ".gz" else data)
+        weights = {
+            key: value.float() * stored.get(f"{key}.scale", torch.ones(())).float()
+            for key, value in stored.items()
+            if not key.endswith(".scale")
+        }
     else:
-        state = started(start) if start else begun(width or 1.0)
-    while width and state["width"] < width:
-        state |= both(widened(state["average"]))
-        state["width"] *= 2
-        state["since"] = state["step"]
-        state.pop("optimizer", None)
-    return state
+        folder = find(name)
+        weights = read_network(folder, load_card(folder)).state_dict()
+    maps: dict[str, list[int]] = {}
+    for key, value in sorted(weights.items()):
+        if key.startswith("stages") and key.endswith("weight"):
+            maps.setdefault(key.split(".")[1], []).append(len(value))
+    return len(weights["fusion.bias"]), tuple(map(tuple, maps.values())), weights
 
 
-def begun(width: float) -> dict:
-    torch.manual_seed(0)
-    weights = build(width).state_dict()
-    return {"width": width, "step": 0, "since": 0, "chunk": 0} | both(weights)
+def with_rims(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model without the class of rims with one between white matter and WMH."""
+    weights = dict(weights)
+    if len(weights["fusion.bias"]) == len(CLASSES):
+        return weights
+    rim = CLASSES.index("rim")
+    for name, shift in (("fusion.weight", 0.0), ("fusion.bias", -0.5)):
+        value = weights[name]
+        between = value[rim - 1 : rim + 1].mean(dim=0, keepdim=True) + shift
+        weights[name] = torch.cat([value[:rim], between, value[rim:]])
+    return weights
 
 
-def started(folder: Path) -> dict:
-    card = load_card(folder)
-    step = card.training["steps"]
-    weights = {k: v.float() for k, v in safetensors.torch.load_file(folder / WEIGHTS_FILE).items()}
-    counts = {"step": step, "since": step, "chunk": step}  # other images than the runs before it
-    return {"width": card.stages[0][0] / VGG16[0][0]} | counts | both(weights)
+# A run's folder
 
 
-def both(weights: dict[str, Tensor]) -> dict:
-    return {"network": weights, "average": weights}
+class Training:
+    """The network that is trained, its moving average, and the checkpoint they resume from."""
+
+    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
+        self._options, self._path = options, options.run / "checkpoint.pt"
+        state = load_state(self._path, options)
+        self.step, self.stages, self._settings = state["step"], state["stages"], state["settings"]
+        self.network, self.average = (build(self.stages, device) for _ in range(2))
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self._parameters = list(self.network.parameters())
+        self._averaged = list(self.average.parameters())
+        self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=0.01)
+        if "optimizer" in state:
+            self._optimizer.load_state_dict(state["optimizer"])
+
+    def learn(self, loss: Tensor) -> None:
+        """One step down a loss."""
+        done, steps = self.step / self._options.steps, self._options.steps
+        self._optimizer.param_groups[0]["lr"] = self._options.rate * rate_at(done)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0, foreach=True)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        span = max(1.0, min(self.step / 10, AVERAGED_PART * steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averaged, self._parameters, 1 / span)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        content = {
+            "settings": self._settings,
+            "stages": self.stages,
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+        part = self._path.with_suffix(".part")
+        torch.save(content, part)
+        part.replace(self._path)
 
 
-def widened(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every map of the stages twice: the same outputs, by uneven shares so that they can part.
+def load_state(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Where the run of a checkpoint is, or how it begins."""
+    names = ("leave", "start", "teacher", "steps", "batch", "kept", "fresh", "painted", "rate")
+    settings = {name: getattr(options, name) for name in names}
+    if path.is_file():
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if state["settings"] != settings:
+            raise SystemExit(f"{path.parent} was begun with {state['settings']}; repeat these")
+        return state
+    starts = [read_weights(name) for name in options.start]
+    if len({stages for _, stages, _ in starts}) > 1:
+        raise SystemExit("the models to start from have different stages; their mean is none")
+    if starts:
+        stages, every = starts[0][1], [with_rims(weights) for _, _, weights in starts]
+        mean = {key: torch.stack([w[key] for w in every]).mean(dim=0) for key in every[0]}
+    else:
+        torch.manual_seed(SEED)
+        stages = vgg16(options.width)
+        mean = build(stages, torch.device("cpu")).state_dict()
+    return {"settings": settings, "step": 0, "stages": stages, "network": mean, "average": mean}
 
-    Net2Net, Chen et al. 2016.
-    """
-    torch.manual_seed(1)
-    wide = {}
-    for name, value in weights.items():
-        wide[name] = value
-        if value.dim() == 4 and name.startswith(("stages", "sides")) and value.shape[1] != 3:
-            share = torch.rand(1, value.shape[1], 1, 1) * 0.4 + 0.3
-            wide[name] = torch.stack([value * share, value * (1 - share)], dim=2).flatten(1, 2)
-        if name.startswith("stages"):
-            wide[name] = wide[name].repeat_interleave(2, dim=0)
-    return wide
 
-
-def save_model(run: Path, average: SpecialisedVGG, state: dict) -> None:
-    """The moving average of the weights and its card."""
-    card = ModelCard(
+def describe(
+    training: Training, options: argparse.Namespace, real: Real, synthetic: Synthetic
+) -> ModelCard:
+    """The card, with the credits of all that it has seen."""
+    data = [f"synthetic slices of {synthetic.heads} label maps of heads ({HEADS_CREDIT})"]
+    if synthetic.masks:
+        data.append(f"with lesion masks of {len(synthetic.masks)} patients ({ATLAS_CREDIT})")
+    for name, scans in groupby(real.scans, source):
+        data.append(f"{len(list(scans))} labelled scans of {name} ({SOURCES[name].credit})")
+    unlabelled = len(scan_folders(options.unlabelled)) if options.unlabelled else 0
+    if unlabelled:
+        data.append(f"{unlabelled} unlabelled scans ({UNLABELLED_CREDIT})")
+    before = [load_card(find(name)) for name in options.start if not Path(name).is_file()]
+    seen = {key for card in before for key in card.training.get("scans", ())} | set(real.seen)
+    return ModelCard(
         name="leuko-base",
         classes=CLASSES,
-        preparation=Preparation(t1_optional=True),
-        stages=vgg16(state["width"]),
+        preparation=PREPARATION,
+        stages=training.stages,
         side_maps=SIDE_MAPS,
         three_planes=True,
         training={
             "script": "runs/train_base.py",
-            "init": "none",
-            "steps": state["step"],
-            "slices": state["step"] * BATCH,
-            "data": DATA,
+            "init": ", ".join(Path(name).name for name in options.start) or "none",
+            "teachers": [Path(name).name for name in options.teacher],
+            "steps": training.step,
+            "slices": training.step * options.batch,
+            "data": "; ".join(data),
+            "left_out": options.leave,
+            "scans": sorted(seen),
             "synthesis_commit": commit(),
         },
         licence=LICENCE,
         leuko_version=versions()["leuko"],
     )
-    save_weights(run, average.state_dict(), card)
 
 
 def commit() -> str:
@@ -281,23 +329,17 @@ def commit() -> str:
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    return described.stdout.strip()
+    return described.stdout.strip() or "unknown"
 
 
-def save_weights(run: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
+def save_weights(run: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
     """A model folder, in half precision."""
     tensors = {k: v.half().contiguous().cpu() for k, v in weights.items()}
     with staged(run) as scratch:
         (scratch / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
         save_card(scratch, card)
-
-
-def save(content: dict, path: Path) -> None:
-    temporary = path.with_suffix(".part")
-    torch.save(content, temporary)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,23 @@ def make_phantom(
     )
 
 
+def label_map() -> Volume:
+    """A ball of a head with FreeSurfer's numbers: scalp, bone, CSF, cortex, white, ventricles."""
+    x, y, z = np.ogrid[-36:36, -36:36, -36:36]
+    radius = np.sqrt(x**2 + y**2 + z**2)
+    labels = np.zeros(radius.shape, np.int16)
+    for limit, label in ((35, 507), (32, 515), (29, 24), (27, 3), (24, 2)):
+        labels[radius < limit] = label
+    labels[(radius < 24) & (x >= 0)] = 41
+    labels[(radius < 27) & (radius >= 24) & (x >= 0)] = 42
+    for side, label in ((-5, 4), (5, 43)):
+        labels[((x - side) / 4) ** 2 + (y / 12) ** 2 + (z / 6) ** 2 < 1] = label
+    labels[np.broadcast_to((np.abs(x) < 7) & (np.abs(y) < 7) & (z < -16), labels.shape)
+           & (radius < 24)] = 16  # fmt: skip
+    labels[22:24, 40:44, 34:38] = 25
+    return Volume(labels, np.eye(4), name="ball")
+
+
 def _tissue(points: Array, spacing_mm: tuple[float, ...], rng: np.random.Generator) -> Array:
     def radius(centre_mm: tuple[float, ...], axes_mm: tuple[float, ...]) -> Array:
         return np.linalg.norm((points - np.array(centre_mm)) / axes_mm, axis=-1)  # type: ignore[no-any-return]

@@ -31,7 +31,7 @@ LAYERS = (
     {"panes", "verdicts"},
     {"regions", "halfway", "brain"},
     {"runtime", "dataset", "synthesis", "inputs"},
-    {"align", "export", "pathology", "scanner"},
+    {"align", "export", "pathology", "scanner", "sampling"},
     {
         "metrics",
         "imagenet",
@@ -84,8 +84,8 @@ ONLY_IN = {
 }
 TORCH = {
     "network", "imagenet", "losses", "augment", "train", "runtime", "export", "anatomy",
-    "pathology", "scanner", "fields", "synthesis", "batches", "board", "plan", "parallel",
-    "rehearsal", "folds", "batchnorm", "rounding",
+    "pathology", "sampling", "scanner", "fields", "synthesis", "batches", "board", "plan",
+    "parallel", "rehearsal", "folds", "batchnorm", "rounding",
 }  # fmt: skip
 HEAVY = ("numpy", "scipy", "nibabel", "diplib", "matplotlib", "onnxruntime", "torch", "rich")
 

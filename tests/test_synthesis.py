@@ -12,8 +12,10 @@ from leuko.anatomy import (
     BACKGROUND,
     CLASSES,
     CSF,
+    FARTHEST_MM,
     GREY,
     INDEX,
+    RIM,
     TISSUES,
     VENTRICLE,
     WHITE,
@@ -21,34 +23,20 @@ from leuko.anatomy import (
     from_labels,
     from_mni152,
     load_heads,
+    numbers_in,
     reshape,
 )
 from leuko.channels import Preparation, prepare
 from leuko.errors import LeukoError
 from leuko.fields import blurred, smooth_noise
-from leuko.pathology import KINDS, draw_lesions
+from leuko.pathology import KINDS, _punctate, draw_lesions
+from leuko.sampling import Choice, Samples, choose, in_face
 from leuko.scanner import extracted
-from leuko.synthesis import Choice, _face, _truth, choose, synthesise, write_subjects
+from leuko.synthesis import Labelled, _rim, _truth, synthesise, write_subjects
 from leuko.volume import Volume
+from phantoms import label_map
 
 SIZE = (96, 96)
-
-
-def label_map():
-    """A ball of a head with FreeSurfer's numbers: scalp, bone, CSF, cortex, white, ventricles."""
-    x, y, z = np.ogrid[-36:36, -36:36, -36:36]
-    radius = np.sqrt(x**2 + y**2 + z**2)
-    labels = np.zeros(radius.shape, np.int16)
-    for limit, label in ((35, 507), (32, 515), (29, 24), (27, 3), (24, 2)):
-        labels[radius < limit] = label
-    labels[(radius < 24) & (x >= 0)] = 41
-    labels[(radius < 27) & (radius >= 24) & (x >= 0)] = 42
-    for side, label in ((-5, 4), (5, 43)):
-        labels[((x - side) / 4) ** 2 + (y / 12) ** 2 + (z / 6) ** 2 < 1] = label
-    labels[np.broadcast_to((np.abs(x) < 7) & (np.abs(y) < 7) & (z < -16), labels.shape)
-           & (radius < 24)] = 16  # fmt: skip
-    labels[22:24, 40:44, 34:38] = 25
-    return Volume(labels, np.eye(4), name="ball")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +61,7 @@ def made(ball, seed=0, **changes):
 def test_an_anatomy_knows_what_labels_do_not_say(ball):
     names = {TISSUES[index].name for index in ball.tissue.unique().tolist()}
     assert {"septum", "dura", "bone", "brain stem", "ventricle"} <= names
+    assert (ball.other_ventricles_mm == FARTHEST_MM).all()  # it has none
     assert ball.lesions.sum() == 32
     assert ball.has_skull
     inside = ball.tissue == INDEX["ventricle"]
@@ -135,6 +124,7 @@ def test_there_are_brains_without_lesions_and_with_many(ball):
 
 def test_lesions_of_the_atlas_are_carried_over(ball, monkeypatch):
     monkeypatch.setattr("leuko.pathology.KINDS", {"carried": 1.0})
+    monkeypatch.setattr("leuko.pathology.PUNCTATE", 0.0)
     left = torch.zeros(182, 218, 182, dtype=torch.bool)
     left[:80] = True
     found = [
@@ -214,11 +204,117 @@ def test_a_lesion_in_a_part_of_a_thick_slice_is_labelled_if_it_shows():
     tissue = torch.full((5, 16, 16), INDEX["white"])
     lesion = torch.zeros(5, 16, 16)
     lesion[1, 4:12, 4:12] = 1
-    one, _ = _truth(tissue, lesion, a_choice(slices=1, parts=5))
+    none = torch.zeros_like(lesion)
+    choice = a_choice(slices=1, parts=5)
+    one, _ = _truth(tissue, Labelled(lesion, none, none), choice)
     lesion[2] = lesion[1]
-    two, _ = _truth(tissue, lesion, a_choice(slices=1, parts=5))
+    two, _ = _truth(tissue, Labelled(lesion, none, none), choice)
     assert (one == WHITE).all()
     assert (two == WMH).sum() == 64
+
+
+def test_a_label_ends_at_two_fifths_of_the_brightness_of_its_lesion():
+    part = torch.linspace(0, 1, 101).expand(2, 8, 101)
+    tissue = torch.full(part.shape, INDEX["white"])
+    truth, _ = _truth(tissue, Labelled(part, 0 * part, 0 * part), a_choice(slices=2, parts=1))
+    assert part[truth == WMH].min() == pytest.approx(0.4, abs=0.011)
+    assert part[truth != WMH].max() == pytest.approx(0.4, abs=0.011)
+
+
+# Caps and rims
+
+
+def beside_a_ventricle(back=0.5):
+    """Samples of white matter to the right of a ventricle, a millimetre from column to column."""
+    distance = (torch.arange(64.0) - 16).expand(4, 64, 64)
+    tissue = torch.where(distance < 0, INDEX["ventricle"], INDEX["white"])
+    zero = torch.zeros_like(distance)
+    return Samples(tissue, distance, distance.clamp(min=0), zero, zero, zero + back)
+
+
+def rims(samples, seed):
+    generator = torch.Generator().manual_seed(seed)
+    choice = a_choice(slices=4, parts=1, thickness_mm=1.0, spacing_mm=1.0)
+    return _rim(samples, choice, np.random.default_rng(seed), generator), choice
+
+
+def test_rims_lie_along_ventricles_and_are_wider_at_the_horns():
+    def mean_width(back):
+        widths = []
+        for seed in range(40):
+            samples = beside_a_ventricle(back)
+            (part, excess), _ = rims(samples, seed)
+            assert not part[samples.cavity_mm > 5].any()
+            assert not part[samples.tissue == INDEX["ventricle"]].any()
+            assert not excess[part == 0].any()
+            widths.append(part.sum(dim=-1).mean().item())
+        assert widths.count(0) >= 4  # not seen in every scan
+        return np.mean(widths)
+
+    middle = mean_width(0.5)
+    assert 0.7 < middle < 2.5
+    assert mean_width(0.1) > 1.4 * middle
+    assert mean_width(0.9) > 1.4 * middle
+
+
+def test_a_rim_is_labelled_where_it_is_seen_and_a_lesion_in_it_is_a_lesion():
+    samples = beside_a_ventricle()
+    rim = (samples.cavity_mm < 3).float()  # drawn over the ventricle too
+    lesion = torch.zeros_like(rim)
+    lesion[:, :32] = rim[:, :32]
+    choice = a_choice(slices=4, parts=1)
+    bright, _ = _truth(samples.tissue, Labelled(lesion, rim, 0.3 * rim), choice)
+    faint, _ = _truth(samples.tissue, Labelled(0 * lesion, rim, 0.05 * rim), choice)
+    assert not (faint == RIM).any()
+    assert torch.equal(bright == RIM, (samples.cavity_mm < 3) & (samples.ventricle_mm >= 0)
+                       & (lesion == 0))  # fmt: skip
+    assert torch.equal(bright == WMH, lesion > 0)
+
+
+def test_rims_of_scans_are_bright_and_lie_beside_ventricles(ball):
+    seen = 0
+    for seed in range(16):
+        scan = made(replace(ball, lesions=ball.lesions & False), seed, head=False, slices=48,
+                    thickness_mm=1.0, spacing_mm=1.0, parts=1)  # fmt: skip
+        rim = scan.truth == RIM
+        if rim.sum() < 200:
+            continue
+        seen += 1
+        cavity = (scan.truth == VENTRICLE).float()[None]
+        near = F.max_pool3d(cavity, 13, stride=1, padding=6)[0] > 0
+        assert (near & rim).sum() > 0.97 * rim.sum()
+        assert scan.flair[rim].median() > 1.05 * scan.flair[scan.truth == WHITE].median()
+    assert seen >= 5
+
+
+def test_the_third_and_fourth_ventricle_have_rims_too():
+    samples = beside_a_ventricle()
+    third = samples._replace(
+        tissue=torch.where(samples.ventricle_mm < 0, INDEX["csf"], INDEX["white"]),
+        ventricle_mm=torch.full_like(samples.ventricle_mm, 30),
+    )
+    widths = [rims(third, seed)[0][0].sum(dim=-1).mean().item() for seed in range(20)]
+    assert np.mean(widths) > 0.5
+    labels = label_map().data.copy()
+    labels[34:38, 20:24, 30:34] = 15
+    distance = from_labels(Volume(labels, np.eye(4), name="ball"), "ball").other_ventricles_mm
+    assert (distance[34:38, 20:24, 30:34] == 0).all()
+    assert distance[36, 19, 32] == 0.5
+    assert from_mni152().other_ventricles_mm.min() == 0
+
+
+def test_classes_have_their_numbers_in_models_that_lack_some():
+    assert numbers_in(CLASSES) == list(range(7))
+    assert numbers_in(tuple(c for c in CLASSES if c != "rim")) == [0, 1, 2, 3, 4, 4, 5]
+    assert numbers_in(("background", "wmh")) == [0, 0, 0, 0, 0, 0, 1]
+
+
+def test_punctate_lesions_are_small_and_deep(ball):
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(8):
+        points = _punctate(ball, np.random.default_rng(seed), generator)
+        assert 0 < points.sum() < 60 * 40
+        assert not points[(ball.ventricle_mm <= 2) & (ball.tissue == INDEX["white"])].any()
 
 
 def test_every_lesion_is_bright_on_flair_and_some_have_cavities_dark_on_both(ball):
@@ -243,7 +339,7 @@ def test_defacing_blanks_what_lies_in_front_of_the_brain(ball):
     choice = a_choice(slices=60, thickness_mm=1.0, spacing_mm=1.0, parts=1)
     x, y, z = torch.meshgrid(*[torch.arange(72.0)] * 3, indexing="ij")
     points = torch.stack([x, y, z], dim=-1).permute(2, 0, 1, 3)[6:66]
-    face = _face(ball, points, choice)
+    face = in_face(ball, points, choice)
     tissue = ball.tissue.permute(2, 0, 1)[6:66]
     upper = slice(44, None)  # 38 mm above the lowest of the brain
     assert not face[upper][tissue[upper] == INDEX["white"]].any()

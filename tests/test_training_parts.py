@@ -10,7 +10,7 @@ import torch
 
 from conftest import SMALL
 from leuko import dataset, losses, nifti
-from leuko.anatomy import WMH, from_mni152
+from leuko.anatomy import CLASSES, CSF, RIM, WMH, from_mni152
 from leuko.augment import augment
 from leuko.batches import Batches
 from leuko.channels import Preparation
@@ -411,7 +411,7 @@ def greys(batch):
 
 def test_the_shares_of_a_step_are_all_of_it():
     recipe = replace(MODERN, synthetic_part=0.25)
-    whole = made_batches(recipe, MadeUp(), tissues=True).draw(3)
+    whole = made_batches(recipe, MadeUp(), classes=CLASSES).draw(3)
     for count in (1, 2, 4, 8):
         shares = [whole.share(rank, count) for rank in range(count)]
         assert {len(share.images) for share in shares} == {8 // count}
@@ -445,27 +445,36 @@ def test_what_is_drawn_first_says_nothing_of_what_is_drawn_next():
 
 
 class MadeUp:
-    """Synthetic slices of grey value 200 whose pixels are all WMH, or CSF in the first row."""
+    """Synthetic slices of grey value 200: a row of CSF, one of a rim, WMH below."""
 
     def draw(self, _step, count, **_):
         classes = np.full((count, 16, 16), WMH, np.uint8)
-        classes[:, 0] = 1
+        classes[:, 0], classes[:, 1] = CSF, RIM
         return np.full((count, 16, 16, 3), 200, np.uint8), classes, np.zeros(count, dtype=bool)
 
 
 def test_synthetic_images_are_their_part_of_a_step():
     recipe = replace(MODERN, synthetic_part=0.25)
-    batch = made_batches(recipe, MadeUp(), tissues=True).draw(0)
+    batch = made_batches(recipe, MadeUp(), classes=CLASSES).draw(0)
     assert (len(batch.labels), len(batch.classes)) == (6, 2)
     assert greys(batch).count(200) == 2
-    assert set(batch.classes.unique().tolist()) == {1, WMH}
+    assert set(batch.classes.unique().tolist()) == {CSF, RIM, WMH}
 
 
-def test_a_model_of_two_classes_is_told_wmh_alone():
+@pytest.mark.parametrize(
+    ("classes", "numbers"),
+    [
+        (CLASSES, [1, 5, 6]),
+        (("background", "csf", "ventricle", "grey", "white", "wmh"), [1, 4, 5]),
+        (("background", "wmh"), [0, 0, 1]),
+    ],
+)
+def test_a_model_is_told_the_classes_that_it_knows(classes, numbers):
     recipe = replace(MODERN, synthetic_part=0.5)
-    batch = made_batches(recipe, MadeUp()).draw(0)
-    assert batch.classes.unique().tolist() == [0, 1]
-    assert torch.equal(batch.classes == 1, batch.wmh[len(batch.labels) :])
+    batch = made_batches(recipe, MadeUp(), classes=classes).draw(0)
+    for shown in batch.classes:
+        assert shown[:3, 0].tolist() == numbers
+    assert torch.equal(batch.classes == numbers[-1], batch.wmh[len(batch.labels) :])
 
 
 @pytest.mark.parametrize("loss_of", [cross_entropy_dice, summed_cross_entropy])

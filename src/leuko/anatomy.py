@@ -21,14 +21,16 @@ from leuko.errors import LeukoError
 from leuko.files import find_images, image_stem
 from leuko.volume import Array, Volume
 
-CLASSES = ("background", "csf", "ventricle", "grey", "white", "wmh")
-BACKGROUND, CSF, VENTRICLE, GREY, WHITE, WMH = range(len(CLASSES))
+# "rim": the normal caps and rims of the ventricles, bright on FLAIR.
+CLASSES = ("background", "csf", "ventricle", "grey", "white", "rim", "wmh")
+BACKGROUND, CSF, VENTRICLE, GREY, WHITE, RIM, WMH = range(len(CLASSES))
 
 Range = tuple[float, float]
 
 
 # White matter that is dark on T1: drawn lesions, and what FreeSurfer calls hypointensities.
 OWN_LESIONS = (25, 57, 77, 78, 79)
+OTHER_VENTRICLES = (14, 15, 72)  # the third, the fourth, the fifth
 
 
 class Tissue(NamedTuple):
@@ -84,6 +86,7 @@ class Anatomy:
     ventricle_mm: Tensor  # float16, distance to the lateral ventricles, negative inside
     cortex_mm: Tensor  # float16, distance to the cortex
     lesions: Tensor  # bool, the subject's own
+    other_ventricles_mm: Tensor  # float16, distance to the third, fourth and fifth ventricle
     low: tuple[int, int, int]  # box of the brain, voxels
     high: tuple[int, int, int]
 
@@ -99,7 +102,18 @@ class Anatomy:
             ventricle_mm=self.ventricle_mm.to(device),
             cortex_mm=self.cortex_mm.to(device),
             lesions=self.lesions.to(device),
+            other_ventricles_mm=self.other_ventricles_mm.to(device),
         )
+
+
+def numbers_in(classes: Sequence[str]) -> list[int]:
+    """The number that each of `CLASSES` has among the classes of a model, which may lack some.
+
+    Without a class of their own, rims are white matter, and any other tissue is background.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    numbers.setdefault("rim", numbers.get("white", BACKGROUND))
+    return [numbers.get(name, BACKGROUND) for name in CLASSES]
 
 
 def load_heads(folder: Path) -> list[Anatomy]:
@@ -152,7 +166,12 @@ def from_labels(labels: Volume, name: str) -> Anatomy:
         "septum"
     ]
     tissue[_dilated(tissue == INDEX["bone"], 1) & (tissue == INDEX["csf"])] = INDEX["dura"]
-    return make_anatomy(name, tissue, lesions=np.isin(data, OWN_LESIONS))
+    return make_anatomy(
+        name,
+        tissue,
+        lesions=np.isin(data, OWN_LESIONS),
+        other_ventricles=np.isin(data, OTHER_VENTRICLES),
+    )
 
 
 def from_mni152() -> Anatomy:
@@ -169,7 +188,9 @@ def from_mni152() -> Anatomy:
     # Boxes in MNI space, mm; the maps tell neither ventricles nor what lies below the tentorium.
     lateral = (np.abs(x) < 42) & (y > -62) & (y < 38) & (z > -22) & (z < 32)
     third = (np.abs(x) < 5) & (z < 14)
+    fourth = (np.abs(x) < 12) & (y > -58) & (y < -34) & (z < -12)
     inner = scipy.ndimage.distance_transform_edt(brain) > 22
+    others = (tissue == INDEX["csf"]) & inner & (fourth | (third & (y > -36) & (y < 6) & (z > -14)))
     tissue[(tissue == INDEX["csf"]) & lateral & ~third & inner] = INDEX["ventricle"]
     stem = (np.abs(x) < 18) & (y > -42) & (y < -12) & (z < -14)
     below = (z < -16) & (y < -38) & ~stem
@@ -180,7 +201,8 @@ def from_mni152() -> Anatomy:
         (below, "cortex", "cerebellar cortex"),
     ):
         tissue[region & (tissue == INDEX[kind])] = INDEX[becomes]
-    return make_anatomy("mni152", tissue, lesions=np.zeros(tissue.shape, dtype=bool))
+    none = np.zeros(tissue.shape, dtype=bool)
+    return make_anatomy("mni152", tissue, lesions=none, other_ventricles=others)
 
 
 def reshape(anatomy: Anatomy, *, ventricle_widening_mm: float, sulcal_filling_mm: float) -> Anatomy:
@@ -204,8 +226,13 @@ def reshape(anatomy: Anatomy, *, ventricle_widening_mm: float, sulcal_filling_mm
     return replace(anatomy, tissue=tissue, ventricle_mm=from_ventricle, lesions=lesions & ~opened)
 
 
-def make_anatomy(name: str, tissue: Array, *, lesions: Array) -> Anatomy:
-    """An anatomy of tissue indices (X, Y, Z), its distances measured."""
+def make_anatomy(
+    name: str, tissue: Array, *, lesions: Array, other_ventricles: Array | None = None
+) -> Anatomy:
+    """An anatomy of tissue indices (X, Y, Z), its distances measured.
+
+    `other_ventricles` is the mask of all but the lateral ones; None where it is not known.
+    """
     truth = np.array([kind.truth for kind in TISSUES])[tissue]
     if not all(
         (kind == value).any()
@@ -220,13 +247,19 @@ def make_anatomy(name: str, tissue: Array, *, lesions: Array) -> Anatomy:
         _distance(ventricle) - _distance(~ventricle),
         _distance(tissue == INDEX["cortex"]),
         torch.from_numpy(lesions),
+        _distance(np.zeros_like(ventricle) if other_ventricles is None else other_ventricles),
         tuple(brain.min(axis=0).tolist()),
         tuple(brain.max(axis=0).tolist()),
     )
 
 
 def _distance(mask: Array) -> Tensor:
-    """Millimetres to the nearest voxel of a mask, half a voxel less: 0 at its surface."""
+    """Millimetres to the nearest voxel of a mask, half a voxel less: 0 at its surface.
+
+    An empty mask is `FARTHEST_MM` away.
+    """
+    if not mask.any():
+        return torch.full(mask.shape, FARTHEST_MM, dtype=torch.float16)
     distance = scipy.ndimage.distance_transform_edt(~mask).astype(np.float32)
     return torch.from_numpy(np.clip(distance - 0.5, 0, FARTHEST_MM).astype(np.float16))
 

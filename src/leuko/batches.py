@@ -4,16 +4,17 @@ variant.
 All about a step follows from the seed and its number, however many processes share it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from leuko.anatomy import WMH
+from leuko.anatomy import WMH, numbers_in
 from leuko.augment import augment
 from leuko.channels import Channels
-from leuko.dataset import Slices
+from leuko.dataset import WMH_LABELS, Slices
 from leuko.recipes import Recipe
 from leuko.rehearsal import Rehearsal
 
@@ -55,12 +56,13 @@ class Batches:
         seed: int,
         device: torch.device,
         rehearsal: Rehearsal | None = None,
-        tissues: bool = False,
+        classes: Sequence[str] = WMH_LABELS.classes,
     ) -> None:
-        """`tissues`: the model's classes are `anatomy.CLASSES`, not only background and WMH."""
+        """`classes` are the model's; synthetic slices come with `anatomy.CLASSES`."""
         self._slices, self._recipe, self._channels = slices, recipe, channels
         self._seed, self._device = seed, device
-        self._rehearsal, self._tissues = rehearsal, tissues
+        self._rehearsal = rehearsal
+        self._numbers = torch.tensor(numbers_in(classes), device=device)
         self._images, self._labels, self._sagittal = (
             torch.from_numpy(array).to(device)
             for array in (slices.images, slices.labels, slices.sagittal)
@@ -92,13 +94,11 @@ class Batches:
             sagittal=sagittal,
             generator=torch.Generator(self._device).manual_seed(int(rng.integers(2**62))),
         )
-        labels, classes = moved[:real], moved[real:]
+        labels, synthetic = moved[:real], moved[real:]
         wmh = None
         if self._slices.wmh is not None:
-            wmh = torch.cat([labels == self._slices.wmh, classes == WMH])
-        if not self._tissues:
-            classes = (classes == WMH).long()
-        return Batch(varied, labels, classes, wmh)
+            wmh = torch.cat([labels == self._slices.wmh, synthetic == WMH])
+        return Batch(varied, labels, self._numbers[synthetic], wmh)
 
     def close(self) -> None:
         """Make no more synthetic slices."""

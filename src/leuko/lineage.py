@@ -27,7 +27,7 @@ def described(subjects: Iterable[Subject], data: Path) -> list[Described]:
                 for kind, path in (("flair", s.flair), ("t1", s.t1), ("labels", s.labels))
                 if path
             },
-            "scan": _fingerprint(s.flair),
+            "scan": fingerprint(s.flair),
         }
         for s in subjects
     ]
@@ -61,7 +61,7 @@ def _found(entry: Described, data: Path) -> Subject:
     return Subject(entry["name"], **{"t1": None} | paths)
 
 
-def _fingerprint(path: Path) -> str:
+def fingerprint(path: Path) -> str:
     """Of the voxels of an image, its axes running R, A, S."""
     voxels = np.ascontiguousarray(nifti.read(path).canonical().data, dtype=np.float32)
     return hashlib.sha256(voxels.tobytes()).hexdigest()[:16]

@@ -1,6 +1,6 @@
 """Lesions that never were: where white matter hyperintensities lie and how they look.
 
-Two kinds. Vascular: caps, bands and haloes along the ventricles, and deep ones from punctate to
+Two kinds. Vascular: bands and haloes along the ventricles, and deep ones from punctate to
 confluent. Multiple sclerosis: fingers from the ventricles outwards, beside the cortex, in the
 corpus callosum and below the tentorium. Masks drawn on other brains can be carried over.
 """
@@ -18,6 +18,8 @@ from leuko.fields import smooth_noise
 
 # Share of the images with each kind of lesion.
 KINDS = {"vascular": 0.42, "ms": 0.27, "both": 0.06, "carried": 0.12, "none": 0.13}
+# Share of the images with lesions that have punctate ones too.
+PUNCTATE = 0.3
 
 
 def draw_lesions(
@@ -45,6 +47,8 @@ def draw_lesions(
         lesions |= _sclerosis(anatomy, rng, generator)
     if kind == "carried":
         lesions |= _carried(anatomy, rng, atlas)
+    if rng.random() < PUNCTATE:
+        lesions |= _punctate(anatomy, rng, generator)
     return lesions
 
 
@@ -59,7 +63,7 @@ def _vascular(anatomy: Anatomy, rng: np.random.Generator, generator: torch.Gener
         for name in ("thalamus", "putamen", "brain stem"):
             allowed = allowed | (anatomy.tissue == INDEX[name])
     from_ventricle = anatomy.ventricle_mm.float().clamp(min=0)
-    volume_ml = math.exp(rng.uniform(math.log(0.2), math.log(130)))
+    volume_ml = math.exp(rng.uniform(math.log(0.1), math.log(130)))
     # Large loads are confluent around the ventricles; small ones may be anywhere.
     band = rng.uniform(0.3, 3.0) * (1 if volume_ml < 20 else 1.5)
     reach_mm = rng.uniform(2, 6) + 0.12 * volume_ml * rng.uniform(0.3, 1)
@@ -113,6 +117,25 @@ def _sclerosis(anatomy: Anatomy, rng: np.random.Generator, generator: torch.Gene
                 frame = _outward_frame(from_ventricle, centre, frame)
                 axes = radius * np.array([rng.uniform(1.2, 2.2), 0.75, 0.75])
             _add_ovoid(lesions, rough, centre, frame, axes)
+    return lesions & place
+
+
+def _punctate(anatomy: Anatomy, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    """Lesions of 1 to 2 mm radius in deep white matter, in a third of the images also in the brain
+    stem and the cerebellum: how small-vessel disease begins."""
+    place = (anatomy.tissue == INDEX["white"]) & (anatomy.ventricle_mm > 2)
+    if rng.random() < 0.33:
+        for name in ("brain stem", "cerebellar white"):
+            place = place | (anatomy.tissue == INDEX[name])
+    voxels = place.nonzero()
+    lesions = torch.zeros_like(place)
+    if not len(voxels):
+        return lesions
+    rough = smooth_noise(place.shape, 2.5, generator)
+    for centre in voxels[rng.integers(len(voxels), size=1 + int(rng.exponential(15)))].tolist():
+        axes = rng.uniform(1.0, 2.2) * np.exp(rng.normal(0, 0.2, size=3))
+        frame = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        _add_ovoid(lesions, rough, centre, frame, axes)
     return lesions & place
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leuko import imagenet
-from leuko.anatomy import CLASSES as TISSUES
+from leuko.anatomy import CLASSES as MADE
 from leuko.channels import Preparation
 from leuko.dataset import BACKGROUND, UNKNOWN, WMH, WMH_LABELS, Labelling, tissue_labels
 from leuko.errors import LeukoError
@@ -13,6 +13,9 @@ from leuko.recipes import MODERN, Augmentation, Phase, Recipe
 
 CLASSES = WMH_LABELS.classes
 SYNTHETIC = Preparation()  # what synthetic slices look like
+# The classes of models that synthetic slices can teach: all, all but the rims of the ventricles, or
+# WMH alone.
+TAUGHT = (MADE, tuple(name for name in MADE if name != "rim"), CLASSES)
 NO_MODELS = ("imagenet", "none")  # to start from
 
 
@@ -133,9 +136,9 @@ class Settings:
                 f"channels {SYNTHETIC.channels} at {SYNTHETIC.pixel_mm:g} mm; this model has "
                 f"{preparation.channels} at {preparation.pixel_mm:g} mm: use --recipe modern"
             )
-        if self.classes not in (CLASSES, TISSUES):
+        if self.classes not in TAUGHT:
             raise LeukoError(
                 f"the recipe {self.recipe.name} mixes in synthetic images of the classes "
-                f"{', '.join(TISSUES)}; this model has {', '.join(self.classes)}: use --recipe "
+                f"{', '.join(MADE)}; this model has {', '.join(self.classes)}: use --recipe "
                 "modern"
             )

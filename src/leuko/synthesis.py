@@ -19,7 +19,9 @@ from leuko import nifti
 from leuko.anatomy import (
     BACKGROUND,
     CLASSES,
+    GREY,
     INDEX,
+    RIM,
     TISSUES,
     VENTRICLE,
     WHITE,
@@ -32,15 +34,19 @@ from leuko.channels import Preparation, area_residue, requantise
 from leuko.fields import blurred, smooth_noise
 from leuko.files import staged
 from leuko.pathology import draw_lesions
+from leuko.sampling import Choice, Samples, choose, in_face, sample, sample_points, slabs, table
 from leuko.scanner import acquired, extracted
 from leuko.volume import Array, Volume
 
-# The least part of a lesion's full brightness that is labelled, once its edges are soft and slices
-# have their thickness: readers mark what they see, and see a little less than half.
-LABELLED_PART = 0.35
+# The least part of its full brightness to which a lesion or a rim is labelled, once its edges are
+# soft and slices have their thickness: where readers draw edges (runs/edges.py: 0.39 to 0.46).
+LABELLED_PART = 0.4
 # The least brightness of a lesion on FLAIR, white matter being 1: dimmer ones teach to guess.
 LEAST_CONTRAST = 1.22
-LONGEST_SAMPLE_MM = 1.6  # through the thickness of a slice
+# The least brightness of a labelled rim, above white matter at 1: dimmer ones are not seen.
+LEAST_RIM = 0.12
+WIDEST_RIM_MM = 4.0
+BELOW_TENTORIUM = ("brain stem", "cerebellar white")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,29 +83,13 @@ class Scan:
         return np.stack([residue, flair, t1], axis=-1), self.truth.cpu().numpy()
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What is decided about one synthetic scan before its pixels are made."""
+class Labelled(NamedTuple):
+    """Lesions and rims with their soft edges, before slices have their thickness, all
+    (N * parts, H, W)."""
 
-    axis: int
-    slices: int
-    thickness_mm: float
-    spacing_mm: float
-    parts: int  # samples through the thickness of a slice
-    head: bool  # with skull and scalp, as the scanner saw it
-    with_t1: bool
-    ventricle_widening_mm: float
-    sulcal_filling_mm: float  # by cortex
-
-
-class Samples(NamedTuple):
-    """What lies at the points of a scan, all (N * parts, H, W)."""
-
-    tissue: Tensor  # int64, indices into TISSUES
-    ventricle_mm: Tensor  # distance from the lateral ventricles, negative inside
-    lesion: Tensor  # 0 or 1
-    damage: Tensor  # noise: above about 1 a lesion has lost its tissue
-    back: Tensor  # 0 at the front of the brain, 1 at its back
+    lesion: Tensor  # the part of its full brightness, 0 to 1
+    rim: Tensor  # likewise
+    rim_excess: Tensor  # what rims add to a FLAIR whose white matter is 1
 
 
 def write_subjects(
@@ -120,29 +110,6 @@ def write_subjects(
                 nifti.write(scratch / f"{name}.nii.gz", volume)
         wmh = volumes["wmh"]
         yield home, float(wmh.data.sum()) * wmh.voxel_mm3 / 1000
-
-
-def choose(anatomy: Anatomy, rng: np.random.Generator, *, every_mm: float = 4.0) -> Choice:
-    """Slice direction and thickness, whole head or brain, T1 or none.
-
-    Slices stand at least `every_mm` apart: neighbours of thin slices teach nothing new.
-    """
-    axis = int(rng.choice(3, p=[0.15, 0.15, 0.7]))
-    thickness = 1.0 if rng.random() < 0.45 else float(rng.uniform(1.5, 8.0))
-    spacing = thickness if rng.random() < 0.6 else thickness * float(rng.uniform(1.0, 1.3))
-    extent = anatomy.high[axis] - anatomy.low[axis] + 24
-    stride = max(spacing, every_mm)
-    return Choice(
-        axis=axis,
-        slices=int(extent / stride),
-        thickness_mm=thickness,
-        spacing_mm=stride,
-        parts=math.ceil(thickness / LONGEST_SAMPLE_MM),
-        head=anatomy.has_skull and bool(rng.random() < 0.5),
-        with_t1=bool(rng.random() < 0.75),
-        ventricle_widening_mm=float(np.clip(rng.normal(0, 1.2), -1.5, 3)),
-        sulcal_filling_mm=float(max(0, rng.uniform(-1.0, 1.6))),
-    )
 
 
 def synthesise(
@@ -170,17 +137,18 @@ def synthesise(
     if not own_lesions:
         anatomy = replace(anatomy, lesions=draw_lesions(anatomy, rng, atlas=atlas))
     damage = smooth_noise(anatomy.tissue.shape, 9, generator)
-    points = _points(anatomy, choice, size, rng, generator)
+    points = sample_points(anatomy, choice, size, rng, generator)
 
-    samples = _sampled(anatomy, damage, points)
-    lesion_part = blurred(samples.lesion, rng.uniform(0.3, 1.1))
-    truth, brain = _truth(samples.tissue, lesion_part, choice)
-    flair = _flair(samples, lesion_part, choice, rng, generator)
+    samples = sample(anatomy, damage, points)
+    lesion = blurred(samples.lesion, rng.uniform(0.3, 1.1)) * rng.uniform(1.0, 1.4)
+    labelled = Labelled(lesion.clamp(max=1), *_rim(samples, choice, rng, generator))
+    truth, brain = _truth(samples.tissue, labelled, choice)
+    flair = _flair(samples, labelled, choice, rng, generator)
     t1 = None
     if choice.with_t1:
         if rng.random() < 0.5:  # aligned, but not quite
             points = points + torch.as_tensor(rng.normal(0, 0.6, size=3), device=points.device)
-            samples = _sampled(anatomy, damage, points.float())
+            samples = sample(anatomy, damage, points.float())
         t1 = _t1(samples, choice, rng, generator)
 
     flair = acquired(flair, rng, generator)
@@ -190,87 +158,56 @@ def synthesise(
         flair, truth = flair * kept, torch.where(kept, truth, BACKGROUND)
         t1 = None if t1 is None else t1 * kept
     elif rng.random() < 0.15:
-        kept = ~_face(anatomy, points, choice)
+        kept = ~in_face(anatomy, points, choice)
         flair = flair * kept
         t1 = None if t1 is None else t1 * kept
     return Scan(flair, t1, truth.to(torch.uint8), choice.axis, choice.spacing_mm)
 
 
-def _points(
-    anatomy: Anatomy,
-    choice: Choice,
-    size: tuple[int, int],
-    rng: np.random.Generator,
-    generator: torch.Generator,
-) -> Tensor:
-    """Where the samples of all slices lie: voxels of the anatomy (N * parts, H, W, 3)."""
-    device = anatomy.tissue.device
-    across = choice.spacing_mm * (torch.arange(choice.slices, device=device) - choice.slices / 2)
-    within = choice.thickness_mm * (
-        (torch.arange(choice.parts, device=device) + 0.5) / choice.parts - 0.5
-    )
-    across = (across[:, None] + within).flatten() + rng.uniform(-2, 2)
-    rows, columns = (
-        torch.arange(n, device=device) - (n - 1) / 2 + rng.uniform(-12, 12) for n in size
-    )
-    grid = torch.meshgrid(across, rows, columns, indexing="ij")
-    order = {0: (0, 1, 2), 1: (1, 0, 2), 2: (1, 2, 0)}[choice.axis]
-    points = torch.stack([grid[k] for k in order], dim=-1)  # (F, H, W, 3), mm around the brain
-    centre = torch.tensor(anatomy.low, device=device) + torch.tensor(anatomy.high, device=device)
+def _rim(
+    samples: Samples, choice: Choice, rng: np.random.Generator, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The normal caps and rims of the ventricles, `rim` and `rim_excess` of `Labelled`.
 
-    turn = np.radians(rng.normal(0, 6, size=3))
-    matrix = np.eye(3)
-    for axis, angle in enumerate(turn):
-        a, b = (k for k in range(3) if k != axis)
-        rotation = np.eye(3)
-        rotation[[a, a, b, b], [a, b, a, b]] = np.array([1, -1, 1, 1]) * [
-            np.cos(angle), np.sin(angle), np.sin(angle), np.cos(angle)
-        ]  # fmt: skip
-        matrix = matrix @ rotation
-    matrix = matrix @ np.diag(np.exp(rng.normal(0, 0.06, size=3)))
-    matrix += np.triu(rng.normal(0, 0.03, size=(3, 3)), 1)
-    if rng.random() < 0.5:
-        matrix[0] *= -1
-    points = points @ torch.as_tensor(matrix.T, dtype=torch.float32, device=device)
-    bend = rng.uniform(0, 2.5)
-    scales = (24 / choice.spacing_mm * choice.parts, 24.0, 24.0)
-    for axis in range(3):
-        points[..., axis] += bend * smooth_noise(points.shape[:3], scales, generator)
-    return points + centre / 2
+    They are smooth, mostly 1 to 3 mm wide, wider at the horns of the lateral ventricles, and not
+    seen in a quarter of the scans.
+    """
+    if rng.random() < 0.25:
+        return torch.zeros_like(samples.lesion), torch.zeros_like(samples.lesion)
+    solid = table([k.truth >= GREY for k in TISSUES], samples.tissue.device)[samples.tissue]
+    coarse, fine = _fields(samples.tissue.shape, choice, generator)
+    front = torch.sigmoid((0.34 - samples.back) / 0.03)
+    behind = torch.sigmoid((samples.back - 0.62) / 0.03)
+    body_mm = math.exp(rng.uniform(math.log(0.4), math.log(2.6)))
+    width_mm = body_mm + rng.uniform(0, 3) * (front + behind)
+    width_mm = (width_mm * (1 + 0.45 * coarse + 0.2 * fine)).clamp(max=WIDEST_RIM_MM)
+    edge_mm = rng.uniform(0.5, 1.2)
+    part = solid * ((width_mm - samples.cavity_mm) / edge_mm + 0.5).clamp(0, 1)
+    if rng.random() < 0.5:  # less around the third and fourth ventricle
+        lateral = samples.ventricle_mm <= samples.cavity_mm + 0.1
+        part = torch.where(lateral, part, rng.uniform(0, 1) * part)
+    height = rng.uniform(0.05, 0.75) * (1 + 0.4 * coarse + 0.2 * fine).clamp(min=0)
+    return part, part * height
 
 
-def _sampled(anatomy: Anatomy, damage: Tensor, points: Tensor) -> Samples:
-    sizes = torch.tensor(anatomy.tissue.shape, device=points.device)
-    nearest = points.round().long()
-    inside = ((nearest >= 0) & (nearest < sizes)).all(dim=-1)
-    nearest = torch.minimum(nearest.clamp_(min=0), sizes - 1)
-    index = (nearest[..., 0] * sizes[1] + nearest[..., 1]) * sizes[2] + nearest[..., 2]
-    tissue = torch.where(inside, anatomy.tissue.flatten()[index], 0).long()
-    solid = _table([k.truth > VENTRICLE for k in TISSUES], tissue.device)[tissue]
-    front, length = anatomy.high[1], anatomy.high[1] - anatomy.low[1]
-    return Samples(
-        tissue,
-        anatomy.ventricle_mm.flatten()[index].float(),
-        (anatomy.lesions.flatten()[index] & solid).float(),
-        damage.flatten()[index],
-        (front - points[..., 1]) / length,
-    )
-
-
-def _truth(tissue: Tensor, lesion_part: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+def _truth(tissue: Tensor, labelled: Labelled, choice: Choice) -> tuple[Tensor, Tensor]:
     """Classes (N, H, W), the commonest through each slice's thickness, and the part of brain.
 
-    `lesion_part`: lesions (N * parts, H, W), 0 to 1, with their soft edges.
+    A lesion in a rim is a lesion.
     """
-    classes = _table([k.truth for k in TISSUES], tissue.device)[tissue]
-    parts = torch.stack([_slabs((classes == k).float(), choice) for k in range(len(CLASSES) - 1)])
-    marked = _slabs(lesion_part, choice) >= LABELLED_PART
-    return torch.where(marked, WMH, parts.argmax(dim=0)), parts[VENTRICLE:].sum(dim=0)
+    classes = table([k.truth for k in TISSUES], tissue.device)[tissue]
+    parts = torch.stack([slabs((classes == k).float(), choice) for k in range(len(CLASSES) - 1)])
+    marked = slabs(labelled.lesion, choice) >= LABELLED_PART
+    commonest = parts.argmax(dim=0)
+    rim = (slabs(labelled.rim, choice) >= LABELLED_PART) & (commonest >= GREY)
+    rim = rim & (slabs(labelled.rim_excess, choice) >= LEAST_RIM)
+    truth = torch.where(rim, RIM, commonest)
+    return torch.where(marked, WMH, truth), parts[VENTRICLE:].sum(dim=0)
 
 
 def _flair(
     samples: Samples,
-    lesion_part: Tensor,
+    labelled: Labelled,
     choice: Choice,
     rng: np.random.Generator,
     generator: torch.Generator,
@@ -286,21 +223,32 @@ def _flair(
     grey = tissue == INDEX["cortex"]
     image = image + grey * (shine * (fine + 0.4 * coarse - 0.3).clamp(0, 1.2))
     # White matter is brighter far back and beside the ventricles, without being a lesion.
-    white = _table([k.truth == WHITE for k in TISSUES], device)[tissue]
+    white = table([k.truth == WHITE for k in TISSUES], device)[tissue]
     outside = samples.ventricle_mm.clamp(min=0)
     image = image + white * (rng.uniform(0, 0.1) * (2 * samples.back - 1).clamp(0, 1))
     if rng.random() < 0.6:
         image = image + white * (rng.uniform(0, 0.18) * torch.exp(-outside / rng.uniform(3, 9)))
+    if rng.random() < 0.35:  # the optic radiation: a band beside the back of the ventricles
+        band = torch.exp(-(((outside - rng.uniform(3, 10)) / rng.uniform(2, 4)) ** 2))
+        band = band * torch.sigmoid((samples.back - 0.62) / 0.04) * (1 + 0.5 * coarse).clamp(min=0)
+        image = image + white * (rng.uniform(0.05, 0.3) * band)
     if rng.random() < 0.5:  # "dirty" white matter: broad, faint, without an edge
         dirt = (0.7 * coarse + 0.3 * fine).clamp(min=0) * torch.exp(-outside / 25)
         image = image + white * (rng.uniform(0, 0.22) * dirt)
     # The lining of the ventricles: a bright line, thinner than a millimetre and a half.
-    if rng.random() < 0.6:
+    if rng.random() < 0.3:
         line = torch.exp(-((outside / rng.uniform(0.5, 0.9)) ** 2)) * (samples.ventricle_mm > -0.3)
         image = image + white * (rng.uniform(0, 0.8) * (1 + 0.5 * coarse).clamp(min=0)) * line
+    image = image + labelled.rim_excess
+    if rng.random() < 0.6:  # glands, vessels, mucosa and marrow shine in places
+        outer = table([k.truth == BACKGROUND and k.name != "air" for k in TISSUES], device)[tissue]
+        image = image + outer * (rng.uniform(0, 1.1) * (fine + 0.5 * coarse - 0.5).clamp(0, 1.2))
+    below = table([k.name in BELOW_TENTORIUM for k in TISSUES], device)[tissue]
+    if rng.random() < 0.5:  # brain stem and cerebellum are uneven
+        image = image + below * (rng.uniform(0, 0.15) * (fine + coarse).clamp(min=0))
     # Flow in the CSF.
     if rng.random() < 0.45:
-        fluid = _table([k.name in ("csf", "ventricle") for k in TISSUES], device)[tissue]
+        fluid = table([k.name in ("csf", "ventricle") for k in TISSUES], device)[tissue]
         image = image + fluid * (rng.uniform(0.2, 1.3) * (coarse + 0.5 * fine - 0.9).clamp(0, 1))
 
     # Lesions: brighter than cortex and thalamus, with soft edges, sometimes a haze around.
@@ -308,16 +256,17 @@ def _flair(
     uneven = 1 + rng.uniform(0, 0.2) * coarse + rng.uniform(0, 0.2) * fine
     # Never so dim that no reader would see it: that would teach to guess.
     level = (brightest * rng.uniform(1.08, 1.7) * uneven).clamp(min=LEAST_CONTRAST)
-    weight = (lesion_part * rng.uniform(1.0, 1.4)).clamp(max=1)
+    level = torch.maximum(level, below * LEAST_CONTRAST * image)  # a cerebellum may be bright
+    weight = labelled.lesion
     if rng.random() < 0.5:
-        haze = blurred(lesion_part, rng.uniform(2, 4)) * white * rng.uniform(0, 0.4)
+        haze = blurred(labelled.lesion, rng.uniform(2, 4)) * white * rng.uniform(0, 0.4)
         weight = torch.maximum(weight, haze)
     image = torch.where(image > level, image, image + weight * (level - image))
     if rng.random() < 0.35:  # cavities
-        inner = ((blurred(lesion_part, 2.0) - 0.6) / 0.3).clamp(0, 1)
+        inner = ((blurred(labelled.lesion, 2.0) - 0.6) / 0.3).clamp(0, 1)
         cavity = inner * (2 * samples.damage - 1.6).clamp(0, 1) * rng.uniform(0.3, 1)
         image = image + cavity * (means[INDEX["csf"]] - image)
-    return _slabs(image, choice)
+    return slabs(image, choice)
 
 
 def _t1(
@@ -331,14 +280,14 @@ def _t1(
     coarse, fine = _fields(tissue.shape, choice, generator)
     image = _painted(tissue, means, coarse, fine, rng)
     if rng.random() < 0.4:  # white matter is uneven on T1 too, lesion or not
-        white = _table([k.truth == WHITE for k in TISSUES], tissue.device)[tissue]
+        white = table([k.truth == WHITE for k in TISSUES], tissue.device)[tissue]
         image = image - white * (rng.uniform(0, 0.15) * (0.6 * coarse + 0.4 * fine).clamp(min=0))
     # Lesions are hardly to clearly dark; where tissue is lost, as dark as a "black hole".
     hole = rng.uniform(0, 0.55) * (2 * samples.damage - 1.2).clamp(0, 1)
     level = rng.uniform(0.6, 1.0) * (1 + rng.uniform(0, 0.2) * fine) - hole
     weight = blurred(samples.lesion, rng.uniform(0.4, 1.2))
     level = torch.minimum(level.clamp(min=means[INDEX["csf"]]), image)
-    return _slabs(image + weight * (level - image), choice)
+    return slabs(image + weight * (level - image), choice)
 
 
 def _painted(
@@ -352,18 +301,10 @@ def _painted(
     near = 0.6 * means * spread * rng.normal(size=len(TISSUES))
     device = tissue.device
     return (
-        _table(means, device)[tissue]
-        + _table(far, device)[tissue] * coarse
-        + _table(near, device)[tissue] * fine
+        table(means, device)[tissue]
+        + table(far, device)[tissue] * coarse
+        + table(near, device)[tissue] * fine
     )
-
-
-def _face(anatomy: Anatomy, points: Tensor, choice: Choice) -> Tensor:
-    """Pixels (N, H, W) that a defacing tool would blank: in front of and below the brain."""
-    middle = points.view(choice.slices, choice.parts, *points.shape[1:])[:, choice.parts // 2]
-    forward = middle[..., 1] - anatomy.high[1]
-    upward = middle[..., 2] - anatomy.low[2]
-    return forward - 0.6 * upward > -22
 
 
 def _fields(
@@ -377,15 +318,5 @@ def _fields(
     )
 
 
-def _slabs(fine: Tensor, choice: Choice) -> Tensor:
-    """The mean through the thickness of each slice: (N * parts, H, W) to (N, H, W)."""
-    return fine.view(choice.slices, choice.parts, *fine.shape[1:]).mean(dim=1)
-
-
 def _means(ranges: Sequence[Range], rng: np.random.Generator) -> Array:
     return np.array([rng.uniform(low, high) for low, high in ranges])
-
-
-def _table(values: Sequence[float] | Array, device: torch.device) -> Tensor:
-    table = torch.as_tensor(np.asarray(values), device=device)
-    return table.float() if table.is_floating_point() else table

@@ -20,7 +20,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from leuko import held_out, losses, parallel, plan, runtime
-from leuko.anatomy import CLASSES
 from leuko.batches import Batch, Batches
 from leuko.batchnorm import folded
 from leuko.board import Board
@@ -232,7 +231,7 @@ def _batches(planned: Plan, device: torch.device) -> Batches:
         seed=settings.seed,
         device=device,
         rehearsal=rehearsal,
-        tissues=settings.classes == CLASSES,
+        classes=settings.classes,
     )
 
 

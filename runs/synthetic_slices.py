@@ -1,0 +1,175 @@
+"""Synthetic slices to train with, made ahead by processes, on a GPU or on CPU cores.
+
+A scan follows from its number alone, and which scans a step draws from follows from the step: not
+from the number of processes. Slices come through files, which a resumed run finds again.
+"""
+
+import multiprocessing
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from real_slices import CANVAS, PREPARATION, shows_head
+from torch import Tensor
+
+from leuko import nifti
+from leuko.anatomy import WMH, Anatomy, load_head
+from leuko.errors import LeukoError
+from leuko.files import image_stem
+from leuko.synthesis import choose, synthesise
+
+HELD_OUT = ("head04", "head12", "head18")  # never trained on: they validate
+SEED = 24
+EVERY_MM = (4.0, 6.0)  # between slices: neighbours teach little
+LEAST_PIXELS = 2  # of WMH in a slice that shows some
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What scans are made of, and where."""
+
+    heads: tuple[Path, ...]  # anatomies, as torch saved them
+    atlas: tuple[Path, ...]  # lesion masks in MNI space
+    folder: Path
+    device: str
+
+    def make(self, number: int) -> Path:
+        """The file of a scan: `slices` (N, H, W, 4), uint8, the last being the classes, and whether
+        it is `sagittal`."""
+        path = self.folder / f"{number:07d}.npz"
+        if path.is_file():
+            return path
+        rng = np.random.default_rng([SEED, number, 1])
+        torch.set_num_threads(1)
+        head = read_anatomy(self.heads[int(rng.integers(len(self.heads)))], self.device)
+        atlas = [read_mask(mask, self.device) for mask in self.atlas]
+        choice = choose(head, rng, every_mm=float(rng.choice(EVERY_MM)))
+        size = CANVAS["head" if choice.head else "brain"]
+        try:
+            with torch.inference_mode():
+                scan = synthesise(head, [SEED, number], atlas=atlas, choice=choice, size=size)
+                images, classes = scan.slices(PREPARATION)
+        except LeukoError:  # an odd image, in which no grey value is that of tissue
+            images, classes = np.zeros((0, *size, 3), np.uint8), np.zeros((0, *size), np.uint8)
+        slices = np.concatenate([images, classes[..., None]], axis=-1)[shows_head(images)]
+        part = path.with_suffix(".part.npz")
+        np.savez(part, slices=slices, sagittal=choice.axis == 0)
+        part.replace(path)
+        return path
+
+
+@cache
+def read_anatomy(path: Path, device: str) -> Anatomy:
+    return torch.load(path, weights_only=False).to(torch.device(device))
+
+
+@cache
+def read_mask(path: Path, device: str) -> Tensor:
+    return torch.from_numpy(nifti.read_mask(path).canonical().data > 0).to(device)
+
+
+def save_anatomy(head: Path, out: Path) -> Path:
+    """The anatomy of a label map in a file, which is quicker to read."""
+    if not out.is_file():
+        part = out.with_suffix(".part")
+        torch.save(load_head(head), part)
+        part.replace(out)
+    return out
+
+
+class Synthetic:
+    """The newest `kept` synthetic scans; with each step, `fresh` of them are replaced."""
+
+    def __init__(
+        self,
+        heads: Path,
+        atlas: Path | None,
+        folder: Path,
+        *,
+        device: torch.device,
+        processes: int,
+        kept: int,
+        fresh: float,
+    ) -> None:
+        """Raises FileNotFoundError where `heads` holds no label maps besides those held out."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._device, self._kept, self._fresh = device, kept, fresh
+        self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+        self._ahead = 3 * processes
+        maps = [path for path in sorted(heads.glob("*.nii.gz")) if image_stem(path) not in HELD_OUT]
+        if not maps:
+            raise FileNotFoundError(f"{heads} holds no label maps to train on")
+        files = [folder / f"{image_stem(path)}.pt" for path in maps]
+        self.heads = len(maps)
+        self.masks = sorted(atlas.glob("*.nii.gz")) if atlas else []
+        self._maker = Maker(
+            tuple(self._pool.map(save_anatomy, maps, files)),
+            tuple(self.masks),
+            folder,
+            str(device),
+        )
+        self._making: dict[int, Future[Path]] = {}
+        self._scans: deque[tuple[str, Tensor, bool, Sequence[bool]]] = deque(maxlen=kept)
+        self._next = 0  # number of the scan to take next
+        self.seconds_waited = 0.0
+
+    def advance(self, step: int) -> None:
+        """Take the scans that belong to a step, which a later step follows."""
+        end = self._kept + int(step * self._fresh)
+        self._next = max(self._next, end - self._kept)
+        for number in range(self._next, end + self._ahead):
+            if number not in self._making:
+                self._making[number] = self._pool.submit(self._maker.make, number)
+        begun = time.monotonic()
+        for number in range(self._next, end):
+            with np.load(self._making.pop(number).result()) as file:
+                slices, sagittal = file["slices"], bool(file["sagittal"])
+            lesion = (slices[..., 3] == WMH).sum(axis=(1, 2)) >= LEAST_PIXELS
+            canvas = next(name for name, size in CANVAS.items() if size == slices.shape[1:3])
+            on_device = torch.from_numpy(slices).to(self._device)
+            self._scans.append((canvas, on_device, sagittal, lesion.tolist()))
+            (self._maker.folder / f"{number - self._kept:07d}.npz").unlink(missing_ok=True)
+        if self._next < end:
+            self.seconds_waited += time.monotonic() - begun
+            self._next = end
+            self._index()
+
+    def draw(
+        self, canvas: str, count: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (N, H, W, 3), classes (N, H, W) and which are sagittal (N,) of slices of a canvas;
+        half of them show WMH, if any does."""
+        every, shown = self._places[canvas]
+        places = [every[k] for k in rng.integers(len(every), size=count)]
+        if shown:
+            half = (count + 1) // 2
+            places[:half] = [shown[k] for k in rng.integers(len(shown), size=half)]
+        slices = torch.stack([self._scans[scan][1][number] for scan, number in places])
+        sagittal = torch.tensor([self._scans[scan][2] for scan, _ in places], device=self._device)
+        return slices[..., :3], slices[..., 3], sagittal
+
+    @property
+    def canvases(self) -> list[str]:
+        """Those of which there are slices."""
+        return [canvas for canvas, (every, _) in self._places.items() if every]
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _index(self) -> None:
+        """Where the slices of each canvas are, and which of them show WMH."""
+        self._places: dict[str, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {
+            canvas: ([], []) for canvas in CANVAS
+        }
+        for scan, (canvas, _, _, lesion) in enumerate(self._scans):
+            every, shown = self._places[canvas]
+            for number, shows in enumerate(lesion):
+                every.append((scan, number))
+                if shows:
+                    shown.append((scan, number))
