@@ -116,7 +116,7 @@ def test_masks_of_different_conventions_are_warned_of(cohort):
     group.write_batch(out)
     page = Words((out / "report.html").read_text()).words
     assert "Masks of different conventions" in page
-    assert "ventricles are not in the mask: 2; in the mask: 1." in page
+    assert "by number of scans, not in the mask (2), in the mask (1)." in page
 
 
 def test_a_cohort_of_useless_results_alone_has_a_page(cohort):

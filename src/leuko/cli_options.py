@@ -21,7 +21,7 @@ SmallestLesion = Annotated[
 Rims = Annotated[
     Literal["separate", "include", "exclude"],
     typer.Option(
-        help="Normal caps and rims of the ventricles: apart from the mask, counted as WMH, left "
+        help="Normal caps and rims of the ventricles: apart from the mask, counted as WMH, or left "
         "out."
     ),
 ]

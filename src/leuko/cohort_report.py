@@ -61,8 +61,8 @@ def cohort_page(
         subtitle=f"Scans: {len(entries)} segmented, {len(failures)} failed; "
         f"{datetime.now(UTC):%Y-%m-%d}",
         main=[
-            section("Findings", facts(_findings(entries, judged)), _pictures(entries)),
             _mixture(entries),
+            section("Findings", facts(_findings(entries, judged)), _pictures(entries)),
             _failures(failures),
             _review(shown, len(entries), judged),
         ],
@@ -92,8 +92,9 @@ def _findings(
         yield "Volume of WMH", f"{median:.2f} mL", f"median; {spread}"
         rims = [r for e in usable if not math.isnan(r := e.row["rims_ml"])]
         if rims:
-            where = ", ".join({_convention(entry) for entry in usable})
-            yield "Caps and rims", f"{np.median(rims):.2f} mL", f"median; {where}"
+            where = set(map(_convention, usable))
+            note = f"median; {where.pop()}" if len(where) == 1 else "median"
+            yield "Caps and rims", f"{np.median(rims):.2f} mL", note
         parts = [p for e in usable if not math.isnan(p := e.row["volume_percent_icv"])]
         if parts:
             yield "Part of the intracranial volume", f"{np.median(parts):.2f} %", "median"
@@ -120,10 +121,10 @@ def _mixture(entries: Sequence[Entry]) -> str:
     counts = Counter(map(_convention, entries))
     if len(counts) < 2:
         return ""
-    found = "; ".join(f"{text(where)}: {count}" for where, count in counts.most_common())
+    found = ", ".join(f"{text(where)} ({count})" for where, count in counts.most_common())
     said = (
-        f"Caps and rims of the ventricles are {found}. Volumes and lesions of these scans cannot "
-        "be compared; segment all with one model and one --rims."
+        f"Caps and rims of the ventricles are, by number of scans, {found}. Volumes and lesions of "
+        "these scans cannot be compared; segment all with one model and one --rims."
     )
     return alert([said], "Masks of different conventions", "", name="warn")
 
