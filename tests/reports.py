@@ -5,7 +5,7 @@ from dataclasses import asdict
 import numpy as np
 
 from leuko.analysis import Case, analyse
-from leuko.panes import Pane, as_jpeg
+from leuko.panes import RIM_KIND, Pane, as_jpeg
 from leuko.report import report, sheet
 from leuko.volume import Volume
 
@@ -26,10 +26,12 @@ def a_head(balls=(((20, 30, 4), 4), ((40, 40, 5), 3)), shape=SHAPE, affine=None)
     return Volume(flair.astype(np.uint8), affine, name="FLAIR"), mask
 
 
-def a_pane(flair, mask, t1=None):
+def a_pane(flair, mask, t1=None, rims=None):
     images = {"FLAIR": flair.data} | ({"T1": t1} if t1 is not None else {})
     numbers = lesions_of(flair, mask).numbers
     kinds = np.where(np.arange(mask.shape[0])[:, None, None] < 30, 1, 2) * mask
+    if rims is not None:
+        kinds[rims] = RIM_KIND
     return Pane("FLAIR and T1", flair, images, numbers, kinds.astype(np.uint8))
 
 
@@ -59,6 +61,8 @@ def a_record(flair, mask, **changes):
         "model": {"name": "leuko-base", "path": "/models/leuko-base", "weights_sha256": "cd" * 32},
         "settings": {
             "threshold": 0.4,
+            "lesion_threshold": 0.7,
+            "rims": "separate",
             "smallest_lesion_mm3": 10.0,
             "alignment": "auto",
             "bias_correction": False,
@@ -71,6 +75,10 @@ def a_record(flair, mask, **changes):
         "checks": ["volume of the brain", "motion"],
         "outside_brain": None,
         "volume_ml": ml,
+        "rims": "separate",
+        "wmh_ml": ml,
+        "rims_ml": 1.5,
+        "wmh_and_rims_ml": ml + 1.5,
         "lesions": len(lesions_of(flair, mask).lesions),
         "intracranial_ml": 1400.0,
         "volume_percent_icv": ml / 14,
@@ -94,9 +102,9 @@ def a_record(flair, mask, **changes):
     } | changes
 
 
-def a_report(folder, flair, mask, **changes):
-    """The page of a result, and its picture in `folder`."""
-    record, pane = a_record(flair, mask, **changes), a_pane(flair, mask, t1=flair.data)
+def a_report(folder, flair, mask, band=None, **changes):
+    """The page of a result, with rims in a band, and its picture in `folder`."""
+    record, pane = a_record(flair, mask, **changes), a_pane(flair, mask, t1=flair.data, rims=band)
     sheet(record, pane).savefig(folder / "qc.png", facecolor="black", dpi=60)
     rows = [asdict(lesion) for lesion in lesions_of(flair, mask).lesions]
     return report(record, rows, pane, as_jpeg(folder / "qc.png"))

@@ -12,6 +12,7 @@ import pytest
 from leuko import nifti
 from leuko.bids_names import Image
 from leuko.derivatives import is_stripped
+from leuko.weights import DEFAULT, find, load_card
 from phantoms import make_phantom
 
 SHAPE, SPACING = (90, 110, 18), (1.9, 1.9, 7.0)
@@ -20,6 +21,8 @@ IMAGES = {
     "label-WMH_mask", "label-WMH_probseg", "label-WMH_desc-entropy_probseg", "label-brain_mask",
     "seg-tissue_dseg", "seg-WMHlesions_dseg", "seg-WMHpvdeep_dseg", "desc-preproc_T1w",
 }  # fmt: skip
+if load_card(find(DEFAULT)).knows_rims:
+    IMAGES.add("desc-rims_mask")
 TABLES = {"seg-tissue_dseg", "seg-WMHlesions_dseg", "seg-WMHpvdeep_dseg"}
 OTHERS = {
     "label-WMH_report.html", "label-WMH_stats.json", "from-T1w_to-FLAIR_mode-image_xfm.tfm"

@@ -135,6 +135,8 @@ def test_subjects_are_done_again_if_and_only_if_something_they_depend_on_changed
     assert redone("--align", "never") == {"c"}
     assert set(read_json(out / "c" / RECORD_FILE, what="record")["inputs"]) == {"flair"}
     assert redone("--align", "never", "--lenient") == set()
+    assert redone("--align", "never", "--rims", "exclude", "--lenient") == set("abc")
+    assert redone("--align", "never", "--rims", "exclude", "--lenient") == set()
     assert redone("--align", "never", "--threshold", "0.5", "--lenient") == set("abc")
     # What nobody asked whether it looks like a FLAIR is not taken for one.
     assert redone("--align", "never", "--threshold", "0.5") == set("abc")

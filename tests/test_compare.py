@@ -224,6 +224,7 @@ def run_of(folder, scan, mask, **settings):
     nifti.write(folder / "flair.nii.gz", flair)
     nifti.write(folder / "wmh.nii.gz", scan.with_data(mask.astype(np.uint8)))
     nifti.write(folder / "wmh_prob.nii.gz", scan.with_data((0.9 * mask).astype(np.float32)))
+    rims = settings.pop("rims", "separate")
     chosen = {"threshold": 0.5, "smallest_lesion_mm3": 5.0, "bias_correction": False}
     path = folder / "flair.nii.gz"
     record = {
@@ -233,6 +234,10 @@ def run_of(folder, scan, mask, **settings):
         "model": {"name": "made", "weights_sha256": "0" * 64},
         "settings": chosen | {"exclude": None} | settings,
         "volume_ml": scan.ml(mask),
+        "rims": rims,
+        "wmh_ml": scan.ml(mask),
+        "rims_ml": 2.5 if rims == "separate" else None,
+        "wmh_and_rims_ml": scan.ml(mask) + 2.5 if rims == "separate" else None,
         "findings": [],
         "checks": ["motion"],
     }

@@ -100,6 +100,25 @@ def test_results_not_to_be_used_come_first_and_count_in_no_median(cohort):
     assert "Not to be used1 of 3; not in the numbers before" in page.words.replace(" 1 ", "1 ")
 
 
+def test_rims_stand_in_the_table_and_on_the_page(cohort):
+    out = cohort(a={"rims_ml": 1.0}, b={"rims_ml": 3.0})
+    group.write_batch(out)
+    found = [(row["rims"], row["rims_ml"]) for row in rows(out / "wmh.tsv")]
+    assert found == [("separate", "1"), ("separate", "3")]
+    page = Words((out / "report.html").read_text()).words
+    assert "2.00 mL median; not in the mask" in page.replace("mL  ", "mL ")
+    assert "caps and rims 3.00 mL" in page
+    assert "different conventions" not in page
+
+
+def test_masks_of_different_conventions_are_warned_of(cohort):
+    out = cohort(a={}, b={"rims": "include"}, c={"rims": "exclude", "rims_ml": None})
+    group.write_batch(out)
+    page = Words((out / "report.html").read_text()).words
+    assert "Masks of different conventions" in page
+    assert "by number of scans, not in the mask (2), in the mask (1)." in page
+
+
 def test_a_cohort_of_useless_results_alone_has_a_page(cohort):
     out = cohort(a={"findings": [finding("no FLAIR", "do not use")]})
     group.write_batch(out)

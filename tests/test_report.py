@@ -13,7 +13,7 @@ from PIL import Image
 
 from leuko.figures import bullseye_figure, lesion_histogram, mosaic_figure
 from leuko.frame import Column, shown, table, text
-from leuko.panes import encoded, fullest_slice, lesion_slices
+from leuko.panes import RIM_KIND, encoded, fullest_slice, lesion_slices
 from leuko.uncertainty import interval_text
 from leuko.volume import Volume
 from reports import a_head, a_pane, a_record, a_report, finding
@@ -237,6 +237,54 @@ def test_a_table_escapes_and_rounds():
     assert shown(None, 1) == "n/a"
 
 
+BAND = (slice(25, 35), slice(20, 50), slice(4, 6))
+
+
+def a_band(mask):
+    """Rims beside the lesions of a head."""
+    rims = np.zeros_like(mask)
+    rims[BAND] = True
+    return rims & ~mask
+
+
+def test_rims_have_a_colour_of_their_own_and_are_no_lesion(head, tmp_path):
+    rims = a_band(head[1])
+    html = a_report(tmp_path, *head, band=rims)
+    shown_ = data_of(html)
+    kinds = [k for runs in shown_["panes"][0]["runs"] for k in np.reshape(runs, (-1, 4))]
+    assert sum(k[1] for k in kinds if k[3] == RIM_KIND) == rims.sum()
+    assert {k[2] for k in kinds if k[3] == RIM_KIND} == {0}
+    assert shown_["kinds"][str(RIM_KIND)]["name"] == "caps and rims (not in the mask)"
+    plain = data_of(a_report(tmp_path, *head))
+    assert shown_["panes"][0]["start"] == plain["panes"][0]["start"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        ({}, ["Volume of WMH 0.81", "Caps and rims 1.50 mL not in the mask",
+              "WMH, caps and rims 2.31 mL together"], ["WMH and rims"]),
+        ({"rims": "include", "wmh_ml": 0.1}, ["Volume of WMH and rims 0.81",
+              "Caps and rims 1.50 mL in the mask", "WMH without caps and rims 0.10 mL"],
+              ["(not in the mask)"]),
+        ({"rims": "exclude", "rims_ml": None, "wmh_and_rims_ml": None},
+              ["ventricles are not in the mask."], ["Caps and rims 1.50", "(not in the mask)"]),
+        ({"rims": None, "wmh_ml": None, "rims_ml": None, "wmh_and_rims_ml": None},
+              ["ventricles are not told from WMH."], ["Caps and rims 1.50", "(not in the mask)"]),
+    ],
+    ids=["separate", "include", "exclude", "unknown"],
+)  # fmt: skip
+def test_the_page_says_whether_rims_are_counted_and_by_which_readers(
+    head, tmp_path, changes, said, unsaid
+):
+    record = {"volume_ml": 0.81, "wmh_ml": 0.81, "rims_ml": 1.5, "wmh_and_rims_ml": 2.31}
+    page = Page(a_report(tmp_path, *head, **record | changes)).text
+    for words in (*said, "Fazekas grade 1 count them"):
+        assert words in page
+    for words in unsaid:
+        assert words not in page
+
+
 def drawn(figure):
     assert isinstance(figure, Figure)
     file = io.BytesIO()
@@ -277,6 +325,18 @@ def test_a_mosaic_shows_the_slices_with_lesions_first(head):
     numbers = [axes.texts[0].get_text() for axes in figure.axes if axes.images]
     assert {"2", "3", "8"} < set(numbers)
     assert figure.get_suptitle() == "WMH, 4 of 9 slices"
+
+
+def test_slices_with_rims_alone_come_after_those_with_lesions(head):
+    slices = a_pane(*head).slices(head[0].data)
+    kinds = [np.zeros(image.shape, int) for image in slices]
+    for k, kind in ((1, 1), (2, RIM_KIND), (3, RIM_KIND), (7, 2)):
+        kinds[k][20, 20] = kind
+    kinds[1][25, 25] = RIM_KIND
+    options = {"title": "", "marks": ("R", "L"), "later": [RIM_KIND]}
+    for most, expected in ((2, {"2", "8"}), (4, {"2", "3", "4", "8"})):
+        figure = mosaic_figure(slices, kinds, {}, most=most, **options)
+        assert {axes.texts[0].get_text() for axes in figure.axes if axes.images} == expected
 
 
 def test_a_histogram_counts_every_lesion():

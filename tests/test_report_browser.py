@@ -2,6 +2,7 @@
 
 import csv
 
+import numpy as np
 import pytest
 
 from reports import a_head, a_report, finding
@@ -71,6 +72,27 @@ def test_scan_opacity_brightness_and_contrast_change_what_is_seen(page):
     assert "brightness(200%)" in page.locator(".stage img").evaluate("i => i.style.filter")
     page.get_by_role("button", name="Reset").click()
     assert "brightness(130%)" in page.locator(".stage img").evaluate("i => i.style.filter")
+
+
+def test_rims_are_outlined_in_their_colour_and_not_counted(opened, tmp_path):
+    flair, mask = a_head()
+    rims = np.zeros_like(mask)
+    rims[28:34, 10:60, 4] = True
+    page = opened(a_report(tmp_path, flair, mask, band=rims & ~mask))
+    page.locator("#slice").fill("5")
+    assert "2 lesions" in page.locator(".stage img").get_attribute("alt")
+    pink = """() => {
+        const canvas = document.querySelector("canvas");
+        const all = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        let count = 0;
+        for (let k = 0; k < all.length; k += 4)
+            count += all[k] === 0xcc && all[k + 1] === 0x79 && all[k + 2] === 0xa7;
+        return count;
+    }"""
+    outlined = page.evaluate(pink)
+    assert outlined > 0
+    page.locator('input[value="fill"]').check()
+    assert page.evaluate(pink) > 1.5 * outlined  # a contour is not the area
 
 
 def test_a_click_on_a_lesion_finds_its_row(page):

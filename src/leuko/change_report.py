@@ -13,7 +13,7 @@ import numpy as np
 from leuko.changes import STATES, Changes, Time
 from leuko.frame import Column, Kind, alerts, facts, page, plain, section, shown, table, text
 from leuko.panes import HEAD, Pane, lesion_slices
-from leuko.record import is_useless, read_findings
+from leuko.record import RIMS_ARE, is_useless, read_findings
 from leuko.volume import Array, Volume
 
 Record = Mapping[str, Any]
@@ -116,6 +116,10 @@ def _findings(record: Record, changes: Changes) -> Iterator[tuple[str, str, str]
             str(count),
             f"{changes.change_by_state[state]:+.2f} mL",
         )
+    runs = record["inputs"].values()
+    if all(run["rims"] == "separate" for run in runs):
+        rims_ml = " | ".join(f"{run['rims_ml']:.2f}" for run in runs)
+        yield "Caps and rims", f"{rims_ml} mL", "baseline | follow-up; not compared"
     moved_mm = record["alignment"]["moved_mm"]
     yield "Registration", f"{moved_mm:.1f} mm", "between the scans; each was moved by half"
 
@@ -127,6 +131,8 @@ def _details(record: Record) -> str:
         about[f"{name}, FLAIR"] = run["flair"]["path"]
         about[f"{name}, FLAIR, SHA-256"] = run["flair"]["sha256"]
         about[f"{name}, as segmented, mL"] = run["volume_ml"]
+        about[f"{name}, caps and rims"] = RIMS_ARE[run["rims"]]
+        about[f"{name}, caps and rims, mL"] = shown(run["rims_ml"], 2)
         about[f"{name}, threshold"] = run["threshold"]
     about |= {f"version of {name}": version for name, version in record["versions"].items()}
     seconds = {name: shown(s, 2) for name, s in record["seconds"].items()}

@@ -24,6 +24,7 @@ from leuko.cli_options import (
     Model,
     Out,
     PvRule,
+    Rims,
     SmallestLesion,
     Threads,
     Threshold,
@@ -88,6 +89,7 @@ def segment(
     model: Model = "leuko-base",
     threshold: Threshold = None,
     min_lesion_mm3: SmallestLesion = None,
+    rims: Rims = "separate",
     align: Align = "auto",
     exclude: Annotated[
         Path | None,
@@ -125,6 +127,7 @@ def segment(
         model=model,
         threshold=threshold,
         smallest_lesion_mm3=min_lesion_mm3,
+        rims=rims,
         alignment=align,
         exclude=exclude,
         rule=pv_rule,

@@ -21,6 +21,7 @@ from leuko.cli_options import (
     Device,
     Model,
     Out,
+    Rims,
     SmallestLesion,
     Threads,
     Threshold,
@@ -39,6 +40,7 @@ def challenge(
     model: Model = "leuko-base",
     threshold: Threshold = None,
     min_lesion_mm3: SmallestLesion = None,
+    rims: Rims = "separate",
     align: Align = "auto",
     bias_correction: BiasCorrection = False,
     device: Device = "cpu",
@@ -53,6 +55,7 @@ def challenge(
         model=model,
         threshold=threshold,
         smallest_lesion_mm3=min_lesion_mm3,
+        rims=rims,
         alignment=align,
         bias_correction=bias_correction,
         device=device,
@@ -93,6 +96,7 @@ def challenge_score(
     model: Model = "leuko-base",
     threshold: Threshold = None,
     min_lesion_mm3: SmallestLesion = None,
+    rims: Rims = "separate",
     device: Device = "cpu",
 ) -> None:
     """Reproduce the challenge's table: segment its scans, measure each, mean by site, rank."""
@@ -114,6 +118,7 @@ def challenge_score(
             model=whole_path(model),
             threshold=threshold,
             smallest_lesion_mm3=min_lesion_mm3,
+            rims=rims,
             strict=False,  # every scan counts
             device=device,
         )

@@ -18,6 +18,13 @@ SmallestLesion = Annotated[
     float | None,
     typer.Option("--min-lesion-mm3", help="Smallest lesion kept; by default the model's."),
 ]
+Rims = Annotated[
+    Literal["separate", "include", "exclude"],
+    typer.Option(
+        help="Normal caps and rims of the ventricles: apart from the mask, counted as WMH, or left "
+        "out."
+    ),
+]
 Align = Annotated[
     Literal["auto", "always", "never"],
     typer.Option(help="Bring the T1 to the FLAIR: where it is needed, always, never."),

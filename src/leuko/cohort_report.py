@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 
 from leuko.frame import ALERTS, POLICY, alert, asset, document, drawing, facts, section, text
-from leuko.record import Finding
+from leuko.record import RIMS_ARE, Finding
 from leuko.verdicts import REASONS, VERDICTS, Verdict
 
 MOST_CARDS = 2000  # of a page: browsers get slow beyond, and readers tired
@@ -61,6 +61,7 @@ def cohort_page(
         subtitle=f"Scans: {len(entries)} segmented, {len(failures)} failed; "
         f"{datetime.now(UTC):%Y-%m-%d}",
         main=[
+            _mixture(entries),
             section("Findings", facts(_findings(entries, judged)), _pictures(entries)),
             _failures(failures),
             _review(shown, len(entries), judged),
@@ -89,6 +90,11 @@ def _findings(
         low, median, high = np.percentile(volumes, [25, 50, 75])
         spread = f"quartiles {low:.2f}, {high:.2f}; range {min(volumes):.2f} to {max(volumes):.2f}"
         yield "Volume of WMH", f"{median:.2f} mL", f"median; {spread}"
+        rims = [r for e in usable if not math.isnan(r := e.row["rims_ml"])]
+        if rims:
+            where = set(map(_convention, usable))
+            note = f"median; {where.pop()}" if len(where) == 1 else "median"
+            yield "Caps and rims", f"{np.median(rims):.2f} mL", note
         parts = [p for e in usable if not math.isnan(p := e.row["volume_percent_icv"])]
         if parts:
             yield "Part of the intracranial volume", f"{np.median(parts):.2f} %", "median"
@@ -103,6 +109,24 @@ def _findings(
         counts = Counter(verdict["verdict"] for verdict in current)
         told = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
         yield "Readers' verdicts", str(len(current)), told
+
+
+def _convention(entry: Entry) -> str:
+    """Where caps and rims are, in words."""
+    return RIMS_ARE.get(entry.row["rims"], RIMS_ARE[None])
+
+
+def _mixture(entries: Sequence[Entry]) -> str:
+    """A warning where some masks hold caps and rims and others do not."""
+    counts = Counter(map(_convention, entries))
+    if len(counts) < 2:
+        return ""
+    found = ", ".join(f"{text(where)} ({count})" for where, count in counts.most_common())
+    said = (
+        f"Caps and rims of the ventricles are, by number of scans, {found}. Volumes and lesions of "
+        "these scans cannot be compared; segment all with one model and one --rims."
+    )
+    return alert([said], "Masks of different conventions", "", name="warn")
 
 
 def _pictures(entries: Sequence[Entry]) -> str:
@@ -188,6 +212,8 @@ def _numbers(row: Mapping[str, Any]) -> Iterator[str]:
     if not math.isnan(row["volume_low_ml"]):
         volume += f" ({row['volume_low_ml']:.2g} to {row['volume_high_ml']:.2g})"
     yield f"{volume}, lesions: {row['lesions']}"
+    if not math.isnan(row["rims_ml"]):
+        yield f"caps and rims {row['rims_ml']:.2f} mL"
     if not math.isnan(row["expected_dice"]):
         yield f"expected Dice {row['expected_dice']:.2f}"
 

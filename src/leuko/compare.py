@@ -27,7 +27,16 @@ from leuko.outputs import (
     side_output,
     write_table,
 )
-from leuko.record import OUTPUT, Finding, Stopwatch, kept_findings, read_findings, tell, versions
+from leuko.record import (
+    OUTPUT,
+    RIMS_ARE,
+    Finding,
+    Stopwatch,
+    kept_findings,
+    read_findings,
+    tell,
+    versions,
+)
 from leuko.runtime import available_cpus
 from leuko.segment import segment
 from leuko.volume import Volume, require_same_grid
@@ -38,6 +47,7 @@ FLAIR_FILES = ("flair_baseline.nii.gz", "flair_followup.nii.gz")
 COMPARISON_FILE = "compare.json"
 FILES = (CHANGES_FILE, CHANGE_TABLE_FILE, NUMBERS_FILE, *FLAIR_FILES, REPORT_FILE, COMPARISON_FILE)
 TIMES = ("baseline", "followup")
+AS_SEGMENTED = ("volume_ml", "rims", "wmh_ml", "rims_ml", "wmh_and_rims_ml")  # of each run's record
 BEYOND_VIEW = 0.02  # part of the WMH that one of the two scans does not show
 
 log = logging.getLogger(__name__)
@@ -152,7 +162,7 @@ def _read(folder: Path, flair: Path | None) -> Run:
     record = read_json(folder / RECORD_FILE, what="record")
     if record.get("command") != "segment":
         raise LeukoError(f"{folder / RECORD_FILE} was not written by leuko segment")
-    if "findings" not in record:
+    if "rims" not in record:
         raise LeukoError(f"{folder / RECORD_FILE} is of an older Leuko; segment its scans again")
     was = record["inputs"]["flair"]
     path = flair or Path(was["path"])
@@ -195,6 +205,7 @@ def _method(record: Mapping[str, Any]) -> dict[str, Any]:
         "T1": "given" if "t1" in record["inputs"] else "none",
         "version of Leuko": record["versions"]["leuko"],
         "threshold": settings["threshold"],
+        "caps and rims": RIMS_ARE[record["rims"]],
         "smallest lesion": settings["smallest_lesion_mm3"],
         "bias correction": settings["bias_correction"],
         "exclusion": "a mask" if settings["exclude"] else "none",
@@ -253,7 +264,7 @@ def _record(result: Comparison, first: Run, second: Run) -> dict[str, Any]:
         "inputs": {
             name: {
                 "path": str(run.folder),
-                "volume_ml": run.record["volume_ml"],
+                **{name: run.record[name] for name in AS_SEGMENTED},
                 "model": run.record["model"],
                 "threshold": run.threshold,
                 "flair": run.record["inputs"]["flair"],

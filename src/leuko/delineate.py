@@ -3,7 +3,7 @@
 All arrays lie on the grid of the FLAIR as it is stored.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -57,8 +57,8 @@ def delineate(
 ) -> Delineation:
     """Masks of a model's probabilities (C, X, Y, Z), by default at its own limits.
 
-    With `rims="include"` the mask and the probability are those of WMH and rims together. Only
-    rims that are `RIM_CONTRAST` times as bright as the white matter around them are drawn.
+    With `rims="include"` they are `with_rims`. Only rims that are `RIM_CONTRAST` times as bright
+    as the white matter around them are drawn.
     """
     limits = limits or card.limits()
     voxel_mm3 = flair.voxel_mm3
@@ -81,10 +81,22 @@ def delineate(
     seen = drop_small(
         (either >= limits.threshold) & ~mask, voxel_mm3=voxel_mm3, smallest_mm3=limits.smallest_mm3
     )
-    if rims == "separate":
-        return Delineation(wmh, mask, liberal, seen, anatomy)
-    both = np.where(seen, np.maximum(wmh, either), wmh)
-    return Delineation(both, mask | seen, liberal | seen, None, anatomy)
+    drawn = Delineation(wmh, mask, liberal, seen, anatomy)
+    return drawn if rims == "separate" else with_rims(drawn, probabilities)
+
+
+def with_rims(drawn: Delineation, probabilities: Array) -> Delineation:
+    """WMH and rims together: the probability and the masks of both."""
+    if drawn.rims is None:
+        return drawn
+    either = np.minimum(probabilities[-1] + probabilities[-2], 1)
+    return replace(
+        drawn,
+        probability=np.where(drawn.rims, np.maximum(drawn.probability, either), drawn.probability),
+        mask=drawn.mask | drawn.rims,
+        liberal=drawn.liberal | drawn.rims,
+        rims=None,
+    )
 
 
 def tissue_map(anatomy: Volume, mask: Array, rims: Array | None, card: ModelCard) -> Volume:

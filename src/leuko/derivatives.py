@@ -22,20 +22,24 @@ from leuko.outputs import (
     REGION_NAMES_FILE,
     REGIONS_FILE,
     REPORT_FILE,
+    RIMS_FILE,
     T1_FILE,
     TISSUE_FILE,
     TRANSFORM_FILE,
     write_table,
 )
+from leuko.record import RIMS_ARE
 from leuko.volume import Array, Volume
 
 MASK, PROBABILITY = "label-WMH_mask.nii.gz", "label-WMH_probseg.nii.gz"
 REPORT, PICTURE = "label-WMH_report.html", "label-WMH_qc.png"
 RECORD = "label-WMH_stats.json"
+RIMS = "desc-rims_mask"
 TISSUE, BRAIN, T1 = "seg-tissue_dseg", "label-brain_mask", "desc-preproc_T1w"
 LESIONS, REGIONS = "seg-WMHlesions_dseg", "seg-WMHpvdeep_dseg"
 NAMES = {
     MASK_FILE: MASK,
+    RIMS_FILE: f"{RIMS}.nii.gz",
     PROBABILITY_FILE: PROBABILITY,
     ENTROPY_FILE: "label-WMH_desc-entropy_probseg.nii.gz",
     TISSUE_FILE: f"{TISSUE}.nii.gz",
@@ -124,6 +128,7 @@ def is_stripped(image: Array, brain: Volume) -> bool:
 def _sidecars(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What the images are, by the names of their files without prefix and ending."""
     settings, model = record["settings"], record["model"]["name"]
+    counted = " or of caps and rims" if record["rims"] == "include" else ""
     columns = {
         name: {"Description": text} | ({"Units": unit} if (unit := _unit(name)) else {})
         for name, text in COLUMNS.items()
@@ -132,12 +137,23 @@ def _sidecars(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "label-WMH_mask": {
             "Type": "Lesion",
             "Description": "White matter hyperintensities of presumed vascular origin, or lesions "
-            "of multiple sclerosis",
+            "of multiple sclerosis; normal caps and rims of the ventricles are "
+            f"{RIMS_ARE[record['rims']]}",
+            "CapsAndRims": record["rims"] or "n/a",
             "Model": model,
             "Threshold": settings["threshold"],
+            "LesionThreshold": settings["lesion_threshold"],
             "SmallestLesionMm3": settings["smallest_lesion_mm3"],
         },
-        "label-WMH_probseg": {"Description": "Probability of WMH, 0 to 1", "Model": model},
+        RIMS: {
+            "Type": "ROI",
+            "Description": "Normal caps and rims of the ventricles, not in the mask of WMH",
+            "Model": model,
+        },
+        "label-WMH_probseg": {
+            "Description": f"Probability of WMH{counted}, 0 to 1",
+            "Model": model,
+        },
         "label-WMH_desc-entropy_probseg": {
             "Description": "Entropy of the calibrated probability, in bits: where the model is in "
             "doubt",

@@ -97,15 +97,18 @@ def mosaic_figure(
     marks: Sequence[str],
     aspect: float = 1.0,
     most: int = 24,
+    later: Sequence[int] = (),
 ) -> Figure:
     """Up to `most` slices (H, W) of 0 to 255, and the outlines of what has a colour.
 
-    Where there are more, those with something to outline come first, evenly chosen.
+    Where there are more, those with something to outline come first, evenly chosen; those that
+    show the kinds `later` alone come after those that show others.
 
     `kinds` (H, W) are 0 where there is nothing; `aspect` is the height of a pixel by its width.
     `marks` say what is at the left and the right of a slice. Numbers count from 1.
     """
-    chosen = _chosen([bool(kind.any()) for kind in kinds], most)
+    ranks = [int(kind.any()) + int(kind[~np.isin(kind, later)].any()) for kind in kinds]
+    chosen = _chosen(ranks, most)
     columns = min(6, len(chosen))
     rows = -(-len(chosen) // columns)
     height, width = slices[0].shape
@@ -135,11 +138,11 @@ def mosaic_figure(
     return figure
 
 
-def _chosen(has_lesion: Sequence[bool], most: int) -> list[int]:
-    """Slices to show, in order: those with lesions first, then others, evenly."""
+def _chosen(ranks: Sequence[int], most: int) -> list[int]:
+    """Slices to show, in order: those of the highest rank first, each rank evenly."""
     chosen: list[int] = []
-    for wanted in (True, False):
-        group = [k for k, has in enumerate(has_lesion) if has is wanted]
+    for wanted in sorted(set(ranks), reverse=True):
+        group = [k for k, rank in enumerate(ranks) if rank == wanted]
         room = min(most - len(chosen), len(group))
         chosen += [group[round(k)] for k in np.linspace(0, len(group) - 1, room)]
     return sorted(chosen)

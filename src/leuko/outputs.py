@@ -16,17 +16,18 @@ from leuko.align import FAR_MM, Alignment
 from leuko.analysis import Analysis, Lesion, Regions
 from leuko.brain import Outside
 from leuko.channels import Pair
+from leuko.delineate import Rims
 from leuko.errors import LeukoError, in_one_line
 from leuko.files import read_json
 from leuko.inputs import Scan
-from leuko.panes import Pane, as_jpeg
+from leuko.panes import RIM_KIND, Pane, as_jpeg
 from leuko.record import LEVELS, OUTPUT, Finding
 from leuko.regions import REGIONS, RULES, SECTORS, SHELLS
 from leuko.uncertainty import Judgement
 from leuko.volume import Array, Orientation, Volume, resample_onto
 from leuko.weights import ModelCard
 
-MASK_FILE = "wmh.nii.gz"
+MASK_FILE, RIMS_FILE = "wmh.nii.gz", "wmh_rims.nii.gz"
 PROBABILITY_FILE, ENTROPY_FILE = "wmh_prob.nii.gz", "wmh_entropy.nii.gz"
 TISSUE_FILE = "tissue.nii.gz"
 LESIONS_FILE, LESION_TABLE_FILE = "wmh_lesions.nii.gz", "lesions.tsv"
@@ -36,9 +37,9 @@ T1_FILE, TRANSFORM_FILE = "t1_aligned.nii.gz", "t1_to_flair.tfm"
 REPORT_FILE, PICTURE_FILE = "report.html", "qc.png"
 RECORD_FILE = "run.json"
 FILES = (
-    MASK_FILE, PROBABILITY_FILE, ENTROPY_FILE, TISSUE_FILE, LESIONS_FILE, LESION_TABLE_FILE,
-    REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, DICOM_FILE, T1_FILE,
-    TRANSFORM_FILE, RECORD_FILE,
+    MASK_FILE, RIMS_FILE, PROBABILITY_FILE, ENTROPY_FILE, TISSUE_FILE, LESIONS_FILE,
+    LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, DICOM_FILE,
+    T1_FILE, TRANSFORM_FILE, RECORD_FILE,
 )  # fmt: skip
 
 Tell = Callable[[Finding], None]
@@ -62,11 +63,12 @@ class Excluded:
 class Segmentation:
     """What `segment` found. Volumes in mL; `seconds` by stage, in order."""
 
-    mask: Volume  # uint8, 1 = WMH
+    mask: Volume  # uint8, 1 = WMH, with caps and rims if the convention is "include"
     probability: Volume  # float32, 0 to 1
     entropy: Volume  # float32, bits, of the probability, calibrated if the model is
     tissue: Volume | None  # uint8, the model's classes; None if it knows background and WMH alone
-    rims: Volume | None  # bool, caps and rims of the ventricles that are not in the mask
+    rims: Volume | None  # bool, normal caps and rims of the ventricles; None: left out or unknown
+    convention: Rims | None  # of the mask; None if the model does not know rims
     volume_ml: float
     analysis: Analysis
     judgement: Judgement | None  # None without calibration, or away from the model's own limits
@@ -76,6 +78,25 @@ class Segmentation:
     findings: list[Finding]
     checks: list[str]  # what was checked
     seconds: dict[str, float]
+
+    @property
+    def rims_ml(self) -> float | None:
+        """Volume of caps and rims; None if they were left out or are unknown."""
+        return None if self.rims is None else self.rims.ml(self.rims.data)
+
+    @property
+    def wmh_ml(self) -> float | None:
+        """Volume of WMH without caps and rims; None if the model does not know rims."""
+        if self.convention is None:
+            return None
+        return self.volume_ml - (self.rims_ml or 0) * (self.convention == "include")
+
+    @property
+    def wmh_and_rims_ml(self) -> float | None:
+        """Volume of both; None if rims were left out or are unknown."""
+        if self.wmh_ml is None or self.rims_ml is None:
+            return None
+        return self.wmh_ml + self.rims_ml
 
 
 def write(folder: Path, result: Segmentation, source: Scan, t1: Volume | None, tell: Tell) -> None:
@@ -95,6 +116,9 @@ def write(folder: Path, result: Segmentation, source: Scan, t1: Volume | None, t
         ENTROPY_FILE: lambda: _cut(result.entropy, ENTROPY_STEP),
         LESIONS_FILE: lambda: stored(analysis.numbers),
     }
+    if result.rims is not None and result.convention == "separate":
+        rims = result.rims
+        images[RIMS_FILE] = lambda: rims.with_data(rims.data.astype(np.uint8))
     if result.tissue is not None:
         tissue = result.tissue
         images[TISSUE_FILE] = lambda: tissue
@@ -137,12 +161,15 @@ def write_report(
     why not."""
     analysis = result.analysis
     kinds = analysis.numbers > 0 if analysis.region_map is None else analysis.region_map
+    kinds = kinds.astype(np.uint8)
+    if result.rims is not None and result.convention == "separate":
+        kinds[result.rims.canonical().data] = RIM_KIND
     pane = Pane(
         title="FLAIR and T1" if pair.t1.any() else "FLAIR",
         grid=result.mask.canonical(),
         images={"FLAIR": pair.flair} | ({"T1": pair.t1} if pair.t1.any() else {}),
         ids=analysis.numbers,
-        kinds=kinds.astype(np.uint8),
+        kinds=kinds,
     )
     picture, jpeg = folder / PICTURE_FILE, b""
     # matplotlib may be broken, or find no folder to write into.
@@ -169,6 +196,10 @@ def as_record(result: Segmentation, card: ModelCard, about: Mapping[str, Any]) -
         "volume_ml": round(result.volume_ml, 4),
         "volume_interval_ml": judgement and [round(v, 3) for v in judgement.volume_interval_ml],
         "quality": judgement and _quality(judgement),
+        "rims": result.convention,
+        "wmh_ml": _rounded(result.wmh_ml),
+        "rims_ml": _rounded(result.rims_ml),
+        "wmh_and_rims_ml": _rounded(result.wmh_and_rims_ml),
         "lesions": len(analysis.lesions),
         "intracranial_ml": icv_ml and round(icv_ml, 2),
         "volume_percent_icv": round(100 * result.volume_ml / icv_ml, 4) if icv_ml else None,
@@ -178,7 +209,7 @@ def as_record(result: Segmentation, card: ModelCard, about: Mapping[str, Any]) -
             "wmh_ml": round(result.mask.ml(result.outside.voxels), 4),
         },
         "excluded_ml": result.excluded and asdict(result.excluded),
-        "tissue_ml": _volumes_ml(result.tissue, card),
+        "tissue_ml": _tissues_ml(result, card),
         "regions": analysis.regions and _regions(analysis.regions),
         "alignment": result.alignment and _alignment(result.alignment),
         "seconds": result.seconds,
@@ -282,11 +313,20 @@ def _alignment(alignment: Alignment) -> dict[str, Any]:
     }
 
 
-def _volumes_ml(tissue: Volume | None, card: ModelCard) -> dict[str, float] | None:
+def _tissues_ml(result: Segmentation, card: ModelCard) -> dict[str, float | None] | None:
+    """By class, in the order of their numbers in the map; None for rims that were not drawn."""
+    tissue = result.tissue
     if tissue is None:
         return None
     counts = np.bincount(tissue.data.ravel(), minlength=len(card.classes))
-    return {
+    volumes: dict[str, float | None] = {
         name: round(float(count) * tissue.voxel_mm3 / 1000, 3)
         for name, count in list(zip(card.classes, counts, strict=True))[1:]
     }
+    if card.knows_rims and result.convention != "separate":
+        volumes["rim"] = None
+    return volumes
+
+
+def _rounded(ml: float | None) -> float | None:
+    return None if ml is None else round(ml, 4)

@@ -19,6 +19,7 @@ BUDGET_BYTES = 1_900_000  # of what is shown on a page: in base64 it is a third 
 FINENESS = ((320, 88), (320, 75), (256, 70), (224, 60), (192, 50), (160, 40), (128, 30), (96, 20))
 SAMPLE = 6  # every so manieth slice tells how large all will be
 HEAD = 20  # of 255
+RIM_KIND = 4  # of `Pane.kinds`: caps and rims, after the regions
 MARGIN = 4  # voxels around what is shown
 MARKS = (
     ("A", "P", "S", "I"),
@@ -98,7 +99,7 @@ def encoded(panes: Sequence[Pane]) -> list[dict[str, Any]]:
 def fullest_slice(pane: Pane) -> int:
     """The slice, from 0, that holds most lesion; without any the middle one."""
     others = tuple(axis for axis in range(3) if axis != pane.across)
-    counts = np.count_nonzero(pane.kinds, axis=others)
+    counts = np.count_nonzero(pane.ids, axis=others)
     return int(counts.argmax()) if counts.any() else len(counts) // 2
 
 

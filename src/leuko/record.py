@@ -19,6 +19,15 @@ LEVELS: dict[Level, int] = {
 OUTPUT = "output"  # code of the finding that a file could not be written
 DONE_WITH_WARNINGS = 3  # exit code
 
+# Where the normal caps and rims of the ventricles are, by the convention of a record; None where
+# the model does not know them.
+RIMS_ARE: dict[str | None, str] = {
+    "separate": "not in the mask",
+    "include": "in the mask",
+    "exclude": "not in the mask",
+    None: "not told from WMH",
+}
+
 log = logging.getLogger(__name__)
 
 

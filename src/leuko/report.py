@@ -25,8 +25,8 @@ from leuko.frame import (
     table,
     text,
 )
-from leuko.panes import Pane, lesion_slices
-from leuko.record import is_useless, read_findings
+from leuko.panes import RIM_KIND, Pane, lesion_slices
+from leuko.record import RIMS_ARE, is_useless, read_findings
 from leuko.uncertainty import interval_text
 
 Record = Mapping[str, Any]
@@ -39,6 +39,7 @@ KINDS = {
     3: Kind("infratentorial", "#009e73"),
 }
 ONE_KIND = {1: Kind("WMH", "#e69f00")}
+RIMS = {RIM_KIND: Kind("caps and rims (not in the mask)", "#cc79a7")}
 MOST_ROWS = 500  # of the table: nobody reads more, and pages stay small
 COLUMNS = (
     Column("id", "No.", 0),
@@ -61,10 +62,10 @@ def sheet(record: Record, pane: Pane) -> Figure:
         pane.slices(next(iter(pane.images.values()))),
         pane.slices(pane.kinds),
         {number: kind.colour for number, kind in _kinds(record).items()},
-        title=f"WMH {record['volume_ml']:.2f} mL, lesions: {record['lesions']}, "
-        f"{_usability(record)}",
+        title=_headline(record),
         marks=pane.marks,
         aspect=pane.pixel_aspect,
+        later=[RIM_KIND],
     )
 
 
@@ -86,6 +87,7 @@ def report(record: Record, lesions: Lesions, pane: Pane, sheet_jpeg: bytes) -> s
                 "Findings",
                 facts(_findings(record), useless=is_useless(read_findings(record))),
                 _rule(record),
+                _convention(record),
             ),
         ],
         panes=[pane],
@@ -112,7 +114,19 @@ def report(record: Record, lesions: Lesions, pane: Pane, sheet_jpeg: bytes) -> s
 
 
 def _kinds(record: Record) -> dict[int, Kind]:
-    return KINDS if record.get("regions") else ONE_KIND
+    kinds = KINDS if record.get("regions") else ONE_KIND
+    return kinds | RIMS if record["rims"] == "separate" else kinds
+
+
+def _counted(record: Record) -> str:
+    return "WMH and rims" if record["rims"] == "include" else "WMH"
+
+
+def _headline(record: Record) -> str:
+    said = [f"{_counted(record)} {record['volume_ml']:.2f} mL"]
+    if record["rims"] == "separate":
+        said.append(f"caps and rims {record['rims_ml']:.2f} mL (pink)")
+    return ", ".join([*said, f"lesions: {record['lesions']}", _usability(record)])
 
 
 def _usability(record: Record) -> str:
@@ -136,7 +150,14 @@ def _subtitle(record: Record, pane: Pane) -> str:
 def _findings(record: Record) -> Iterator[tuple[str, str, str]]:
     interval = record.get("volume_interval_ml")
     between = f"90 % interval {interval_text(interval)}" if interval else ""
-    yield "Volume of WMH", f"{record['volume_ml']:.2f} mL", between
+    yield f"Volume of {_counted(record)}", f"{record['volume_ml']:.2f} mL", between
+    if record["rims_ml"] is not None:
+        rims = f"{record['rims_ml']:.2f} mL"
+        yield "Caps and rims", rims, RIMS_ARE[record["rims"]]
+        if record["rims"] == "include":
+            yield "WMH without caps and rims", f"{record['wmh_ml']:.2f} mL", ""
+        else:
+            yield "WMH, caps and rims", f"{record['wmh_and_rims_ml']:.2f} mL", "together"
     quality = record.get("quality")
     if quality:
         low, high = quality["interval"]
@@ -174,6 +195,16 @@ def _rule(record: Record) -> str:
             " Intervals and expected Dice were measured on synthetic scans, which are harder than "
             "most real ones: they are wide."
         )
+    return f'<p class="hint">{text(said)}</p>'
+
+
+def _convention(record: Record) -> str:
+    """Which readers count caps and rims, and what was done with them."""
+    said = (
+        f"Normal caps and rims of the ventricles are {RIMS_ARE[record['rims']]}. "
+        "Volumetric studies of all hyperintensities and Fazekas grade 1 count them; readers of MS "
+        "lesions, or of pathological WMH alone, mostly do not."
+    )
     return f'<p class="hint">{text(said)}</p>'
 
 

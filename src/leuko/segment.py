@@ -12,7 +12,7 @@ from leuko.align import Alignment, Mode, align
 from leuko.analysis import Case, analyse
 from leuko.brain import Outside, brain_mask, find_outside
 from leuko.channels import Pair
-from leuko.delineate import Delineation, Rims, delineate, tissue_map
+from leuko.delineate import Delineation, Rims, delineate, tissue_map, with_rims
 from leuko.errors import LeukoError
 from leuko.files import sha256, staged, write_json
 from leuko.inputs import Scan
@@ -55,10 +55,12 @@ def segment(
     and regions by `rule`; a FLAIR from DICOM gives a DICOM segmentation; `save_intermediate` the
     T1 on the FLAIR's grid and the transform that brought it there. `model` is a folder or a name;
     `threshold` and `smallest_lesion_mm3` default to the model's own. In `exclude`, a mask on that
-    grid, nothing is WMH. Lesions outside the brain are left out. A file that cannot be written is
-    named in a finding; without its mask nothing is written. Raises LeukoError, also where the T1
-    could not be registered to the FLAIR and, if `strict`, for what does not look like the FLAIR of
-    a head; `out` then holds what it held before.
+    grid, nothing is WMH. The normal caps and rims of the ventricles are written beside the mask
+    (`rims="separate"`), counted as WMH ("include") or left out ("exclude"). Lesions and rims
+    outside the brain are left out. A file that cannot be written is named in a finding; without its
+    mask nothing is written. Raises LeukoError, also for `rims="include"` with a model that knows no
+    rims, where the T1 could not be registered to the FLAIR and, if `strict`, for what does not look
+    like the FLAIR of a head; `out` then holds what it held before.
     """
     outputs.refuse_foreign_files(out, flair, t1)
     watch = Stopwatch()
@@ -69,6 +71,8 @@ def segment(
             loaded = runtime.load(folder, device=device, threads=threads)
         card = loaded.card
         card.require_wmh()
+        if rims == "include":
+            card.require_rims()
         limits = card.limits(threshold, smallest_lesion_mm3)
         with watch.stage("read"):
             flair_source, t1_source = _opened(flair), _opened(t1) if t1 else None
@@ -90,30 +94,37 @@ def segment(
             pair = Pair.of(flair_scan, t1_scan, card.preparation)
         probabilities = predict_pair(pair, loaded, watch)
         with watch.stage("delineate"):
-            drawn = delineate(probabilities, flair_scan, card, limits, rims=rims)
-            drawn, excluded = _allowed(drawn, flair_scan, allowed)
+            apart: Rims = "exclude" if rims == "exclude" else "separate"
+            drawn = delineate(probabilities, flair_scan, card, limits, rims=apart)
+            drawn, excluded = _allowed(drawn, flair_scan, allowed, rims)
         anatomy = drawn.anatomy if len(card.classes) > 2 else None
         with watch.stage("analyse"):
             case = _case(flair_source.volume, pair, drawn, card)
-            place, outside = None, None
+            place, outside, found = None, None, drawn.mask
             if anatomy is not None and case.tissue is not None:
                 checks += _examined(case, case.tissue, findings, strict=strict)
                 brain = brain_mask(anatomy.canonical())
                 place = Place.of(case.tissue.with_data(case.tissue.data * brain), threads=threads)
                 _tell_much_excluded(allowed, anatomy, findings)
                 if not is_useless(findings):
-                    case, outside = _within_brain(case, brain, place, findings)
+                    drawn, outside = _within_brain(drawn, anatomy, brain, place, findings)
                     checks.append("lesions outside the brain")
-            mask = Orientation.of(flair_scan.affine).undo(case.mask)
-            if anatomy is not None and outside is not None:
-                case = replace(case, tissue=guards.with_wmh(anatomy, mask).canonical())
+            left_out = found & ~drawn.mask
+            drawn_rims = drawn.rims
+            if rims == "include":
+                drawn = with_rims(drawn, probabilities)
+            mask = drawn.mask
+            case = _case(flair_source.volume, pair, drawn, card)
             analysis = analyse(case, place=place, rule=rule, threads=threads)
             warm = calibrated(
                 drawn.probability, card.calibration.temperature if card.calibration else 1
             )
-            seen = np.where(drawn.mask & ~mask, 0, warm if allowed is None else warm * allowed)
-            is_judged = limits == card.limits() and not (
-                is_useless(findings) or guards.is_doubted(findings)
+            seen = np.where(left_out, 0, warm if allowed is None else warm * allowed)
+            # A calibration is of WMH alone.
+            is_judged = (
+                limits == card.limits()
+                and rims != "include"
+                and not (is_useless(findings) or guards.is_doubted(findings))
             )
             judgement = _judged(
                 flair_scan.with_data(seen), mask, card.calibration if is_judged else None
@@ -123,7 +134,8 @@ def segment(
             probability=flair_scan.with_data(drawn.probability),
             entropy=flair_scan.with_data(entropy(warm)),
             tissue=anatomy and tissue_map(anatomy, mask, drawn.rims, card),
-            rims=None if drawn.rims is None else flair_scan.with_data(drawn.rims),
+            rims=None if drawn_rims is None else flair_scan.with_data(drawn_rims),
+            convention=rims if card.knows_rims else None,
             volume_ml=flair_scan.ml(mask),
             analysis=analysis,
             judgement=judgement,
@@ -188,12 +200,14 @@ def _outside(exclude: Path, flair: Volume) -> Array:
 
 
 def _allowed(
-    drawn: Delineation, flair: Volume, allowed: Array | None
+    drawn: Delineation, flair: Volume, allowed: Array | None, rims: Rims
 ) -> tuple[Delineation, Excluded | None]:
     """What is drawn where WMH are allowed, and what was left out elsewhere."""
     if allowed is None:
         return drawn, None
-    excluded = Excluded(volume_ml=flair.ml(~allowed), wmh_ml=flair.ml(drawn.mask & ~allowed))
+    counts_rims = rims == "include" and drawn.rims is not None
+    wmh = drawn.mask | drawn.rims if counts_rims else drawn.mask
+    excluded = Excluded(volume_ml=flair.ml(~allowed), wmh_ml=flair.ml(wmh & ~allowed))
     kept = replace(
         drawn,
         mask=drawn.mask & allowed,
@@ -244,21 +258,29 @@ def _tell_much_excluded(allowed: Array | None, anatomy: Volume, findings: list[F
 
 
 def _within_brain(
-    case: Case, brain: Array, place: Place | None, findings: list[Finding]
-) -> tuple[Case, Outside]:
-    """The case without lesions outside the brain; many of them are a warning."""
+    drawn: Delineation,
+    anatomy: Volume,
+    brain: Array,
+    place: Place | None,
+    findings: list[Finding],
+) -> tuple[Delineation, Outside]:
+    """What is drawn without lesions and rims outside the brain (R, A, S); many lesions there are a
+    warning."""
+    grid, stored = anatomy.canonical(), Orientation.of(anatomy.affine)
     outside, liberal_outside = (
-        find_outside(mask, brain, place, case.flair) for mask in (case.mask, case.liberal)
+        find_outside(stored.apply(mask), brain, place, grid) for mask in (drawn.mask, drawn.liberal)
     )
-    mask = case.mask & ~outside.voxels
-    volume_ml = case.flair.ml(outside.voxels)
+    mask = drawn.mask & ~stored.undo(outside.voxels)
+    liberal = mask | drawn.liberal & ~stored.undo(liberal_outside.voxels)
+    rims = None if drawn.rims is None else drawn.rims & stored.undo(brain)
+    volume_ml = grid.ml(outside.voxels)
     if volume_ml > MUCH_OUTSIDE_ML:
         text = (
             f"{outside.lesions} lesion{'s' * (outside.lesions != 1)} outside the brain, "
             f"{volume_ml:.2f} mL, removed; look at the mask near the edge of the brain"
         )
         tell(findings, Finding("warning", "outside-brain", text))
-    return replace(case, mask=mask, liberal=mask | case.liberal & ~liberal_outside.voxels), outside
+    return replace(drawn, mask=mask, liberal=liberal, rims=rims), outside
 
 
 def _alignment(

@@ -10,6 +10,7 @@ from leuko.dataset import BACKGROUND, UNKNOWN, WMH, WMH_LABELS, Labelling, tissu
 from leuko.errors import LeukoError
 from leuko.network import SIDE_MAPS, VGG16, Stages
 from leuko.recipes import MODERN, Augmentation, Phase, Recipe
+from leuko.weights import are_rims
 
 CLASSES = WMH_LABELS.classes
 SYNTHETIC = Preparation()  # what synthetic slices look like
@@ -116,6 +117,11 @@ class Settings:
             )
         if not all(name.isprintable() and name for name in classes):
             raise LeukoError("--classes has an empty name, or one that cannot be printed")
+        if "rim" in classes and not are_rims(classes):
+            raise LeukoError(
+                "--classes names rim, the caps and rims of the ventricles, which expects the class "
+                f"white, and rim and {WMH} as the last two; found {', '.join(classes)}"
+            )
         if classes != self.classes:
             raise LeukoError(
                 f"--classes gives {', '.join(classes)}, but {self.init} has the classes "

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from leuko import derivatives, isolate, outputs, weights
 from leuko.align import Mode
+from leuko.delineate import Rims
 from leuko.errors import LeukoError
 from leuko.files import private, read_json, replace_text, staged
 from leuko.inputs import is_same
@@ -36,6 +37,7 @@ class Settings:
     model: str = weights.DEFAULT
     threshold: float | None = None
     smallest_lesion_mm3: float | None = None
+    rims: Rims = "separate"
     alignment: Mode = "auto"
     rule: Rule = "voxel10"
     bias_correction: bool = False
@@ -107,14 +109,21 @@ class Wanted:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Raises LeukoError where there is no such model, it finds no WMH, or a limit is none."""
+        """Raises LeukoError where there is no such model, it finds no WMH or not the rims that are
+        asked for, or a limit is none."""
         card = weights.load_card(weights.find(settings.model))
         card.require_wmh()
+        if settings.rims == "include":
+            card.require_rims()
         limits = card.limits(settings.threshold, settings.smallest_lesion_mm3)
-        others = ("alignment", "rule", "bias_correction")
+        others = ("rims", "alignment", "rule", "bias_correction")
         return cls(
             card.weights_sha256,
-            {"threshold": limits.threshold, "smallest_lesion_mm3": limits.smallest_mm3}
+            {
+                "threshold": limits.threshold,
+                "lesion_threshold": limits.lesion_threshold,
+                "smallest_lesion_mm3": limits.smallest_mm3,
+            }
             | {name: getattr(settings, name) for name in others},
         )
 

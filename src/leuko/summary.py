@@ -33,6 +33,9 @@ def dictionary() -> dict[str, dict[str, str]]:
 def _values(record: Record) -> Iterator[tuple[str, Any]]:
     yield "volume_ml", record["volume_ml"]
     yield from _ends("volume", record["volume_interval_ml"], "_ml")
+    yield "wmh_ml", _number(record["wmh_ml"])
+    yield "rims_ml", _number(record["rims_ml"])
+    yield "wmh_and_rims_ml", _number(record["wmh_and_rims_ml"])
     yield "volume_percent_icv", _number(record["volume_percent_icv"])
     yield "intracranial_ml", _number(record["intracranial_ml"])
     yield "lesions", record["lesions"]
@@ -48,7 +51,7 @@ def _values(record: Record) -> Iterator[tuple[str, Any]]:
         for k, sector in enumerate(bullseye["sectors"]):
             yield _sector(sector), sum(shell[k] for shell in bullseye["ml"])
     for tissue, ml in (record["tissue_ml"] or {}).items():
-        yield f"{tissue}_tissue_ml", ml
+        yield f"{tissue}_tissue_ml", _number(ml)
     if record["excluded_ml"]:
         yield "excluded_ml", record["excluded_ml"]["volume_ml"]
         yield "excluded_wmh_ml", record["excluded_ml"]["wmh_ml"]
@@ -60,8 +63,10 @@ def _values(record: Record) -> Iterator[tuple[str, Any]]:
     yield "finding_codes", ",".join(dict.fromkeys(finding.code for finding in findings)) or "n/a"
     if record["outside_brain"]:
         yield "outside_brain_ml", record["outside_brain"]["wmh_ml"]
+    yield "rims", record["rims"] or "n/a"
     yield "rule", record["settings"]["rule"]
     yield "threshold", record["settings"]["threshold"]
+    yield "lesion_threshold", record["settings"]["lesion_threshold"]
     yield "smallest_lesion_mm3", record["settings"]["smallest_lesion_mm3"]
     yield "model", record["model"]["name"]
     yield "leuko_version", record["versions"]["leuko"]
@@ -85,10 +90,16 @@ def _sector(name: str) -> str:
 
 
 def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
-    yield "volume_ml", ("Volume of white matter hyperintensities (WMH)", ML)
+    yield (
+        "volume_ml",
+        ("Volume of the mask: white matter hyperintensities (WMH), by the convention `rims`", ML),
+    )
     for end in ("low", "high"):
         yield f"volume_{end}_ml", (f"The {end} end of the volume's 90 % interval", ML)
-    yield "volume_percent_icv", ("Volume of WMH as part of the intracranial volume", "%")
+    yield "wmh_ml", ("Volume of WMH without the normal caps and rims of the ventricles", ML)
+    yield "rims_ml", ("Volume of caps and rims; n/a if left out or unknown to the model", ML)
+    yield "wmh_and_rims_ml", ("Volume of WMH, caps and rims together", ML)
+    yield "volume_percent_icv", ("Volume of the mask as part of the intracranial volume", "%")
     yield "intracranial_ml", ("Intracranial volume: brain and CSF", ML)
     yield "lesions", ("Number of lesions, 26-connected", "")
     yield "expected_dice", ("Expected overlap with a reader's mask (Dice)", "")
@@ -110,8 +121,11 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
     yield "warnings", ("Number of warnings; their texts are in the report and in the record", "")
     yield "finding_codes", ("Codes of the checks that found something, notes included", "")
     yield "outside_brain_ml", ("Volume of lesions that were removed outside the brain", ML)
+    rims = "Caps and rims: separate (not in the mask), include (in it), exclude (left out); n/a if "
+    yield "rims", (rims + "the model does not tell them from WMH", "")
     yield "rule", ("What is called periventricular: see docs/methods.md", "")
     yield "threshold", ("Smallest probability that is called WMH", "")
+    yield "lesion_threshold", ("Smallest highest probability of a lesion that is kept", "")
     yield "smallest_lesion_mm3", ("Smallest lesion that is kept", "mm^3")
     yield "model", ("Name of the model", "")
     yield "leuko_version", ("Version of Leuko", "")

@@ -145,7 +145,13 @@ def findings_as_text(result: "Segmentation") -> str:
     if analysis.intracranial_ml:
         part = 100 * result.volume_ml / analysis.intracranial_ml
         volume += f", {part:.2g} % of {analysis.intracranial_ml:.0f} mL intracranial"
-    lines["WMH volume"] = volume
+    counts_rims = result.convention == "include"
+    lines["WMH + rims" if counts_rims else "WMH volume"] = volume
+    if result.rims_ml is not None:
+        rims = f"{result.rims_ml:.2f} mL of caps and rims"
+        others = f"{result.wmh_ml:.2f} mL of other WMH"
+        together = f"not in the mask; {result.wmh_and_rims_ml:.2f} mL with it"
+        lines["rims"] = f"{rims}, {others}" if counts_rims else f"{rims}, {together}"
     if judgement is not None and judgement.dice_interval is not None:
         low, high = judgement.dice_interval
         lines["quality"] = f"expected Dice {judgement.predicted_dice:.2f} ({low:.2f} to {high:.2f})"

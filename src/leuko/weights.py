@@ -84,7 +84,7 @@ class ModelCard:
             "classes": all(map(_is_line, self.classes))
             and len(self.classes) == len(set(self.classes)) > 1
             and "wmh" not in self.classes[:-1]
-            and ("rim" not in self.classes or self.classes[-2:] == ("rim", "wmh")),
+            and ("rim" not in self.classes or are_rims(self.classes)),
             "stages": all(map(_is_count, [len(self.stages), *map(len, self.stages)])),
             "maps": all(map(_is_count, [self.side_maps, *chain(*self.stages)])),
             "three_planes": isinstance(self.three_planes, bool),
@@ -115,6 +115,15 @@ class ModelCard:
     def knows_rims(self) -> bool:
         """Whether normal caps and rims of the ventricles are a class of their own."""
         return "rim" in self.classes
+
+    def require_rims(self) -> None:
+        """Raises LeukoError for a model that does not tell caps and rims from WMH."""
+        if not self.knows_rims:
+            raise LeukoError(
+                f"the model {self.name} knows no caps and rims: its classes are "
+                f"{', '.join(self.classes)}; leave --rims include out, or give a model with the "
+                "class rim"
+            )
 
     @property
     def tissues(self) -> tuple[str, ...]:
@@ -304,6 +313,11 @@ def _save(read: Callable[[int], bytes], target: Path, source: str) -> None:
             if file.tell() + len(piece) > LARGEST_BYTES:
                 raise LeukoError(f"{source} is larger than any model: it was not installed")
             file.write(piece)
+
+
+def are_rims(classes: tuple[str, ...]) -> bool:
+    """Whether rims stand before WMH, with white matter to see them by."""
+    return classes[-2:] == ("rim", "wmh") and "white" in classes
 
 
 def _is_line(value: object) -> bool:

@@ -17,7 +17,7 @@ function show() {
     const name = pane.images[value("image")] ? value("image") : Object.keys(pane.images)[0];
     if (panes.length === 1) find("figcaption", pane.element).textContent = name;
     image.src = "data:image/jpeg;base64," + pane.images[name][at];
-    const ids = new Set(pane.runs[at].filter((_, k) => k % 4 === 2));
+    const ids = new Set(pane.runs[at].filter((id, k) => k % 4 === 2 && id)); // rims have none
     image.alt = `${name}, slice ${at + 1} of ${slices}, ${ids.size} ${ids.size === 1 ? "lesion" : "lesions"}`;
     image.style.filter = `brightness(${find("#brightness").value}%) contrast(${find("#contrast").value}%)`;
     draw(pane, at);
@@ -46,7 +46,7 @@ function draw(pane, at) {
   for (let voxel = 0; voxel < kinds.length; voxel++) {
     if (!kinds[voxel]) continue;
     const x = voxel % pane.width, y = (voxel - x) / pane.width;
-    const own = ids[voxel] === chosen;
+    const own = chosen && ids[voxel] === chosen;
     context.fillStyle = data.kinds[kinds[voxel]].colour;
     if (style === "fill") {
       context.fillRect(x * SCALE, y * SCALE, SCALE, SCALE);
@@ -56,7 +56,7 @@ function draw(pane, at) {
     const line = own ? 3 : 2;
     const outside = (dx, dy) => {
       const [u, v] = [x + dx, y + dy];
-      return u < 0 || v < 0 || u >= pane.width || v >= pane.height || ids[v * pane.width + u] !== ids[voxel];
+      return u < 0 || v < 0 || u >= pane.width || v >= pane.height || !kinds[v * pane.width + u] || ids[v * pane.width + u] !== ids[voxel];
     };
     if (outside(-1, 0)) context.fillRect(x * SCALE, y * SCALE, line, SCALE);
     if (outside(1, 0)) context.fillRect((x + 1) * SCALE - line, y * SCALE, line, SCALE);
