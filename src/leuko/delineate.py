@@ -26,7 +26,7 @@ BRIGHT_PERCENTILE = 90  # of a lesion in its slice: the lesion without its edges
 AROUND_MM = 4.0  # standard deviation of the mean of the white matter around a voxel
 LEAST_WHITE = 0.02  # of that mean's weight
 # Caps and rims that a reader sees are by so much brighter than white matter.
-RIM_CONTRAST = 1.3
+RIM_CONTRAST = 1.35
 FARTHEST = 1.5  # steps from white matter to lesion: brighter or darker voxels are as sure
 LEAST = 1e-3  # and 1 less this: probabilities that the FLAIR can still turn
 NORMAL_WMH, NORMAL_RIM = 0.2, 0.3  # probabilities below which white matter is normal
