@@ -18,6 +18,7 @@ from leuko.delineate import (
 )
 from leuko.errors import LeukoError
 from leuko.metrics import dice
+from leuko.uncertainty import TYPICAL_CONTRAST
 from leuko.volume import Volume
 from leuko.weights import Limits, ModelCard
 
@@ -212,11 +213,12 @@ def test_of_an_empty_mask_nothing_is_seen():
     flair = blurred_lesion(box(0, 0))
     p = shares()
     sign = seen(p[WMH], delineate(p, flair, card()), box(0, 0), flair, card())
-    assert (sign.found_ml, sign.conservative_ml, sign.liberal_ml, sign.contrast) == (0, 0, 0, 1)
+    assert (sign.found_ml, sign.conservative_ml, sign.liberal_ml) == (0, 0, 0)
+    assert sign.contrast == TYPICAL_CONTRAST
 
 
-def test_without_white_matter_to_compare_with_the_contrast_is_unknown():
+def test_without_white_matter_to_compare_with_the_contrast_is_the_typical_one():
     flair = blurred_lesion(box(10, 20))
     p = shares(wmh=np.where(box(10, 20), 0.99, 0.3))
     drawn = delineate(p, flair, card())
-    assert seen(p[WMH], drawn, drawn.mask, flair, card()).contrast == 1
+    assert seen(p[WMH], drawn, drawn.mask, flair, card()).contrast == TYPICAL_CONTRAST

@@ -21,7 +21,7 @@ from leuko.files import sha256
 from leuko.itk import without_bias
 from leuko.record import Finding
 from leuko.segment import segment
-from leuko.uncertainty import Calibration, DiceLine, calibrated, entropy
+from leuko.uncertainty import TYPICAL_CONTRAST, Calibration, DiceLine, calibrated, entropy
 from leuko.volume import Volume
 from leuko.weights import CARD_FILE, WEIGHTS_FILE, Limits, load_card, save_card
 
@@ -424,7 +424,8 @@ def test_a_calibrated_model_says_how_sure_it_is(unseen, calibrated_model, tmp_pa
     assert record["quality"]["predicted_dice"] == 0.5
     low, high = record["quality"]["interval"]
     assert low == pytest.approx(1 - high)
-    assert factor >= np.exp(0.01 * 10 * (0.5 - low) / 0.1) - 1e-2  # contrasts are unknown
+    scale = (0.5 - low) / 0.1 / (TYPICAL_CONTRAST - 1)  # it knows no white matter
+    assert factor == pytest.approx(np.exp(0.01 * scale), abs=1e-2)
     bits = nifti.read(out / "wmh_entropy.nii.gz").data
     np.testing.assert_allclose(bits, entropy(calibrated(result.probability.data, 2.0)), atol=1.1e-3)
 

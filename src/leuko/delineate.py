@@ -13,7 +13,7 @@ import scipy.ndimage
 import scipy.special
 
 from leuko.lesions import TOUCHING, drop_small, find_lesions
-from leuko.uncertainty import Seen
+from leuko.uncertainty import TYPICAL_CONTRAST, Seen
 from leuko.volume import Array, Volume
 from leuko.weights import Limits, ModelCard
 
@@ -219,7 +219,7 @@ def seen(
         _drawn(np.where(counts[near], wmh[near], 0), part, around, limits)[1]
         for limits in (higher, lower)
     )
-    contrast = 1.0
+    contrast = TYPICAL_CONTRAST
     if level is not None and (told := mask & (level > 0)).any():
         contrast = float(np.median(flair.data[told] / level[told]))
     ml = float(flair.voxel_mm3) / 1000

@@ -20,6 +20,7 @@ DROP_ML = 0.1  # added to volumes before their logarithm: none found is no infin
 # still get rarer ("probabilities clipped at 1e-6" of runs/calibrate.py).
 LEAST = 1e-17
 FAINTEST, BRIGHTEST = 1.1, 1.5  # contrasts beyond count as these: few were measured
+TYPICAL_CONTRAST = 1.3  # counts where it is unknown: nothing was found, or no white matter
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Seen:
     found_ml: float
     conservative_ml: float  # at higher thresholds
     liberal_ml: float  # at lower thresholds
-    contrast: float  # median of FLAIR in lesions by that of white matter around them; 1: unknown
+    contrast: float  # median of FLAIR in lesions by that of white matter around them
 
     @property
     def spread(self) -> float:
