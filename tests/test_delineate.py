@@ -7,9 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leuko.channels import Preparation
-from leuko.delineate import EDGE, RIM_CONTRAST, delineate, lesions_of, tissue_map, white_level
+from leuko.delineate import (
+    EDGE,
+    RIM_CONTRAST,
+    delineate,
+    lesions_of,
+    seen,
+    tissue_map,
+    white_level,
+)
 from leuko.errors import LeukoError
 from leuko.metrics import dice
+from leuko.uncertainty import TYPICAL_CONTRAST
 from leuko.volume import Volume
 from leuko.weights import Limits, ModelCard
 
@@ -166,3 +175,50 @@ def test_a_model_without_rims_draws_none():
     drawn = delineate(merged, flair, card(classes=CLASSES[:RIM] + CLASSES[WMH:]), rims="include")
     assert drawn.rims is None
     np.testing.assert_array_equal(drawn.mask, box(20, 28))
+
+
+def test_what_is_seen_is_the_volume_between_those_at_other_thresholds_and_the_contrast():
+    truth, unsure = box(10, 20), box(30, 40)
+    flair = blurred_lesion(truth | unsure, height=50.0)
+    p = shares(wmh=0.99 * truth + 0.9 * unsure + 0.2 * box(2, 6))
+    drawn = delineate(p, flair, card())
+    sign = seen(p[WMH], drawn, drawn.mask, flair, card())
+    assert sign.conservative_ml == pytest.approx(flair.ml(truth))
+    assert sign.found_ml == pytest.approx(flair.ml(truth | unsure))
+    assert sign.liberal_ml == pytest.approx(flair.ml(truth | unsure | box(2, 6)))
+    assert 1.3 < sign.contrast < 1.5
+
+
+def test_lesions_that_were_removed_or_are_not_allowed_are_in_no_volume():
+    kept, removed, forbidden = box(10, 20), box(30, 40), box(2, 6)
+    flair = blurred_lesion(kept | removed)
+    p = shares(wmh=0.99 * kept + 0.99 * removed + 0.2 * forbidden)
+    drawn = delineate(p, flair, card())
+    sign = seen(p[WMH], drawn, kept, flair, card(), allowed=~forbidden)
+    assert sign.conservative_ml == sign.found_ml == sign.liberal_ml == flair.ml(kept)
+    assert sign.spread == 0
+
+
+def test_the_volumes_that_are_seen_follow_edges_as_the_mask_does():
+    truth = box(16, 32)
+    flair = blurred_lesion(truth)
+    p = shares(wmh=np.where(truth, 0.97, 0.02))
+    edged = card(edges=True)
+    drawn = delineate(p, flair, edged)
+    sign = seen(p[WMH], drawn, drawn.mask, flair, edged)
+    assert 0 < sign.conservative_ml <= sign.found_ml <= sign.liberal_ml < 2 * sign.found_ml
+
+
+def test_of_an_empty_mask_nothing_is_seen():
+    flair = blurred_lesion(box(0, 0))
+    p = shares()
+    sign = seen(p[WMH], delineate(p, flair, card()), box(0, 0), flair, card())
+    assert (sign.found_ml, sign.conservative_ml, sign.liberal_ml) == (0, 0, 0)
+    assert sign.contrast == TYPICAL_CONTRAST
+
+
+def test_without_white_matter_to_compare_with_the_contrast_is_the_typical_one():
+    flair = blurred_lesion(box(10, 20))
+    p = shares(wmh=np.where(box(10, 20), 0.99, 0.3))
+    drawn = delineate(p, flair, card())
+    assert seen(p[WMH], drawn, drawn.mask, flair, card()).contrast == TYPICAL_CONTRAST

@@ -1,6 +1,7 @@
 """The documents say what the program does."""
 
 import json
+import math
 import re
 import runpy
 import shlex
@@ -18,7 +19,7 @@ from leuko.bids_names import read_filter
 from leuko.cli import app, main
 from leuko.evaluate import COLUMNS
 from leuko.metrics import MEASURES
-from leuko.uncertainty import judge
+from leuko.uncertainty import Seen, judge
 from leuko.weights import DEFAULT, find, load_card
 from phantoms import make_phantom
 
@@ -309,12 +310,15 @@ def test_the_intervals_of_the_page_are_those_of_the_model():
     calibration = load_card(find(DEFAULT)).calibration
     page = text("docs/methods.md")
     assert f"{calibration.temperature:.2f} for `leuko-base`" in page
-    rows = re.findall(r"^\| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", page, re.MULTILINE)
-    assert len(rows) == 6
-    for found, low, high in ([float(cell) for cell in row] for row in rows):
-        mask = np.array([found > 0])
-        judged = judge(calibration, np.ones(1), mask, voxel_ml=found or 1.0)
-        assert judged.volume_interval_ml == pytest.approx((low, high), abs=0.06)
+    pattern = r"^\| ([\d.]+) \| ([\d.]+) to ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$"
+    rows = re.findall(pattern, page, re.MULTILINE)
+    assert len(rows) == (6 if calibration.volume_width else 0)
+    for found, *ends in ([float(cell) for cell in row] for row in rows):
+        told = []
+        for contrast, spread in ((1.4, 0.6), (1.2, 1.2)):
+            seen = Seen(found, found, math.exp(spread) * (found + 0.1) - 0.1, contrast)
+            told += judge(calibration, seen).volume_interval_ml
+        assert told == pytest.approx(ends, abs=0.06)
 
 
 def test_the_card_says_what_the_model_is():

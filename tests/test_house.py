@@ -54,6 +54,7 @@ LAYERS = (
         "network",
         "mni152",
         "uncertainty",
+        "conformal",
         "bids_names",
     },
     {"background", "masks"},

@@ -21,7 +21,7 @@ from leuko.files import sha256
 from leuko.itk import without_bias
 from leuko.record import Finding
 from leuko.segment import segment
-from leuko.uncertainty import Calibration, calibrated, entropy
+from leuko.uncertainty import TYPICAL_CONTRAST, Calibration, DiceLine, calibrated, entropy
 from leuko.volume import Volume
 from leuko.weights import CARD_FILE, WEIGHTS_FILE, Limits, load_card, save_card
 
@@ -408,8 +408,7 @@ def calibrated_model(model, tmp_path):
     folder.mkdir()
     for file in (WEIGHTS_FILE, CARD_FILE):
         (folder / file).write_bytes((model / file).read_bytes())
-    line = (0.0, 0.0)
-    calibration = Calibration(2.0, (-0.7, 0.0), (0.7, 0.0), (0.5, 0.0), line, (0.9, 0.0), "nothing")
+    calibration = Calibration(2.0, 0.01, DiceLine(0.5, 0.0, 0.1), "nothing")
     save_card(folder, replace(load_card(folder), calibration=calibration))
     return folder
 
@@ -420,8 +419,13 @@ def test_a_calibrated_model_says_how_sure_it_is(unseen, calibrated_model, tmp_pa
     record = json.loads((out / "run.json").read_text())
     low, high = record["volume_interval_ml"]
     assert low < record["volume_ml"] < high
-    assert low == pytest.approx((result.volume_ml + 0.1) * np.exp(-0.7) - 0.1, abs=1e-3)
-    assert record["quality"] == {"predicted_dice": 0.5, "interval": [0, 0.9]}
+    factor = (high + 0.1) / (result.volume_ml + 0.1)
+    assert factor == pytest.approx((result.volume_ml + 0.1) / (low + 0.1), abs=1e-2)
+    assert record["quality"]["predicted_dice"] == 0.5
+    low, high = record["quality"]["interval"]
+    assert low == pytest.approx(1 - high)
+    scale = (0.5 - low) / 0.1 / (TYPICAL_CONTRAST - 1)  # it knows no white matter
+    assert factor == pytest.approx(np.exp(0.01 * scale), abs=1e-2)
     bits = nifti.read(out / "wmh_entropy.nii.gz").data
     np.testing.assert_allclose(bits, entropy(calibrated(result.probability.data, 2.0)), atol=1.1e-3)
 
@@ -434,6 +438,12 @@ def test_maps_are_rounded_down_and_draw_the_same_mask(unseen, model, tmp_path):
         assert lost.min() > -1.1e-7
         assert lost.max() < 1.01e-4
         np.testing.assert_array_equal(stored >= threshold, result.mask.data > 0)
+
+
+def test_a_mask_with_rims_has_no_interval(unseen, calibrated_model, tmp_path):
+    out = tmp_path / "out"
+    assert run(unseen, calibrated_model, out, rims="include").judgement is None
+    assert run(unseen, calibrated_model, out, rims="exclude").judgement is not None
 
 
 def test_another_threshold_than_the_models_own_has_no_interval(unseen, calibrated_model, tmp_path):

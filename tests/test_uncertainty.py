@@ -11,35 +11,23 @@ from hypothesis.extra.numpy import arrays
 
 from leuko.errors import LeukoError
 from leuko.figures import reliability_figure
-from leuko.metrics import dice
 from leuko.uncertainty import (
     Calibration,
+    DiceLine,
+    Seen,
     calibrated,
     entropy,
     interval_text,
     judge,
-    soft_dice,
 )
 from leuko.weights import CARD_FILE, ModelCard, find, load_card
 
 CALIBRATION = Calibration(
-    temperature=3.0,
-    volume_low=(-1.5, 0.2),
-    volume_high=(1.5, -0.2),
-    dice=(0.0, 1.0),
-    dice_low=(-0.2, 1.0),
-    dice_high=(0.2, 1.0),
-    measured_on="nothing",
+    temperature=3.0, volume_width=0.2, dice=DiceLine(0.9, -0.2, 0.1), measured_on="nothing"
 )
+SEEN = Seen(found_ml=4.0, conservative_ml=3.0, liberal_ml=6.0, contrast=1.4)
 PROBABILITIES = arrays(np.float32, (3, 4, 2), elements=st.floats(0, 1, width=32))
 TEMPERATURES = st.floats(0.2, 20)
-
-
-def some(count, *, of=100):
-    """A mask with `count` voxels."""
-    mask = np.zeros(of, dtype=bool)
-    mask[:count] = True
-    return mask
 
 
 @given(PROBABILITIES)
@@ -85,48 +73,89 @@ def test_entropy_rises_up_to_a_half(p):
     assert (np.diff(entropy(p).ravel()[order]) <= 1e-6).all()
 
 
-@given(arrays(bool, (3, 4, 2)).filter(np.any))
-def test_certain_masks_expect_a_dice_of_1(mask):
-    assert soft_dice(mask.astype(np.float32), mask) == pytest.approx(1)
+ML = st.floats(0, 300)
 
 
-@given(arrays(bool, (3, 4, 2)).filter(np.any), arrays(bool, (3, 4, 2)))
-def test_where_probabilities_are_the_truth_the_expected_dice_is_the_dice(mask, truth):
-    expected = soft_dice(truth.astype(np.float32), mask)
-    assert expected == pytest.approx(dice(prediction=mask, reference=truth))
+@st.composite
+def what_is_seen(draw):
+    conservative, found, liberal = sorted(draw(st.tuples(ML, ML, ML)))
+    return Seen(found, conservative, liberal, draw(st.floats(0.5, 3)))
 
 
-def test_an_empty_mask_has_no_dice_to_expect():
-    assert soft_dice(np.full(100, 0.1), some(0)) is None
-    judgement = judge(CALIBRATION, np.full(100, 0.1), some(0), voxel_ml=0.01)
+@given(what_is_seen())
+def test_intervals_hold_what_was_found_and_stay_possible(seen):
+    judgement = judge(CALIBRATION, seen)
+    low_ml, high_ml = judgement.volume_interval_ml
+    assert 0 <= low_ml <= seen.found_ml + 1e-9
+    assert seen.found_ml <= high_ml + 1e-9
+    if seen.found_ml:
+        low, high = judgement.dice_interval
+        assert 0 <= low <= judgement.predicted_dice <= high <= 1
+
+
+@given(what_is_seen(), st.floats(0.01, 100))
+def test_the_interval_of_a_larger_volume_lies_higher(seen, more_ml):
+    before, after = (
+        judge(CALIBRATION, replace(seen, found_ml=ml)).volume_interval_ml
+        for ml in (seen.found_ml, seen.found_ml + more_ml)
+    )
+    assert before[0] <= after[0]
+    assert before[1] < after[1]
+
+
+@given(what_is_seen(), st.floats(0.01, 100))
+def test_intervals_are_wider_where_thresholds_matter_more(seen, more_ml):
+    before, after = (
+        judge(CALIBRATION, replace(seen, liberal_ml=ml))
+        for ml in (seen.liberal_ml, seen.liberal_ml + more_ml)
+    )
+    assert after.volume_interval_ml[0] <= before.volume_interval_ml[0]
+    assert before.volume_interval_ml[1] < after.volume_interval_ml[1]
+    if seen.found_ml:
+        assert after.predicted_dice <= before.predicted_dice
+
+
+@given(what_is_seen(), st.floats(0.01, 1))
+def test_the_interval_of_a_volume_is_no_wider_where_lesions_are_brighter(seen, more):
+    faint, bright = (
+        judge(CALIBRATION, replace(seen, contrast=contrast)).volume_interval_ml
+        for contrast in (seen.contrast, seen.contrast + more)
+    )
+    assert faint[0] <= bright[0]
+    assert bright[1] <= faint[1]
+
+
+def test_the_intervals_are_those_of_the_calibration():
+    spread = np.log(6.1 / 3.1)
+    factor = np.exp(0.2 * (1 + spread) / 0.4)
+    judgement = judge(CALIBRATION, SEEN)
+    assert judgement.volume_interval_ml == pytest.approx((4.1 / factor - 0.1, 4.1 * factor - 0.1))
+    expected, width = 0.9 - 0.2 * spread, 0.1 * (1 + spread)
+    assert judgement.predicted_dice == pytest.approx(expected)
+    assert judgement.dice_interval == pytest.approx((expected - width, expected + width))
+
+
+def test_an_empty_mask_has_an_interval_from_0_and_no_dice_to_expect():
+    judgement = judge(CALIBRATION, Seen(0.0, 0.0, 0.3, contrast=1.0))
     assert judgement.predicted_dice is None
     assert judgement.dice_interval is None
     low_ml, high_ml = judgement.volume_interval_ml
     assert low_ml == 0 < high_ml
 
 
-@given(st.integers(0, 100), st.floats(1e-4, 1), PROBABILITIES)
-def test_intervals_hold_what_was_found_and_stay_possible(count, voxel_ml, p):
-    mask = some(count).reshape(10, 10)
-    probability = np.resize(p, mask.shape)
-    judgement = judge(CALIBRATION, probability, mask, voxel_ml=voxel_ml)
-    low_ml, high_ml = judgement.volume_interval_ml
-    assert 0 <= low_ml <= count * voxel_ml <= high_ml
-    if count:
-        low, high = judgement.dice_interval
-        assert 0 <= low <= judgement.predicted_dice <= high <= 1
+def test_a_number_that_was_not_good_enough_is_not_told():
+    without_volume = judge(replace(CALIBRATION, volume_width=None), SEEN)
+    assert without_volume.volume_interval_ml is None
+    assert without_volume.dice_interval is not None
+    without_dice = judge(replace(CALIBRATION, dice=None), SEEN)
+    assert without_dice.volume_interval_ml is not None
+    assert without_dice.predicted_dice is without_dice.dice_interval is None
 
 
-def test_the_interval_of_a_volume_follows_its_lines():
-    judgement = judge(CALIBRATION, some(40), some(40), voxel_ml=0.1)  # 4 mL
-    spread = 4.1 ** (1 - 0.2) * np.exp(1.5) - 0.1
-    assert judgement.volume_interval_ml[1] == pytest.approx(spread)
-    assert judgement.volume_interval_ml[0] == pytest.approx(4.1**1.2 * np.exp(-1.5) - 0.1)
-
-
-def test_a_calibration_comes_back_from_json():
-    again = Calibration.from_json(json.loads(json.dumps(asdict(CALIBRATION))))
-    assert again == CALIBRATION
+@pytest.mark.parametrize("change", [{}, {"volume_width": None}, {"dice": None}], ids=str)
+def test_a_calibration_comes_back_from_json(change):
+    calibration = replace(CALIBRATION, **change)
+    assert Calibration.from_json(json.loads(json.dumps(asdict(calibration)))) == calibration
 
 
 @pytest.mark.parametrize(
@@ -134,10 +163,13 @@ def test_a_calibration_comes_back_from_json():
     [
         {"temperature": 0},
         {"temperature": "warm"},
-        {"volume_low": [1.0]},
-        {"volume_high": [0.0, float("nan")]},
+        {"volume_width": -0.2},
+        {"volume_width": float("nan")},
+        {"volume_width": [1.0]},
         {"dice": 0.5},
-        {"dice_low": None},
+        {"dice": {"at_zero": 1.0}},
+        {"dice": {"at_zero": "high", "slope": 0.0, "width": 0.1}},
+        {"dice": {"at_zero": 1.0, "slope": 0.0, "width": 0.0}},
     ],
     ids=str,
 )
@@ -154,6 +186,13 @@ def test_a_card_with_something_else_for_a_calibration_is_refused(tmp_path, calib
         ModelCard.from_json(content, source=tmp_path / CARD_FILE)
 
 
+def test_a_calibration_of_another_form_is_named_with_the_form_that_is_expected(tmp_path):
+    other = {"temperature": 3.0, "volume_low": [0.0, 0.0], "measured_on": "heads"}
+    content = asdict(load_card(find("leuko-base"))) | {"calibration": other}
+    with pytest.raises(LeukoError, match=r"has temperature, volume_low,.*expected temp"):
+        ModelCard.from_json(content, source=tmp_path / CARD_FILE)
+
+
 def test_a_card_without_calibration_is_read(tmp_path):
     content = asdict(load_card(find("leuko-base")))
     del content["calibration"]
@@ -167,34 +206,35 @@ def test_intervals_are_written_as_people_read_them():
 
 def test_the_bundled_model_is_calibrated():
     calibration = load_card(find("leuko-base")).calibration
-    assert 1 < calibration.temperature < 6
-    assert "held-out heads" in calibration.measured_on
-    for found_ml in (5, 50):
-        mask = some(10 * found_ml, of=10_000)
-        judgement = judge(calibration, mask.astype(float), mask, voxel_ml=0.1)
-        low_ml, high_ml = judgement.volume_interval_ml
-        assert found_ml / 20 < low_ml < found_ml < high_ml < 20 * found_ml
-    sure, unsure = (
-        judge(calibration, level * mask, mask, voxel_ml=0.1).predicted_dice for level in (1.0, 0.6)
-    )
-    assert 0 <= unsure < sure <= 1
+    assert 0.5 < calibration.temperature < 6
+    assert "without their source" in calibration.measured_on
+    if calibration.volume_width is not None:  # common lesions on thick slices: a factor of 4
+        low_ml, high_ml = judge(calibration, Seen(20, 15, 30, contrast=1.4)).volume_interval_ml
+        assert 1.2 * low_ml < high_ml < 5 * low_ml
+    if calibration.dice is not None:
+        sure, unsure = (
+            judge(calibration, Seen(20, 20 - gap, 20 + gap, 1.4)).predicted_dice for gap in (1, 10)
+        )
+        assert 0 <= unsure < sure <= 1
 
 
-def test_the_reliability_figure_shows_each_kind_before_and_after_and_the_band():
+def test_the_reliability_figure_shows_each_kind_before_and_after_and_the_intervals():
     odds = np.linspace(-8, 8, 17)
     bins = {"heads": (odds, 1 / (1 + np.exp(-odds / 3)), np.full(17, 1000))}
-    volumes = {"heads": [(1.0, 2.0), (3.0, 2.0)]}
-    left, right = reliability_figure(bins, volumes, CALIBRATION).axes
+    scans = {"heads": np.array([(3.0, 0.5, 0.2, 0.8), (40.0, -0.5, 1.0, np.nan)])}
+    left, middle, right = reliability_figure(bins, scans, CALIBRATION).axes
     before, after = left.get_lines()[-2:]
     assert after.get_xdata() == pytest.approx(after.get_ydata())  # calibrated: on the diagonal
     assert before.get_xdata() != pytest.approx(before.get_ydata(), abs=0.05)
-    assert right.get_lines()[-1].get_xdata() == pytest.approx([1.1, 3.1])
-    broad = replace(CALIBRATION, volume_high=(3.0, -0.2))
-    assert _height(reliability_figure(bins, volumes, broad)) > _height(
-        reliability_figure(bins, volumes, CALIBRATION)
-    )
+    assert middle.get_lines()[-1].get_xdata() == pytest.approx([3, 15])
+    assert middle.get_lines()[-1].get_ydata() == pytest.approx(np.exp([0.5, -0.5]))
+    assert right.get_lines()[-1].get_ydata()[0] == 0.8
+    broad = replace(CALIBRATION, volume_width=0.3)
+    assert _height(reliability_figure(bins, scans, broad)) > _height(middle.figure)
+    bare = reliability_figure(bins, scans, replace(CALIBRATION, volume_width=None, dice=None))
+    assert not [band for axes in bare.axes[1:] for band in axes.collections]
 
 
 def _height(figure):
-    """How high the band of the volumes reaches."""
+    """How high the interval of the volumes reaches."""
     return figure.axes[1].collections[0].get_paths()[0].vertices[:, 1].max()

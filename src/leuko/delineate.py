@@ -3,6 +3,8 @@
 All arrays lie on the grid of the FLAIR as it is stored.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,6 +13,7 @@ import scipy.ndimage
 import scipy.special
 
 from leuko.lesions import TOUCHING, drop_small, find_lesions
+from leuko.uncertainty import TYPICAL_CONTRAST, Seen
 from leuko.volume import Array, Volume
 from leuko.weights import Limits, ModelCard
 
@@ -31,6 +34,7 @@ FARTHEST = 1.5  # steps from white matter to lesion: brighter or darker voxels a
 LEAST = 1e-3  # and 1 less this: probabilities that the FLAIR can still turn
 NORMAL_WMH, NORMAL_RIM = 0.2, 0.3  # probabilities below which white matter is normal
 LIBERAL_LOG_ODDS = -1.0  # from the thresholds of the mask to those of the liberal mask
+SPREAD_LOG_ODDS = 3.0  # to those of the volumes that tell how much the thresholds matter
 
 # What the mask holds: WMH, the rims being kept apart; both; or WMH, the rims being left out.
 Rims = Literal["separate", "include", "exclude"]
@@ -45,6 +49,7 @@ class Delineation:
     liberal: Array  # of lower thresholds
     rims: Array | None  # caps and rims beside the mask; None if they are unknown or not asked for
     anatomy: Volume  # tissues as if there were neither WMH nor rims, uint8
+    level: Array | None  # FLAIR of white matter around each voxel; None if that is unknown
 
 
 def delineate(
@@ -64,24 +69,21 @@ def delineate(
     voxel_mm3 = flair.voxel_mm3
     wmh = probabilities[-1]
     anatomy = _anatomy(probabilities, flair, card)
-    found = lesions_of(wmh, limits, voxel_mm3=voxel_mm3)
     rim = probabilities[-2] if card.knows_rims else None
     level = None
     if "white" in card.classes and (card.edges or rim is not None):
         white = (anatomy.data == card.classes.index("white")) & (wmh < NORMAL_WMH)
         level = white_level(flair, white if rim is None else white & (rim < NORMAL_RIM))
-    if card.edges and level is not None:
-        wmh = with_edges(wmh, found, flair, level)
-    mask = _grown(wmh, found, limits, voxel_mm3)
+    wmh, mask = _drawn(wmh, flair, level if card.edges else None, limits)
     liberal = mask | lesions_of(wmh, limits.shifted(LIBERAL_LOG_ODDS), voxel_mm3=voxel_mm3)
     if rim is None or level is None or rims == "exclude":
-        return Delineation(wmh, mask, liberal, None, anatomy)
+        return Delineation(wmh, mask, liberal, None, anatomy, level)
     bright = flair.data >= RIM_CONTRAST * level
     either = np.where(bright, np.minimum(probabilities[-1] + rim, 1), 0)
-    seen = drop_small(
+    bright_rims = drop_small(
         (either >= limits.threshold) & ~mask, voxel_mm3=voxel_mm3, smallest_mm3=limits.smallest_mm3
     )
-    drawn = Delineation(wmh, mask, liberal, seen, anatomy)
+    drawn = Delineation(wmh, mask, liberal, bright_rims, anatomy, level)
     return drawn if rims == "separate" else with_rims(drawn, probabilities)
 
 
@@ -116,6 +118,14 @@ def _anatomy(probabilities: Array, flair: Volume, card: ModelCard) -> Volume:
         tissues = tissues.copy()
         tissues[card.classes.index("white")] += probabilities[-2]
     return flair.with_data(tissues.argmax(axis=0).astype(np.uint8))
+
+
+def _drawn(wmh: Array, flair: Volume, level: Array | None, limits: Limits) -> tuple[Array, Array]:
+    """The probability, corrected at the edges where the level is known, and its mask."""
+    found = lesions_of(wmh, limits, voxel_mm3=flair.voxel_mm3)
+    if level is not None:
+        wmh = with_edges(wmh, found, flair, level)
+    return wmh, _grown(wmh, found, limits, flair.voxel_mm3)
 
 
 def _grown(probability: Array, found: Array, limits: Limits, voxel_mm3: float) -> Array:
@@ -202,3 +212,53 @@ def lesions_of(probability: Array, limits: Limits, *, voxel_mm3: float) -> Array
     np.maximum.at(highest, numbers[large], probability[large])
     kept: Array = (highest >= limits.lesion_threshold)[numbers] & large
     return kept
+
+
+def seen(
+    wmh: Array,
+    drawn: Delineation,
+    mask: Array,
+    flair: Volume,
+    card: ModelCard,
+    *,
+    allowed: Array | None = None,
+) -> Seen:
+    """What a segmentation at the card's limits shows of how sure it is.
+
+    `wmh` is the model's probability (X, Y, Z), `mask` what is left of `drawn.mask`. Volumes are
+    without what was removed from it and without what is not `allowed`.
+    """
+    counts = mask | ~drawn.mask
+    if allowed is not None:
+        counts &= allowed
+    higher, lower = (card.limits().shifted(step) for step in (SPREAD_LOG_ODDS, -SPREAD_LOG_ODDS))
+    near = _box((wmh >= lower.threshold) & counts, flair.spacing_mm)
+    part = replace(flair, data=flair.data[near])
+    level = drawn.level
+    around = None if level is None or not card.edges else level[near]
+    conservative, liberal = (
+        _drawn(np.where(counts[near], wmh[near], 0), part, around, limits)[1]
+        for limits in (higher, lower)
+    )
+    contrast = TYPICAL_CONTRAST
+    if level is not None and (told := mask & (level > 0)).any():
+        contrast = float(np.median(flair.data[told] / level[told]))
+    ml = float(flair.voxel_mm3) / 1000
+    return Seen(
+        found_ml=ml * np.count_nonzero(mask),
+        conservative_ml=ml * np.count_nonzero(conservative),
+        liberal_ml=ml * np.count_nonzero(liberal & counts[near]),
+        contrast=contrast,
+    )
+
+
+def _box(mask: Array, spacing_mm: Sequence[float]) -> tuple[slice, ...]:
+    """The bounding box of a mask, larger by what edges reach."""
+    found = scipy.ndimage.find_objects(mask.astype(np.uint8))
+    if not found:
+        return (slice(0, 1),) * mask.ndim
+    steps = (math.ceil(EDGE_REACH_MM / mm) + 1 for mm in spacing_mm)
+    return tuple(
+        slice(max(0, part.start - step), part.stop + step)
+        for part, step in zip(found[0], steps, strict=True)
+    )

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from leuko.uncertainty import DROP_ML, Calibration
+from leuko.uncertainty import Calibration
 from leuko.volume import Array
 
 # Told apart from grey, from yellow fat and from each other by colour-blind people too.
@@ -54,18 +53,20 @@ def method_figure(slice_: Array, mask: Array, reference: Array) -> Figure:
 
 def reliability_figure(
     bins: Mapping[str, tuple[Array, Array, Array]],
-    volumes: Mapping[str, Sequence[tuple[float, float]]],
+    scans: Mapping[str, Array],
     calibration: Calibration,
 ) -> Figure:
-    """How often a probability is right, before and after calibration, and volumes with their band.
+    """How often a probability is right, before and after calibration; volumes and Dice with their
+    90 % intervals.
 
     `bins`: by kind of scan, log odds (B,), the part of these voxels that is lesion, and how many
-    they are. `volumes`: by kind of scan, three at most, mL found and true.
+    they are. `scans`: by kind of scan, three at most, (N, 4): volume scale, log ratio of true to
+    found volume, spread of thresholds, Dice. Scales beyond 15 and spreads beyond 3 lie at the edge.
     """
-    figure = Figure(figsize=(10, 4.6))
+    figure = Figure(figsize=(15, 4.6))
     figure.set_layout_engine("constrained")
-    left, right = figure.subplots(1, 2)
-    colours = dict(zip(volumes, KINDS, strict=False))
+    left, middle, right = figure.subplots(1, 3)
+    colours = dict(zip(scans, KINDS, strict=False))
     left.plot(LEVELS, LEVELS, color="0.6", linewidth=1)
     for name, (odds, part, count) in bins.items():
         told = (count > MANY) & (part > 0) & (part < 1)
@@ -79,12 +80,23 @@ def reliability_figure(
     left.set(xlim=(LEVELS[0], LEVELS[-1]), ylim=(LEVELS[0], LEVELS[-1]))
     left.set(xlabel="probability", ylabel="part that is lesion")
     left.legend()
-    _band(right, calibration)
-    for name, pairs in volumes.items():
-        found, true = np.array(pairs).reshape(-1, 2).T + DROP_ML
-        right.loglog(found, true, "o", color=colours[name], markersize=4, label=name)
-    right.set(xlabel="found + 0.1, mL", ylabel="true + 0.1, mL")
-    right.legend()
+    if calibration.volume_width is not None:
+        scale = np.linspace(2, 15, 50)
+        most = np.exp(calibration.volume_width * scale)
+        middle.fill_between(scale, 1 / most, most, color="0.85", label="90 % interval")
+    if calibration.dice is not None:
+        line, spread = calibration.dice, np.linspace(0, 3, 50)
+        expected, width = line.at_zero + line.slope * spread, line.width * (1 + spread)
+        right.fill_between(spread, expected - width, expected + width, color="0.85")
+        right.plot(spread, expected, color="0.6", linewidth=1)
+    for name, some in scans.items():
+        scale, ratio, spread, dice = some.T
+        dots = {"color": colours[name], "markersize": 4, "label": name}
+        middle.plot(np.minimum(scale, 15), np.exp(ratio), "o", **dots)
+        right.plot(np.minimum(spread, 3), dice, "o", **dots)
+    middle.set(yscale="log", xlabel="(1 + spread) / (contrast - 1)", ylabel="true by found volume")
+    right.set(xlabel="spread of thresholds", ylabel="Dice", ylim=(0, 1))
+    middle.legend()
     return figure
 
 
@@ -268,17 +280,6 @@ def bullseye_figure(ml: Array, sectors: Sequence[str]) -> Figure:
     axes.set_ylim(0, 5.2)
     axes.set_axis_off()
     return figure
-
-
-def _band(axes: Axes, calibration: Calibration) -> None:
-    """The interval of the volume, over what was found."""
-    found = np.geomspace(DROP_ML, 200, 50)
-    low, high = (
-        found * np.exp(line[0] + line[1] * np.log(found))
-        for line in (calibration.volume_low, calibration.volume_high)
-    )
-    axes.fill_between(found, low, high, color="0.85", label="90 % interval")
-    axes.plot(found, found, color="0.6", linewidth=1)
 
 
 def _upright(image: Array) -> Array:

@@ -194,7 +194,9 @@ def as_record(result: Segmentation, card: ModelCard, about: Mapping[str, Any]) -
         "findings": findings_as_record(result.findings),
         "checks": result.checks,
         "volume_ml": round(result.volume_ml, 4),
-        "volume_interval_ml": judgement and [round(v, 3) for v in judgement.volume_interval_ml],
+        "volume_interval_ml": judgement
+        and judgement.volume_interval_ml
+        and [round(ml, 3) for ml in judgement.volume_interval_ml],
         "quality": judgement and _quality(judgement),
         "rims": result.convention,
         "wmh_ml": _rounded(result.wmh_ml),

@@ -12,7 +12,7 @@ from leuko.align import Alignment, Mode, align
 from leuko.analysis import Case, analyse
 from leuko.brain import Outside, brain_mask, find_outside
 from leuko.channels import Pair
-from leuko.delineate import Delineation, Rims, delineate, tissue_map, with_rims
+from leuko.delineate import Delineation, Rims, delineate, seen, tissue_map, with_rims
 from leuko.errors import LeukoError
 from leuko.files import sha256, staged, write_json
 from leuko.inputs import Scan
@@ -22,7 +22,7 @@ from leuko.outputs import Excluded, Segmentation
 from leuko.predict import predict_pair
 from leuko.record import Finding, Level, Stopwatch, is_useless, kept_findings, tell, versions
 from leuko.regions import Rule
-from leuko.uncertainty import Calibration, Judgement, calibrated, entropy, judge
+from leuko.uncertainty import calibrated, entropy, judge
 from leuko.volume import Array, Orientation, Volume, require_same_grid
 
 MUCH_EXCLUDED = 0.5  # of the brain: no infarct or tumour is so large
@@ -100,7 +100,7 @@ def segment(
         anatomy = drawn.anatomy if len(card.classes) > 2 else None
         with watch.stage("analyse"):
             case = _case(flair_source.volume, pair, drawn, card)
-            place, outside, found = None, None, drawn.mask
+            place, outside, found = None, None, drawn
             if anatomy is not None and case.tissue is not None:
                 checks += _examined(case, case.tissue, findings, strict=strict)
                 brain = brain_mask(anatomy.canonical())
@@ -109,7 +109,6 @@ def segment(
                 if not is_useless(findings):
                     drawn, outside = _within_brain(drawn, anatomy, brain, place, findings)
                     checks.append("lesions outside the brain")
-            left_out = found & ~drawn.mask
             drawn_rims = drawn.rims
             if rims == "include":
                 drawn = with_rims(drawn, probabilities)
@@ -119,16 +118,16 @@ def segment(
             warm = calibrated(
                 drawn.probability, card.calibration.temperature if card.calibration else 1
             )
-            seen = np.where(left_out, 0, warm if allowed is None else warm * allowed)
             # A calibration is of WMH alone.
             is_judged = (
                 limits == card.limits()
                 and rims != "include"
                 and not (is_useless(findings) or guards.is_doubted(findings))
             )
-            judgement = _judged(
-                flair_scan.with_data(seen), mask, card.calibration if is_judged else None
-            )
+            judgement = None
+            if card.calibration is not None and is_judged:
+                sign = seen(probabilities[-1], found, mask, flair_scan, card, allowed=allowed)
+                judgement = judge(card.calibration, sign)
         result = Segmentation(
             mask=flair_scan.with_data(mask.astype(np.uint8)),
             probability=flair_scan.with_data(drawn.probability),
@@ -229,12 +228,6 @@ def _case(flair: Volume, pair: Pair, drawn: Delineation, card: weights.ModelCard
         tissue,
         *map(turned, (drawn.probability, drawn.mask, drawn.liberal)),
     )
-
-
-def _judged(calibrated: Volume, mask: Array, calibration: Calibration | None) -> Judgement | None:
-    if calibration is None:
-        return None
-    return judge(calibration, calibrated.data, mask, voxel_ml=calibrated.voxel_mm3 / 1000)
 
 
 def _examined(case: Case, tissue: Volume, findings: list[Finding], *, strict: bool) -> list[str]:

@@ -140,7 +140,7 @@ def findings_as_text(result: "Segmentation") -> str:
     lines = dict.fromkeys(("do not use",) if useless else (), "; ".join(useless))
     volume = f"{result.volume_ml:.2f} mL in {counted(len(analysis.lesions), 'lesion')}"
     judgement = result.judgement
-    if judgement is not None:
+    if judgement is not None and judgement.volume_interval_ml is not None:
         volume += f" (90 % interval {interval_text(judgement.volume_interval_ml)})"
     if analysis.intracranial_ml:
         part = 100 * result.volume_ml / analysis.intracranial_ml

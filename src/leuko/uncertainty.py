@@ -1,7 +1,8 @@
 """How sure a segmentation is: calibrated probabilities, an interval of the volume, expected Dice.
 
-A model's `Calibration` is measured with it, on synthetic scans (`runs/calibrate.py`), and stands in
-its card. See docs/methods.md for what the numbers mean and how far they hold.
+A model's `Calibration` is measured with it, on real scans of sources that it was trained without
+and on synthetic ones (`runs/calibrate.py`), and stands in its card. See docs/methods.md for what
+the numbers mean and how far they hold.
 """
 
 import math
@@ -18,76 +19,111 @@ DROP_ML = 0.1  # added to volumes before their logarithm: none found is no infin
 # Smaller probabilities count as this one. Not larger: below 1e-6 lesions
 # still get rarer ("probabilities clipped at 1e-6" of runs/calibrate.py).
 LEAST = 1e-17
+FAINTEST, BRIGHTEST = 1.1, 1.5  # contrasts beyond count as these: few were measured
+TYPICAL_CONTRAST = 1.3  # counts where it is unknown: nothing was found, or no white matter
 
-Line = tuple[float, float]  # value at 0, slope
+
+@dataclass(frozen=True)
+class Seen:
+    """What a segmentation shows of how sure it is, without a reader."""
+
+    found_ml: float
+    conservative_ml: float  # at higher thresholds
+    liberal_ml: float  # at lower thresholds
+    contrast: float  # median of FLAIR in lesions by that of white matter around them
+
+    @property
+    def spread(self) -> float:
+        """ln((liberal mL + 0.1) / (conservative mL + 0.1)), at least 0."""
+        return max(0.0, math.log((self.liberal_ml + DROP_ML) / (self.conservative_ml + DROP_ML)))
+
+    @property
+    def volume_scale(self) -> float:
+        """What errors of a log volume grow with: faint lesions, and thresholds that matter."""
+        return self.dice_scale / (min(max(self.contrast, FAINTEST), BRIGHTEST) - 1)
+
+    @property
+    def dice_scale(self) -> float:
+        """What errors of an expected Dice grow with."""
+        return 1 + self.spread
+
+
+@dataclass(frozen=True)
+class DiceLine:
+    """The Dice to expect: `at_zero + slope * spread`, give or take `width * dice_scale`."""
+
+    at_zero: float
+    slope: float
+    width: float
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a model's probabilities and volumes are worth, at the card's threshold.
+    """What a model's probabilities and volumes are worth, at the card's limits.
 
-    The lines of the volume run over ln(found mL + 0.1) and give the 5 % and 95 % quantiles of
-    ln((true mL + 0.1) / (found mL + 0.1)); those of Dice run over the soft Dice of calibrated
-    probabilities and give its median, 5 % and 95 % quantiles.
+    Intervals hold nine values in ten. A part is None where it was not good enough to be shown.
     """
 
     temperature: float  # log odds are divided by it
-    volume_low: Line
-    volume_high: Line
-    dice: Line
-    dice_low: Line
-    dice_high: Line
+    # |ln((true mL + 0.1) / (found mL + 0.1))| is at most `volume_width * Seen.volume_scale`.
+    volume_width: float | None
+    dice: DiceLine | None
     measured_on: str
 
     def __post_init__(self) -> None:
-        lines = [getattr(self, f.name) for f in fields(self) if f.type is Line]
-        numbers = [self.temperature, *(value for line in lines for value in line)]
-        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-            raise ValueError("wrong calibration: not all its values are numbers")
-        if self.temperature <= 0 or any(len(line) != 2 for line in lines):
-            raise ValueError("wrong calibration")
+        positive = {"temperature": self.temperature}
+        if self.volume_width is not None:
+            positive["volume_width"] = self.volume_width
+        if self.dice is not None:
+            positive["width of the Dice"] = self.dice.width
+        wrong = [name for name, value in positive.items() if not (_is_number(value) and value > 0)]
+        if self.dice is not None and not all(map(_is_number, (self.dice.at_zero, self.dice.slope))):
+            wrong.append("line of the Dice")
+        if wrong:
+            raise ValueError(f"wrong calibration: {', '.join(wrong)}")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Raises TypeError, KeyError or ValueError for what is no calibration."""
-        lines = {f.name: tuple(content[f.name]) for f in fields(cls) if f.type is Line}
-        return cls(
-            temperature=content["temperature"], measured_on=str(content["measured_on"]), **lines
-        )
+        """Raises TypeError or ValueError for what is no calibration."""
+        known = [f.name for f in fields(cls)]
+        if set(content) != set(known):
+            raise ValueError(
+                f"its calibration has {', '.join(map(str, content)) or 'nothing'}; "
+                f"expected {', '.join(known)}"
+            )
+        dice = content["dice"]
+        return cls(**dict(content) | {"dice": None if dice is None else DiceLine(**dice)})
 
 
 @dataclass(frozen=True)
 class Judgement:
     """How sure a segmentation is. Intervals are to hold the truth nine times in ten."""
 
-    volume_interval_ml: tuple[float, float]
-    predicted_dice: float | None  # None where nothing was found
+    volume_interval_ml: tuple[float, float] | None
+    predicted_dice: float | None  # None also where nothing was found
     dice_interval: tuple[float, float] | None
 
 
-def judge(
-    calibration: Calibration, probability: Array, mask: Array, *, voxel_ml: float
-) -> Judgement:
-    """Judge a mask (X, Y, Z) by its probability, calibrated, on a grid of `voxel_ml`.
+def judge(calibration: Calibration, seen: Seen) -> Judgement:
+    """Judge a segmentation by what is seen of it.
 
-    The interval of a volume always holds the volume. Where no lesion was found it starts at 0,
-    and there is no Dice to expect.
+    The interval of a volume holds the volume. Where no lesion was found it starts at 0, and there
+    is no Dice to expect.
     """
-    found_ml = float(np.count_nonzero(mask)) * voxel_ml
-    at = math.log(found_ml + DROP_ML)
-    low_ml, high_ml = (
-        max(0.0, (found_ml + DROP_ML) * math.exp(_at(line, at)) - DROP_ML)
-        for line in (calibration.volume_low, calibration.volume_high)
-    )
-    interval_ml = min(low_ml, found_ml), max(high_ml, found_ml)
-    soft = soft_dice(probability, mask)
-    if soft is None:
+    interval_ml = None
+    if calibration.volume_width is not None:
+        factor = math.exp(calibration.volume_width * seen.volume_scale)
+        found = seen.found_ml + DROP_ML
+        interval_ml = max(0.0, found / factor - DROP_ML), found * factor - DROP_ML
+    line = calibration.dice
+    if line is None or not seen.found_ml:
         return Judgement(interval_ml, None, None)
-    expected, low, high = (
-        min(1.0, max(0.0, _at(line, soft)))
-        for line in (calibration.dice, calibration.dice_low, calibration.dice_high)
+    expected = line.at_zero + line.slope * seen.spread
+    width = line.width * seen.dice_scale
+    predicted, low, high = (
+        min(1.0, max(0.0, dice)) for dice in (expected, expected - width, expected + width)
     )
-    return Judgement(interval_ml, expected, (min(low, expected), max(high, expected)))
+    return Judgement(interval_ml, predicted, (low, high))
 
 
 def interval_text(interval_ml: Sequence[float]) -> str:
@@ -116,16 +152,5 @@ def entropy(probability: Array) -> Array:
     return bits
 
 
-def soft_dice(probability: Array, mask: Array) -> float | None:
-    """The Dice to expect if each voxel were lesion by chance, with its probability: 2 sum of p in
-    the mask / (voxels of the mask + sum of p). None for an empty mask."""
-    count = int(np.count_nonzero(mask))
-    if not count:
-        return None
-    everywhere = float(probability.sum(dtype=np.float64))
-    within = float(probability[mask > 0].sum(dtype=np.float64))
-    return 2 * within / (count + everywhere)
-
-
-def _at(line: Line, x: float) -> float:
-    return line[0] + line[1] * x
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
