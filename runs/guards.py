@@ -44,13 +44,14 @@ def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | Non
     scans = [scan and Scan(Path(scan.name), scan, []) for scan in (flair, t1)]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            result = segment(scans[0], scans[1], Path(folder) / "out", model=model)
+            result = segment(scans[0], scans[1], Path(folder) / "out", model=model, rims="exclude")
         except LeukoError as error:
             return f"REFUSED {error}", None
     if result.tissue is None:
         raise SystemExit("the guards need a model that knows tissues")
     grid = flair.canonical()
-    case = guards.Case(grid, None, result.tissue.canonical().data)
+    tissue = guards.with_wmh(result.tissue, result.mask.data > 0)
+    case = guards.Case(grid, None, tissue.canonical().data)
     white = case.median(grid.data, "white")
     fluid = [case.median(grid.data, name) / white for name in ("csf", "ventricle")]
     seen = (
@@ -60,7 +61,7 @@ def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | Non
         f"{max(fluid):.2f} of white] "
     )
     found = [f"{finding.level}: {finding.text}" for finding in result.findings]
-    return seen + ("; ".join(found) or "nothing"), result.tissue.data
+    return seen + ("; ".join(found) or "nothing"), tissue.data
 
 
 def swapped(flair: Volume, t1: Volume, _: Array | None) -> Pair:

@@ -20,6 +20,7 @@ from leuko.settings import Settings
 from leuko.subject import Settings as CohortSettings
 from leuko.subject import Wanted
 from leuko.terminal import findings_as_text
+from leuko.uncertainty import Calibration
 from leuko.weights import DEFAULT, ModelCard, find, load_card
 from phantoms import AIR, CSF, FAT, GREY, SKULL, WHITE, make_phantom
 
@@ -186,8 +187,7 @@ def test_the_record_and_the_row_say_which_convention_the_mask_follows(runs):
 
 
 def test_an_interval_is_of_wmh_alone(runs):
-    line = (0.0, 0.0)
-    calibration = segment.Calibration(2.0, line, line, line, line, line, "nothing")
+    calibration = Calibration(2.0, 0.1, None, "nothing")
     card = replace(CARD, calibration=calibration)
     told = [runs.run("judged", card, rims=name).judgement for name in CONVENTIONS]
     assert [judgement is None for judgement in told] == [False, True, False]

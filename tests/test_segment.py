@@ -440,12 +440,6 @@ def test_maps_are_rounded_down_and_draw_the_same_mask(unseen, model, tmp_path):
         np.testing.assert_array_equal(stored >= threshold, result.mask.data > 0)
 
 
-def test_a_mask_with_rims_has_no_interval(unseen, calibrated_model, tmp_path):
-    out = tmp_path / "out"
-    assert run(unseen, calibrated_model, out, rims="include").judgement is None
-    assert run(unseen, calibrated_model, out, rims="exclude").judgement is not None
-
-
 def test_another_threshold_than_the_models_own_has_no_interval(unseen, calibrated_model, tmp_path):
     out = tmp_path / "out"
     run(unseen, calibrated_model, out, threshold=0.6)
