@@ -33,7 +33,7 @@ def archive(model, tmp_path):
 def test_the_bundled_model_is_whole():
     card = load_card(find("leuko-base"))
     assert card.name == "leuko-base"
-    assert card.classes == ("background", "csf", "ventricle", "grey", "white", "wmh")
+    assert card.classes == ("background", "csf", "ventricle", "grey", "white", "rim", "wmh")
     assert card.preparation.t1_optional
     assert "not stated" not in card.licence
     assert sum(p.stat().st_size for p in find("leuko-base").iterdir()) <= 16e6

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.special
 
-from leuko.lesions import TOUCHING, drop_small, find_lesions
+from leuko.lesions import TOUCHING, drop_small, find_lesions, large
 from leuko.uncertainty import TYPICAL_CONTRAST, Seen
 from leuko.volume import Array, Volume
 from leuko.weights import Limits, ModelCard
@@ -130,11 +130,14 @@ def _drawn(wmh: Array, flair: Volume, level: Array | None, limits: Limits) -> tu
 
 def _grown(probability: Array, found: Array, limits: Limits, voxel_mm3: float) -> Array:
     """The lesions of a corrected probability that hold a voxel of one that was found."""
-    numbers, count = find_lesions(probability >= limits.threshold)
+    marked = probability >= limits.threshold
+    numbers, count = find_lesions(marked)
     held = np.zeros(count + 1, dtype=bool)
     held[numbers[found]] = True
     held[0] = False
-    return drop_small(held[numbers], voxel_mm3=voxel_mm3, smallest_mm3=limits.smallest_mm3)
+    kept = large(numbers[marked], count, voxel_mm3=voxel_mm3, smallest_mm3=limits.smallest_mm3)
+    grown: Array = (held & kept)[numbers]
+    return grown
 
 
 def white_level(flair: Volume, white: Array) -> Array:
@@ -204,14 +207,14 @@ def _percentiles(values: Array, group: Array, count: int) -> Array:
 def lesions_of(probability: Array, limits: Limits, *, voxel_mm3: float) -> Array:
     """Voxels at or above the threshold, bool (X, Y, Z), of lesions whose highest probability
     reaches `lesion_threshold` and which are not too small."""
-    large = drop_small(
-        probability >= limits.threshold, voxel_mm3=voxel_mm3, smallest_mm3=limits.smallest_mm3
-    )
-    numbers, count = find_lesions(large)
+    marked = probability >= limits.threshold
+    numbers, count = find_lesions(marked)
+    lesion, values = numbers[marked], probability[marked]
     highest = np.zeros(count + 1, dtype=probability.dtype)
-    np.maximum.at(highest, numbers[large], probability[large])
-    kept: Array = (highest >= limits.lesion_threshold)[numbers] & large
-    return kept
+    np.maximum.at(highest, lesion, values)
+    kept = large(lesion, count, voxel_mm3=voxel_mm3, smallest_mm3=limits.smallest_mm3)
+    chosen: Array = (kept & (highest >= limits.lesion_threshold))[numbers]
+    return chosen
 
 
 def seen(

@@ -16,9 +16,16 @@ def find_lesions(mask: Array) -> tuple[Array, int]:
 
 def drop_small(mask: Array, *, voxel_mm3: float, smallest_mm3: float) -> Array:
     """The mask (X, Y, Z) as bool, without lesions of a volume below `smallest_mm3`."""
-    labels, _ = find_lesions(mask)
-    volumes_mm3 = np.bincount(labels.ravel()) * voxel_mm3
-    # The margin keeps a lesion of just the stated size, whatever the rounding of its spacing.
-    kept = volumes_mm3 >= smallest_mm3 * (1 - 1e-6)
-    kept[0] = False
+    labels, count = find_lesions(mask)
+    kept: Array = large(labels[mask], count, voxel_mm3=voxel_mm3, smallest_mm3=smallest_mm3)
     return kept[labels]
+
+
+def large(lesion: Array, count: int, *, voxel_mm3: float, smallest_mm3: float) -> Array:
+    """Whether each lesion from 0 to `count` has `smallest_mm3`, bool; of voxels (N,) numbered by
+    their lesion. 0, no lesion, has not."""
+    volumes_mm3 = np.bincount(lesion, minlength=count + 1) * voxel_mm3
+    # The margin keeps a lesion of just the stated size, whatever the rounding of its spacing.
+    kept: Array = volumes_mm3 >= smallest_mm3 * (1 - 1e-6)
+    kept[0] = False
+    return kept

@@ -191,10 +191,7 @@ def _rule(record: Record) -> str:
         return ""
     said = f"Rule {regions['rule']}, {regions['rule_text']}."
     if record.get("volume_interval_ml"):
-        said += (
-            " Intervals hold nine readers' values in ten, as far as scans of hospitals that the "
-            "model had not seen can tell."
-        )
+        said += " The 90 % interval was tested on scans of hospitals that the model had not seen."
     return f'<p class="hint">{text(said)}</p>'
 
 

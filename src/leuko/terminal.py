@@ -150,7 +150,7 @@ def findings_as_text(result: "Segmentation") -> str:
     if result.rims_ml is not None:
         rims = f"{result.rims_ml:.2f} mL of caps and rims"
         others = f"{result.wmh_ml:.2f} mL of other WMH"
-        together = f"not in the mask; {result.wmh_and_rims_ml:.2f} mL with it"
+        together = f"not in the mask; {result.wmh_and_rims_ml:.2f} mL together"
         lines["rims"] = f"{rims}, {others}" if counts_rims else f"{rims}, {together}"
     if judgement is not None and judgement.dice_interval is not None:
         low, high = judgement.dice_interval
