@@ -61,7 +61,7 @@ def test_a_flair_is_no_wrong_scan_and_a_t1_is_one():
 
 
 def test_after_a_reason_not_to_use_the_result_no_other_check_is_done():
-    findings, done = examine(a_case(radii=(40, 36, 30, 8)))
+    findings, done = examine(a_case(radii=(34, 30, 26, 8)))
     assert is_doubted(findings)
     assert done == ["volume of the brain"]
 
@@ -93,8 +93,18 @@ def test_bright_csf_is_no_flair():
 
 
 def test_what_is_no_head_is_seen_by_its_size():
-    (message,) = said(a_case(radii=(40, 36, 30, 8)), "do not use")
+    (message,) = said(a_case(radii=(34, 30, 26, 8)), "do not use")
     assert "mL of brain and CSF were found" in message
+
+
+def test_a_part_of_a_brain_is_warned_of():
+    (message,) = said(a_case(radii=(44, 40, 36, 8)), "warning")
+    assert "expected 600 to 2400" in message
+
+
+def test_without_csf_little_white_matter_is_no_proof_of_another_image():
+    (message,) = said(a_case(radii=(64.4, 64, 40, 2)), "warning")
+    assert "of the brain is CSF" in message
 
 
 def test_voxel_sizes_in_another_unit_are_seen_by_too_much_brain():

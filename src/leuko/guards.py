@@ -19,6 +19,7 @@ TISSUES = ("background", "csf", "ventricle", "grey", "white", "wmh")
 
 THICKEST_MM = 7.0
 BRAIN_ML = (600.0, 2400.0)  # with its CSF
+LEAST_HEAD_ML = 200.0  # less is no head, or one whose voxel sizes are in another unit
 LEAST_CSF_PART = 0.05  # of the brain with its CSF
 BRIGHT_CSF = 0.85  # of white matter
 LEAST_WHITE_PER_GREY = 0.45  # by volume; a T1 taken for a FLAIR has less
@@ -45,6 +46,11 @@ class Case:
     @cached_property
     def brain_ml(self) -> float:
         return sum(self.ml.values()) - self.ml["background"]
+
+    @property
+    def csf_part(self) -> float:
+        """CSF, ventricles included, as part of the brain with its CSF."""
+        return (self.ml["csf"] + self.ml["ventricle"]) / self.brain_ml
 
     def median(self, image: Array, tissue: str) -> float:
         values = image[self.tissue == TISSUES.index(tissue)]
@@ -95,8 +101,13 @@ def wrong_scan(case: Case) -> str | None:
     return next((text for check in WRONG_SCAN for text in check.find(case)), None)
 
 
+def _no_head(case: Case) -> Iterator[str]:
+    if case.brain_ml < LEAST_HEAD_ML:
+        yield _brain_volume(case)
+
+
 def _too_little_brain(case: Case) -> Iterator[str]:
-    if case.brain_ml < BRAIN_ML[0]:
+    if LEAST_HEAD_ML <= case.brain_ml < BRAIN_ML[0]:
         yield _brain_volume(case)
 
 
@@ -115,7 +126,8 @@ def _brain_volume(case: Case) -> str:
 
 def _little_white(case: Case) -> Iterator[str]:
     ratio = (case.ml["white"] + case.ml["wmh"]) / max(case.ml["grey"], 1e-3)
-    if ratio < LEAST_WHITE_PER_GREY:
+    # Where not even CSF is told, grey and white matter are not either.
+    if ratio < LEAST_WHITE_PER_GREY and case.csf_part >= LEAST_CSF_PART:
         yield (
             f"{case.flair.name} does not look like a FLAIR: it shows {ratio:.2f} times as much "
             f"white as grey matter, expected at least {LEAST_WHITE_PER_GREY}"
@@ -135,11 +147,10 @@ def _bright_csf(case: Case) -> Iterator[str]:
 
 
 def _little_csf(case: Case) -> Iterator[str]:
-    part = (case.ml["csf"] + case.ml["ventricle"]) / case.brain_ml
-    if part < LEAST_CSF_PART:
+    if case.csf_part < LEAST_CSF_PART:
         yield (
-            f"{case.flair.name} may not be a FLAIR: {100 * part:.1f} % of the brain is CSF, "
-            f"expected {100 * LEAST_CSF_PART:.0f} % at least; {_other(case)}"
+            f"{case.flair.name} may not be a FLAIR: {100 * case.csf_part:.1f} % of the brain is "
+            f"CSF, expected {100 * LEAST_CSF_PART:.0f} % at least; {_other(case)}"
         )
 
 
@@ -238,7 +249,9 @@ def _streaks(case: Case) -> tuple[float, float]:
 
 
 WRONG_SCAN = (
-    Check("little-brain", "volume of the brain", "do not use", _too_little_brain),
+    Check("no-head", "volume of the brain", "do not use", _no_head),
+    # Part of a head, or an image in which the model tells little.
+    Check("little-brain", "volume of the brain", "warning", _too_little_brain),
     Check("little-white", "contrast of a FLAIR", "do not use", _little_white),
     Check("bright-csf", "contrast of a FLAIR", "do not use", _bright_csf),
     # Wrong voxel sizes falsify volumes, not the mask.
