@@ -103,8 +103,9 @@ def test_a_part_of_a_brain_is_warned_of():
 
 
 def test_without_csf_little_white_matter_is_no_proof_of_another_image():
-    (message,) = said(a_case(radii=(64.4, 64, 40, 2)), "warning")
-    assert "of the brain is CSF" in message
+    (message,) = said(a_case(radii=(64, 64, 40, 2)), "warning")
+    assert "0.0 % of the brain is CSF" in message
+    assert "does not look like a FLAIR" in said(a_case(radii=(65, 64, 40, 18)))[0]
 
 
 def test_voxel_sizes_in_another_unit_are_seen_by_too_much_brain():

@@ -21,6 +21,7 @@ THICKEST_MM = 7.0
 BRAIN_ML = (600.0, 2400.0)  # with its CSF
 LEAST_HEAD_ML = 200.0  # less is no head, or one whose voxel sizes are in another unit
 LEAST_CSF_PART = 0.05  # of the brain with its CSF
+NO_CSF_PART = 0.01  # less: the model does not tell the tissues of this image
 BRIGHT_CSF = 0.85  # of white matter
 LEAST_WHITE_PER_GREY = 0.45  # by volume; a T1 taken for a FLAIR has less
 LARGEST_CUT = 0.25  # the brain on an outermost slice, as part of its largest slice
@@ -127,7 +128,7 @@ def _brain_volume(case: Case) -> str:
 def _little_white(case: Case) -> Iterator[str]:
     ratio = (case.ml["white"] + case.ml["wmh"]) / max(case.ml["grey"], 1e-3)
     # Where not even CSF is told, grey and white matter are not either.
-    if ratio < LEAST_WHITE_PER_GREY and case.csf_part >= LEAST_CSF_PART:
+    if ratio < LEAST_WHITE_PER_GREY and case.csf_part >= NO_CSF_PART:
         yield (
             f"{case.flair.name} does not look like a FLAIR: it shows {ratio:.2f} times as much "
             f"white as grey matter, expected at least {LEAST_WHITE_PER_GREY}"
