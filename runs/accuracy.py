@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.ndimage
+from real_slices import scan_folders, source
 
 from leuko import nifti, runtime, weights
 from leuko.align import align
@@ -63,15 +64,14 @@ def main() -> None:
     parser.add_argument("--bias-correction", action="store_true")
     options = parser.parse_args()
     usual = load(options.model)
-    left_out = {source: load(name) for source, name in (x.split("=", 1) for x in options.left_out)}
+    left_out = {kind: load(name) for kind, name in (x.split("=", 1) for x in options.left_out)}
     print(f"| subject | scans | counted | {HEADER} | reference, mL | found, mL |")
     print("|---" * 10 + "|")
     means: dict[tuple[str, str, str], list[list[float]]] = {}
     lesions: dict[str, list[Lesion]] = {}
     ventricles: dict[str, list[float]] = {}
-    for folder in sorted(path.parent for path in options.data.glob("*/FLAIR.nii.gz")):
-        source = folder.name.split("_")[0]
-        model = left_out.get(source, usual)
+    for folder in scan_folders(options.data):
+        model = left_out.get(source(folder.name), usual)
         for scans, flair, t1 in pairs(folder, corrected=options.bias_correction):
             shares = predict(flair, t1, model)
             limits = model.card.limits(options.threshold)
@@ -86,7 +86,7 @@ def main() -> None:
                 found = mask if counted == WMH else with_rims(mask, drawn)
                 row = compare(truth, flair.with_data(found))
                 values = [row[column] for column in COLUMNS]
-                means.setdefault((source, scans, counted), []).append(values)
+                means.setdefault((source(folder.name), scans, counted), []).append(values)
                 cells = [*(f"{v:.2f}" for v in values), f"{row['reference_ml']:.1f}"]
                 cells.append(f"{row['prediction_ml']:.1f}")
                 print("|", " | ".join([folder.name, scans, counted, *cells]), "|", flush=True)
@@ -103,9 +103,9 @@ def main() -> None:
                 ventricles.setdefault(scans, []).append(overlap)
     print(f"\n| source | scans | counted | n | {HEADER} |")
     print("|---" * 9 + "|")
-    for (source, scans, counted), rows in sorted(means.items()):
+    for (name, scans, counted), rows in sorted(means.items()):
         cells = [f"{v:.3f}" for v in np.nanmean(rows, axis=0)]
-        print("|", " | ".join([source, scans, counted, str(len(rows)), *cells]), "|")
+        print("|", " | ".join([name, scans, counted, str(len(rows)), *cells]), "|")
     for scans, overlaps in ventricles.items():
         print(f"\nventricles, {scans}: mean Dice {np.mean(overlaps):.2f} of {len(overlaps)} scans")
     print_lesions(lesions)

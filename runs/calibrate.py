@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import real_slices
 import scipy.optimize
 import scipy.special
 import scipy.stats
@@ -59,7 +60,6 @@ LEAST = 0.003  # probabilities below it are not kept
 LEAST_SPACING_MM = 2.0  # of synthetic scans: thin slices cost minutes
 LABELMAP_SCANS = 2
 PARTS = 5  # tissues without rim and WMH, of kept probabilities
-SAME_PERSON = {"tabriz_112776": "tabriz_107130"}
 # A synthetic scan counts as this part of a real person, at most.
 SYNTHETIC_WEIGHT = 0.5
 # What looks alike: log volume, spread and contrast that differ by less than about so much.
@@ -152,12 +152,15 @@ def synthetic(source: str, anatomies: Sequence[Anatomy], scans: int, model: Mode
 
 def real(folder: Path, maps: Path, sources: Sequence[str], card: ModelCard) -> Iterator[Job]:
     """The scans of sources that the model of `maps` was trained without."""
-    for home in sorted(path for path in folder.iterdir() if path.name.split("_")[0] in sources):
-        person = "_".join(home.name.split("_")[:2])
+    for home in (
+        path
+        for path in real_slices.scan_folders(folder)
+        if real_slices.source(path.name) in sources
+    ):
         yield Job(
             home.name,
-            home.name.split("_")[0],
-            SAME_PERSON.get(person, person),
+            real_slices.source(home.name),
+            real_slices.person(home.name),
             maps.name,
             partial(read, home),
             partial(kept_shares, maps, home.name, card),

@@ -57,11 +57,7 @@ SOURCES = {
     "healthy": Source("a head of neurolabusc/py_synthsr, Apache-2.0", 0.3),
 }
 WEIGHT_WITH_RIMS = 0.7  # of the scans of a source with both masks: few, and drawn apart
-SAME_PERSON = {
-    "mslesseg_P14_2": "mslesseg_P14_1",
-    "mslesseg_P14_3": "mslesseg_P14_1",
-    "tabriz_112776": "tabriz_107130",
-}
+SAME_PERSON = {"tabriz_112776": "tabriz_107130"}
 
 
 def source(scan: str) -> str:
@@ -70,8 +66,9 @@ def source(scan: str) -> str:
 
 
 def person(scan: str) -> str:
-    """Whose scan it is: the first scan of that person."""
-    return SAME_PERSON.get(scan, scan)
+    """Whose scan <source>_<person>[_<time>] is."""
+    name = "_".join(scan.split("_")[:2])
+    return SAME_PERSON.get(name, name)
 
 
 @dataclass(frozen=True, eq=False)

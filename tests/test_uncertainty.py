@@ -93,12 +93,15 @@ def test_intervals_hold_what_was_found_and_stay_possible(seen):
         assert 0 <= low <= judgement.predicted_dice <= high <= 1
 
 
+def intervals(seen, name, more):
+    """The intervals of the volume before and after one thing that is seen has become more."""
+    changed = replace(seen, **{name: getattr(seen, name) + more})
+    return [judge(CALIBRATION, each).volume_interval_ml for each in (seen, changed)]
+
+
 @given(what_is_seen(), st.floats(0.01, 100))
 def test_the_interval_of_a_larger_volume_lies_higher(seen, more_ml):
-    before, after = (
-        judge(CALIBRATION, replace(seen, found_ml=ml)).volume_interval_ml
-        for ml in (seen.found_ml, seen.found_ml + more_ml)
-    )
+    before, after = intervals(seen, "found_ml", more_ml)
     assert before[0] <= after[0]
     assert before[1] < after[1]
 
@@ -117,10 +120,7 @@ def test_intervals_are_wider_where_thresholds_matter_more(seen, more_ml):
 
 @given(what_is_seen(), st.floats(0.01, 1))
 def test_the_interval_of_a_volume_is_no_wider_where_lesions_are_brighter(seen, more):
-    faint, bright = (
-        judge(CALIBRATION, replace(seen, contrast=contrast)).volume_interval_ml
-        for contrast in (seen.contrast, seen.contrast + more)
-    )
+    faint, bright = intervals(seen, "contrast", more)
     assert faint[0] <= bright[0]
     assert bright[1] <= faint[1]
 
