@@ -27,7 +27,8 @@ import scipy.ndimage
 from leuko import nifti, runtime, weights
 from leuko.align import align
 from leuko.channels import Pair, Placement, Preparation, area_residue
-from leuko.dataset import IGNORED, LABEL_VALUES, find_image
+from leuko.files import find_image
+from leuko.labels import IGNORED, LABEL_VALUES
 from leuko.lineage import fingerprint
 from leuko.metrics import OTHER_PATHOLOGY
 from leuko.synthesis import LABELLED_PART

@@ -26,7 +26,7 @@ from tables import interval
 from leuko import nifti, runtime, weights
 from leuko.anatomy import BACKGROUND, CSF, GREY, VENTRICLE, WHITE
 from leuko.channels import Pair, area_residue
-from leuko.dataset import find_image
+from leuko.files import find_image
 from leuko.lesions import drop_small
 from leuko.metrics import dice
 from leuko.runtime import Model

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from leuko.cli import app
-from leuko.errors import LeukoError
-from leuko.extras import require
+from leuko.errors import LeukoError, require
 from without_extras import commands
 
 HERE = Path(__file__).parent

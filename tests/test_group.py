@@ -11,6 +11,7 @@ import pytest
 from leuko import group, summary, verdicts
 from leuko.cli_cohort import look_at
 from leuko.errors import LeukoError
+from leuko.frame import SAVED
 from leuko.inputs import as_file
 from leuko.isolate import Limits
 from leuko.outputs import MASK_FILE, PICTURE_FILE, RECORD_FILE
@@ -251,7 +252,7 @@ def saved(out, name, *lines):
     """A file as a page saves it."""
     (out / verdicts.FOLDER).mkdir(exist_ok=True)
     with (out / verdicts.FOLDER / name).open("w", newline="") as file:
-        table = csv.DictWriter(file, verdicts.SAVED, restval="")
+        table = csv.DictWriter(file, SAVED, restval="")
         table.writeheader()
         table.writerows(lines)
 

@@ -7,7 +7,6 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ import typer
 from leuko.cli_challenge import challenge, challenge_score
 from leuko.cli_cohort import BidsCommand, batch, bids
 from leuko.cli_compare import compare
+from leuko.cli_demo import demo
 from leuko.cli_models import models
 from leuko.cli_options import (
     Align,
@@ -34,7 +34,6 @@ from leuko.errors import LeukoError
 from leuko.printing import printable
 from leuko.record import exit_code, stderr_handler
 from leuko.terminal import (
-    counted,
     findings_as_text,
     measures_as_text,
     table_as_text,
@@ -186,43 +185,9 @@ def evaluate(
     raise typer.Exit(1 if lacking else 0)
 
 
-@app.command()
-def demo(
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="New folder for all that the demo makes.")
-    ] = Path("leuko-demo"),
-    threads: Threads = None,
-) -> None:
-    """Put known lesions into the MNI152 brain, segment it with the bundled model, measure."""
-    if out.exists():
-        raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
-    from leuko import demo
-    from leuko.evaluate import evaluate
-    from leuko.outputs import MASK_FILE, REPORT_FILE, side_output
-    from leuko.record import tell
-    from leuko.segment import segment
-
-    brain = demo.make_subject(out / "brain")
-    print(f"made    a brain with known lesions in {brain}")
-    result = segment(brain / "FLAIR.nii.gz", brain / "T1.nii.gz", out / "result", threads=threads)
-    picture = out / "picture.png"
-    with side_output(out, picture.name, partial(tell, result.findings)):
-        demo.save_picture(picture, brain, out / "result" / "wmh.nii.gz")
-    lesions = counted(len(result.analysis.lesions), "lesion")
-    seconds = sum(result.seconds.values())
-    print(f"found   {result.volume_ml:.2f} mL in {lesions} in {seconds:.1f} s")
-    mask, report = (out / "result" / name for name in (MASK_FILE, REPORT_FILE))
-    for what, path in {"mask": mask, "report": report, "picture": picture}.items():
-        if path.is_file():
-            print(f"{what:<8}{path}")
-    print()
-    print(measures_as_text(evaluate(brain / MASK_FILE, mask)))
-    raise typer.Exit(exit_code(result.findings))
-
-
 app.command()(batch)
 app.command(cls=BidsCommand)(bids)
-for command in (compare, train, export, synth, challenge, challenge_score):
+for command in (demo, compare, train, export, synth, challenge, challenge_score):
     app.command()(command)
 
 

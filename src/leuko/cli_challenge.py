@@ -26,7 +26,7 @@ from leuko.cli_options import (
     Threads,
     Threshold,
 )
-from leuko.extras import COHORT, require
+from leuko.errors import COHORT_LIBRARIES, require
 from leuko.record import DONE_WITH_WARNINGS, is_useless
 from leuko.terminal import findings_as_text, ranks_as_text, sites_as_text
 
@@ -101,7 +101,7 @@ def challenge_score(
 ) -> None:
     """Reproduce the challenge's table: segment its scans, measure each, mean by site, rank."""
     if results is None:
-        require(*COHORT, extra="cohort")
+        require(*COHORT_LIBRARIES, extra="cohort")
     from leuko import challenge as wmh
     from leuko.isolate import Limits
     from leuko.subject import Settings

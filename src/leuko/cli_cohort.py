@@ -20,8 +20,7 @@ from leuko.cli_options import (
     SmallestLesion,
     Threshold,
 )
-from leuko.errors import LeukoError
-from leuko.extras import COHORT, require
+from leuko.errors import COHORT_LIBRARIES, LeukoError, require
 from leuko.record import DONE_WITH_WARNINGS
 from leuko.terminal import cohort_progress
 
@@ -111,7 +110,7 @@ def batch(
 
     If it was interrupted, run the same command again to resume.
     """
-    require(*COHORT, extra="cohort")
+    require(*COHORT_LIBRARIES, extra="cohort")
     from leuko.group import write_batch
     from leuko.isolate import Limits
     from leuko.pairs import read_table
@@ -199,7 +198,7 @@ def bids(
         for what, path in written.items():
             print(f"{what:<12}{path}")
         raise typer.Exit(page_code(written))
-    require(*COHORT, extra="cohort")
+    require(*COHORT_LIBRARIES, extra="cohort")
     found = find_pairs(
         dataset,
         participants=participant_label or (),

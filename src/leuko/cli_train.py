@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from leuko.cli_options import Device, Threads
-from leuko.errors import LeukoError
-from leuko.extras import TRAINING, require
+from leuko.errors import TRAINING_LIBRARIES, LeukoError, require
 from leuko.terminal import counted, means_as_text, progress_bar, validation_as_text
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def train(
         return
     if data is None or out is None:
         raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to resume one")
-    require(*TRAINING, extra="train")
+    require(*TRAINING_LIBRARIES, extra="train")
     from leuko import parallel
     from leuko.imagenet import PUBLISHED
     from leuko.plan import start
@@ -178,7 +177,7 @@ def export(
     ] = None,
 ) -> None:
     """Turn a trained model into 8-bit ONNX: a quarter of the size, faster, and without torch."""
-    require(*TRAINING, extra="train")
+    require(*TRAINING_LIBRARIES, extra="train")
     from leuko.export import export, require_exportable
     from leuko.train import rounding, training_slices
     from leuko.weights import ONNX_FILE
@@ -239,7 +238,7 @@ def _network(
 ) -> dict[str, Any]:
     """The settings that say what is trained, which a model to start from decides."""
     from leuko.channels import Preparation
-    from leuko.dataset import WMH_LABELS, tissue_labels
+    from leuko.labels import WMH_LABELS, tissue_labels
     from leuko.network import vgg16
     from leuko.settings import NO_MODELS
     from leuko.weights import find, load_card
@@ -293,7 +292,7 @@ def _print_plan(run: Path) -> None:
 def _fit(run: Path) -> None:
     """Train with a progress bar, print the measures of subjects that were not trained with."""
     try:
-        require(*TRAINING, extra="train")
+        require(*TRAINING_LIBRARIES, extra="train")
         from leuko import folds, parallel, plan, train
 
         parallel.wait_for(run / plan.RUN_FILE)

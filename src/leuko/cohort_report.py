@@ -14,9 +14,21 @@ from urllib.parse import quote
 
 import numpy as np
 
-from leuko.frame import ALERTS, POLICY, alert, asset, document, drawing, facts, section, text
+from leuko.frame import (
+    ALERTS,
+    POLICY,
+    REASONS,
+    VERDICTS,
+    alert,
+    asset,
+    document,
+    drawing,
+    facts,
+    section,
+    text,
+)
 from leuko.record import RIMS_ARE, Finding
-from leuko.verdicts import REASONS, VERDICTS, Verdict
+from leuko.verdicts import Verdict
 
 MOST_CARDS = 2000  # of a page: browsers get slow beyond, and readers tired
 # What a verdict is saved with, besides the reader's words.

@@ -13,9 +13,8 @@ from leuko import inputs, nifti
 from leuko.change_report import change_report
 from leuko.changes import BORDER_MM, Change, Changes, Time, find_changes
 from leuko.channels import tissue_level
-from leuko.dataset import find_image
 from leuko.errors import LeukoError
-from leuko.files import read_json, staged, write_json
+from leuko.files import find_image, read_json, staged, write_json
 from leuko.halfway import Halfway, meet
 from leuko.outputs import (
     MASK_FILE,

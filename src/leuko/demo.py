@@ -10,7 +10,6 @@ import numpy as np
 import scipy.ndimage
 
 from leuko import mni152, nifti
-from leuko.channels import Preparation, prepare
 from leuko.files import staged
 from leuko.volume import Array, Volume
 
@@ -47,22 +46,6 @@ def make_subject(folder: Path, seed: int = 0) -> Path:
         for name, data in scans.items():
             nifti.write(scratch / f"{name}.nii.gz", Volume(data, affine, name=name))
     return folder
-
-
-def save_picture(path: Path, subject: Path, mask: Path) -> None:
-    """A PNG of the slice of a subject in which most was found, from scans to mask and truth."""
-    from leuko.figures import method_figure  # matplotlib takes time to load
-
-    flair, t1 = nifti.read(subject / "FLAIR.nii.gz"), nifti.read(subject / "T1.nii.gz")
-    slices, placement = prepare(flair, t1, Preparation())
-    found, known = (
-        placement.slices(nifti.read_mask(path).canonical().data.astype(np.uint8)) > 0
-        for path in (mask, subject / "wmh.nii.gz")
-    )
-    shown = int(found.sum(axis=(1, 2)).argmax())
-    method_figure(slices[shown], found[shown], known[shown]).savefig(
-        path, dpi=110, facecolor="black"
-    )
 
 
 def _lesions(shares: Array, rng: np.random.Generator) -> Array:

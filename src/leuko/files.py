@@ -195,6 +195,12 @@ def refuse(error: OSError) -> None:
     raise LeukoError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
+def find_image(folder: Path, stem: str) -> Path | None:
+    """The NIfTI file of that name, compressed or not; None if there is none."""
+    candidates = (folder / f"{stem}{ending}" for ending in (".nii.gz", ".nii"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
 def find_images(folder: Path) -> list[Path]:
     """The .nii and .nii.gz files in a folder and below it, sorted; hidden ones are skipped.
 

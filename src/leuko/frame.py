@@ -18,7 +18,6 @@ from typing import Any
 
 from leuko.panes import Pane, encoded
 from leuko.record import Level, read_findings
-from leuko.verdicts import REASONS
 
 # By level, the most serious first: heading of one remark, of many, and the class of the section.
 ALERTS: dict[Level, tuple[str, str, str]] = {
@@ -26,6 +25,17 @@ ALERTS: dict[Level, tuple[str, str, str]] = {
     "warning": ("Warning", "{} warnings", "warn"),
     "note": ("Note", "{} notes", "note"),
 }
+
+# A rater's choices, as in ENIGMA (https://enigma.ini.usc.edu), and the columns of the saved CSV.
+VERDICTS = ("PASS", "FAIL", "flag")
+REASONS = (
+    "registration issue", "missed deep", "missed periventricular", "missed both",
+    "over-estimation", "under-estimation", "WML outside white matter",
+)  # fmt: skip
+SAVED = (
+    "subject", "verdict", "reasons", "note", "rater", "rated", "volume_ml", "lesions",
+    "flair_sha256", "mask_sha256", "model", "leuko_version",
+)  # fmt: skip
 
 # Nothing may be loaded, from anywhere.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from leuko import nifti
 from leuko.background import without_background
-from leuko.errors import LeukoError
-from leuko.extras import require
+from leuko.errors import LeukoError, require
 from leuko.files import find_images, sha256
 from leuko.record import Finding, kept_findings
 from leuko.volume import Volume

@@ -1,6 +1,6 @@
 """The two losses, and how labels of lesions alone train a network that knows tissues.
 
-Logits are (N, C, H, W), labels (N, H, W); pixels of the label `dataset.IGNORED` do not count. What
+Logits are (N, C, H, W), labels (N, H, W); pixels of the label `labels.IGNORED` do not count. What
 is summed over images goes through `total`, so that processes that share them have one loss.
 """
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leuko.dataset import IGNORED
+from leuko.labels import IGNORED
 
 Total = Callable[[Tensor], Tensor]  # own sums become those of all processes
 WMH_ALONE, ALL_BUT_BACKGROUND = slice(-1, None), slice(1, None)  # of the classes

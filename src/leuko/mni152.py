@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from leuko.extras import require
+from leuko.errors import require
 from leuko.volume import Array, Volume
 
 

@@ -15,10 +15,11 @@ import torch
 from leuko import imagenet, lineage, parallel, runtime
 from leuko.anatomy import Anatomy, from_mni152, load_heads
 from leuko.batchnorm import normalised
-from leuko.dataset import WMH, Subject, find_subjects, people, split, verify
+from leuko.dataset import Subject, find_subjects, people, split, verify
 from leuko.errors import LeukoError
 from leuko.export import read_network
 from leuko.files import read_json, staged, write_json
+from leuko.labels import WMH
 from leuko.network import SpecialisedVGG
 from leuko.recipes import Recipe
 from leuko.record import versions

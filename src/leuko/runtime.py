@@ -14,8 +14,7 @@ import numpy as np
 import onnxruntime
 
 from leuko.channels import HEAD_PART_OF_TISSUE, centred
-from leuko.errors import LeukoError
-from leuko.extras import require
+from leuko.errors import LeukoError, require
 from leuko.volume import Array
 from leuko.weights import ONNX_FILE, ModelCard, load_card
 

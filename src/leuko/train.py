@@ -24,10 +24,11 @@ from leuko.batches import Batch, Batches
 from leuko.batchnorm import folded
 from leuko.board import Board
 from leuko.channels import centred
-from leuko.dataset import WMH, WMH_LABELS, Slices, find_subjects, load
+from leuko.dataset import Slices, find_subjects, load
 from leuko.errors import LeukoError
 from leuko.evaluate import Row, json_ready
 from leuko.files import staged, write_json
+from leuko.labels import WMH, WMH_LABELS
 from leuko.metrics import dice
 from leuko.network import SpecialisedVGG
 from leuko.plan import CHECKPOINT_FILE, RUN_FILE, Plan

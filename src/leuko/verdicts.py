@@ -7,17 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from leuko.frame import SAVED
+
 FOLDER, TABLE = "verdicts", "verdicts.csv"
-# ENIGMA's, see https://enigma.ini.usc.edu.
-VERDICTS = ("PASS", "FAIL", "flag")
-REASONS = (
-    "registration issue", "missed deep", "missed periventricular", "missed both",
-    "over-estimation", "under-estimation", "WML outside white matter",
-)  # fmt: skip
-SAVED = (
-    "subject", "verdict", "reasons", "note", "rater", "rated", "volume_ml", "lesions",
-    "flair_sha256", "mask_sha256", "model", "leuko_version",
-)  # fmt: skip
 COLUMNS = ("id", "current", *SAVED)
 
 Verdict = Mapping[str, str]  # by COLUMNS

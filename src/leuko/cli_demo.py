@@ -1,0 +1,65 @@
+"""The command demo: a brain with known lesions, segmented and measured, and a picture of it."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leuko.cli_options import Threads
+from leuko.errors import LeukoError
+from leuko.record import exit_code
+from leuko.terminal import counted, measures_as_text
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New folder for all that the demo makes.")
+    ] = Path("leuko-demo"),
+    threads: Threads = None,
+) -> None:
+    """Put known lesions into the MNI152 brain, segment it with the bundled model, measure."""
+    if out.exists():
+        raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
+    from leuko.demo import make_subject
+    from leuko.evaluate import evaluate
+    from leuko.outputs import MASK_FILE, REPORT_FILE, side_output
+    from leuko.record import tell
+    from leuko.segment import segment
+
+    brain = make_subject(out / "brain")
+    print(f"made    a brain with known lesions in {brain}")
+    result = segment(brain / "FLAIR.nii.gz", brain / "T1.nii.gz", out / "result", threads=threads)
+    picture = out / "picture.png"
+    with side_output(out, picture.name, partial(tell, result.findings)):
+        _save_picture(picture, brain, out / "result" / "wmh.nii.gz")
+    lesions = counted(len(result.analysis.lesions), "lesion")
+    seconds = sum(result.seconds.values())
+    print(f"found   {result.volume_ml:.2f} mL in {lesions} in {seconds:.1f} s")
+    mask, report = (out / "result" / name for name in (MASK_FILE, REPORT_FILE))
+    for what, path in {"mask": mask, "report": report, "picture": picture}.items():
+        if path.is_file():
+            print(f"{what:<8}{path}")
+    print()
+    print(measures_as_text(evaluate(brain / MASK_FILE, mask)))
+    raise typer.Exit(exit_code(result.findings))
+
+
+def _save_picture(path: Path, subject: Path, mask: Path) -> None:
+    """A PNG of the slice of a subject in which most was found, from scans to mask and truth."""
+    import numpy as np
+
+    from leuko import nifti
+    from leuko.channels import Preparation, prepare
+    from leuko.figures import method_figure
+
+    flair, t1 = nifti.read(subject / "FLAIR.nii.gz"), nifti.read(subject / "T1.nii.gz")
+    slices, placement = prepare(flair, t1, Preparation())
+    found, known = (
+        placement.slices(nifti.read_mask(path).canonical().data.astype(np.uint8)) > 0
+        for path in (mask, subject / "wmh.nii.gz")
+    )
+    shown = int(found.sum(axis=(1, 2)).argmax())
+    method_figure(slices[shown], found[shown], known[shown]).savefig(
+        path, dpi=110, facecolor="black"
+    )
