@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leuko import nifti
 from leuko.anatomy import Anatomy, load_head
-from leuko.files import image_stem, staged
+from leuko.io import nifti
+from leuko.io.files import image_stem, staged
 from leuko.synthesis import choose, synthesise
 from leuko.volume import Volume
 

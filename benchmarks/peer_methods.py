@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage
 
-from leuko import nifti, predict, runtime, weights
+from leuko import predict, runtime, weights
 from leuko.channels import requantise
 from leuko.delineate import delineate
-from leuko.files import read_json
+from leuko.io import nifti
+from leuko.io.files import read_json
 from leuko.lesions import drop_small, find_lesions
 from leuko.metrics import dice
 from leuko.volume import Array, Volume

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leuko.files import write_json
+from leuko.io.files import write_json
 from leuko.plan import precision
 from leuko.recipes import MODERN
 

@@ -38,11 +38,12 @@ from peer_methods import Method, Pair
 from peer_training import Clock, multiplies_in_bfloat16, processor_seconds
 from speed import MEBIBYTE, run_python, timed
 
-from leuko import nifti, runtime, weights
+from leuko import runtime, weights
 from leuko.dataset import Subject, find_subjects
 from leuko.evaluate import Row, compare, json_ready
 from leuko.export import export
-from leuko.files import read_json, staged, write_json
+from leuko.io import nifti
+from leuko.io.files import read_json, staged, write_json
 from leuko.labels import LABEL_VALUES
 from leuko.network import VGG16, SpecialisedVGG, Stages, vgg16
 from leuko.plan import start

@@ -23,8 +23,8 @@ from typing import Any
 import psutil
 
 from leuko import cohort, group
-from leuko.files import staged, write_json
-from leuko.inputs import as_file
+from leuko.io.files import staged, write_json
+from leuko.io.inputs import as_file
 from leuko.isolate import Limits, Outcome
 from leuko.outputs import MASK_FILE, RECORD_FILE
 from leuko.subject import Job, Settings, Wanted, settle, split

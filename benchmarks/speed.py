@@ -28,11 +28,12 @@ from skimage.morphology import area_opening
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from leuko import guards, mni, nifti, runtime, weights
+from leuko import guards, mni, runtime, weights
 from leuko.align import align
 from leuko.analysis import Case, analyse
 from leuko.channels import Preparation, area_residue, prepare, requantise
-from leuko.files import read_json
+from leuko.io import nifti
+from leuko.io.files import read_json
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
 from leuko.settings import CLASSES
 from leuko.volume import Array, Volume, resample_onto

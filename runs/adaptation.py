@@ -23,7 +23,7 @@ from leuko import held_out, plan, runtime, train
 from leuko.dataset import find_subjects
 from leuko.evaluate import Row, from_json, json_ready
 from leuko.export import export
-from leuko.files import read_json, write_json
+from leuko.io.files import read_json, write_json
 from leuko.recipes import ADAPT, Recipe
 from leuko.weights import DEFAULT, find, load_card
 

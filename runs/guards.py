@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage
 
-from leuko import guards, nifti
+from leuko import guards
 from leuko.errors import LeukoError
-from leuko.inputs import Scan
+from leuko.io import nifti
+from leuko.io.inputs import Scan
 from leuko.segment import segment
 from leuko.volume import Array, Volume
 

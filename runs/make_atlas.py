@@ -17,8 +17,9 @@ import nibabel
 import numpy as np
 import scipy.ndimage
 
-from leuko import mni, mni152, nifti
+from leuko import mni, mni152
 from leuko.anatomy import TISSUES, WMH
+from leuko.io import nifti
 from leuko.metrics import dice
 from leuko.volume import Array, Volume
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko import mni, nifti, runtime, weights
+from leuko import mni, runtime, weights
 from leuko.align import align
 from leuko.brain import brain_mask, find_outside
 from leuko.channels import Pair
 from leuko.delineate import delineate
+from leuko.io import nifti
+from leuko.io.provenance import Stopwatch
 from leuko.lesions import find_lesions
 from leuko.predict import predict_pair
-from leuko.record import Stopwatch
 from leuko.volume import Array, Volume, world
 
 THREADS = 2

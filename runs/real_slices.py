@@ -24,10 +24,11 @@ from typing import NamedTuple
 import numpy as np
 import scipy.ndimage
 
-from leuko import nifti, runtime, weights
+from leuko import runtime, weights
 from leuko.align import align
 from leuko.channels import Pair, Placement, Preparation, area_residue
-from leuko.files import find_image
+from leuko.io import nifti
+from leuko.io.files import find_image
 from leuko.labels import IGNORED, LABEL_VALUES
 from leuko.lineage import fingerprint
 from leuko.metrics import OTHER_PATHOLOGY

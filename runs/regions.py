@@ -19,9 +19,9 @@ from leuko.analysis import Case, analyse
 from leuko.anatomy import numbers_in
 from leuko.channels import Pair
 from leuko.delineate import delineate
+from leuko.io.provenance import Stopwatch
 from leuko.mni import Place
 from leuko.predict import predict_pair
-from leuko.record import Stopwatch
 from leuko.regions import RULES
 from leuko.synthesis import choose, synthesise
 from leuko.volume import Array, Volume

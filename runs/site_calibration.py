@@ -23,10 +23,11 @@ import scipy.special
 from scanners import ORIGINAL, SCANNERS, subjects
 from tables import interval
 
-from leuko import nifti, runtime, weights
+from leuko import runtime, weights
 from leuko.anatomy import BACKGROUND, CSF, GREY, VENTRICLE, WHITE
 from leuko.channels import Pair, area_residue
-from leuko.files import find_image
+from leuko.io import nifti
+from leuko.io.files import find_image
 from leuko.lesions import drop_small
 from leuko.metrics import dice
 from leuko.runtime import Model

@@ -24,12 +24,13 @@ from synthetic_validation import held_out
 from torch import Tensor
 from train_base import save_weights
 
-from leuko import losses, nifti, runtime
+from leuko import losses, runtime
 from leuko.anatomy import WMH, load_head
 from leuko.channels import Preparation
 from leuko.dataset import Slices, joined
 from leuko.export import read_network
-from leuko.files import image_stem
+from leuko.io import nifti
+from leuko.io.files import image_stem
 from leuko.lesions import drop_small
 from leuko.metrics import dice, lesion_detection
 from leuko.predict import predict

@@ -18,10 +18,10 @@ import torch
 from real_slices import CANVAS, PREPARATION, shows_head
 from torch import Tensor
 
-from leuko import nifti
 from leuko.anatomy import WMH, Anatomy, load_head
 from leuko.errors import LeukoError
-from leuko.files import image_stem
+from leuko.io import nifti
+from leuko.io.files import image_stem
 from leuko.synthesis import choose, synthesise
 
 HELD_OUT = ("head04", "head12", "head18")  # never trained on: they validate

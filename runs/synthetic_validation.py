@@ -17,9 +17,10 @@ import numpy as np
 import scipy.ndimage
 from synthetic_slices import HELD_OUT
 
-from leuko import nifti, runtime, weights
+from leuko import runtime, weights
 from leuko.anatomy import INDEX, WMH, Anatomy, load_head, make_anatomy, numbers_in
 from leuko.channels import Preparation
+from leuko.io import nifti
 from leuko.metrics import dice
 from leuko.synthesis import synthesise
 from leuko.volume import Array, Volume

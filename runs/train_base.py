@@ -37,9 +37,9 @@ from torch import Tensor
 
 from leuko.anatomy import CLASSES
 from leuko.export import read_network
-from leuko.files import staged
+from leuko.io.files import staged
+from leuko.io.provenance import versions
 from leuko.network import SIDE_MAPS, SpecialisedVGG, Stages, vgg16
-from leuko.record import versions
 from leuko.weights import WEIGHTS_FILE, ModelCard, find, load_card, save_card
 
 LICENCE = "Apache-2.0"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage
 
-from leuko import nifti
+from leuko.io import nifti
 from leuko.volume import Array, Volume
 
 #                     air  fat  skull  CSF  grey white lesion

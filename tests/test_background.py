@@ -8,9 +8,9 @@ import pytest
 import scipy.ndimage
 
 from leuko.align import align
-from leuko.background import without_background
 from leuko.channels import Preparation, prepare, requantise, tissue_level
 from leuko.errors import LeukoError
+from leuko.io.background import without_background
 from phantoms import make_phantom
 
 COLOURS = Preparation(pixel_mm=3.0)

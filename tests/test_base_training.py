@@ -19,9 +19,9 @@ from base_batches import Batch, Real, grouped, reacquired
 from base_losses import losses, real_loss
 from real_slices import IGNORED, NOT_WMH, PREPARATION, RIM, WMH, Slices
 
-from leuko import nifti
 from leuko.anatomy import CLASSES
 from leuko.export import read_network
+from leuko.io import nifti
 from leuko.network import SIDE_MAPS, SpecialisedVGG, vgg16
 from leuko.weights import ModelCard, load_card
 from phantoms import label_map, make_phantom

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leuko import nifti
 from leuko.bids_names import Image
 from leuko.derivatives import is_stripped
+from leuko.io import nifti
 from leuko.weights import DEFAULT, find, load_card
 from phantoms import make_phantom
 

@@ -130,7 +130,7 @@ def test_juxtacortical_lesions_are_inside():
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_the_lesions_of_patients_lie_in_the_template(real, order):
     """In MNI space, by their readers; stored in any order."""
-    from leuko import nifti
+    from leuko.io import nifti
 
     paths = sorted((real / "lesions_mni").glob("*.nii.gz"))[:: 1 if order == (0, 1, 2) else 9]
     for path in paths:

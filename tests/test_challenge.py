@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 
-from leuko import nifti
 from leuko.challenge import (
     ALL,
     OFFICIAL,
@@ -20,6 +19,7 @@ from leuko.challenge import (
 )
 from leuko.errors import LeukoError
 from leuko.evaluate import evaluate
+from leuko.io import nifti
 from leuko.metrics import MEASURES
 from phantoms import make_phantom
 

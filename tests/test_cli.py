@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from leuko import nifti
+from leuko.io import nifti
 from leuko.weights import load_card
 from phantoms import make_phantom
 

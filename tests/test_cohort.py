@@ -14,7 +14,7 @@ import pytest
 
 from cohorts import REASONS, awaited, command, mere_mortal, spoil, stopped, table, written
 from leuko import cohort
-from leuko.files import read_json
+from leuko.io.files import read_json
 from leuko.isolate import Limits
 from leuko.outputs import MASK_FILE, RECORD_FILE, REPORT_FILE
 from leuko.subject import Job, Settings, perform

@@ -11,9 +11,9 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
 from conftest import SMALL  # noqa: E402, after the check that its libraries are there
-from leuko import dicom, inputs, nifti  # noqa: E402
-from leuko.dicom_seg import write_segmentation  # noqa: E402
 from leuko.errors import LeukoError  # noqa: E402
+from leuko.io import dicom, inputs, nifti  # noqa: E402
+from leuko.io.dicom_seg import write_segmentation  # noqa: E402
 from leuko.segment import segment  # noqa: E402
 from leuko.volume import Volume  # noqa: E402
 from phantoms import make_phantom  # noqa: E402

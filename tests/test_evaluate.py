@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from leuko import nifti
 from leuko.errors import LeukoError
 from leuko.evaluate import (
     COLUMNS,
@@ -19,6 +18,7 @@ from leuko.evaluate import (
     summarise,
     write_table,
 )
+from leuko.io import nifti
 from leuko.volume import Volume
 
 AFFINE = np.diag([1.0, 1.0, 4.0, 1.0])

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from conftest import small_settings
-from leuko import folds, held_out, nifti, plan, runtime, train
+from leuko import folds, held_out, plan, runtime, train
 from leuko.channels import centred
 from leuko.dataset import find_subjects
 from leuko.errors import LeukoError
 from leuko.evaluate import compare, evaluate
 from leuko.export import export, read_network, to_onnx
+from leuko.io import nifti
 from leuko.labels import LABEL_VALUES
 from leuko.metrics import dice
 from leuko.network import SpecialisedVGG

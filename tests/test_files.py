@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from leuko.errors import LeukoError
-from leuko.files import find_images, staged, walk
+from leuko.io.files import find_images, staged, walk
 
 KILLED = """
 import os, pathlib, signal, sys
-from leuko.files import staged
+from leuko.io.files import staged
 with staged(pathlib.Path(sys.argv[1])) as scratch:
     (scratch / "a").touch()
     os.kill(os.getpid(), signal.SIGKILL)

@@ -9,15 +9,16 @@ import pytest
 from safetensors.torch import save_file
 
 from conftest import small_settings, stored
-from leuko import folds, held_out, lineage, nifti, plan, runtime, train
+from leuko import folds, held_out, lineage, plan, runtime, train
 from leuko.anatomy import CLASSES
 from leuko.channels import Preparation
 from leuko.dataset import Subject
 from leuko.errors import LeukoError
 from leuko.evaluate import compare, evaluate_folders
 from leuko.figures import Example, before_after_figure, change_figure
-from leuko.files import sha256
 from leuko.folds_report import as_html, as_markdown, changes_as_cells, examples
+from leuko.io import nifti
+from leuko.io.files import sha256
 from leuko.labels import LABEL_VALUES
 from leuko.network import SpecialisedVGG
 from leuko.recipes import ADAPT

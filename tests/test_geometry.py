@@ -10,7 +10,7 @@ import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 from scipy.spatial.transform import Rotation
 
 from conftest import SMALL, stored
-from leuko import nifti
+from leuko.io import nifti
 from leuko.segment import segment
 from leuko.volume import Volume
 from phantoms import make_phantom

@@ -12,7 +12,7 @@ from leuko import group, summary, verdicts
 from leuko.cli_cohort import look_at
 from leuko.errors import LeukoError
 from leuko.frame import SAVED
-from leuko.inputs import as_file
+from leuko.io.inputs import as_file
 from leuko.isolate import Limits
 from leuko.outputs import MASK_FILE, PICTURE_FILE, RECORD_FILE
 from leuko.subject import Job, Settings, Wanted, is_done

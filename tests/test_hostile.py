@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import SMALL
-from leuko import inputs, nifti
 from leuko.errors import LeukoError
+from leuko.io import inputs, nifti
 from leuko.segment import segment
 from phantoms import make_phantom
 

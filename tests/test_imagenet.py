@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from leuko import imagenet
 from leuko.errors import LeukoError
-from leuko.files import sha256
+from leuko.io.files import sha256
 from leuko.network import SpecialisedVGG
 
 STAGES = ((4, 4), (6, 6), (8, 8, 8))

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from leuko import nifti
 from leuko.errors import LeukoError
 from leuko.evaluate import evaluate
+from leuko.io import nifti
 from phantoms import make_phantom
 
 SHAPE = (20, 18, 12)

@@ -14,7 +14,7 @@ import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
-from leuko import nifti
+from leuko.io import nifti
 from leuko.metrics import (
     MEASURES,
     dice,

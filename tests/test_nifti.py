@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from leuko import nifti
 from leuko.errors import LeukoError
+from leuko.io import nifti
 from phantoms import make_phantom
 
 SHAPE = (5, 6, 7)

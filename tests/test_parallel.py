@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from conftest import small_settings
 from leuko import parallel, plan, train
 from leuko.errors import LeukoError
-from leuko.files import sha256
+from leuko.io.files import sha256
 from leuko.recipes import Phase
 from leuko.weights import WEIGHTS_FILE, load_card, save_card
 

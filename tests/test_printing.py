@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from leuko import nifti
+from leuko.io import nifti
 from leuko.printing import DONE_WITH_WARNINGS, Printable, printable
 
 ODD = os.fsdecode(b"\xff-\xe7\xbb\x93")  # a name that is not valid in any encoding, and one of CJK

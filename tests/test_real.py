@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from conftest import small_settings
-from leuko import nifti, plan, train
+from leuko import plan, train
 from leuko.channels import Preparation, prepare, tissue_level
 from leuko.evaluate import evaluate
+from leuko.io import nifti
 from leuko.segment import segment
 
 pytestmark = pytest.mark.real

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from leuko import derivatives, nifti, segment, summary
+from leuko import derivatives, segment, summary
 from leuko.channels import Preparation
 from leuko.compare import compare
 from leuko.delineate import delineate
 from leuko.errors import LeukoError
-from leuko.files import read_json
 from leuko.guards import TISSUES
+from leuko.io import nifti
+from leuko.io.files import read_json
 from leuko.plan import start
 from leuko.settings import Settings
 from leuko.subject import Settings as CohortSettings

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from leuko import compare, group, nifti, outputs, report, segment
+from leuko import compare, group, outputs, report, segment
+from leuko.io import nifti
+from leuko.io.provenance import OUTPUT
 from leuko.outputs import MASK_FILE, RECORD_FILE
-from leuko.record import OUTPUT
 
 SIDE = set(outputs.FILES) - {MASK_FILE, RECORD_FILE}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from leuko import nifti, synthesis
+from leuko import synthesis
 from leuko.anatomy import (
     BACKGROUND,
     CLASSES,
@@ -29,6 +29,7 @@ from leuko.anatomy import (
 from leuko.channels import Preparation, prepare
 from leuko.errors import LeukoError
 from leuko.fields import blurred, smooth_noise
+from leuko.io import nifti
 from leuko.pathology import KINDS, _punctate, draw_lesions
 from leuko.sampling import Choice, Samples, choose, in_face
 from leuko.scanner import extracted

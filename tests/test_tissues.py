@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from conftest import SMALL, small_settings
-from leuko import nifti, plan, runtime, train
+from leuko import plan, runtime, train
 from leuko.channels import Preparation
 from leuko.dataset import Subject, find_subjects, load, read_classes
 from leuko.errors import LeukoError
 from leuko.evaluate import compare_classes
+from leuko.io import nifti
 from leuko.labels import IGNORED, tissue_labels
 from leuko.losses import ALL_BUT_BACKGROUND, cross_entropy_dice
 from leuko.network import vgg16

@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import small_settings
-from leuko import held_out, nifti, plan, train
+from leuko import held_out, plan, train
 from leuko.board import FOLDER, PICTURE, PICTURES
 from leuko.channels import Preparation
 from leuko.errors import LeukoError
 from leuko.evaluate import evaluate_folders
-from leuko.files import sha256
+from leuko.io import nifti
+from leuko.io.files import sha256
 from leuko.network import SpecialisedVGG
 from leuko.recipes import MODERN, XU2017, Phase
 from leuko.weights import WEIGHTS_FILE, load_card

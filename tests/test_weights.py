@@ -8,7 +8,7 @@ import pytest
 
 from leuko import weights
 from leuko.errors import LeukoError
-from leuko.files import sha256
+from leuko.io.files import sha256
 from leuko.weights import CARD_FILE, WEIGHTS_FILE, find, installed, load_card, pull
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from leuko import __version__
 from leuko.bids_names import OWN, SUFFIXES, Filter, Image, label, visit_folder
 from leuko.errors import LeukoError
-from leuko.files import is_folder, read_json, replace_text, require_folder, walk
+from leuko.io.files import is_folder, read_json, replace_text, require_folder, walk
 
 VERSION = "1.10.0"
 EXTENSIONS = (".nii.gz", ".nii")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from leuko.errors import LeukoError
-from leuko.files import read_json
+from leuko.io.files import read_json
 
 # In the order in which they stand in a name.
 ENTITIES = (

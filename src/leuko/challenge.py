@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from leuko import nifti
 from leuko.errors import LeukoError
 from leuko.evaluate import Row, compare, mean_with_interval
 from leuko.evaluate import write_table as write_scores
-from leuko.files import refuse, staged, walk
+from leuko.io import nifti
+from leuko.io.files import refuse, staged, walk
 from leuko.isolate import Limits
 from leuko.labels import LABEL_VALUES
 from leuko.metrics import MEASURES

@@ -15,8 +15,8 @@ import numpy as np
 import scipy.ndimage
 import scipy.sparse
 
-from leuko.background import without_background
 from leuko.errors import LeukoError
+from leuko.io.background import without_background
 from leuko.volume import LARGEST_VOXELS, Array, Orientation, Volume, coverage, resample_onto
 
 log = logging.getLogger(__name__)

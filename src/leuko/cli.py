@@ -31,8 +31,8 @@ from leuko.cli_options import (
 )
 from leuko.cli_train import export, synth, train
 from leuko.errors import LeukoError
+from leuko.io.provenance import exit_code, stderr_handler
 from leuko.printing import printable
-from leuko.record import exit_code, stderr_handler
 from leuko.terminal import (
     findings_as_text,
     measures_as_text,
@@ -106,7 +106,7 @@ def segment(
     threads: Threads = None,
 ) -> None:
     """Segment one brain: write the mask, its probability, tissues, lesions, regions, a record."""
-    from leuko.inputs import Scan, read_study
+    from leuko.io.inputs import Scan, read_study
     from leuko.outputs import DICOM_FILE, MASK_FILE, REPORT_FILE
     from leuko.segment import segment
 

@@ -27,7 +27,7 @@ from leuko.cli_options import (
     Threshold,
 )
 from leuko.errors import COHORT_LIBRARIES, require
-from leuko.record import DONE_WITH_WARNINGS, is_useless
+from leuko.io.provenance import DONE_WITH_WARNINGS, is_useless
 from leuko.terminal import findings_as_text, ranks_as_text, sites_as_text
 
 

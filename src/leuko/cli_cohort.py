@@ -21,7 +21,7 @@ from leuko.cli_options import (
     Threshold,
 )
 from leuko.errors import COHORT_LIBRARIES, LeukoError, require
-from leuko.record import DONE_WITH_WARNINGS
+from leuko.io.provenance import DONE_WITH_WARNINGS
 from leuko.terminal import cohort_progress
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def run_jobs(
 ) -> dict[str, str]:
     """Do what is not done yet, and say how it went; why some failed, by name."""
     from leuko import cohort
-    from leuko.files import require_folder
+    from leuko.io.files import require_folder
     from leuko.runtime import available_cpus
     from leuko.subject import Wanted, perform, settle, split
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from leuko.cli_options import Out, Threads
-from leuko.record import exit_code
+from leuko.io.provenance import exit_code
 
 Flair = Annotated[Path | None, typer.Option(help="Its FLAIR, where that has been moved since.")]
 

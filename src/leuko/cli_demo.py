@@ -8,7 +8,7 @@ import typer
 
 from leuko.cli_options import Threads
 from leuko.errors import LeukoError
-from leuko.record import exit_code
+from leuko.io.provenance import exit_code
 from leuko.terminal import counted, measures_as_text
 
 
@@ -23,8 +23,8 @@ def demo(
         raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
     from leuko.demo import make_subject
     from leuko.evaluate import evaluate
+    from leuko.io.provenance import tell
     from leuko.outputs import MASK_FILE, REPORT_FILE, side_output
-    from leuko.record import tell
     from leuko.segment import segment
 
     brain = make_subject(out / "brain")
@@ -49,9 +49,9 @@ def _save_picture(path: Path, subject: Path, mask: Path) -> None:
     """A PNG of the slice of a subject in which most was found, from scans to mask and truth."""
     import numpy as np
 
-    from leuko import nifti
     from leuko.channels import Preparation, prepare
     from leuko.figures import method_figure
+    from leuko.io import nifti
 
     flair, t1 = nifti.read(subject / "FLAIR.nii.gz"), nifti.read(subject / "T1.nii.gz")
     slices, placement = prepare(flair, t1, Preparation())

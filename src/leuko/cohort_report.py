@@ -27,7 +27,7 @@ from leuko.frame import (
     section,
     text,
 )
-from leuko.record import RIMS_ARE, Finding
+from leuko.io.provenance import RIMS_ARE, Finding
 from leuko.verdicts import Verdict
 
 MOST_CARDS = 2000  # of a page: browsers get slow beyond, and readers tired

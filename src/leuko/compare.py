@@ -9,13 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from leuko import inputs, nifti
 from leuko.change_report import change_report
 from leuko.changes import BORDER_MM, Change, Changes, Time, find_changes
 from leuko.channels import tissue_level
 from leuko.errors import LeukoError
-from leuko.files import find_image, read_json, staged, write_json
 from leuko.halfway import Halfway, meet
+from leuko.io import inputs, nifti
+from leuko.io.files import find_image, read_json, staged, write_json
+from leuko.io.provenance import (
+    OUTPUT,
+    RIMS_ARE,
+    Finding,
+    Stopwatch,
+    kept_findings,
+    read_findings,
+    tell,
+    versions,
+)
 from leuko.outputs import (
     MASK_FILE,
     PROBABILITY_FILE,
@@ -25,16 +35,6 @@ from leuko.outputs import (
     refuse_foreign_files,
     side_output,
     write_table,
-)
-from leuko.record import (
-    OUTPUT,
-    RIMS_ARE,
-    Finding,
-    Stopwatch,
-    kept_findings,
-    read_findings,
-    tell,
-    versions,
 )
 from leuko.runtime import available_cpus
 from leuko.segment import segment

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage
 
-from leuko import mni152, nifti
-from leuko.files import staged
+from leuko import mni152
+from leuko.io import nifti
+from leuko.io.files import staged
 from leuko.volume import Array, Volume
 
 SLICE_MM = 3.0

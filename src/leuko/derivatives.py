@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
-from leuko import nifti
-from leuko.files import read_json, write_json
+from leuko.io import nifti
+from leuko.io.files import read_json, write_json
+from leuko.io.provenance import RIMS_ARE
 from leuko.outputs import (
     ENTROPY_FILE,
     LESION_TABLE_FILE,
@@ -28,7 +29,6 @@ from leuko.outputs import (
     TRANSFORM_FILE,
     write_table,
 )
-from leuko.record import RIMS_ARE
 from leuko.volume import Array, Volume
 
 MASK, PROBABILITY = "label-WMH_mask.nii.gz", "label-WMH_probseg.nii.gz"

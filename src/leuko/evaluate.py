@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko import nifti
 from leuko.errors import LeukoError
-from leuko.files import find_images, image_stem, staged
+from leuko.io import nifti
+from leuko.io.files import find_images, image_stem, staged
 from leuko.labels import IGNORED, LABEL_NAMES, LABEL_VALUES, WMH
 from leuko.lesions import find_lesions
 from leuko.metrics import MEASURES, measure, without_other_pathology

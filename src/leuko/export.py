@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 
 from leuko.channels import centred
 from leuko.errors import LeukoError
-from leuko.files import staged
+from leuko.io.files import staged
 from leuko.network import SpecialisedVGG
 from leuko.rounding import rounded
 from leuko.volume import Array

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from leuko import held_out, nifti, parallel, plan, runtime, train
+from leuko import held_out, parallel, plan, runtime, train
 from leuko.anatomy import WMH
 from leuko.channels import HEAD_PART_OF_TISSUE, tissue_level
 from leuko.dataset import person
 from leuko.errors import LeukoError
 from leuko.evaluate import Row, from_json, json_ready
 from leuko.figures import Example
-from leuko.files import read_json, staged, write_json
 from leuko.folds_report import as_html, as_markdown, examples
 from leuko.held_out import MASKS
+from leuko.io import nifti
+from leuko.io.files import read_json, staged, write_json
 from leuko.labels import LABEL_VALUES
 from leuko.metrics import MEASURES, dice
 from leuko.plan import RUN_FILE, Plan

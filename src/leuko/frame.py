@@ -16,8 +16,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from leuko.io.provenance import Level, read_findings
 from leuko.panes import Pane, encoded
-from leuko.record import Level, read_findings
 
 # By level, the most serious first: heading of one remark, of many, and the class of the section.
 ALERTS: dict[Level, tuple[str, str, str]] = {

@@ -13,9 +13,9 @@ from leuko import derivatives, outputs, summary, verdicts
 from leuko.bids_names import OWN, Image
 from leuko.cohort_report import Entry, Failure
 from leuko.errors import LeukoError
-from leuko.files import read_json, staged, write_json
+from leuko.io.files import read_json, staged, write_json
+from leuko.io.provenance import read_findings
 from leuko.outputs import side_output, write_table
-from leuko.record import read_findings
 from leuko.subject import LOGS
 
 Ids = dict[str, Any]  # the columns that tell whose a row is

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import scipy.ndimage
 
-from leuko.record import Finding, Level, is_useless
+from leuko.io.provenance import Finding, Level, is_useless
 from leuko.volume import Array, Volume
 
 TISSUES = ("background", "csf", "ventricle", "grey", "white", "wmh")

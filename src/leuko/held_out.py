@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko import guards, nifti, runtime
+from leuko import guards, runtime
 from leuko.brain import without_outside
 from leuko.channels import Pair
 from leuko.dataset import Subject, read_classes, read_pair
 from leuko.delineate import Delineation, delineate, tissue_map
 from leuko.evaluate import Row, compare, compare_classes
-from leuko.files import staged
+from leuko.io import nifti
+from leuko.io.files import staged
+from leuko.io.provenance import Stopwatch
 from leuko.labels import LABEL_VALUES, Labelling
 from leuko.predict import predict, predict_pair, to_tissue
-from leuko.record import Stopwatch
 from leuko.volume import Array, Volume
 
 log = logging.getLogger(__name__)

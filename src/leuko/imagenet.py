@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from leuko.errors import LeukoError
-from leuko.files import sha256
+from leuko.io.files import sha256
 from leuko.network import VGG16, SpecialisedVGG
 
 Kind = Literal["IMAGENET1K_FEATURES", "IMAGENET1K_V1"]

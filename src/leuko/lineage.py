@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from leuko import nifti
 from leuko.dataset import Subject
 from leuko.errors import LeukoError
-from leuko.files import sha256
+from leuko.io import nifti
+from leuko.io.files import sha256
 from leuko.weights import ModelCard
 
 Described = Mapping[str, Any]  # a subject: its name, its files from DATA on, and their hashes

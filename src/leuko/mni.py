@@ -11,7 +11,8 @@ from typing import Self
 import numpy as np
 import scipy.ndimage
 
-from leuko import itk, nifti
+from leuko import itk
+from leuko.io import nifti
 from leuko.volume import Array, Volume, apply_affine, world
 
 FOLDER = Path(__file__).parent / "atlas"

@@ -18,11 +18,11 @@ from leuko.batchnorm import normalised
 from leuko.dataset import Subject, find_subjects, people, split, verify
 from leuko.errors import LeukoError
 from leuko.export import read_network
-from leuko.files import read_json, staged, write_json
+from leuko.io.files import read_json, staged, write_json
+from leuko.io.provenance import versions
 from leuko.labels import WMH
 from leuko.network import SpecialisedVGG
 from leuko.recipes import Recipe
-from leuko.record import versions
 from leuko.settings import NO_MODELS, Settings
 from leuko.weights import CARD_FILE, ModelCard, load_card
 

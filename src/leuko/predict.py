@@ -3,7 +3,7 @@
 import numpy as np
 
 from leuko.channels import Pair
-from leuko.record import Stopwatch
+from leuko.io.provenance import Stopwatch
 from leuko.runtime import Model
 from leuko.volume import Array, Volume
 

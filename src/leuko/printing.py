@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from leuko.record import DONE_WITH_WARNINGS
+from leuko.io.provenance import DONE_WITH_WARNINGS
 
 READER_LEFT = (errno.EPIPE, errno.EINVAL)  # as in `leuko ... | head -1`; the latter on Windows
 

@@ -25,8 +25,8 @@ from leuko.frame import (
     table,
     text,
 )
+from leuko.io.provenance import RIMS_ARE, is_useless, read_findings
 from leuko.panes import RIM_KIND, Pane, lesion_slices
-from leuko.record import RIMS_ARE, is_useless, read_findings
 from leuko.uncertainty import interval_text
 
 Record = Mapping[str, Any]

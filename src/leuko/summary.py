@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from leuko.guards import TISSUES
-from leuko.record import is_useless, read_findings
+from leuko.io.provenance import is_useless, read_findings
 from leuko.regions import REGIONS, SECTORS
 
 Record = Mapping[str, Any]  # the content of run.json

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leuko import nifti
 from leuko.anatomy import (
     BACKGROUND,
     CLASSES,
@@ -32,7 +31,8 @@ from leuko.anatomy import (
 )
 from leuko.channels import Preparation, area_residue, requantise
 from leuko.fields import blurred, smooth_noise
-from leuko.files import staged
+from leuko.io import nifti
+from leuko.io.files import staged
 from leuko.pathology import draw_lesions
 from leuko.sampling import Choice, Samples, choose, in_face, sample, sample_points, slabs, table
 from leuko.scanner import acquired, extracted

@@ -27,13 +27,13 @@ from leuko.channels import centred
 from leuko.dataset import Slices, find_subjects, load
 from leuko.errors import LeukoError
 from leuko.evaluate import Row, json_ready
-from leuko.files import staged, write_json
+from leuko.io.files import staged, write_json
+from leuko.io.provenance import Stopwatch
 from leuko.labels import WMH, WMH_LABELS
 from leuko.metrics import dice
 from leuko.network import SpecialisedVGG
 from leuko.plan import CHECKPOINT_FILE, RUN_FILE, Plan
 from leuko.recipes import Phase, Recipe, phase_at
-from leuko.record import Stopwatch
 from leuko.rehearsal import Rehearsal
 from leuko.settings import Settings
 from leuko.volume import Array

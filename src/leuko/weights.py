@@ -23,7 +23,7 @@ import platformdirs
 
 from leuko.channels import Preparation
 from leuko.errors import LeukoError
-from leuko.files import read_json, sha256, staged, write_json
+from leuko.io.files import read_json, sha256, staged, write_json
 from leuko.uncertainty import Calibration
 
 WEIGHTS_FILE = "model.safetensors"

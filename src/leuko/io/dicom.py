@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from leuko.dicom_slices import (
+from leuko.errors import LeukoError, in_one_line
+from leuko.io.dicom_slices import (
     LPS_TO_RAS,
     Series,
     Slice,
@@ -26,8 +27,7 @@ from leuko.dicom_slices import (
     stack,
     text_of,
 )
-from leuko.errors import LeukoError, in_one_line
-from leuko.files import LARGEST_BYTES
+from leuko.io.files import LARGEST_BYTES
 from leuko.volume import Array, Volume, require_head_size
 
 log = logging.getLogger(__name__)

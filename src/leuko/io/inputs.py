@@ -7,15 +7,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from leuko import nifti
-from leuko.background import without_background
 from leuko.errors import LeukoError, require
-from leuko.files import find_images, sha256
-from leuko.record import Finding, kept_findings
+from leuko.io import nifti
+from leuko.io.background import without_background
+from leuko.io.files import find_images, sha256
+from leuko.io.provenance import Finding, kept_findings
 from leuko.volume import Volume
 
 if TYPE_CHECKING:
-    from leuko.dicom_slices import Series
+    from leuko.io.dicom_slices import Series
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def write_dicom(path: Path, mask: Volume, source: Scan) -> None:
     Raises LeukoError as `dicom_seg.write_segmentation` does, and without highdicom.
     """
     if source.series is not None:
-        from leuko.dicom_seg import write_segmentation
+        from leuko.io.dicom_seg import write_segmentation
 
         write_segmentation(path, mask, source.series)
 
@@ -131,6 +131,6 @@ def _from_series(folder: Path, series: "Series") -> Scan:
 
 def _dicom() -> ModuleType:
     require("pydicom", "highdicom", extra="dicom")
-    from leuko import dicom
+    from leuko.io import dicom
 
     return dicom

@@ -21,8 +21,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, MRImageStorage
 from pydicom.valuerep import DA, TM, validate_value
 
-from leuko.dicom_slices import LPS_TO_RAS, Series, Slice, Source, read_data_set, stack
 from leuko.errors import LeukoError, in_one_line
+from leuko.io.dicom_slices import LPS_TO_RAS, Series, Slice, Source, read_data_set, stack
 from leuko.volume import Volume
 
 log = logging.getLogger(__name__)

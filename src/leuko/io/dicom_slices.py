@@ -26,7 +26,7 @@ from pydicom.uid import (
 )
 
 from leuko.errors import LeukoError, in_one_line
-from leuko.files import LARGEST_BYTES
+from leuko.io.files import LARGEST_BYTES
 from leuko.volume import Array
 
 log = logging.getLogger(__name__)

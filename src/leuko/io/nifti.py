@@ -13,9 +13,9 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from leuko import masks
 from leuko.errors import LeukoError, in_one_line
-from leuko.files import LARGEST_BYTES
+from leuko.io import masks
+from leuko.io.files import LARGEST_BYTES
 from leuko.volume import Array, Volume, require_head_size
 
 log = logging.getLogger(__name__)

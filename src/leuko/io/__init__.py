@@ -1,0 +1,1 @@
+"""Files in and out: NIfTI, DICOM, label images, what a run records."""
