@@ -17,12 +17,12 @@ import numpy as np
 import scipy.ndimage
 
 from leuko import predict, runtime, weights
-from leuko.channels import requantise
 from leuko.delineate import delineate
 from leuko.io import nifti
 from leuko.io.files import read_json
 from leuko.lesions import drop_small, find_lesions
 from leuko.metrics import dice
+from leuko.preprocessing.slices import requantise
 from leuko.volume import Array, Volume
 from leuko.weights import ModelCard, load_card
 

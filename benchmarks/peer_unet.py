@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from peer_training import Step, load, mixed_precision, train
 from torch import Tensor, nn
 
-from leuko.channels import HEAD_PART_OF_TISSUE, tissue_level
 from leuko.dataset import Slices, Subject
 from leuko.io import nifti
+from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, tissue_level
 from leuko.runtime import BATCH
 from leuko.volume import Array, Orientation, Volume, resample_onto
 

@@ -29,12 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from leuko import guards, mni, runtime, weights
-from leuko.align import align
 from leuko.analysis import Case, analyse
-from leuko.channels import Preparation, area_residue, prepare, requantise
 from leuko.io import nifti
 from leuko.io.files import read_json
 from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
+from leuko.preprocessing.registration import align
+from leuko.preprocessing.slices import Preparation, area_residue, prepare, requantise
 from leuko.settings import CLASSES
 from leuko.volume import Array, Volume, resample_onto
 from leuko.weights import WEIGHTS_FILE, ModelCard, save_card

@@ -26,15 +26,15 @@ import scipy.ndimage
 from real_slices import scan_folders, source
 
 from leuko import runtime, weights
-from leuko.align import align
 from leuko.delineate import Delineation, delineate, tissue_map
 from leuko.evaluate import compare
 from leuko.held_out import within_brain
 from leuko.io import nifti
-from leuko.itk import without_bias
 from leuko.lesions import find_lesions
 from leuko.metrics import dice
 from leuko.predict import predict
+from leuko.preprocessing.registration import align
+from leuko.preprocessing.simpleitk import without_bias
 from leuko.runtime import Model
 from leuko.volume import Array, Volume
 

@@ -19,9 +19,9 @@ from synthetic_slices import HELD_OUT
 
 from leuko import runtime
 from leuko.anatomy import load_head
-from leuko.channels import Preparation
 from leuko.export import export, read_network
 from leuko.metrics import dice
+from leuko.preprocessing.slices import Preparation
 from leuko.synthesis import synthesise
 from leuko.volume import Array
 from leuko.weights import WEIGHTS_FILE, find, load_card, save_card

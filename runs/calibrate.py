@@ -36,10 +36,8 @@ import scipy.stats
 from synthetic_validation import held_out, patients
 
 from leuko import runtime, weights
-from leuko.align import align
 from leuko.anatomy import RIM, Anatomy
 from leuko.brain import without_outside
-from leuko.channels import Pair
 from leuko.conformal import conformal_width, likeness, median_line
 from leuko.delineate import delineate, seen
 from leuko.figures import reliability_figure
@@ -47,6 +45,8 @@ from leuko.io import nifti
 from leuko.io.provenance import Stopwatch
 from leuko.metrics import dice
 from leuko.predict import predict_pair
+from leuko.preprocessing.registration import align
+from leuko.preprocessing.slices import Pair
 from leuko.runtime import Model
 from leuko.synthesis import choose, synthesise
 from leuko.uncertainty import DROP_ML, Calibration, DiceLine, Seen, judge

@@ -17,11 +17,11 @@ from synthetic_validation import held_out
 from leuko import guards, runtime, weights
 from leuko.analysis import Case, analyse
 from leuko.anatomy import numbers_in
-from leuko.channels import Pair
 from leuko.delineate import delineate
 from leuko.io.provenance import Stopwatch
 from leuko.mni import Place
 from leuko.predict import predict_pair
+from leuko.preprocessing.slices import Pair
 from leuko.regions import RULES
 from leuko.synthesis import choose, synthesise
 from leuko.volume import Array, Volume

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from leuko.align import align
-from leuko.channels import requantise
 from leuko.io import nifti
+from leuko.preprocessing.registration import align
+from leuko.preprocessing.slices import requantise
 from leuko.runtime import available_cpus
 from leuko.volume import Array, Volume
 

@@ -25,11 +25,11 @@ from tables import interval
 
 from leuko import runtime, weights
 from leuko.anatomy import BACKGROUND, CSF, GREY, VENTRICLE, WHITE
-from leuko.channels import Pair, area_residue
 from leuko.io import nifti
 from leuko.io.files import find_image
 from leuko.lesions import drop_small
 from leuko.metrics import dice
+from leuko.preprocessing.slices import Pair, area_residue
 from leuko.runtime import Model
 from leuko.uncertainty import calibrated
 from leuko.volume import Array

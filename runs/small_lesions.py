@@ -26,7 +26,6 @@ from train_base import save_weights
 
 from leuko import losses, runtime
 from leuko.anatomy import WMH, load_head
-from leuko.channels import Preparation
 from leuko.dataset import Slices, joined
 from leuko.export import read_network
 from leuko.io import nifti
@@ -34,6 +33,7 @@ from leuko.io.files import image_stem
 from leuko.lesions import drop_small
 from leuko.metrics import dice, lesion_detection
 from leuko.predict import predict
+from leuko.preprocessing.slices import Preparation
 from leuko.synthesis import synthesise
 from leuko.volume import Array
 from leuko.weights import WEIGHTS_FILE, load_card

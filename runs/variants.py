@@ -22,10 +22,10 @@ from tables import interval
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from leuko import board, plan, train
-from leuko.channels import Preparation
 from leuko.export import read_network
 from leuko.io.files import read_json, staged
 from leuko.network import SpecialisedVGG, vgg16
+from leuko.preprocessing.slices import Preparation
 from leuko.recipes import FROM_NOTHING, MODERN, XU2017
 from leuko.weights import WEIGHTS_FILE, load_card, save_card
 

@@ -11,10 +11,10 @@ from hypothesis import settings
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from leuko import plan, train
-from leuko.channels import Preparation
 from leuko.cli import main
 from leuko.outputs import PICTURE_FILE, RECORD_FILE, REPORT_FILE
 from leuko.plan import Settings
+from leuko.preprocessing.slices import Preparation
 from leuko.recipes import MODERN, Phase
 from leuko.volume import Volume
 from leuko.weights import load_card, save_card

@@ -7,9 +7,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 from scipy.spatial.transform import Rotation
 
-from leuko.align import Alignment, align, rough_brain
 from leuko.errors import LeukoError
 from leuko.io import nifti
+from leuko.preprocessing.registration import Alignment, align, rough_brain
 from leuko.segment import segment
 from leuko.volume import Volume, resample_onto
 from phantoms import make_phantom

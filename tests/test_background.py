@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from leuko.align import align
-from leuko.channels import Preparation, prepare, requantise, tissue_level
 from leuko.errors import LeukoError
 from leuko.io.background import without_background
+from leuko.preprocessing.registration import align
+from leuko.preprocessing.slices import Preparation, prepare, requantise, tissue_level
 from phantoms import make_phantom
 
 COLOURS = Preparation(pixel_mm=3.0)

@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation
 from skimage.morphology import area_opening
 
 from conftest import stored
-from leuko.channels import (
+from leuko.errors import LeukoError
+from leuko.preprocessing.slices import (
     Preparation,
     area_residue,
     centred,
@@ -21,7 +22,6 @@ from leuko.channels import (
     requantise,
     tissue_level,
 )
-from leuko.errors import LeukoError
 from leuko.volume import Volume
 from phantoms import make_phantom
 

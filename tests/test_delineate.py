@@ -6,7 +6,6 @@ import scipy.ndimage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leuko.channels import Preparation
 from leuko.delineate import (
     EDGE,
     RIM_CONTRAST,
@@ -18,6 +17,7 @@ from leuko.delineate import (
 )
 from leuko.errors import LeukoError
 from leuko.metrics import dice
+from leuko.preprocessing.slices import Preparation
 from leuko.uncertainty import TYPICAL_CONTRAST
 from leuko.volume import Volume
 from leuko.weights import Limits, ModelCard

@@ -14,7 +14,6 @@ import torch
 
 from conftest import small_settings
 from leuko import folds, held_out, plan, runtime, train
-from leuko.channels import centred
 from leuko.dataset import find_subjects
 from leuko.errors import LeukoError
 from leuko.evaluate import compare, evaluate
@@ -23,6 +22,7 @@ from leuko.io import nifti
 from leuko.labels import LABEL_VALUES
 from leuko.metrics import dice
 from leuko.network import SpecialisedVGG
+from leuko.preprocessing.slices import centred
 from leuko.segment import segment
 from leuko.train import training_slices
 from leuko.weights import CARD_FILE, ONNX_FILE, load_card, save_card

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from conftest import small_settings, stored
 from leuko import folds, held_out, lineage, plan, runtime, train
 from leuko.anatomy import CLASSES
-from leuko.channels import Preparation
 from leuko.dataset import Subject
 from leuko.errors import LeukoError
 from leuko.evaluate import compare, evaluate_folders
@@ -21,6 +20,7 @@ from leuko.io import nifti
 from leuko.io.files import sha256
 from leuko.labels import LABEL_VALUES
 from leuko.network import SpecialisedVGG
+from leuko.preprocessing.slices import Preparation
 from leuko.recipes import ADAPT
 from leuko.validation import Change, Validation
 from leuko.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card

@@ -156,11 +156,13 @@ def test_measuring_and_preparing_work_without_torch(heads):
     printed = python(
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from leuko import channels, dataset, figures, nifti, runtime, segment\n"
+        "import leuko.segment\n"
         "from leuko.cli import main\n"
+        "from leuko.io import nifti\n"
+        "from leuko.preprocessing.slices import Preparation, prepare\n"
         f"head = Path({str(labels.parent)!r})\n"
         "scans = (nifti.read(head / f'{name}.nii.gz') for name in ('FLAIR', 'T1'))\n"
-        "slices, placement = channels.prepare(*scans, channels.Preparation(pixel_mm=3))\n"
+        "slices, placement = prepare(*scans, Preparation(pixel_mm=3))\n"
         "print('prepared', placement.restore(slices[..., 1]).shape)\n"
         f"main(['evaluate', {str(labels)!r}, {str(labels)!r}])"
     )

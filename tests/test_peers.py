@@ -9,9 +9,9 @@ import peer_unet
 import pytest
 import torch
 
-from leuko.channels import tissue_level
 from leuko.lesions import find_lesions
 from leuko.metrics import dice
+from leuko.preprocessing.slices import tissue_level
 from leuko.volume import Volume
 from phantoms import make_phantom
 

@@ -9,7 +9,6 @@ import pytest
 import scipy.ndimage
 
 from leuko import derivatives, segment, summary
-from leuko.channels import Preparation
 from leuko.compare import compare
 from leuko.delineate import delineate
 from leuko.errors import LeukoError
@@ -17,6 +16,7 @@ from leuko.guards import TISSUES
 from leuko.io import nifti
 from leuko.io.files import read_json
 from leuko.plan import start
+from leuko.preprocessing.slices import Preparation
 from leuko.settings import Settings
 from leuko.subject import Settings as CohortSettings
 from leuko.subject import Wanted

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from leuko import runtime
-from leuko.channels import prepare
 from leuko.delineate import lesions_of
 from leuko.errors import LeukoError
 from leuko.evaluate import evaluate
 from leuko.io import nifti
 from leuko.io.files import sha256
 from leuko.io.provenance import Finding
-from leuko.itk import without_bias
+from leuko.preprocessing.simpleitk import without_bias
+from leuko.preprocessing.slices import prepare
 from leuko.segment import segment
 from leuko.uncertainty import TYPICAL_CONTRAST, Calibration, DiceLine, calibrated, entropy
 from leuko.volume import Volume

@@ -152,8 +152,8 @@ def test_a_comparison_survives_its_page(heads, model, tmp_path, monkeypatch):
 
 
 def _same(run, *_, **__):
-    from leuko.align import Alignment
     from leuko.halfway import Halfway
+    from leuko.preprocessing.registration import Alignment
 
     still = Alignment(np.eye(4), 0.0, 0.0, 1.0, 1.0, 1.0)
     grid = run.flair.canonical()

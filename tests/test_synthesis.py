@@ -26,11 +26,11 @@ from leuko.anatomy import (
     numbers_in,
     reshape,
 )
-from leuko.channels import Preparation, prepare
 from leuko.errors import LeukoError
 from leuko.fields import blurred, smooth_noise
 from leuko.io import nifti
 from leuko.pathology import KINDS, _punctate, draw_lesions
+from leuko.preprocessing.slices import Preparation, prepare
 from leuko.sampling import Choice, Samples, choose, in_face
 from leuko.scanner import extracted
 from leuko.synthesis import Labelled, _rim, _truth, synthesise, write_subjects

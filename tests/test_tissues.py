@@ -10,7 +10,6 @@ import torch
 
 from conftest import SMALL, small_settings
 from leuko import plan, runtime, train
-from leuko.channels import Preparation
 from leuko.dataset import Subject, find_subjects, load, read_classes
 from leuko.errors import LeukoError
 from leuko.evaluate import compare_classes
@@ -19,6 +18,7 @@ from leuko.labels import IGNORED, tissue_labels
 from leuko.losses import ALL_BUT_BACKGROUND, cross_entropy_dice
 from leuko.network import vgg16
 from leuko.predict import predict, to_tissue
+from leuko.preprocessing.slices import Preparation
 from leuko.weights import load_card
 from phantoms import make_phantom
 

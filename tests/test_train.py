@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from conftest import small_settings
 from leuko import held_out, plan, train
 from leuko.board import FOLDER, PICTURE, PICTURES
-from leuko.channels import Preparation
 from leuko.errors import LeukoError
 from leuko.evaluate import evaluate_folders
 from leuko.io import nifti
 from leuko.io.files import sha256
 from leuko.network import SpecialisedVGG
+from leuko.preprocessing.slices import Preparation
 from leuko.recipes import MODERN, XU2017, Phase
 from leuko.weights import WEIGHTS_FILE, load_card
 

@@ -13,12 +13,12 @@ from leuko import dataset, losses
 from leuko.anatomy import CLASSES, CSF, RIM, WMH, from_mni152
 from leuko.augment import augment
 from leuko.batches import Batches
-from leuko.channels import Preparation
 from leuko.dataset import Subject, find_subjects, load, people, person, split
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.labels import IGNORED
 from leuko.losses import cross_entropy_dice, summed_cross_entropy
+from leuko.preprocessing.slices import Preparation
 from leuko.recipes import MODERN, XU2017, Augmentation, phase_at
 from leuko.rehearsal import Rehearsal
 from phantoms import make_phantom

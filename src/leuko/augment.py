@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leuko.channels import Channels
+from leuko.preprocessing.slices import Channels
 from leuko.recipes import Augmentation
 
 

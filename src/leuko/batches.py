@@ -13,9 +13,9 @@ from torch import Tensor
 
 from leuko.anatomy import WMH, numbers_in
 from leuko.augment import augment
-from leuko.channels import Channels
 from leuko.dataset import Slices
 from leuko.labels import WMH_LABELS
+from leuko.preprocessing.slices import Channels
 from leuko.recipes import Recipe
 from leuko.rehearsal import Rehearsal
 

@@ -49,9 +49,9 @@ def _save_picture(path: Path, subject: Path, mask: Path) -> None:
     """A PNG of the slice of a subject in which most was found, from scans to mask and truth."""
     import numpy as np
 
-    from leuko.channels import Preparation, prepare
     from leuko.figures import method_figure
     from leuko.io import nifti
+    from leuko.preprocessing.slices import Preparation, prepare
 
     flair, t1 = nifti.read(subject / "FLAIR.nii.gz"), nifti.read(subject / "T1.nii.gz")
     slices, placement = prepare(flair, t1, Preparation())

@@ -13,7 +13,7 @@ from leuko.errors import TRAINING_LIBRARIES, LeukoError, require
 from leuko.terminal import counted, means_as_text, progress_bar, validation_as_text
 
 if TYPE_CHECKING:
-    from leuko.channels import Channels
+    from leuko.preprocessing.slices import Channels
     from leuko.recipes import Recipe
     from leuko.validation import Validation
 
@@ -237,9 +237,9 @@ def _network(
     stages: int,
 ) -> dict[str, Any]:
     """The settings that say what is trained, which a model to start from decides."""
-    from leuko.channels import Preparation
     from leuko.labels import WMH_LABELS, tissue_labels
     from leuko.network import vgg16
+    from leuko.preprocessing.slices import Preparation
     from leuko.settings import NO_MODELS
     from leuko.weights import find, load_card
 

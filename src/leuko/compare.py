@@ -11,7 +11,6 @@ import numpy as np
 
 from leuko.change_report import change_report
 from leuko.changes import BORDER_MM, Change, Changes, Time, find_changes
-from leuko.channels import tissue_level
 from leuko.errors import LeukoError
 from leuko.halfway import Halfway, meet
 from leuko.io import inputs, nifti
@@ -36,6 +35,7 @@ from leuko.outputs import (
     side_output,
     write_table,
 )
+from leuko.preprocessing.slices import tissue_level
 from leuko.runtime import available_cpus
 from leuko.segment import segment
 from leuko.volume import Volume, require_same_grid

@@ -29,10 +29,10 @@ from onnxruntime.quantization import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from leuko.channels import centred
 from leuko.errors import LeukoError
 from leuko.io.files import staged
 from leuko.network import SpecialisedVGG
+from leuko.preprocessing.slices import centred
 from leuko.rounding import rounded
 from leuko.volume import Array
 from leuko.weights import ONNX_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card

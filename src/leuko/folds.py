@@ -18,7 +18,6 @@ import torch
 
 from leuko import held_out, parallel, plan, runtime, train
 from leuko.anatomy import WMH
-from leuko.channels import HEAD_PART_OF_TISSUE, tissue_level
 from leuko.dataset import person
 from leuko.errors import LeukoError
 from leuko.evaluate import Row, from_json, json_ready
@@ -30,6 +29,7 @@ from leuko.io.files import read_json, staged, write_json
 from leuko.labels import LABEL_VALUES
 from leuko.metrics import MEASURES, dice
 from leuko.plan import RUN_FILE, Plan
+from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, tissue_level
 from leuko.settings import Settings
 from leuko.synthesis import synthesise
 from leuko.train import Progress

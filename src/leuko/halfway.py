@@ -11,8 +11,8 @@ from itertools import product
 import numpy as np
 import scipy.linalg
 
-from leuko.align import Alignment, align
 from leuko.errors import LeukoError
+from leuko.preprocessing.registration import Alignment, align
 from leuko.volume import Array, Volume, in_view, require_head_size, resample_onto
 
 

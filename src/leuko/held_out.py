@@ -8,7 +8,6 @@ import numpy as np
 
 from leuko import guards, runtime
 from leuko.brain import without_outside
-from leuko.channels import Pair
 from leuko.dataset import Subject, read_classes, read_pair
 from leuko.delineate import Delineation, delineate, tissue_map
 from leuko.evaluate import Row, compare, compare_classes
@@ -17,6 +16,7 @@ from leuko.io.files import staged
 from leuko.io.provenance import Stopwatch
 from leuko.labels import LABEL_VALUES, Labelling
 from leuko.predict import predict, predict_pair, to_tissue
+from leuko.preprocessing.slices import Pair
 from leuko.volume import Array, Volume
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import Self
 import numpy as np
 import scipy.ndimage
 
-from leuko import itk
 from leuko.io import nifti
+from leuko.preprocessing import simpleitk
 from leuko.volume import Array, Volume, apply_affine, world
 
 FOLDER = Path(__file__).parent / "atlas"
@@ -54,7 +54,7 @@ class Place:
             return None
         template = read("tissue")
         try:
-            found = itk.affine(_seen(template), _seen(tissue), threads=threads)
+            found = simpleitk.affine(_seen(template), _seen(tissue), threads=threads)
         except RuntimeError:  # SimpleITK's, where the two do not overlap
             return None
         place = cls(np.linalg.inv(found))

@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from leuko.align import FAR_MM, Alignment
 from leuko.analysis import Analysis, Lesion, Regions
 from leuko.brain import Outside
-from leuko.channels import Pair
 from leuko.delineate import Rims
 from leuko.errors import LeukoError, in_one_line
 from leuko.io import inputs, nifti
@@ -22,6 +20,8 @@ from leuko.io.files import read_json
 from leuko.io.inputs import Scan
 from leuko.io.provenance import LEVELS, OUTPUT, Finding
 from leuko.panes import RIM_KIND, Pane, as_jpeg
+from leuko.preprocessing.registration import FAR_MM, Alignment
+from leuko.preprocessing.slices import Pair
 from leuko.regions import REGIONS, RULES, SECTORS, SHELLS
 from leuko.uncertainty import Judgement
 from leuko.volume import Array, Orientation, Volume, resample_onto

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from leuko.channels import Pair
 from leuko.io.provenance import Stopwatch
+from leuko.preprocessing.slices import Pair
 from leuko.runtime import Model
 from leuko.volume import Array, Volume
 

@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from leuko.anatomy import WMH, Anatomy
-from leuko.channels import Preparation
 from leuko.dataset import Slices, joined
+from leuko.preprocessing.slices import Preparation
 from leuko.synthesis import synthesise
 from leuko.volume import Array
 

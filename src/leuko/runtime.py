@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 import onnxruntime
 
-from leuko.channels import HEAD_PART_OF_TISSUE, centred
 from leuko.errors import LeukoError, require
+from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, centred
 from leuko.volume import Array
 from leuko.weights import ONNX_FILE, ModelCard, load_card
 

@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from leuko import guards, outputs, runtime, weights
-from leuko.align import Alignment, Mode, align
 from leuko.analysis import Case, analyse
 from leuko.brain import Outside, brain_mask, find_outside
-from leuko.channels import Pair
 from leuko.delineate import Delineation, Rims, delineate, seen, tissue_map, with_rims
 from leuko.errors import LeukoError
 from leuko.io import inputs, nifti
 from leuko.io.files import sha256, staged, write_json
 from leuko.io.inputs import Scan
 from leuko.io.provenance import Finding, Level, Stopwatch, is_useless, kept_findings, tell, versions
-from leuko.itk import without_bias
 from leuko.mni import Place
 from leuko.outputs import Excluded, Segmentation
 from leuko.predict import predict_pair
+from leuko.preprocessing.registration import Alignment, Mode, align
+from leuko.preprocessing.simpleitk import without_bias
+from leuko.preprocessing.slices import Pair
 from leuko.regions import Rule
 from leuko.uncertainty import calibrated, entropy, judge
 from leuko.volume import Array, Orientation, Volume, require_same_grid

@@ -5,10 +5,10 @@ from typing import Any
 
 from leuko import imagenet
 from leuko.anatomy import CLASSES as MADE
-from leuko.channels import Preparation
 from leuko.errors import LeukoError
 from leuko.labels import BACKGROUND, UNKNOWN, WMH, WMH_LABELS, Labelling, tissue_labels
 from leuko.network import SIDE_MAPS, VGG16, Stages
+from leuko.preprocessing.slices import Preparation
 from leuko.recipes import MODERN, Augmentation, Phase, Recipe
 from leuko.weights import are_rims
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from leuko import derivatives, isolate, outputs, weights
-from leuko.align import Mode
 from leuko.delineate import Rims
 from leuko.errors import LeukoError
 from leuko.io.files import private, read_json, replace_text, staged
 from leuko.io.inputs import is_same
 from leuko.io.provenance import OUTPUT, Finding, exit_code, read_findings, stderr_handler
 from leuko.isolate import Limits, Outcome
+from leuko.preprocessing.registration import Mode
 from leuko.regions import Rule
 from leuko.runtime import Device
 

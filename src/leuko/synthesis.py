@@ -29,11 +29,11 @@ from leuko.anatomy import (
     Range,
     reshape,
 )
-from leuko.channels import Preparation, area_residue, requantise
 from leuko.fields import blurred, smooth_noise
 from leuko.io import nifti
 from leuko.io.files import staged
 from leuko.pathology import draw_lesions
+from leuko.preprocessing.slices import Preparation, area_residue, requantise
 from leuko.sampling import Choice, Samples, choose, in_face, sample, sample_points, slabs, table
 from leuko.scanner import acquired, extracted
 from leuko.volume import Array, Volume

@@ -131,7 +131,7 @@ def duration_text(seconds: float) -> str:
 
 def findings_as_text(result: "Segmentation") -> str:
     """What a segmentation found, a line each."""
-    from leuko.align import FAR_MM
+    from leuko.preprocessing.registration import FAR_MM
     from leuko.regions import RULES
     from leuko.uncertainty import interval_text
 

@@ -23,7 +23,6 @@ from leuko import held_out, losses, parallel, plan, runtime
 from leuko.batches import Batch, Batches
 from leuko.batchnorm import folded
 from leuko.board import Board
-from leuko.channels import centred
 from leuko.dataset import Slices, find_subjects, load
 from leuko.errors import LeukoError
 from leuko.evaluate import Row, json_ready
@@ -33,6 +32,7 @@ from leuko.labels import WMH, WMH_LABELS
 from leuko.metrics import dice
 from leuko.network import SpecialisedVGG
 from leuko.plan import CHECKPOINT_FILE, RUN_FILE, Plan
+from leuko.preprocessing.slices import centred
 from leuko.recipes import Phase, Recipe, phase_at
 from leuko.rehearsal import Rehearsal
 from leuko.settings import Settings

@@ -21,9 +21,9 @@ from typing import Any, Self
 
 import platformdirs
 
-from leuko.channels import Preparation
 from leuko.errors import LeukoError
 from leuko.io.files import read_json, sha256, staged, write_json
+from leuko.preprocessing.slices import Preparation
 from leuko.uncertainty import Calibration
 
 WEIGHTS_FILE = "model.safetensors"

@@ -15,8 +15,8 @@ import numpy as np
 import scipy.ndimage
 import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 
-from leuko.channels import requantise
-from leuko.itk import as_image
+from leuko.preprocessing.simpleitk import as_image
+from leuko.preprocessing.slices import requantise
 from leuko.volume import Array, Volume
 
 Mode = Literal["auto", "always", "never"]

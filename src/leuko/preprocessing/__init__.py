@@ -1,0 +1,1 @@
+"""Before the network: registration, SimpleITK, and scans as slices."""
