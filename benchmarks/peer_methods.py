@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage
 
-from leuko import predict, runtime, weights
 from leuko.delineate import delineate
 from leuko.io import nifti
 from leuko.io.files import read_json
 from leuko.lesions import drop_small, find_lesions
 from leuko.metrics import dice
+from leuko.model import predict, runtime, weights
+from leuko.model.weights import ModelCard, load_card
 from leuko.preprocessing.slices import requantise
 from leuko.volume import Array, Volume
-from leuko.weights import ModelCard, load_card
 
 # The smallest lesion of a card that says nothing else, in mm3, and its threshold: for all alike.
 SMALLEST_MM3, THRESHOLD = ModelCard.smallest_lesion_mm3, ModelCard.threshold

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from leuko.dataset import Slices, Subject
 from leuko.io import nifti
+from leuko.model.runtime import BATCH
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, tissue_level
-from leuko.runtime import BATCH
 from leuko.volume import Array, Orientation, Volume, resample_onto
 
 SIDE = 200

@@ -38,14 +38,14 @@ from peer_methods import Method, Pair
 from peer_training import Clock, multiplies_in_bfloat16, processor_seconds
 from speed import MEBIBYTE, run_python, timed
 
-from leuko import runtime, weights
 from leuko.dataset import Subject, find_subjects
 from leuko.evaluate import Row, compare, json_ready
-from leuko.export import export
 from leuko.io import nifti
 from leuko.io.files import read_json, staged, write_json
 from leuko.labels import LABEL_VALUES
-from leuko.network import VGG16, SpecialisedVGG, Stages, vgg16
+from leuko.model import runtime, weights
+from leuko.model.network import VGG16, SpecialisedVGG, Stages, vgg16
+from leuko.model.onnx_export import export
 from leuko.plan import start
 from leuko.recipes import FROM_NOTHING
 from leuko.settings import CLASSES, Settings

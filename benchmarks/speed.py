@@ -28,16 +28,17 @@ from skimage.morphology import area_opening
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from leuko import guards, mni, runtime, weights
+from leuko import guards, mni
 from leuko.analysis import Case, analyse
 from leuko.io import nifti
 from leuko.io.files import read_json
-from leuko.network import SIDE_MAPS, VGG16, SpecialisedVGG
+from leuko.model import runtime, weights
+from leuko.model.network import SIDE_MAPS, VGG16, SpecialisedVGG
+from leuko.model.weights import WEIGHTS_FILE, ModelCard, save_card
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Preparation, area_residue, prepare, requantise
 from leuko.settings import CLASSES
 from leuko.volume import Array, Volume, resample_onto
-from leuko.weights import WEIGHTS_FILE, ModelCard, save_card
 from phantoms import make_phantom
 from reports import a_head, a_report
 

@@ -19,7 +19,7 @@ import torch
 from speed import SLICE, save_noise_subject
 from torch.utils.flop_counter import FlopCounterMode
 
-from leuko.network import SpecialisedVGG
+from leuko.model.network import SpecialisedVGG
 from leuko.plan import start
 from leuko.recipes import MODERN
 from leuko.settings import CLASSES, Settings

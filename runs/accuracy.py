@@ -25,17 +25,17 @@ import numpy as np
 import scipy.ndimage
 from real_slices import scan_folders, source
 
-from leuko import runtime, weights
 from leuko.delineate import Delineation, delineate, tissue_map
 from leuko.evaluate import compare
 from leuko.held_out import within_brain
 from leuko.io import nifti
 from leuko.lesions import find_lesions
 from leuko.metrics import dice
-from leuko.predict import predict
+from leuko.model import runtime, weights
+from leuko.model.predict import predict
+from leuko.model.runtime import Model
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.simpleitk import without_bias
-from leuko.runtime import Model
 from leuko.volume import Array, Volume
 
 COLUMNS = ("dsc", "h95_mm", "avd_percent", "lesion_recall", "lesion_f1")

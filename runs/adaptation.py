@@ -19,13 +19,14 @@ from statistics import fmean
 from scanners import FRESH, ORIGINAL, TESTS
 from tables import interval
 
-from leuko import held_out, plan, runtime, train
+from leuko import held_out, plan, train
 from leuko.dataset import find_subjects
 from leuko.evaluate import Row, from_json, json_ready
-from leuko.export import export
 from leuko.io.files import read_json, write_json
+from leuko.model import runtime
+from leuko.model.onnx_export import export
+from leuko.model.weights import DEFAULT, find, load_card
 from leuko.recipes import ADAPT, Recipe
-from leuko.weights import DEFAULT, find, load_card
 
 KEYS = ("dsc", "lesion_f1", "h95_mm")
 

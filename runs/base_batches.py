@@ -13,11 +13,11 @@ from real_slices import PREPARATION, SOURCES, WEIGHT_WITH_RIMS, WMH, Slices, per
 from synthetic_slices import Synthetic
 from torch import Tensor
 
-from leuko import runtime
 from leuko.augment import augment
+from leuko.model import runtime
+from leuko.model.weights import DEFAULT, find
 from leuko.recipes import Augmentation
 from leuko.volume import Array
-from leuko.weights import DEFAULT, find
 
 SEED = 7
 HEAD_PART = 0.5  # of the steps; the others see extracted brains

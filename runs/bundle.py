@@ -17,14 +17,14 @@ import numpy as np
 from safetensors.torch import save_file
 from synthetic_slices import HELD_OUT
 
-from leuko import runtime
 from leuko.anatomy import load_head
-from leuko.export import export, read_network
 from leuko.metrics import dice
+from leuko.model import runtime
+from leuko.model.onnx_export import export, read_network
+from leuko.model.weights import WEIGHTS_FILE, find, load_card, save_card
 from leuko.preprocessing.slices import Preparation
 from leuko.synthesis import synthesise
 from leuko.volume import Array
-from leuko.weights import WEIGHTS_FILE, find, load_card, save_card
 
 SEEN = ("head01", "head05", "head09", "head16")  # in training: enough to calibrate on
 CALIBRATION, CHECK = 24, 8  # synthetic scans

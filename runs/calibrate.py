@@ -35,23 +35,23 @@ import scipy.special
 import scipy.stats
 from synthetic_validation import held_out, patients
 
-from leuko import runtime, weights
 from leuko.anatomy import RIM, Anatomy
 from leuko.brain import without_outside
-from leuko.conformal import conformal_width, likeness, median_line
 from leuko.delineate import delineate, seen
 from leuko.figures import reliability_figure
 from leuko.io import nifti
 from leuko.io.provenance import Stopwatch
 from leuko.metrics import dice
-from leuko.predict import predict_pair
+from leuko.model import runtime, weights
+from leuko.model.calibration import DROP_ML, Calibration, DiceLine, Seen, judge
+from leuko.model.conformal import conformal_width, likeness, median_line
+from leuko.model.predict import predict_pair
+from leuko.model.runtime import Model
+from leuko.model.weights import ModelCard, load_card, save_card
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair
-from leuko.runtime import Model
 from leuko.synthesis import choose, synthesise
-from leuko.uncertainty import DROP_ML, Calibration, DiceLine, Seen, judge
 from leuko.volume import Array, Orientation, Volume
-from leuko.weights import ModelCard, load_card, save_card
 
 Row = dict[str, Any]
 Figures = dict[str, float]

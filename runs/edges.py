@@ -16,9 +16,9 @@ import numpy as np
 import scipy.ndimage
 from real_slices import NOT_WMH, WMH, Scan, read_scan, scan_folders, source
 
-from leuko import runtime, weights
 from leuko.io.provenance import Stopwatch
-from leuko.predict import predict_pair
+from leuko.model import runtime, weights
+from leuko.model.predict import predict_pair
 from leuko.volume import Array
 
 NEAR_MM, FAR_MM = 3.0, 7.0  # where the white matter around a lesion is measured

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko import mni, runtime, weights
+from leuko import mni
 from leuko.brain import brain_mask, find_outside
 from leuko.delineate import delineate
 from leuko.io import nifti
 from leuko.io.provenance import Stopwatch
 from leuko.lesions import find_lesions
-from leuko.predict import predict_pair
+from leuko.model import runtime, weights
+from leuko.model.predict import predict_pair
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair
 from leuko.volume import Array, Volume, world

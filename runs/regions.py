@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 from synthetic_validation import held_out
 
-from leuko import guards, runtime, weights
+from leuko import guards
 from leuko.analysis import Case, analyse
 from leuko.anatomy import numbers_in
 from leuko.delineate import delineate
 from leuko.io.provenance import Stopwatch
 from leuko.mni import Place
-from leuko.predict import predict_pair
+from leuko.model import runtime, weights
+from leuko.model.predict import predict_pair
 from leuko.preprocessing.slices import Pair
 from leuko.regions import RULES
 from leuko.synthesis import choose, synthesise

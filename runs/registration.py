@@ -18,9 +18,9 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from leuko.io import nifti
+from leuko.model.runtime import available_cpus
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import requantise
-from leuko.runtime import available_cpus
 from leuko.volume import Array, Volume
 
 DEGREES, MM = 20, 40

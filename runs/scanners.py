@@ -26,13 +26,14 @@ from synthetic_slices import HELD_OUT
 from tables import interval
 from torch import Tensor
 
-from leuko import held_out, runtime, weights
+from leuko import held_out
 from leuko.anatomy import CSF, GREY, VENTRICLE, WHITE, WMH, Anatomy, load_head
 from leuko.dataset import find_subjects
 from leuko.evaluate import Row
 from leuko.fields import blurred, smooth_noise
 from leuko.io import nifti
 from leuko.io.files import image_stem, staged
+from leuko.model import runtime, weights
 from leuko.synthesis import Choice, Scan, choose, synthesise
 
 TRAINING, TEST = 15, 12  # subjects of a scanner

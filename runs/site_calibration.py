@@ -23,15 +23,15 @@ import scipy.special
 from scanners import ORIGINAL, SCANNERS, subjects
 from tables import interval
 
-from leuko import runtime, weights
 from leuko.anatomy import BACKGROUND, CSF, GREY, VENTRICLE, WHITE
 from leuko.io import nifti
 from leuko.io.files import find_image
 from leuko.lesions import drop_small
 from leuko.metrics import dice
+from leuko.model import runtime, weights
+from leuko.model.calibration import calibrated
+from leuko.model.runtime import Model
 from leuko.preprocessing.slices import Pair, area_residue
-from leuko.runtime import Model
-from leuko.uncertainty import calibrated
 from leuko.volume import Array
 
 APART_MM = 6.0

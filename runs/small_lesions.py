@@ -24,19 +24,20 @@ from synthetic_validation import held_out
 from torch import Tensor
 from train_base import save_weights
 
-from leuko import losses, runtime
+from leuko import losses
 from leuko.anatomy import WMH, load_head
 from leuko.dataset import Slices, joined
-from leuko.export import read_network
 from leuko.io import nifti
 from leuko.io.files import image_stem
 from leuko.lesions import drop_small
 from leuko.metrics import dice, lesion_detection
-from leuko.predict import predict
+from leuko.model import runtime
+from leuko.model.onnx_export import read_network
+from leuko.model.predict import predict
+from leuko.model.weights import WEIGHTS_FILE, load_card
 from leuko.preprocessing.slices import Preparation
 from leuko.synthesis import synthesise
 from leuko.volume import Array
-from leuko.weights import WEIGHTS_FILE, load_card
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 SMALLEST_MM3 = 10.0

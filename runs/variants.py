@@ -22,12 +22,12 @@ from tables import interval
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from leuko import board, plan, train
-from leuko.export import read_network
 from leuko.io.files import read_json, staged
-from leuko.network import SpecialisedVGG, vgg16
+from leuko.model.network import SpecialisedVGG, vgg16
+from leuko.model.onnx_export import read_network
+from leuko.model.weights import WEIGHTS_FILE, load_card, save_card
 from leuko.preprocessing.slices import Preparation
 from leuko.recipes import FROM_NOTHING, MODERN, XU2017
-from leuko.weights import WEIGHTS_FILE, load_card, save_card
 
 PUBLISHED_STEPS, PUBLISHED_WIDTH = 300, 0.25
 LARGE = MODERN.feature_scale  # what Leuko divides ImageNet's maps by, to bring them near 1

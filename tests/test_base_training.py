@@ -20,10 +20,10 @@ from base_losses import losses, real_loss
 from real_slices import IGNORED, NOT_WMH, PREPARATION, RIM, WMH, Slices
 
 from leuko.anatomy import CLASSES
-from leuko.export import read_network
 from leuko.io import nifti
-from leuko.network import SIDE_MAPS, SpecialisedVGG, vgg16
-from leuko.weights import ModelCard, load_card
+from leuko.model.network import SIDE_MAPS, SpecialisedVGG, vgg16
+from leuko.model.onnx_export import read_network
+from leuko.model.weights import ModelCard, load_card
 from phantoms import label_map, make_phantom
 
 SMALL = {"shape": (48, 56, 12), "spacing_mm": (3.0, 3.0, 8.0), "lesions": 10}

@@ -8,11 +8,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from conftest import small_settings
-from leuko import batchnorm, parallel, plan, runtime, train
+from leuko import batchnorm, parallel, plan, train
 from leuko.batchnorm import BatchNorm, folded, normalised
 from leuko.errors import LeukoError
-from leuko.network import SpecialisedVGG
-from leuko.weights import WEIGHTS_FILE
+from leuko.model import runtime
+from leuko.model.network import SpecialisedVGG
+from leuko.model.weights import WEIGHTS_FILE
 
 NARROW = ((4, 4), (8, 8))
 

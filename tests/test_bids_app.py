@@ -12,7 +12,7 @@ import pytest
 from leuko.bids_names import Image
 from leuko.derivatives import is_stripped
 from leuko.io import nifti
-from leuko.weights import DEFAULT, find, load_card
+from leuko.model.weights import DEFAULT, find, load_card
 from phantoms import make_phantom
 
 SHAPE, SPACING = (90, 110, 18), (1.9, 1.9, 7.0)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from leuko.io import nifti
-from leuko.weights import load_card
+from leuko.model.weights import load_card
 from phantoms import make_phantom
 
 
@@ -103,8 +103,8 @@ def test_evaluate_refuses_a_file_against_a_folder(leuko, heads, tmp_path):
 @pytest.fixture(scope="module")
 def vgg_file(tmp_path_factory):
     """A full-width VGG-16 weight file, as a user might have it."""
-    from leuko.imagenet import _indices
-    from leuko.network import SpecialisedVGG
+    from leuko.model.imagenet import _indices
+    from leuko.model.network import SpecialisedVGG
 
     torch.manual_seed(0)
     network = SpecialisedVGG(2)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from leuko.conformal import conformal_width, likeness, median_line
+from leuko.model.conformal import conformal_width, likeness, median_line
 
 SCORES = arrays(float, 30, elements=st.floats(0, 10))
 WEIGHTS = arrays(float, 30, elements=st.floats(0.1, 1))

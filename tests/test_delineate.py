@@ -17,10 +17,10 @@ from leuko.delineate import (
 )
 from leuko.errors import LeukoError
 from leuko.metrics import dice
+from leuko.model.calibration import TYPICAL_CONTRAST
+from leuko.model.weights import Limits, ModelCard
 from leuko.preprocessing.slices import Preparation
-from leuko.uncertainty import TYPICAL_CONTRAST
 from leuko.volume import Volume
-from leuko.weights import Limits, ModelCard
 
 CLASSES = ("background", "csf", "ventricle", "grey", "white", "rim", "wmh")
 WHITE, RIM, WMH = 4, 5, 6

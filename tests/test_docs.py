@@ -19,8 +19,8 @@ from leuko.bids_names import read_filter
 from leuko.cli import app, main
 from leuko.evaluate import COLUMNS
 from leuko.metrics import MEASURES
-from leuko.uncertainty import Seen, judge
-from leuko.weights import DEFAULT, find, load_card
+from leuko.model.calibration import Seen, judge
+from leuko.model.weights import DEFAULT, find, load_card
 from phantoms import make_phantom
 
 ROOT = Path(__file__).parents[1]

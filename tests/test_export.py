@@ -13,19 +13,20 @@ import pytest
 import torch
 
 from conftest import small_settings
-from leuko import folds, held_out, plan, runtime, train
+from leuko import folds, held_out, plan, train
 from leuko.dataset import find_subjects
 from leuko.errors import LeukoError
 from leuko.evaluate import compare, evaluate
-from leuko.export import export, read_network, to_onnx
 from leuko.io import nifti
 from leuko.labels import LABEL_VALUES
 from leuko.metrics import dice
-from leuko.network import SpecialisedVGG
+from leuko.model import runtime
+from leuko.model.network import SpecialisedVGG
+from leuko.model.onnx_export import export, read_network, to_onnx
+from leuko.model.weights import CARD_FILE, ONNX_FILE, load_card, save_card
 from leuko.preprocessing.slices import centred
 from leuko.segment import segment
 from leuko.train import training_slices
-from leuko.weights import CARD_FILE, ONNX_FILE, load_card, save_card
 
 
 @pytest.fixture(scope="module")

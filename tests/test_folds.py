@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import save_file
 
 from conftest import small_settings, stored
-from leuko import folds, held_out, lineage, plan, runtime, train
+from leuko import folds, held_out, lineage, plan, train
 from leuko.anatomy import CLASSES
 from leuko.dataset import Subject
 from leuko.errors import LeukoError
@@ -19,11 +19,12 @@ from leuko.folds_report import as_html, as_markdown, changes_as_cells, examples
 from leuko.io import nifti
 from leuko.io.files import sha256
 from leuko.labels import LABEL_VALUES
-from leuko.network import SpecialisedVGG
+from leuko.model import runtime
+from leuko.model.network import SpecialisedVGG
+from leuko.model.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.preprocessing.slices import Preparation
 from leuko.recipes import ADAPT
 from leuko.validation import Change, Validation
-from leuko.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 
 NARROW = ((4, 4), (8, 8))
 SHORT = replace(ADAPT, steps=3, images_per_step=4, synthetic_part=0.0)

@@ -37,7 +37,7 @@ ONLY_IN = {
     "SimpleITK": {"preprocessing.simpleitk", "preprocessing.registration"},
     "pydicom": {"io.dicom_slices", "io.dicom_seg"},
     "highdicom": {"io.dicom_seg"},
-    "platformdirs": {"model.card"},
+    "platformdirs": {"model.weights"},
     "nilearn": {"synthesis.mni152"},
     "lightning_fabric": {"training.distributed", "training.fit"},
     "tensorboard": {"training.tensorboard_log"},

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from leuko import imagenet
 from leuko.errors import LeukoError
 from leuko.io.files import sha256
-from leuko.network import SpecialisedVGG
+from leuko.model import imagenet
+from leuko.model.network import SpecialisedVGG
 
 STAGES = ((4, 4), (6, 6), (8, 8, 8))
 # Where torchvision's list of layers has its convolutions: ReLU and pooling count too.

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from leuko.network import VGG16, SpecialisedVGG
+from leuko.model.network import VGG16, SpecialisedVGG
 
 NARROW = ((4, 4), (6, 6), (8, 8, 8), (8, 8, 8), (8, 8, 8))
 

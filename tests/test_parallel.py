@@ -14,8 +14,8 @@ from conftest import small_settings
 from leuko import parallel, plan, train
 from leuko.errors import LeukoError
 from leuko.io.files import sha256
+from leuko.model.weights import WEIGHTS_FILE, load_card, save_card
 from leuko.recipes import Phase
-from leuko.weights import WEIGHTS_FILE, load_card, save_card
 
 STEPS = 12
 # Trains the run in a folder and writes its losses; ends without a word after some steps.

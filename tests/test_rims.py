@@ -15,14 +15,14 @@ from leuko.errors import LeukoError
 from leuko.guards import TISSUES
 from leuko.io import nifti
 from leuko.io.files import read_json
+from leuko.model.calibration import Calibration
+from leuko.model.weights import DEFAULT, ModelCard, find, load_card
 from leuko.plan import start
 from leuko.preprocessing.slices import Preparation
 from leuko.settings import Settings
 from leuko.subject import Settings as CohortSettings
 from leuko.subject import Wanted
 from leuko.terminal import findings_as_text
-from leuko.uncertainty import Calibration
-from leuko.weights import DEFAULT, ModelCard, find, load_card
 from phantoms import AIR, CSF, FAT, GREY, SKULL, WHITE, make_phantom
 
 CLASSES = (*TISSUES[:-1], "rim", "wmh")

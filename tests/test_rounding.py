@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from leuko.network import SpecialisedVGG
-from leuko.rounding import compensated, rounded
+from leuko.model.network import SpecialisedVGG
+from leuko.model.quantisation import compensated, rounded
 
 NARROW = ((8, 8), (12,), (16, 16))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from leuko import runtime
+from leuko.model import runtime
 
 
 @pytest.mark.parametrize(

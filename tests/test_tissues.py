@@ -9,17 +9,18 @@ import pytest
 import torch
 
 from conftest import SMALL, small_settings
-from leuko import plan, runtime, train
+from leuko import plan, train
 from leuko.dataset import Subject, find_subjects, load, read_classes
 from leuko.errors import LeukoError
 from leuko.evaluate import compare_classes
 from leuko.io import nifti
 from leuko.labels import IGNORED, tissue_labels
 from leuko.losses import ALL_BUT_BACKGROUND, cross_entropy_dice
-from leuko.network import vgg16
-from leuko.predict import predict, to_tissue
+from leuko.model import runtime
+from leuko.model.network import vgg16
+from leuko.model.predict import predict, to_tissue
+from leuko.model.weights import load_card
 from leuko.preprocessing.slices import Preparation
-from leuko.weights import load_card
 from phantoms import make_phantom
 
 # Of the values AIR, FAT, SKULL, CSF, GREY, WHITE and LESION.

@@ -23,10 +23,10 @@ from leuko.errors import LeukoError
 from leuko.evaluate import evaluate_folders
 from leuko.io import nifti
 from leuko.io.files import sha256
-from leuko.network import SpecialisedVGG
+from leuko.model.network import SpecialisedVGG
+from leuko.model.weights import WEIGHTS_FILE, load_card
 from leuko.preprocessing.slices import Preparation
 from leuko.recipes import MODERN, XU2017, Phase
-from leuko.weights import WEIGHTS_FILE, load_card
 
 NARROW = ((4, 4), (8, 8))
 # The paper's recipe on features from scratch, whose scale is one.

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from leuko.errors import LeukoError
 from leuko.figures import reliability_figure
-from leuko.uncertainty import (
+from leuko.model.calibration import (
     Calibration,
     DiceLine,
     Seen,
@@ -20,7 +20,7 @@ from leuko.uncertainty import (
     interval_text,
     judge,
 )
-from leuko.weights import CARD_FILE, ModelCard, find, load_card
+from leuko.model.weights import CARD_FILE, ModelCard, find, load_card
 
 CALIBRATION = Calibration(
     temperature=3.0, volume_width=0.2, dice=DiceLine(0.9, -0.2, 0.1), measured_on="nothing"

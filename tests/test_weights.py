@@ -6,10 +6,10 @@ import zipfile
 
 import pytest
 
-from leuko import weights
 from leuko.errors import LeukoError
 from leuko.io.files import sha256
-from leuko.weights import CARD_FILE, WEIGHTS_FILE, find, installed, load_card, pull
+from leuko.model import weights
+from leuko.model.weights import CARD_FILE, WEIGHTS_FILE, find, installed, load_card, pull
 
 
 @pytest.fixture(autouse=True)

@@ -54,7 +54,7 @@ def commands(home: Path) -> Iterator[tuple[list[object], tuple[str, ...], str]]:
 
 def prepare(home: Path) -> None:
     """What the commands take: a made-up head in every layout, a table, a model."""
-    from leuko.weights import find
+    from leuko.model.weights import find
     from phantoms import make_phantom
 
     head = home / "head"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from leuko import parallel
-from leuko.network import GREY_SPREAD, SpecialisedVGG
+from leuko.model.network import GREY_SPREAD, SpecialisedVGG
 
 MOMENTUM, EPSILON = 0.1, 1e-5
 

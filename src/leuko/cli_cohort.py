@@ -281,7 +281,7 @@ def run_jobs(
     """Do what is not done yet, and say how it went; why some failed, by name."""
     from leuko import cohort
     from leuko.io.files import require_folder
-    from leuko.runtime import available_cpus
+    from leuko.model.runtime import available_cpus
     from leuko.subject import Wanted, perform, settle, split
 
     wanted = Wanted.of(jobs[0].settings)

@@ -12,7 +12,7 @@ models = typer.Typer(help="List, find, check and fetch models.", no_args_is_help
 @models.command("list")
 def list_models() -> None:
     """The models that --model knows by name, with their licences."""
-    from leuko.weights import installed, load_card
+    from leuko.model.weights import installed, load_card
 
     for name, folder in installed().items():
         try:
@@ -26,7 +26,7 @@ def list_models() -> None:
 @models.command("path")
 def model_path(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
     """The folder of a model."""
-    from leuko.weights import find
+    from leuko.model.weights import find
 
     print(find(name))
 
@@ -36,7 +36,7 @@ def verify_model(
     name: Annotated[str | None, typer.Argument(help="Name or folder; by default all.")] = None,
 ) -> None:
     """Check that the weights of models are those that their cards describe."""
-    from leuko.weights import find, installed, load_card
+    from leuko.model.weights import find, installed, load_card
 
     damaged = []
     for model in [name] if name else list(installed()):
@@ -55,7 +55,7 @@ def pull_model(
     sha256: Annotated[str | None, typer.Option(help="The archive's SHA-256, to be sure.")] = None,
 ) -> None:
     """Fetch a model into the user's cache, so that --model knows its name."""
-    from leuko.weights import load_card, pull
+    from leuko.model.weights import load_card, pull
 
     folder = pull(source, sha256_expected=sha256)
     card = load_card(folder)

@@ -127,11 +127,11 @@ def train(
         raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to resume one")
     require(*TRAINING_LIBRARIES, extra="train")
     from leuko import parallel
-    from leuko.imagenet import PUBLISHED
+    from leuko.model.imagenet import PUBLISHED
+    from leuko.model.weights import DEFAULT
     from leuko.plan import start
     from leuko.recipes import FROM_NOTHING, RECIPES
     from leuko.settings import NO_MODELS, Settings
-    from leuko.weights import DEFAULT
 
     chosen = FROM_NOTHING if (recipe, init) == ("modern", "none") else RECIPES[recipe]
     adapts = recipe == "adapt"
@@ -178,9 +178,9 @@ def export(
 ) -> None:
     """Turn a trained model into 8-bit ONNX: a quarter of the size, faster, and without torch."""
     require(*TRAINING_LIBRARIES, extra="train")
-    from leuko.export import export, require_exportable
+    from leuko.model.onnx_export import export, require_exportable
+    from leuko.model.weights import ONNX_FILE
     from leuko.train import rounding, training_slices
-    from leuko.weights import ONNX_FILE
 
     require_exportable(run, out)
     slices = training_slices(run, data)
@@ -238,10 +238,10 @@ def _network(
 ) -> dict[str, Any]:
     """The settings that say what is trained, which a model to start from decides."""
     from leuko.labels import WMH_LABELS, tissue_labels
-    from leuko.network import vgg16
+    from leuko.model.network import vgg16
+    from leuko.model.weights import find, load_card
     from leuko.preprocessing.slices import Preparation
     from leuko.settings import NO_MODELS
-    from leuko.weights import find, load_card
 
     if init in NO_MODELS:
         preparation = Preparation(channels=channels) if channels else Preparation()

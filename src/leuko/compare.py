@@ -25,6 +25,7 @@ from leuko.io.provenance import (
     tell,
     versions,
 )
+from leuko.model.runtime import available_cpus
 from leuko.outputs import (
     MASK_FILE,
     PROBABILITY_FILE,
@@ -36,7 +37,6 @@ from leuko.outputs import (
     write_table,
 )
 from leuko.preprocessing.slices import tissue_level
-from leuko.runtime import available_cpus
 from leuko.segment import segment
 from leuko.volume import Volume, require_same_grid
 

@@ -13,9 +13,9 @@ import scipy.ndimage
 import scipy.special
 
 from leuko.lesions import TOUCHING, drop_small, find_lesions, large
-from leuko.uncertainty import TYPICAL_CONTRAST, Seen
+from leuko.model.calibration import TYPICAL_CONTRAST, Seen
+from leuko.model.weights import Limits, ModelCard
 from leuko.volume import Array, Volume
-from leuko.weights import Limits, ModelCard
 
 # A lesion's edge, between white matter around it (0) and the lesion (1). The median of readers'
 # edges is 0.39 to 0.46 on three sources (`runs/edges.py`); the FLAIR is smoothed here, which

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from leuko.uncertainty import Calibration
+from leuko.model.calibration import Calibration
 from leuko.volume import Array
 
 # Told apart from grey, from yellow fat and from each other by colour-blind people too.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from leuko import held_out, parallel, plan, runtime, train
+from leuko import held_out, parallel, plan, train
 from leuko.anatomy import WMH
 from leuko.dataset import person
 from leuko.errors import LeukoError
@@ -28,6 +28,7 @@ from leuko.io import nifti
 from leuko.io.files import read_json, staged, write_json
 from leuko.labels import LABEL_VALUES
 from leuko.metrics import MEASURES, dice
+from leuko.model import runtime
 from leuko.plan import RUN_FILE, Plan
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, tissue_level
 from leuko.settings import Settings

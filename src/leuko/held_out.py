@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko import guards, runtime
+from leuko import guards
 from leuko.brain import without_outside
 from leuko.dataset import Subject, read_classes, read_pair
 from leuko.delineate import Delineation, delineate, tissue_map
@@ -15,7 +15,8 @@ from leuko.io import nifti
 from leuko.io.files import staged
 from leuko.io.provenance import Stopwatch
 from leuko.labels import LABEL_VALUES, Labelling
-from leuko.predict import predict, predict_pair, to_tissue
+from leuko.model import runtime
+from leuko.model.predict import predict, predict_pair, to_tissue
 from leuko.preprocessing.slices import Pair
 from leuko.volume import Array, Volume
 

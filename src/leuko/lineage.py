@@ -12,7 +12,7 @@ from leuko.dataset import Subject
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.files import sha256
-from leuko.weights import ModelCard
+from leuko.model.weights import ModelCard
 
 Described = Mapping[str, Any]  # a subject: its name, its files from DATA on, and their hashes
 

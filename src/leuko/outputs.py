@@ -19,13 +19,13 @@ from leuko.io import inputs, nifti
 from leuko.io.files import read_json
 from leuko.io.inputs import Scan
 from leuko.io.provenance import LEVELS, OUTPUT, Finding
+from leuko.model.calibration import Judgement
+from leuko.model.weights import ModelCard
 from leuko.panes import RIM_KIND, Pane, as_jpeg
 from leuko.preprocessing.registration import FAR_MM, Alignment
 from leuko.preprocessing.slices import Pair
 from leuko.regions import REGIONS, RULES, SECTORS, SHELLS
-from leuko.uncertainty import Judgement
 from leuko.volume import Array, Orientation, Volume, resample_onto
-from leuko.weights import ModelCard
 
 MASK_FILE, RIMS_FILE = "wmh.nii.gz", "wmh_rims.nii.gz"
 PROBABILITY_FILE, ENTROPY_FILE = "wmh_prob.nii.gz", "wmh_entropy.nii.gz"

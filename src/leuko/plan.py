@@ -12,19 +12,20 @@ from typing import Any
 
 import torch
 
-from leuko import imagenet, lineage, parallel, runtime
+from leuko import lineage, parallel
 from leuko.anatomy import Anatomy, from_mni152, load_heads
 from leuko.batchnorm import normalised
 from leuko.dataset import Subject, find_subjects, people, split, verify
 from leuko.errors import LeukoError
-from leuko.export import read_network
 from leuko.io.files import read_json, staged, write_json
 from leuko.io.provenance import versions
 from leuko.labels import WMH
-from leuko.network import SpecialisedVGG
+from leuko.model import imagenet, runtime
+from leuko.model.network import SpecialisedVGG
+from leuko.model.onnx_export import read_network
+from leuko.model.weights import CARD_FILE, ModelCard, load_card
 from leuko.recipes import Recipe
 from leuko.settings import NO_MODELS, Settings
-from leuko.weights import CARD_FILE, ModelCard, load_card
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from leuko.frame import (
     text,
 )
 from leuko.io.provenance import RIMS_ARE, is_useless, read_findings
+from leuko.model.calibration import interval_text
 from leuko.panes import RIM_KIND, Pane, lesion_slices
-from leuko.uncertainty import interval_text
 
 Record = Mapping[str, Any]
 Lesions = Sequence[Mapping[str, Any]]

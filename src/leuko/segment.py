@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko import guards, outputs, runtime, weights
+from leuko import guards, outputs
 from leuko.analysis import Case, analyse
 from leuko.brain import Outside, brain_mask, find_outside
 from leuko.delineate import Delineation, Rims, delineate, seen, tissue_map, with_rims
@@ -17,13 +17,14 @@ from leuko.io.files import sha256, staged, write_json
 from leuko.io.inputs import Scan
 from leuko.io.provenance import Finding, Level, Stopwatch, is_useless, kept_findings, tell, versions
 from leuko.mni import Place
+from leuko.model import runtime, weights
+from leuko.model.calibration import calibrated, entropy, judge
+from leuko.model.predict import predict_pair
 from leuko.outputs import Excluded, Segmentation
-from leuko.predict import predict_pair
 from leuko.preprocessing.registration import Alignment, Mode, align
 from leuko.preprocessing.simpleitk import without_bias
 from leuko.preprocessing.slices import Pair
 from leuko.regions import Rule
-from leuko.uncertainty import calibrated, entropy, judge
 from leuko.volume import Array, Orientation, Volume, require_same_grid
 
 MUCH_EXCLUDED = 0.5  # of the brain: no infarct or tumour is so large

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from leuko import imagenet
 from leuko.anatomy import CLASSES as MADE
 from leuko.errors import LeukoError
 from leuko.labels import BACKGROUND, UNKNOWN, WMH, WMH_LABELS, Labelling, tissue_labels
-from leuko.network import SIDE_MAPS, VGG16, Stages
+from leuko.model import imagenet
+from leuko.model.network import SIDE_MAPS, VGG16, Stages
+from leuko.model.weights import are_rims
 from leuko.preprocessing.slices import Preparation
 from leuko.recipes import MODERN, Augmentation, Phase, Recipe
-from leuko.weights import are_rims
 
 CLASSES = WMH_LABELS.classes
 SYNTHETIC = Preparation()  # what synthetic slices look like

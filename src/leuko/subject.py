@@ -14,16 +14,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from leuko import derivatives, isolate, outputs, weights
+from leuko import derivatives, isolate, outputs
 from leuko.delineate import Rims
 from leuko.errors import LeukoError
 from leuko.io.files import private, read_json, replace_text, staged
 from leuko.io.inputs import is_same
 from leuko.io.provenance import OUTPUT, Finding, exit_code, read_findings, stderr_handler
 from leuko.isolate import Limits, Outcome
+from leuko.model import weights
+from leuko.model.runtime import Device
 from leuko.preprocessing.registration import Mode
 from leuko.regions import Rule
-from leuko.runtime import Device
 
 FETCH = "fetch it: datalad get, git annex get or git lfs pull"
 POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/")

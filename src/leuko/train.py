@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from leuko import held_out, losses, parallel, plan, runtime
+from leuko import held_out, losses, parallel, plan
 from leuko.batches import Batch, Batches
 from leuko.batchnorm import folded
 from leuko.board import Board
@@ -30,14 +30,15 @@ from leuko.io.files import staged, write_json
 from leuko.io.provenance import Stopwatch
 from leuko.labels import WMH, WMH_LABELS
 from leuko.metrics import dice
-from leuko.network import SpecialisedVGG
+from leuko.model import runtime
+from leuko.model.network import SpecialisedVGG
+from leuko.model.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.plan import CHECKPOINT_FILE, RUN_FILE, Plan
 from leuko.preprocessing.slices import centred
 from leuko.recipes import Phase, Recipe, phase_at
 from leuko.rehearsal import Rehearsal
 from leuko.settings import Settings
 from leuko.volume import Array
-from leuko.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
 
 COMPARED = 48  # slices
 CHECKPOINT_SECONDS = 60.0  # what a kill can cost; writing one takes about a second

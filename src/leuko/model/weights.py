@@ -23,8 +23,8 @@ import platformdirs
 
 from leuko.errors import LeukoError
 from leuko.io.files import read_json, sha256, staged, write_json
+from leuko.model.calibration import Calibration
 from leuko.preprocessing.slices import Preparation
-from leuko.uncertainty import Calibration
 
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
@@ -32,7 +32,7 @@ CARD_FILE = "card.json"
 FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a model that is pulled: a folder's
 LARGEST_BYTES = 1_000_000_000  # of an archive and of each file in it; the largest VGG-16 is 0.5 GB
-BUNDLED = Path(__file__).parent / "models"
+BUNDLED = Path(__file__).parents[1] / "data" / "models"
 DEFAULT = "leuko-base"
 
 
@@ -108,7 +108,7 @@ class ModelCard:
         if not self.knows_wmh:
             raise LeukoError(
                 f"the model {self.name} finds no WMH: its classes are {', '.join(self.classes)}; "
-                "give a model with the class wmh, or use this one from Python with leuko.predict"
+                "give a model with the class wmh, or call leuko.model.predict from Python"
             )
 
     @property

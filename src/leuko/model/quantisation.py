@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leuko.network import SpecialisedVGG
+from leuko.model.network import SpecialisedVGG
 
 POSITIONS = 400  # on each slice, drawn at random, that tell how the inputs of a layer go together
 DAMPING = 0.01  # added to the variance of each input, as part of their mean variance

@@ -31,11 +31,11 @@ from safetensors.torch import load_file
 
 from leuko.errors import LeukoError
 from leuko.io.files import staged
-from leuko.network import SpecialisedVGG
+from leuko.model.network import SpecialisedVGG
+from leuko.model.quantisation import rounded
+from leuko.model.weights import ONNX_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.preprocessing.slices import centred
-from leuko.rounding import rounded
 from leuko.volume import Array
-from leuko.weights import ONNX_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 
 OPSET = 17
 # What the calibration sees. All their maps are in memory at once: slices are cut to this size.

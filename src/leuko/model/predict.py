@@ -3,8 +3,8 @@
 import numpy as np
 
 from leuko.io.provenance import Stopwatch
+from leuko.model.runtime import Model
 from leuko.preprocessing.slices import Pair
-from leuko.runtime import Model
 from leuko.volume import Array, Volume
 
 

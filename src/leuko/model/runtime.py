@@ -14,9 +14,9 @@ import numpy as np
 import onnxruntime
 
 from leuko.errors import LeukoError, require
+from leuko.model.weights import ONNX_FILE, ModelCard, load_card
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, centred
 from leuko.volume import Array
-from leuko.weights import ONNX_FILE, ModelCard, load_card
 
 Device = Literal["cpu", "cuda", "mps"]
 
@@ -108,7 +108,7 @@ def _torch_network(
     require("torch", "onnx", "safetensors", extra="train")
     import torch
 
-    from leuko.export import read_network
+    from leuko.model.onnx_export import read_network
 
     torch.set_num_threads(threads)
     network = read_network(folder, card)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from leuko.errors import LeukoError
 from leuko.io.files import sha256
-from leuko.network import VGG16, SpecialisedVGG
+from leuko.model.network import VGG16, SpecialisedVGG
 
 Kind = Literal["IMAGENET1K_FEATURES", "IMAGENET1K_V1"]
 BASE_URL = "https://download.pytorch.org/models"
