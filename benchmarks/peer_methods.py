@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage
 
-from leuko.delineate import delineate
 from leuko.io import nifti
 from leuko.io.files import read_json
-from leuko.lesions import drop_small, find_lesions
+from leuko.lesions.components import drop_small, find_lesions
+from leuko.lesions.delineation import delineate
 from leuko.metrics import dice
 from leuko.model import predict, runtime, weights
 from leuko.model.weights import ModelCard, load_card

@@ -28,10 +28,10 @@ from skimage.morphology import area_opening
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from leuko import guards, mni
-from leuko.analysis import Case, analyse
 from leuko.io import nifti
 from leuko.io.files import read_json
+from leuko.lesions import mni, quality_checks
+from leuko.lesions.measure import Case, analyse
 from leuko.model import runtime, weights
 from leuko.model.network import SIDE_MAPS, VGG16, SpecialisedVGG
 from leuko.model.weights import WEIGHTS_FILE, ModelCard, save_card
@@ -206,9 +206,9 @@ def measure_analysis(repeats: int) -> Iterator[Row]:
     to_template = np.linalg.inv(template.affine) @ affine
     tissue = affine_transform(template.data, to_template, output_shape=shape, order=0)
     noise = gaussian_filter(np.random.default_rng(0).normal(size=shape), (4, 4, 1))
-    white = tissue == guards.TISSUES.index("white")
+    white = tissue == quality_checks.TISSUES.index("white")
     mask = white & (noise > np.quantile(noise[white], 0.9))
-    tissue[mask] = guards.TISSUES.index("wmh")
+    tissue[mask] = quality_checks.TISSUES.index("wmh")
     scan = Volume(tissue, affine)
     case = Case(
         flair=scan.with_data(100.0 * tissue),

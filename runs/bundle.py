@@ -5,7 +5,7 @@
 HEADS and RUN are those of runs/train_base.py; RUN may also be the name or the folder of a model in
 8 bits, to be exported anew from its weights as they are. It prints how far the 8 bits are from the
 float network on synthetic slices that neither was calibrated on. The result belongs into
-src/leuko/models/leuko-base.
+src/leuko/data/models/leuko-base.
 """
 
 import argparse

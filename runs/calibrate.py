@@ -36,11 +36,11 @@ import scipy.stats
 from synthetic_validation import held_out, patients
 
 from leuko.anatomy import RIM, Anatomy
-from leuko.brain import without_outside
-from leuko.delineate import delineate, seen
 from leuko.figures import reliability_figure
 from leuko.io import nifti
 from leuko.io.provenance import Stopwatch
+from leuko.lesions.brain import without_outside
+from leuko.lesions.delineation import delineate, seen
 from leuko.metrics import dice
 from leuko.model import runtime, weights
 from leuko.model.calibration import DROP_ML, Calibration, DiceLine, Seen, judge

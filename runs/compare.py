@@ -30,7 +30,7 @@ from scipy.spatial.transform import Rotation
 from leuko.changes import BORDER_EVIDENCE, BORDER_MM, LESION_BORDER_MM, STABLE, STATES
 from leuko.compare import CHANGES_FILE, Comparison, compare
 from leuko.io import nifti
-from leuko.lesions import drop_small, find_lesions
+from leuko.lesions.components import drop_small, find_lesions
 from leuko.preprocessing.registration import Mode
 from leuko.segment import segment
 from leuko.volume import Array, Volume, resample_onto

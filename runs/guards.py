@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage
 
-from leuko import guards
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.inputs import Scan
+from leuko.lesions import quality_checks
 from leuko.segment import segment
 from leuko.volume import Array, Volume
 
@@ -51,8 +51,8 @@ def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | Non
     if result.tissue is None:
         raise SystemExit("the guards need a model that knows tissues")
     grid = flair.canonical()
-    tissue = guards.with_wmh(result.tissue, result.mask.data > 0)
-    case = guards.Case(grid, None, tissue.canonical().data)
+    tissue = quality_checks.with_wmh(result.tissue, result.mask.data > 0)
+    case = quality_checks.Case(grid, None, tissue.canonical().data)
     white = case.median(grid.data, "white")
     fluid = [case.median(grid.data, name) / white for name in ("csf", "ventricle")]
     seen = (

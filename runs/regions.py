@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 from synthetic_validation import held_out
 
-from leuko import guards
-from leuko.analysis import Case, analyse
 from leuko.anatomy import numbers_in
-from leuko.delineate import delineate
 from leuko.io.provenance import Stopwatch
-from leuko.mni import Place
+from leuko.lesions import quality_checks
+from leuko.lesions.delineation import delineate
+from leuko.lesions.location import RULES
+from leuko.lesions.measure import Case, analyse
+from leuko.lesions.mni import Place
 from leuko.model import runtime, weights
 from leuko.model.predict import predict_pair
 from leuko.preprocessing.slices import Pair
-from leuko.regions import RULES
 from leuko.synthesis import choose, synthesise
 from leuko.volume import Array, Volume
 
@@ -43,13 +43,13 @@ def main() -> None:
             choice = choose(anatomy, np.random.default_rng([5, number, scan]), every_mm=0)
             made = synthesise(anatomy, [5, number, scan], choice=choice, size=(208, 224)).volumes()
             truth = made["tissue"].canonical()
-            truth = truth.with_data(np.array(numbers_in(guards.TISSUES))[truth.data])
+            truth = truth.with_data(np.array(numbers_in(quality_checks.TISSUES))[truth.data])
             pair = Pair.of(made["FLAIR"], made.get("T1"), model.card.preparation)
             shares = predict_pair(pair, model, Stopwatch())
             drawn = made["wmh"].data > 0
             tissues = delineate(shares, made["FLAIR"], model.card).anatomy
-            seen = guards.with_wmh(tissues, drawn).canonical()
-            mask = truth.data == guards.TISSUES.index("wmh")
+            seen = quality_checks.with_wmh(tissues, drawn).canonical()
+            mask = truth.data == quality_checks.TISSUES.index("wmh")
             for rule in RULES:
                 true, found = (
                     analyse(

@@ -26,7 +26,7 @@ from tables import interval
 from leuko.anatomy import BACKGROUND, CSF, GREY, VENTRICLE, WHITE
 from leuko.io import nifti
 from leuko.io.files import find_image
-from leuko.lesions import drop_small
+from leuko.lesions.components import drop_small
 from leuko.metrics import dice
 from leuko.model import runtime, weights
 from leuko.model.calibration import calibrated

@@ -29,7 +29,7 @@ from leuko.anatomy import WMH, load_head
 from leuko.dataset import Slices, joined
 from leuko.io import nifti
 from leuko.io.files import image_stem
-from leuko.lesions import drop_small
+from leuko.lesions.components import drop_small
 from leuko.metrics import dice, lesion_detection
 from leuko.model import runtime
 from leuko.model.onnx_export import read_network

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from leuko.analysis import Case, analyse
+from leuko.lesions.measure import Case, analyse
 from leuko.panes import RIM_KIND, Pane, as_jpeg
 from leuko.report import report, sheet
 from leuko.volume import Volume

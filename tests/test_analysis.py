@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from leuko import mni
-from leuko.analysis import Case, analyse, numbered
-from leuko.guards import TISSUES
-from leuko.regions import REGIONS, SECTORS, Where, lateral_ventricles, locate
+from leuko.lesions import mni
+from leuko.lesions.location import REGIONS, SECTORS, Where, lateral_ventricles, locate
+from leuko.lesions.measure import Case, analyse, numbered
+from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Orientation, Volume
 
 CSF, VENTRICLE, GREY, WHITE, WMH = (TISSUES.index(name) for name in TISSUES[1:])

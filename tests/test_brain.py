@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from conftest import stored
-from leuko import mni
-from leuko.brain import brain_mask, find_outside, without_outside
-from leuko.guards import TISSUES
+from leuko.lesions import mni
+from leuko.lesions.brain import brain_mask, find_outside, without_outside
+from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Orientation, Volume
 
 WHITE = TISSUES.index("white")

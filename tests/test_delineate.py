@@ -6,7 +6,8 @@ import scipy.ndimage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leuko.delineate import (
+from leuko.errors import LeukoError
+from leuko.lesions.delineation import (
     EDGE,
     RIM_CONTRAST,
     delineate,
@@ -15,7 +16,6 @@ from leuko.delineate import (
     tissue_map,
     white_level,
 )
-from leuko.errors import LeukoError
 from leuko.metrics import dice
 from leuko.model.calibration import TYPICAL_CONTRAST
 from leuko.model.weights import Limits, ModelCard

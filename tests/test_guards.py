@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from leuko.guards import OTHERS, TISSUES, WRONG_SCAN, Case, examine, is_doubted, wrong_scan
+from leuko.lesions.quality_checks import (
+    OTHERS,
+    TISSUES,
+    WRONG_SCAN,
+    Case,
+    examine,
+    is_doubted,
+    wrong_scan,
+)
 from leuko.volume import Volume
 
 AIR, CSF, VENTRICLE, GREY, WHITE, WMH = range(len(TISSUES))

@@ -5,7 +5,7 @@ import pytest
 import scipy.ndimage
 from scipy.spatial.transform import Rotation
 
-from leuko import mni
+from leuko.lesions import mni
 from leuko.volume import Volume
 
 VENTRICLE, GREY, WHITE = (mni.TISSUES.index(name) for name in ("ventricle", "grey", "white"))

@@ -9,7 +9,7 @@ import peer_unet
 import pytest
 import torch
 
-from leuko.lesions import find_lesions
+from leuko.lesions.components import find_lesions
 from leuko.metrics import dice
 from leuko.preprocessing.slices import tissue_level
 from leuko.volume import Volume

@@ -10,11 +10,11 @@ import scipy.ndimage
 
 from leuko import derivatives, segment, summary
 from leuko.compare import compare
-from leuko.delineate import delineate
 from leuko.errors import LeukoError
-from leuko.guards import TISSUES
 from leuko.io import nifti
 from leuko.io.files import read_json
+from leuko.lesions.delineation import delineate
+from leuko.lesions.quality_checks import TISSUES
 from leuko.model.calibration import Calibration
 from leuko.model.weights import DEFAULT, ModelCard, find, load_card
 from leuko.plan import start

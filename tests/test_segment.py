@@ -12,12 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from leuko.delineate import lesions_of
 from leuko.errors import LeukoError
 from leuko.evaluate import evaluate
 from leuko.io import nifti
 from leuko.io.files import sha256
 from leuko.io.provenance import Finding
+from leuko.lesions.delineation import lesions_of
 from leuko.model import runtime
 from leuko.model.calibration import TYPICAL_CONTRAST, Calibration, DiceLine, calibrated, entropy
 from leuko.model.weights import CARD_FILE, WEIGHTS_FILE, Limits, load_card, save_card

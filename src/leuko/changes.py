@@ -12,8 +12,8 @@ from functools import cached_property
 
 import numpy as np
 
-from leuko.analysis import numbered
-from leuko.lesions import drop_small
+from leuko.lesions.components import drop_small
+from leuko.lesions.measure import numbered
 from leuko.volume import Array, Volume
 
 STATES = ("", "new", "grown", "stable", "shrunk", "resolved")

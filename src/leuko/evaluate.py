@@ -12,7 +12,7 @@ from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.files import find_images, image_stem, staged
 from leuko.labels import IGNORED, LABEL_NAMES, LABEL_VALUES, WMH
-from leuko.lesions import find_lesions
+from leuko.lesions.components import find_lesions
 from leuko.metrics import MEASURES, measure, without_other_pathology
 from leuko.volume import Volume, require_same_grid
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko import guards
-from leuko.brain import without_outside
 from leuko.dataset import Subject, read_classes, read_pair
-from leuko.delineate import Delineation, delineate, tissue_map
 from leuko.evaluate import Row, compare, compare_classes
 from leuko.io import nifti
 from leuko.io.files import staged
 from leuko.io.provenance import Stopwatch
 from leuko.labels import LABEL_VALUES, Labelling
+from leuko.lesions import quality_checks
+from leuko.lesions.brain import without_outside
+from leuko.lesions.delineation import Delineation, delineate, tissue_map
 from leuko.model import runtime
 from leuko.model.predict import predict, predict_pair, to_tissue
 from leuko.preprocessing.slices import Pair
@@ -105,17 +105,17 @@ def segment(
     drawn = delineate(predict_pair(pair, model, Stopwatch()), flair, model.card)
     mask = within_brain(drawn, model, threads=1)
     doubt = None
-    if guarded and model.card.tissues == guards.TISSUES:
-        tissue = guards.with_wmh(drawn.anatomy, mask).canonical().data
-        case = guards.Case(flair.canonical(), pair.t1 if pair.t1.any() else None, tissue)
-        doubt = guards.wrong_scan(case)
+    if guarded and model.card.tissues == quality_checks.TISSUES:
+        tissue = quality_checks.with_wmh(drawn.anatomy, mask).canonical().data
+        case = quality_checks.Case(flair.canonical(), pair.t1 if pair.t1.any() else None, tissue)
+        doubt = quality_checks.wrong_scan(case)
     return flair.with_data(mask), doubt
 
 
 def within_brain(drawn: Delineation, model: runtime.Model, *, threads: int) -> Array:
     """The mask as `leuko segment` draws it: without lesions outside the brain, if the tissues can
     tell."""
-    if model.card.tissues != guards.TISSUES:
+    if model.card.tissues != quality_checks.TISSUES:
         return drawn.mask
     return without_outside(drawn.mask, drawn.anatomy, threads=threads)
 

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.spatial
 
-from leuko.lesions import find_lesions
+from leuko.lesions.components import find_lesions
 from leuko.volume import Array
 
 OTHER_PATHOLOGY = 2  # the challenge's label for what is neither background nor WMH

@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from leuko.analysis import Analysis, Lesion, Regions
-from leuko.brain import Outside
-from leuko.delineate import Rims
 from leuko.errors import LeukoError, in_one_line
 from leuko.io import inputs, nifti
 from leuko.io.files import read_json
 from leuko.io.inputs import Scan
 from leuko.io.provenance import LEVELS, OUTPUT, Finding
+from leuko.lesions.brain import Outside
+from leuko.lesions.delineation import Rims
+from leuko.lesions.location import REGIONS, RULES, SECTORS, SHELLS
+from leuko.lesions.measure import Analysis, Lesion, Regions
 from leuko.model.calibration import Judgement
 from leuko.model.weights import ModelCard
 from leuko.panes import RIM_KIND, Pane, as_jpeg
 from leuko.preprocessing.registration import FAR_MM, Alignment
 from leuko.preprocessing.slices import Pair
-from leuko.regions import REGIONS, RULES, SECTORS, SHELLS
 from leuko.volume import Array, Orientation, Volume, resample_onto
 
 MASK_FILE, RIMS_FILE = "wmh.nii.gz", "wmh_rims.nii.gz"

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko import guards, outputs
-from leuko.analysis import Case, analyse
-from leuko.brain import Outside, brain_mask, find_outside
-from leuko.delineate import Delineation, Rims, delineate, seen, tissue_map, with_rims
+from leuko import outputs
 from leuko.errors import LeukoError
 from leuko.io import inputs, nifti
 from leuko.io.files import sha256, staged, write_json
 from leuko.io.inputs import Scan
 from leuko.io.provenance import Finding, Level, Stopwatch, is_useless, kept_findings, tell, versions
-from leuko.mni import Place
+from leuko.lesions import quality_checks
+from leuko.lesions.brain import Outside, brain_mask, find_outside
+from leuko.lesions.delineation import Delineation, Rims, delineate, seen, tissue_map, with_rims
+from leuko.lesions.location import Rule
+from leuko.lesions.measure import Case, analyse
+from leuko.lesions.mni import Place
 from leuko.model import runtime, weights
 from leuko.model.calibration import calibrated, entropy, judge
 from leuko.model.predict import predict_pair
@@ -24,7 +26,6 @@ from leuko.outputs import Excluded, Segmentation
 from leuko.preprocessing.registration import Alignment, Mode, align
 from leuko.preprocessing.simpleitk import without_bias
 from leuko.preprocessing.slices import Pair
-from leuko.regions import Rule
 from leuko.volume import Array, Orientation, Volume, require_same_grid
 
 MUCH_EXCLUDED = 0.5  # of the brain: no infarct or tumour is so large
@@ -124,7 +125,7 @@ def segment(
             is_judged = (
                 limits == card.limits()
                 and rims != "include"
-                and not (is_useless(findings) or guards.is_doubted(findings))
+                and not (is_useless(findings) or quality_checks.is_doubted(findings))
             )
             judgement = None
             if card.calibration is not None and is_judged:
@@ -222,8 +223,8 @@ def _case(flair: Volume, pair: Pair, drawn: Delineation, card: weights.ModelCard
     """A segmented scan with its axes running R, A, S."""
     turned = Orientation.of(flair.affine).apply
     tissue = None
-    if card.tissues == guards.TISSUES:
-        tissue = guards.with_wmh(drawn.anatomy, drawn.mask).canonical()
+    if card.tissues == quality_checks.TISSUES:
+        tissue = quality_checks.with_wmh(drawn.anatomy, drawn.mask).canonical()
     return Case(
         flair.canonical(),
         pair.t1 if pair.t1.any() else None,
@@ -235,8 +236,8 @@ def _case(flair: Volume, pair: Pair, drawn: Delineation, card: weights.ModelCard
 def _examined(case: Case, tissue: Volume, findings: list[Finding], *, strict: bool) -> list[str]:
     """Tell the findings of the automatic checks; returns which were done. Raises LeukoError, if
     `strict`, for evidence that this is not a FLAIR of a head."""
-    found, checks = guards.examine(guards.Case(case.flair, case.t1, tissue.data))
-    if strict and guards.is_doubted(found):
+    found, checks = quality_checks.examine(quality_checks.Case(case.flair, case.t1, tissue.data))
+    if strict and quality_checks.is_doubted(found):
         raise LeukoError(found[0].text)
     for finding in found:
         tell(findings, finding)

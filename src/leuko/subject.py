@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from leuko import derivatives, isolate, outputs
-from leuko.delineate import Rims
 from leuko.errors import LeukoError
 from leuko.io.files import private, read_json, replace_text, staged
 from leuko.io.inputs import is_same
 from leuko.io.provenance import OUTPUT, Finding, exit_code, read_findings, stderr_handler
 from leuko.isolate import Limits, Outcome
+from leuko.lesions.delineation import Rims
+from leuko.lesions.location import Rule
 from leuko.model import weights
 from leuko.model.runtime import Device
 from leuko.preprocessing.registration import Mode
-from leuko.regions import Rule
 
 FETCH = "fetch it: datalad get, git annex get or git lfs pull"
 POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/")

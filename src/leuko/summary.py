@@ -6,9 +6,9 @@ No row holds a path or a time: the same scans give the same row, wherever and wh
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from leuko.guards import TISSUES
 from leuko.io.provenance import is_useless, read_findings
-from leuko.regions import REGIONS, SECTORS
+from leuko.lesions.location import REGIONS, SECTORS
+from leuko.lesions.quality_checks import TISSUES
 
 Record = Mapping[str, Any]  # the content of run.json
 SIDES = ("left", "right")

@@ -131,9 +131,9 @@ def duration_text(seconds: float) -> str:
 
 def findings_as_text(result: "Segmentation") -> str:
     """What a segmentation found, a line each."""
+    from leuko.lesions.location import RULES
     from leuko.model.calibration import interval_text
     from leuko.preprocessing.registration import FAR_MM
-    from leuko.regions import RULES
 
     analysis = result.analysis
     useless = [f.text for f in result.findings if f.level == "do not use"]

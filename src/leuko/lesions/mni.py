@@ -15,7 +15,7 @@ from leuko.io import nifti
 from leuko.preprocessing import simpleitk
 from leuko.volume import Array, Volume, apply_affine, world
 
-FOLDER = Path(__file__).parent / "atlas"
+FOLDER = Path(__file__).parents[1] / "data" / "atlas"
 TISSUES = ("background", "csf", "ventricle", "grey", "white")  # of the template
 LOBES = ("frontal", "parietal", "temporal", "occipital", "deep grey", "infratentorial")
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage
 
-from leuko import mni
-from leuko.guards import TISSUES
-from leuko.lesions import TOUCHING, find_lesions
-from leuko.mni import LOBES
-from leuko.regions import REGIONS, Rule, Where, locate
+from leuko.lesions import mni
+from leuko.lesions.components import TOUCHING, find_lesions
+from leuko.lesions.location import REGIONS, Rule, Where, locate
+from leuko.lesions.mni import LOBES
+from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Array, Volume, world
 
 RIM = 2  # voxels around lesions that are no normal white matter

@@ -10,9 +10,9 @@ import numpy as np
 import scipy.ndimage
 from scipy.spatial import cKDTree
 
-from leuko import mni
-from leuko.guards import TISSUES
-from leuko.lesions import TOUCHING
+from leuko.lesions import mni
+from leuko.lesions.components import TOUCHING
+from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Array, Volume, world
 
 Rule = Literal["voxel10", "shiva2", "contiguity"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage
 
-from leuko import mni
-from leuko.lesions import find_lesions
+from leuko.lesions import mni
+from leuko.lesions.components import find_lesions
 from leuko.volume import Array, Orientation, Volume, world
 
 GRID_MM = 2.0  # finer grids cost time and change nothing

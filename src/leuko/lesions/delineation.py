@@ -12,7 +12,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.special
 
-from leuko.lesions import TOUCHING, drop_small, find_lesions, large
+from leuko.lesions.components import TOUCHING, drop_small, find_lesions, large
 from leuko.model.calibration import TYPICAL_CONTRAST, Seen
 from leuko.model.weights import Limits, ModelCard
 from leuko.volume import Array, Volume

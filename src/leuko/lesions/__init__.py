@@ -1,0 +1,1 @@
+"""Lesions: masks from probabilities, components, location, quality checks."""
