@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage
 
+from leuko.evaluation.metrics import dice
 from leuko.io import nifti
 from leuko.io.files import read_json
 from leuko.lesions.components import drop_small, find_lesions
 from leuko.lesions.delineation import delineate
-from leuko.metrics import dice
 from leuko.model import predict, runtime, weights
 from leuko.model.weights import ModelCard, load_card
 from leuko.preprocessing.slices import requantise

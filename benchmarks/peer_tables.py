@@ -6,7 +6,7 @@ from typing import Any
 
 from peer_methods import NAMES
 
-from leuko.evaluate import from_json, mean_with_interval
+from leuko.evaluation.evaluate import from_json, mean_with_interval
 
 COLUMNS = {"dsc": "DSC", "lesion_f1": "lesion F1", "h95_mm": "H95, mm"}
 # How many times as long as Leuko's a peer was expected to take.

@@ -39,10 +39,10 @@ from peer_training import Clock, multiplies_in_bfloat16, processor_seconds
 from speed import MEBIBYTE, run_python, timed
 
 from leuko.dataset import Subject, find_subjects
-from leuko.evaluate import Row, compare, json_ready
+from leuko.evaluation.evaluate import Row, compare, json_ready
+from leuko.evaluation.labels import LABEL_VALUES
 from leuko.io import nifti
 from leuko.io.files import read_json, staged, write_json
-from leuko.labels import LABEL_VALUES
 from leuko.model import runtime, weights
 from leuko.model.network import VGG16, SpecialisedVGG, Stages, vgg16
 from leuko.model.onnx_export import export

@@ -25,12 +25,12 @@ import numpy as np
 import scipy.ndimage
 from real_slices import scan_folders, source
 
-from leuko.evaluate import compare
+from leuko.evaluation.evaluate import compare
+from leuko.evaluation.metrics import dice
 from leuko.held_out import within_brain
 from leuko.io import nifti
 from leuko.lesions.components import find_lesions
 from leuko.lesions.delineation import Delineation, delineate, tissue_map
-from leuko.metrics import dice
 from leuko.model import runtime, weights
 from leuko.model.predict import predict
 from leuko.model.runtime import Model

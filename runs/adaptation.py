@@ -21,7 +21,7 @@ from tables import interval
 
 from leuko import held_out, plan, train
 from leuko.dataset import find_subjects
-from leuko.evaluate import Row, from_json, json_ready
+from leuko.evaluation.evaluate import Row, from_json, json_ready
 from leuko.io.files import read_json, write_json
 from leuko.model import runtime
 from leuko.model.onnx_export import export

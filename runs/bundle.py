@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from synthetic_slices import HELD_OUT
 
 from leuko.anatomy import load_head
-from leuko.metrics import dice
+from leuko.evaluation.metrics import dice
 from leuko.model import runtime
 from leuko.model.onnx_export import export, read_network
 from leuko.model.weights import WEIGHTS_FILE, find, load_card, save_card

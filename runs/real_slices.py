@@ -24,11 +24,11 @@ from typing import NamedTuple
 import numpy as np
 import scipy.ndimage
 
+from leuko.evaluation.labels import IGNORED, LABEL_VALUES
+from leuko.evaluation.metrics import OTHER_PATHOLOGY
 from leuko.io import nifti
 from leuko.io.files import find_image
-from leuko.labels import IGNORED, LABEL_VALUES
 from leuko.lineage import fingerprint
-from leuko.metrics import OTHER_PATHOLOGY
 from leuko.model import runtime, weights
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair, Placement, Preparation, area_residue

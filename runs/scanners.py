@@ -29,7 +29,7 @@ from torch import Tensor
 from leuko import held_out
 from leuko.anatomy import CSF, GREY, VENTRICLE, WHITE, WMH, Anatomy, load_head
 from leuko.dataset import find_subjects
-from leuko.evaluate import Row
+from leuko.evaluation.evaluate import Row
 from leuko.fields import blurred, smooth_noise
 from leuko.io import nifti
 from leuko.io.files import image_stem, staged

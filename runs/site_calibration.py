@@ -24,10 +24,10 @@ from scanners import ORIGINAL, SCANNERS, subjects
 from tables import interval
 
 from leuko.anatomy import BACKGROUND, CSF, GREY, VENTRICLE, WHITE
+from leuko.evaluation.metrics import dice
 from leuko.io import nifti
 from leuko.io.files import find_image
 from leuko.lesions.components import drop_small
-from leuko.metrics import dice
 from leuko.model import runtime, weights
 from leuko.model.calibration import calibrated
 from leuko.model.runtime import Model

@@ -27,10 +27,10 @@ from train_base import save_weights
 from leuko import losses
 from leuko.anatomy import WMH, load_head
 from leuko.dataset import Slices, joined
+from leuko.evaluation.metrics import dice, lesion_detection
 from leuko.io import nifti
 from leuko.io.files import image_stem
 from leuko.lesions.components import drop_small
-from leuko.metrics import dice, lesion_detection
 from leuko.model import runtime
 from leuko.model.onnx_export import read_network
 from leuko.model.predict import predict

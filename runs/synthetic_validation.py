@@ -18,8 +18,8 @@ import scipy.ndimage
 from synthetic_slices import HELD_OUT
 
 from leuko.anatomy import INDEX, WMH, Anatomy, load_head, make_anatomy, numbers_in
+from leuko.evaluation.metrics import dice
 from leuko.io import nifti
-from leuko.metrics import dice
 from leuko.model import runtime, weights
 from leuko.preprocessing.slices import Preparation
 from leuko.synthesis import synthesise

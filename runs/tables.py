@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from leuko.evaluate import mean_with_interval
+from leuko.evaluation.evaluate import mean_with_interval
 
 
 def interval(values: Sequence[float], digits: int, *, signed: bool = False) -> str:

@@ -18,9 +18,9 @@ from leuko.challenge import (
     score,
 )
 from leuko.errors import LeukoError
-from leuko.evaluate import evaluate
+from leuko.evaluation.evaluate import evaluate
+from leuko.evaluation.metrics import MEASURES
 from leuko.io import nifti
-from leuko.metrics import MEASURES
 from phantoms import make_phantom
 
 HEAD = {"shape": (90, 110, 18), "spacing_mm": (1.9, 1.9, 7.0)}

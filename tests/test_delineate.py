@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leuko.errors import LeukoError
+from leuko.evaluation.metrics import dice
 from leuko.lesions.delineation import (
     EDGE,
     RIM_CONTRAST,
@@ -16,7 +17,6 @@ from leuko.lesions.delineation import (
     tissue_map,
     white_level,
 )
-from leuko.metrics import dice
 from leuko.model.calibration import TYPICAL_CONTRAST
 from leuko.model.weights import Limits, ModelCard
 from leuko.preprocessing.slices import Preparation

@@ -17,8 +17,8 @@ import typer
 
 from leuko.bids_names import read_filter
 from leuko.cli import app, main
-from leuko.evaluate import COLUMNS
-from leuko.metrics import MEASURES
+from leuko.evaluation.evaluate import COLUMNS
+from leuko.evaluation.metrics import MEASURES
 from leuko.model.calibration import Seen, judge
 from leuko.model.weights import DEFAULT, find, load_card
 from phantoms import make_phantom

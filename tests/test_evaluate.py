@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from leuko.errors import LeukoError
-from leuko.evaluate import (
+from leuko.evaluation.evaluate import (
     COLUMNS,
     evaluate,
     evaluate_folders,

@@ -16,10 +16,10 @@ from conftest import small_settings
 from leuko import folds, held_out, plan, train
 from leuko.dataset import find_subjects
 from leuko.errors import LeukoError
-from leuko.evaluate import compare, evaluate
+from leuko.evaluation.evaluate import compare, evaluate
+from leuko.evaluation.labels import LABEL_VALUES
+from leuko.evaluation.metrics import dice
 from leuko.io import nifti
-from leuko.labels import LABEL_VALUES
-from leuko.metrics import dice
 from leuko.model import runtime
 from leuko.model.network import SpecialisedVGG
 from leuko.model.onnx_export import export, read_network, to_onnx

@@ -13,12 +13,12 @@ from leuko import folds, held_out, lineage, plan, train
 from leuko.anatomy import CLASSES
 from leuko.dataset import Subject
 from leuko.errors import LeukoError
-from leuko.evaluate import compare, evaluate_folders
+from leuko.evaluation.evaluate import compare, evaluate_folders
+from leuko.evaluation.labels import LABEL_VALUES
 from leuko.figures import Example, before_after_figure, change_figure
 from leuko.folds_report import as_html, as_markdown, changes_as_cells, examples
 from leuko.io import nifti
 from leuko.io.files import sha256
-from leuko.labels import LABEL_VALUES
 from leuko.model import runtime
 from leuko.model.network import SpecialisedVGG
 from leuko.model.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card

@@ -12,7 +12,7 @@ from nibabel.orientations import apply_orientation
 from scipy.spatial.transform import Rotation
 
 from conftest import stored
-from leuko.evaluate import compare
+from leuko.evaluation.evaluate import compare
 from leuko.preprocessing.slices import Preparation, place, prepare
 from leuko.volume import Orientation, Volume, coverage, require_same_grid, resample_onto
 from phantoms import make_phantom

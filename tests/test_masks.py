@@ -6,7 +6,7 @@ import pytest
 import scipy.ndimage
 
 from leuko.errors import LeukoError
-from leuko.evaluate import evaluate
+from leuko.evaluation.evaluate import evaluate
 from leuko.io import nifti
 from phantoms import make_phantom
 

@@ -14,8 +14,7 @@ import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
-from leuko.io import nifti
-from leuko.metrics import (
+from leuko.evaluation.metrics import (
     MEASURES,
     dice,
     hausdorff95,
@@ -25,6 +24,7 @@ from leuko.metrics import (
     volume_difference,
     without_other_pathology,
 )
+from leuko.io import nifti
 
 SHAPE = (12, 10, 6)
 EMPTY = np.zeros(SHAPE, bool)

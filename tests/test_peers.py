@@ -9,8 +9,8 @@ import peer_unet
 import pytest
 import torch
 
+from leuko.evaluation.metrics import dice
 from leuko.lesions.components import find_lesions
-from leuko.metrics import dice
 from leuko.preprocessing.slices import tissue_level
 from leuko.volume import Volume
 from phantoms import make_phantom

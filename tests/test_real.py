@@ -10,7 +10,7 @@ import pytest
 
 from conftest import small_settings
 from leuko import plan, train
-from leuko.evaluate import evaluate
+from leuko.evaluation.evaluate import evaluate
 from leuko.io import nifti
 from leuko.preprocessing.slices import Preparation, prepare, tissue_level
 from leuko.segment import segment

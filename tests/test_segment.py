@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from leuko.errors import LeukoError
-from leuko.evaluate import evaluate
+from leuko.evaluation.evaluate import evaluate
 from leuko.io import nifti
 from leuko.io.files import sha256
 from leuko.io.provenance import Finding

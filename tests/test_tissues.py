@@ -12,9 +12,9 @@ from conftest import SMALL, small_settings
 from leuko import plan, train
 from leuko.dataset import Subject, find_subjects, load, read_classes
 from leuko.errors import LeukoError
-from leuko.evaluate import compare_classes
+from leuko.evaluation.evaluate import compare_classes
+from leuko.evaluation.labels import IGNORED, tissue_labels
 from leuko.io import nifti
-from leuko.labels import IGNORED, tissue_labels
 from leuko.losses import ALL_BUT_BACKGROUND, cross_entropy_dice
 from leuko.model import runtime
 from leuko.model.network import vgg16

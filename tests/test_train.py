@@ -20,7 +20,7 @@ from conftest import small_settings
 from leuko import held_out, plan, train
 from leuko.board import FOLDER, PICTURE, PICTURES
 from leuko.errors import LeukoError
-from leuko.evaluate import evaluate_folders
+from leuko.evaluation.evaluate import evaluate_folders
 from leuko.io import nifti
 from leuko.io.files import sha256
 from leuko.model.network import SpecialisedVGG

@@ -15,8 +15,8 @@ from leuko.augment import augment
 from leuko.batches import Batches
 from leuko.dataset import Subject, find_subjects, load, people, person, split
 from leuko.errors import LeukoError
+from leuko.evaluation.labels import IGNORED
 from leuko.io import nifti
-from leuko.labels import IGNORED
 from leuko.losses import cross_entropy_dice, summed_cross_entropy
 from leuko.preprocessing.slices import Preparation
 from leuko.recipes import MODERN, XU2017, Augmentation, phase_at

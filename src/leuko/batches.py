@@ -14,7 +14,7 @@ from torch import Tensor
 from leuko.anatomy import WMH, numbers_in
 from leuko.augment import augment
 from leuko.dataset import Slices
-from leuko.labels import WMH_LABELS
+from leuko.evaluation.labels import WMH_LABELS
 from leuko.preprocessing.slices import Channels
 from leuko.recipes import Recipe
 from leuko.rehearsal import Rehearsal

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import numpy as np
 
 from leuko.errors import LeukoError
-from leuko.evaluate import Row, compare, mean_with_interval
-from leuko.evaluate import write_table as write_scores
+from leuko.evaluation.evaluate import Row, compare, mean_with_interval
+from leuko.evaluation.evaluate import write_table as write_scores
+from leuko.evaluation.labels import LABEL_VALUES
+from leuko.evaluation.metrics import MEASURES
 from leuko.io import nifti
 from leuko.io.files import refuse, staged, walk
 from leuko.isolate import Limits
-from leuko.labels import LABEL_VALUES
-from leuko.metrics import MEASURES
 from leuko.outputs import MASK_FILE, Segmentation, write_table
 from leuko.segment import segment
 from leuko.subject import Job, Settings

@@ -160,7 +160,13 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a mask against a reference, or two folders of them subject by subject."""
-    from leuko.evaluate import evaluate, json_ready, match_folders, summarise, write_table
+    from leuko.evaluation.evaluate import (
+        evaluate,
+        json_ready,
+        match_folders,
+        summarise,
+        write_table,
+    )
 
     for path in (reference, prediction):
         if not path.exists():

@@ -22,7 +22,7 @@ def demo(
     if out.exists():
         raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
     from leuko.demo import make_subject
-    from leuko.evaluate import evaluate
+    from leuko.evaluation.evaluate import evaluate
     from leuko.io.provenance import tell
     from leuko.outputs import MASK_FILE, REPORT_FILE, side_output
     from leuko.segment import segment

@@ -237,7 +237,7 @@ def _network(
     stages: int,
 ) -> dict[str, Any]:
     """The settings that say what is trained, which a model to start from decides."""
-    from leuko.labels import WMH_LABELS, tissue_labels
+    from leuko.evaluation.labels import WMH_LABELS, tissue_labels
     from leuko.model.network import vgg16
     from leuko.model.weights import find, load_card
     from leuko.preprocessing.slices import Preparation

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from leuko.errors import LeukoError
+from leuko.evaluation.labels import IGNORED, WMH, WMH_LABELS, Labelling
 from leuko.io import nifti
 from leuko.io.background import without_background
 from leuko.io.files import find_image, find_images, image_stem
-from leuko.labels import IGNORED, WMH, WMH_LABELS, Labelling
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair, Placement, Preparation
 from leuko.volume import Array, Orientation, Volume, require_same_grid

@@ -20,14 +20,14 @@ from leuko import held_out, parallel, plan, train
 from leuko.anatomy import WMH
 from leuko.dataset import person
 from leuko.errors import LeukoError
-from leuko.evaluate import Row, from_json, json_ready
+from leuko.evaluation.evaluate import Row, from_json, json_ready
+from leuko.evaluation.labels import LABEL_VALUES
+from leuko.evaluation.metrics import MEASURES, dice
 from leuko.figures import Example
 from leuko.folds_report import as_html, as_markdown, examples
 from leuko.held_out import MASKS
 from leuko.io import nifti
 from leuko.io.files import read_json, staged, write_json
-from leuko.labels import LABEL_VALUES
-from leuko.metrics import MEASURES, dice
 from leuko.model import runtime
 from leuko.plan import RUN_FILE, Plan
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, tissue_level

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from leuko.dataset import Subject, read_classes, read_pair
-from leuko.evaluate import Row, compare, compare_classes
+from leuko.evaluation.evaluate import Row, compare, compare_classes
+from leuko.evaluation.labels import LABEL_VALUES, Labelling
 from leuko.io import nifti
 from leuko.io.files import staged
 from leuko.io.provenance import Stopwatch
-from leuko.labels import LABEL_VALUES, Labelling
 from leuko.lesions import quality_checks
 from leuko.lesions.brain import without_outside
 from leuko.lesions.delineation import Delineation, delineate, tissue_map

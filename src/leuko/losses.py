@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leuko.labels import IGNORED
+from leuko.evaluation.labels import IGNORED
 
 Total = Callable[[Tensor], Tensor]  # own sums become those of all processes
 WMH_ALONE, ALL_BUT_BACKGROUND = slice(-1, None), slice(1, None)  # of the classes

@@ -17,9 +17,9 @@ from leuko.anatomy import Anatomy, from_mni152, load_heads
 from leuko.batchnorm import normalised
 from leuko.dataset import Subject, find_subjects, people, split, verify
 from leuko.errors import LeukoError
+from leuko.evaluation.labels import WMH
 from leuko.io.files import read_json, staged, write_json
 from leuko.io.provenance import versions
-from leuko.labels import WMH
 from leuko.model import imagenet, runtime
 from leuko.model.network import SpecialisedVGG
 from leuko.model.onnx_export import read_network

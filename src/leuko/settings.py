@@ -5,7 +5,7 @@ from typing import Any
 
 from leuko.anatomy import CLASSES as MADE
 from leuko.errors import LeukoError
-from leuko.labels import BACKGROUND, UNKNOWN, WMH, WMH_LABELS, Labelling, tissue_labels
+from leuko.evaluation.labels import BACKGROUND, UNKNOWN, WMH, WMH_LABELS, Labelling, tissue_labels
 from leuko.model import imagenet
 from leuko.model.network import SIDE_MAPS, VGG16, Stages
 from leuko.model.weights import are_rims

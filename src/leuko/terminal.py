@@ -202,7 +202,7 @@ def changes_as_text(result: "Comparison") -> str:
 
 
 def measures_as_text(row: Mapping[str, float]) -> str:
-    from leuko.metrics import MEASURES
+    from leuko.evaluation.metrics import MEASURES
 
     lines = [
         f"{m.name:<24}{with_unit(row[m.key], m.unit):<12}{m.better} is better" for m in MEASURES
@@ -215,8 +215,8 @@ def measures_as_text(row: Mapping[str, float]) -> str:
 
 def means_as_text(rows: Mapping[str, Mapping[str, float]], *, prefix: str = "") -> str:
     """The mean of each measure that the rows have, with its interval; `prefix` is of their keys."""
-    from leuko.evaluate import mean_with_interval
-    from leuko.metrics import MEASURES
+    from leuko.evaluation.evaluate import mean_with_interval
+    from leuko.evaluation.metrics import MEASURES
 
     lines = []
     for shown in MEASURES:
@@ -239,7 +239,7 @@ def validation_as_text(validation: "Validation") -> str:
 
 
 def table_as_text(rows: Mapping[str, Mapping[str, float]]) -> str:
-    from leuko.evaluate import COLUMNS
+    from leuko.evaluation.evaluate import COLUMNS
 
     width = max(len(name) for name in ("subject", *rows))
     lines = ["  ".join([f"{'subject':<{width}}", *COLUMNS])]

@@ -25,11 +25,11 @@ from leuko.batchnorm import folded
 from leuko.board import Board
 from leuko.dataset import Slices, find_subjects, load
 from leuko.errors import LeukoError
-from leuko.evaluate import Row, json_ready
+from leuko.evaluation.evaluate import Row, json_ready
+from leuko.evaluation.labels import WMH, WMH_LABELS
+from leuko.evaluation.metrics import dice
 from leuko.io.files import staged, write_json
 from leuko.io.provenance import Stopwatch
-from leuko.labels import WMH, WMH_LABELS
-from leuko.metrics import dice
 from leuko.model import runtime
 from leuko.model.network import SpecialisedVGG
 from leuko.model.weights import WEIGHTS_FILE, ModelCard, load_card, save_card

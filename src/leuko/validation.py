@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 
 from leuko.dataset import person
-from leuko.evaluate import Row
+from leuko.evaluation.evaluate import Row
 from leuko.frame import shown
 
 DECIDES = "dsc"

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from leuko.errors import LeukoError
+from leuko.evaluation.labels import IGNORED, LABEL_NAMES, LABEL_VALUES, WMH
+from leuko.evaluation.metrics import MEASURES, measure, without_other_pathology
 from leuko.io import nifti
 from leuko.io.files import find_images, image_stem, staged
-from leuko.labels import IGNORED, LABEL_NAMES, LABEL_VALUES, WMH
 from leuko.lesions.components import find_lesions
-from leuko.metrics import MEASURES, measure, without_other_pathology
 from leuko.volume import Volume, require_same_grid
 
 log = logging.getLogger(__name__)

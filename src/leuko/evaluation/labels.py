@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leuko.metrics import OTHER_PATHOLOGY
+from leuko.evaluation.metrics import OTHER_PATHOLOGY
 from leuko.volume import Array
 
 LABEL_NAMES = ("wmh", "lesions")
