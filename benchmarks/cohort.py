@@ -40,12 +40,12 @@ import psutil
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from cohorts import REASONS, command, mere_mortal, spoil, stopped, swap, table, written
-from leuko.anatomy import Anatomy, from_mni152, load_heads
 from leuko.io import nifti
 from leuko.io.files import read_json
 from leuko.isolate import THREADS
 from leuko.outputs import RECORD_FILE
-from leuko.synthesis import Scan, choose, synthesise
+from leuko.synthesis.anatomy import Anatomy, from_mni152, load_heads
+from leuko.synthesis.images import Scan, choose, synthesise
 
 SUBJECTS, SPARE, SOME, MANY, MOST_SLICES = 40, 10, 12, 200, 60
 FIRST_BAD, STEP = 2, 5  # of the subjects that are spoilt, spread over the run

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leuko.anatomy import Anatomy, load_head
 from leuko.io import nifti
 from leuko.io.files import image_stem, staged
-from leuko.synthesis import choose, synthesise
+from leuko.synthesis.anatomy import Anatomy, load_head
+from leuko.synthesis.images import choose, synthesise
 from leuko.volume import Volume
 
 HELD_OUT = ("head04", "head12", "head18")  # those that runs/train_base.py holds out

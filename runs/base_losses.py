@@ -9,8 +9,8 @@ from base_batches import Batch
 from real_slices import RIM, WMH
 from torch import Tensor
 
-from leuko.anatomy import CLASSES
 from leuko.evaluation.labels import IGNORED
+from leuko.synthesis.anatomy import CLASSES
 
 TEACHER_PART = 0.5  # of the loss of synthetic slices
 UNLABELLED_WEIGHT, RIM_WEIGHT = 0.4, 0.3  # of their losses, beside 1

@@ -17,13 +17,13 @@ import numpy as np
 from safetensors.torch import save_file
 from synthetic_slices import HELD_OUT
 
-from leuko.anatomy import load_head
 from leuko.evaluation.metrics import dice
 from leuko.model import runtime
 from leuko.model.onnx_export import export, read_network
 from leuko.model.weights import WEIGHTS_FILE, find, load_card, save_card
 from leuko.preprocessing.slices import Preparation
-from leuko.synthesis import synthesise
+from leuko.synthesis.anatomy import load_head
+from leuko.synthesis.images import synthesise
 from leuko.volume import Array
 
 SEEN = ("head01", "head05", "head09", "head16")  # in training: enough to calibrate on

@@ -35,7 +35,6 @@ import scipy.special
 import scipy.stats
 from synthetic_validation import held_out, patients
 
-from leuko.anatomy import RIM, Anatomy
 from leuko.evaluation.metrics import dice
 from leuko.figures import reliability_figure
 from leuko.io import nifti
@@ -50,7 +49,8 @@ from leuko.model.runtime import Model
 from leuko.model.weights import ModelCard, load_card, save_card
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair
-from leuko.synthesis import choose, synthesise
+from leuko.synthesis.anatomy import RIM, Anatomy
+from leuko.synthesis.images import choose, synthesise
 from leuko.volume import Array, Orientation, Volume
 
 Row = dict[str, Any]

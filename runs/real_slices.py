@@ -32,7 +32,7 @@ from leuko.lineage import fingerprint
 from leuko.model import runtime, weights
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair, Placement, Preparation, area_residue
-from leuko.synthesis import LABELLED_PART
+from leuko.synthesis.images import LABELLED_PART
 from leuko.volume import Array, Volume, require_same_grid
 
 NOT_WMH, WMH, RIM = range(3)

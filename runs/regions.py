@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from synthetic_validation import held_out
 
-from leuko.anatomy import numbers_in
 from leuko.io.provenance import Stopwatch
 from leuko.lesions import quality_checks
 from leuko.lesions.delineation import delineate
@@ -24,7 +23,8 @@ from leuko.lesions.mni import Place
 from leuko.model import runtime, weights
 from leuko.model.predict import predict_pair
 from leuko.preprocessing.slices import Pair
-from leuko.synthesis import choose, synthesise
+from leuko.synthesis.anatomy import numbers_in
+from leuko.synthesis.images import choose, synthesise
 from leuko.volume import Array, Volume
 
 LEAST_ML = 1.0  # of a region: a percentage of less says little

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 from playwright.sync_api import sync_playwright
 
-from leuko import demo
 from leuko.segment import segment
+from leuko.synthesis import demo
 
 TARGET = Path(__file__).parents[1] / "docs" / "report.jpg"
 VIEW = {"width": 1200, "height": 1420}

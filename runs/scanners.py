@@ -27,14 +27,14 @@ from tables import interval
 from torch import Tensor
 
 from leuko import held_out
-from leuko.anatomy import CSF, GREY, VENTRICLE, WHITE, WMH, Anatomy, load_head
 from leuko.dataset import find_subjects
 from leuko.evaluation.evaluate import Row
-from leuko.fields import blurred, smooth_noise
 from leuko.io import nifti
 from leuko.io.files import image_stem, staged
 from leuko.model import runtime, weights
-from leuko.synthesis import Choice, Scan, choose, synthesise
+from leuko.synthesis.anatomy import CSF, GREY, VENTRICLE, WHITE, WMH, Anatomy, load_head
+from leuko.synthesis.images import Choice, Scan, choose, synthesise
+from leuko.synthesis.random_fields import blurred, smooth_noise
 
 TRAINING, TEST = 15, 12  # subjects of a scanner
 SLICES, SPACING_MM, SIZE = 48, 3.0, (192, 224)

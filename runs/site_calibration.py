@@ -23,7 +23,6 @@ import scipy.special
 from scanners import ORIGINAL, SCANNERS, subjects
 from tables import interval
 
-from leuko.anatomy import BACKGROUND, CSF, GREY, VENTRICLE, WHITE
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
 from leuko.io.files import find_image
@@ -32,6 +31,7 @@ from leuko.model import runtime, weights
 from leuko.model.calibration import calibrated
 from leuko.model.runtime import Model
 from leuko.preprocessing.slices import Pair, area_residue
+from leuko.synthesis.anatomy import BACKGROUND, CSF, GREY, VENTRICLE, WHITE
 from leuko.volume import Array
 
 APART_MM = 6.0

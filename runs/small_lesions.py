@@ -25,7 +25,6 @@ from torch import Tensor
 from train_base import save_weights
 
 from leuko import losses
-from leuko.anatomy import WMH, load_head
 from leuko.dataset import Slices, joined
 from leuko.evaluation.metrics import dice, lesion_detection
 from leuko.io import nifti
@@ -36,7 +35,8 @@ from leuko.model.onnx_export import read_network
 from leuko.model.predict import predict
 from leuko.model.weights import WEIGHTS_FILE, load_card
 from leuko.preprocessing.slices import Preparation
-from leuko.synthesis import synthesise
+from leuko.synthesis.anatomy import WMH, load_head
+from leuko.synthesis.images import synthesise
 from leuko.volume import Array
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)

@@ -18,11 +18,11 @@ import torch
 from real_slices import CANVAS, PREPARATION, shows_head
 from torch import Tensor
 
-from leuko.anatomy import WMH, Anatomy, load_head
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.files import image_stem
-from leuko.synthesis import choose, synthesise
+from leuko.synthesis.anatomy import WMH, Anatomy, load_head
+from leuko.synthesis.images import choose, synthesise
 
 HELD_OUT = ("head04", "head12", "head18")  # never trained on: they validate
 SEED = 24

@@ -17,12 +17,12 @@ import numpy as np
 import scipy.ndimage
 from synthetic_slices import HELD_OUT
 
-from leuko.anatomy import INDEX, WMH, Anatomy, load_head, make_anatomy, numbers_in
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
 from leuko.model import runtime, weights
 from leuko.preprocessing.slices import Preparation
-from leuko.synthesis import synthesise
+from leuko.synthesis.anatomy import INDEX, WMH, Anatomy, load_head, make_anatomy, numbers_in
+from leuko.synthesis.images import synthesise
 from leuko.volume import Array, Volume
 
 LEAST_ML = 0.5

@@ -35,12 +35,12 @@ from real_slices import PREPARATION, SOURCES, scan_folders, source
 from synthetic_slices import Synthetic
 from torch import Tensor
 
-from leuko.anatomy import CLASSES
 from leuko.io.files import staged
 from leuko.io.provenance import versions
 from leuko.model.network import SIDE_MAPS, SpecialisedVGG, Stages, vgg16
 from leuko.model.onnx_export import read_network
 from leuko.model.weights import WEIGHTS_FILE, ModelCard, find, load_card, save_card
+from leuko.synthesis.anatomy import CLASSES
 
 LICENCE = "Apache-2.0"
 HEADS_CREDIT = "SynthSeg, Billot et al., Apache-2.0"

@@ -19,11 +19,11 @@ from base_batches import Batch, Real, grouped, reacquired
 from base_losses import losses, real_loss
 from real_slices import IGNORED, NOT_WMH, PREPARATION, RIM, WMH, Slices
 
-from leuko.anatomy import CLASSES
 from leuko.io import nifti
 from leuko.model.network import SIDE_MAPS, SpecialisedVGG, vgg16
 from leuko.model.onnx_export import read_network
 from leuko.model.weights import ModelCard, load_card
+from leuko.synthesis.anatomy import CLASSES
 from phantoms import label_map, make_phantom
 
 SMALL = {"shape": (48, 56, 12), "spacing_mm": (3.0, 3.0, 8.0), "lesions": 10}

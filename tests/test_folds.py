@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from conftest import small_settings, stored
 from leuko import folds, held_out, lineage, plan, train
-from leuko.anatomy import CLASSES
 from leuko.dataset import Subject
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import compare, evaluate_folders
@@ -24,6 +23,7 @@ from leuko.model.network import SpecialisedVGG
 from leuko.model.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.preprocessing.slices import Preparation
 from leuko.recipes import ADAPT
+from leuko.synthesis.anatomy import CLASSES
 from leuko.validation import Change, Validation
 
 NARROW = ((4, 4), (8, 8))

@@ -7,8 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from leuko import synthesis
-from leuko.anatomy import (
+from leuko.errors import LeukoError
+from leuko.io import nifti
+from leuko.preprocessing.slices import Preparation, prepare
+from leuko.synthesis import images
+from leuko.synthesis.acquisition import extracted
+from leuko.synthesis.anatomy import (
     BACKGROUND,
     CLASSES,
     CSF,
@@ -26,14 +30,10 @@ from leuko.anatomy import (
     numbers_in,
     reshape,
 )
-from leuko.errors import LeukoError
-from leuko.fields import blurred, smooth_noise
-from leuko.io import nifti
-from leuko.pathology import KINDS, _punctate, draw_lesions
-from leuko.preprocessing.slices import Preparation, prepare
-from leuko.sampling import Choice, Samples, choose, in_face
-from leuko.scanner import extracted
-from leuko.synthesis import Labelled, _rim, _truth, synthesise, write_subjects
+from leuko.synthesis.images import Labelled, _rim, _truth, synthesise, write_subjects
+from leuko.synthesis.lesions import KINDS, _punctate, draw_lesions
+from leuko.synthesis.random_fields import blurred, smooth_noise
+from leuko.synthesis.sampling import Choice, Samples, choose, in_face
 from leuko.volume import Volume
 from phantoms import label_map
 
@@ -124,8 +124,8 @@ def test_there_are_brains_without_lesions_and_with_many(ball):
 
 
 def test_lesions_of_the_atlas_are_carried_over(ball, monkeypatch):
-    monkeypatch.setattr("leuko.pathology.KINDS", {"carried": 1.0})
-    monkeypatch.setattr("leuko.pathology.PUNCTATE", 0.0)
+    monkeypatch.setattr("leuko.synthesis.lesions.KINDS", {"carried": 1.0})
+    monkeypatch.setattr("leuko.synthesis.lesions.PUNCTATE", 0.0)
     left = torch.zeros(182, 218, 182, dtype=torch.bool)
     left[:80] = True
     found = [
@@ -399,7 +399,7 @@ def test_a_choice_is_as_asked(ball):
 
 
 def test_subjects_are_written_on_one_grid(ball, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthesis, "choose", lambda *_, **__: a_choice(head=False))
+    monkeypatch.setattr(images, "choose", lambda *_, **__: a_choice(head=False))
     ((folder, volume_ml),) = write_subjects(tmp_path, [ball], number=1, seed=4)
     scans = {name: nifti.read(folder / f"{name}.nii.gz") for name in ("FLAIR", "T1", "tissue")}
     wmh = nifti.read_mask(folder / "wmh.nii.gz")

@@ -10,7 +10,6 @@ import torch
 
 from conftest import SMALL
 from leuko import dataset, losses
-from leuko.anatomy import CLASSES, CSF, RIM, WMH, from_mni152
 from leuko.augment import augment
 from leuko.batches import Batches
 from leuko.dataset import Subject, find_subjects, load, people, person, split
@@ -21,6 +20,7 @@ from leuko.losses import cross_entropy_dice, summed_cross_entropy
 from leuko.preprocessing.slices import Preparation
 from leuko.recipes import MODERN, XU2017, Augmentation, phase_at
 from leuko.rehearsal import Rehearsal
+from leuko.synthesis.anatomy import CLASSES, CSF, RIM, WMH, from_mni152
 from phantoms import make_phantom
 
 STILL = Augmentation(scale=(1.0, 1.0), rotation_degrees=0)

@@ -21,11 +21,11 @@ def demo(
     """Put known lesions into the MNI152 brain, segment it with the bundled model, measure."""
     if out.exists():
         raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
-    from leuko.demo import make_subject
     from leuko.evaluation.evaluate import evaluate
     from leuko.io.provenance import tell
     from leuko.outputs import MASK_FILE, REPORT_FILE, side_output
     from leuko.segment import segment
+    from leuko.synthesis.demo import make_subject
 
     brain = make_subject(out / "brain")
     print(f"made    a brain with known lesions in {brain}")

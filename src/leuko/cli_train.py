@@ -207,8 +207,8 @@ def synth(
     if out.exists():
         raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
     require("torch", *([] if heads else ["nilearn"]), extra="train")
-    from leuko.anatomy import from_mni152, load_heads
-    from leuko.synthesis import write_subjects
+    from leuko.synthesis.anatomy import from_mni152, load_heads
+    from leuko.synthesis.images import write_subjects
 
     anatomies = load_heads(heads) if heads else [from_mni152()]
     for folder, volume_ml in write_subjects(out, anatomies, number=number, seed=seed):

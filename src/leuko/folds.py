@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from leuko import held_out, parallel, plan, train
-from leuko.anatomy import WMH
 from leuko.dataset import person
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import Row, from_json, json_ready
@@ -32,7 +31,8 @@ from leuko.model import runtime
 from leuko.plan import RUN_FILE, Plan
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, tissue_level
 from leuko.settings import Settings
-from leuko.synthesis import synthesise
+from leuko.synthesis.anatomy import WMH
+from leuko.synthesis.images import synthesise
 from leuko.train import Progress
 from leuko.validation import Validation
 from leuko.volume import Array

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from leuko import lineage, parallel
-from leuko.anatomy import Anatomy, from_mni152, load_heads
 from leuko.batchnorm import normalised
 from leuko.dataset import Subject, find_subjects, people, split, verify
 from leuko.errors import LeukoError
@@ -26,6 +25,7 @@ from leuko.model.onnx_export import read_network
 from leuko.model.weights import CARD_FILE, ModelCard, load_card
 from leuko.recipes import Recipe
 from leuko.settings import NO_MODELS, Settings
+from leuko.synthesis.anatomy import Anatomy, from_mni152, load_heads
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from leuko.anatomy import CLASSES as MADE
 from leuko.errors import LeukoError
 from leuko.evaluation.labels import BACKGROUND, UNKNOWN, WMH, WMH_LABELS, Labelling, tissue_labels
 from leuko.model import imagenet
@@ -11,6 +10,7 @@ from leuko.model.network import SIDE_MAPS, VGG16, Stages
 from leuko.model.weights import are_rims
 from leuko.preprocessing.slices import Preparation
 from leuko.recipes import MODERN, Augmentation, Phase, Recipe
+from leuko.synthesis.anatomy import CLASSES as MADE
 
 CLASSES = WMH_LABELS.classes
 SYNTHETIC = Preparation()  # what synthetic slices look like

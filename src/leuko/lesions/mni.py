@@ -1,6 +1,6 @@
 """Where a brain lies in MNI152 space, and so which lobe and side each of its places belongs to.
 
-The atlas stands in `atlas/` at 2 mm: the template's tissues, and its lobes (`runs/make_atlas.py`).
+The atlas lies in `data/atlas` at 2 mm: the template's tissues, and its lobes (`runs/make_atlas.py`).
 """
 
 from dataclasses import dataclass

@@ -15,7 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leuko.anatomy import (
+from leuko.io import nifti
+from leuko.io.files import staged
+from leuko.preprocessing.slices import Preparation, area_residue, requantise
+from leuko.synthesis.acquisition import acquired, extracted
+from leuko.synthesis.anatomy import (
     BACKGROUND,
     CLASSES,
     GREY,
@@ -29,13 +33,18 @@ from leuko.anatomy import (
     Range,
     reshape,
 )
-from leuko.fields import blurred, smooth_noise
-from leuko.io import nifti
-from leuko.io.files import staged
-from leuko.pathology import draw_lesions
-from leuko.preprocessing.slices import Preparation, area_residue, requantise
-from leuko.sampling import Choice, Samples, choose, in_face, sample, sample_points, slabs, table
-from leuko.scanner import acquired, extracted
+from leuko.synthesis.lesions import draw_lesions
+from leuko.synthesis.random_fields import blurred, smooth_noise
+from leuko.synthesis.sampling import (
+    Choice,
+    Samples,
+    choose,
+    in_face,
+    sample,
+    sample_points,
+    slabs,
+    table,
+)
 from leuko.volume import Array, Volume
 
 # The least part of its full brightness to which a lesion or a rim is labelled, once its edges are

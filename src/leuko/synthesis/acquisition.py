@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leuko.fields import blurred, smooth_noise
+from leuko.synthesis.random_fields import blurred, smooth_noise
 
 
 def acquired(image: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leuko import mni152
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.files import find_images, image_stem
+from leuko.synthesis import mni152
 from leuko.volume import Array, Volume
 
 # "rim": the normal caps and rims of the ventricles, bright on FLAIR.

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leuko.anatomy import INDEX, Anatomy
-from leuko.fields import smooth_noise
+from leuko.synthesis.anatomy import INDEX, Anatomy
+from leuko.synthesis.random_fields import smooth_noise
 
 # Share of the images with each kind of lesion.
 KINDS = {"vascular": 0.42, "ms": 0.27, "both": 0.06, "carried": 0.12, "none": 0.13}

@@ -1,7 +1,7 @@
 """A first look without data of one's own: the MNI152 brain, given lesions that are known.
 
 nilearn ships the brain's T1 and its tissue maps. A FLAIR is made of the maps, and lesions are put
-into both. No torch: `leuko.synthesis` makes the images that models are trained with.
+into both. No torch: `leuko.synthesis.images` makes the images that models are trained with.
 """
 
 from pathlib import Path
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage
 
-from leuko import mni152
 from leuko.io import nifti
 from leuko.io.files import staged
+from leuko.synthesis import mni152
 from leuko.volume import Array, Volume
 
 SLICE_MM = 3.0

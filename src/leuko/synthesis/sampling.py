@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leuko.anatomy import TISSUES, VENTRICLE, Anatomy
-from leuko.fields import smooth_noise
+from leuko.synthesis.anatomy import TISSUES, VENTRICLE, Anatomy
+from leuko.synthesis.random_fields import smooth_noise
 from leuko.volume import Array
 
 NECK_MM = 36  # below the brain, on axial slices of whole heads

@@ -1,0 +1,1 @@
+"""Synthetic images: anatomies, lesions, what a scanner does."""
