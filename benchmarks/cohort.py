@@ -43,7 +43,7 @@ from cohorts import REASONS, command, mere_mortal, spoil, stopped, swap, table, 
 from leuko.io import nifti
 from leuko.io.files import read_json
 from leuko.isolate import THREADS
-from leuko.outputs import RECORD_FILE
+from leuko.results import RECORD_FILE
 from leuko.synthesis.anatomy import Anatomy, from_mni152, load_heads
 from leuko.synthesis.images import Scan, choose, synthesise
 

@@ -26,7 +26,7 @@ from leuko import cohort, group
 from leuko.io.files import staged, write_json
 from leuko.io.inputs import as_file
 from leuko.isolate import Limits, Outcome
-from leuko.outputs import MASK_FILE, RECORD_FILE
+from leuko.results import MASK_FILE, RECORD_FILE
 from leuko.subject import Job, Settings, Wanted, settle, split
 
 HEADER = b"\0" * 352  # as long as that of a NIfTI file

@@ -36,7 +36,6 @@ import scipy.stats
 from synthetic_validation import held_out, patients
 
 from leuko.evaluation.metrics import dice
-from leuko.figures import reliability_figure
 from leuko.io import nifti
 from leuko.io.provenance import Stopwatch
 from leuko.lesions.brain import without_outside
@@ -49,6 +48,7 @@ from leuko.model.runtime import Model
 from leuko.model.weights import ModelCard, load_card, save_card
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair
+from leuko.report.figures import reliability_figure
 from leuko.synthesis.anatomy import RIM, Anatomy
 from leuko.synthesis.images import choose, synthesise
 from leuko.volume import Array, Orientation, Volume

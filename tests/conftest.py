@@ -13,10 +13,10 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from leuko import plan, train
 from leuko.cli import main
 from leuko.model.weights import load_card, save_card
-from leuko.outputs import PICTURE_FILE, RECORD_FILE, REPORT_FILE
 from leuko.plan import Settings
 from leuko.preprocessing.slices import Preparation
 from leuko.recipes import MODERN, Phase
+from leuko.results import PICTURE_FILE, RECORD_FILE, REPORT_FILE
 from leuko.volume import Volume
 from phantoms import Phantom, make_phantom
 from reports import a_head, a_record

@@ -5,8 +5,8 @@ from dataclasses import asdict
 import numpy as np
 
 from leuko.lesions.measure import Case, analyse
-from leuko.panes import RIM_KIND, Pane, as_jpeg
-from leuko.report import report, sheet
+from leuko.report.single import report, sheet
+from leuko.report.viewer import RIM_KIND, Pane, as_jpeg
 from leuko.volume import Volume
 
 SHAPE, SPACING = (60, 72, 9), (2.0, 2.0, 6.0)

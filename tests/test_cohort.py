@@ -16,7 +16,7 @@ from cohorts import REASONS, awaited, command, mere_mortal, spoil, stopped, tabl
 from leuko import cohort
 from leuko.io.files import read_json
 from leuko.isolate import Limits
-from leuko.outputs import MASK_FILE, RECORD_FILE, REPORT_FILE
+from leuko.results import MASK_FILE, RECORD_FILE, REPORT_FILE
 from leuko.subject import Job, Settings, perform
 from phantoms import make_phantom
 

@@ -14,7 +14,6 @@ from leuko.dataset import Subject
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import compare, evaluate_folders
 from leuko.evaluation.labels import LABEL_VALUES
-from leuko.figures import Example, before_after_figure, change_figure
 from leuko.folds_report import as_html, as_markdown, changes_as_cells, examples
 from leuko.io import nifti
 from leuko.io.files import sha256
@@ -23,6 +22,7 @@ from leuko.model.network import SpecialisedVGG
 from leuko.model.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.preprocessing.slices import Preparation
 from leuko.recipes import ADAPT
+from leuko.report.figures import Example, before_after_figure, change_figure
 from leuko.synthesis.anatomy import CLASSES
 from leuko.validation import Change, Validation
 

@@ -11,10 +11,10 @@ import pytest
 from leuko import group, summary, verdicts
 from leuko.cli_cohort import look_at
 from leuko.errors import LeukoError
-from leuko.frame import SAVED
 from leuko.io.inputs import as_file
 from leuko.isolate import Limits
-from leuko.outputs import MASK_FILE, PICTURE_FILE, RECORD_FILE
+from leuko.report.html import SAVED
+from leuko.results import MASK_FILE, PICTURE_FILE, RECORD_FILE
 from leuko.subject import Job, Settings, Wanted, is_done
 from reports import a_head, a_record, finding
 

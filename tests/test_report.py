@@ -11,10 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from leuko.figures import bullseye_figure, lesion_histogram, mosaic_figure
-from leuko.frame import Column, shown, table, text
 from leuko.model.calibration import interval_text
-from leuko.panes import RIM_KIND, encoded, fullest_slice, lesion_slices
+from leuko.report.figures import bullseye_figure, lesion_histogram, mosaic_figure
+from leuko.report.html import Column, shown, table, text
+from leuko.report.viewer import RIM_KIND, encoded, fullest_slice, lesion_slices
 from leuko.volume import Volume
 from reports import a_head, a_pane, a_record, a_report, finding
 

@@ -8,12 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from leuko import compare, group, outputs, report, segment
+from leuko import compare, group, results, segment
 from leuko.io import nifti
 from leuko.io.provenance import OUTPUT
-from leuko.outputs import MASK_FILE, RECORD_FILE
+from leuko.report import single
+from leuko.results import MASK_FILE, RECORD_FILE
 
-SIDE = set(outputs.FILES) - {MASK_FILE, RECORD_FILE}
+SIDE = set(results.FILES) - {MASK_FILE, RECORD_FILE}
 
 
 @pytest.fixture
@@ -68,14 +69,14 @@ def test_an_image_that_cannot_be_written_is_named_and_the_rest_is_there(run, mon
 
 
 def test_without_its_tables_a_result_is_whole_but_for_them(run, monkeypatch):
-    monkeypatch.setattr(outputs, "write_table", broken)
+    monkeypatch.setattr(results, "write_table", broken)
     result, names, _ = run()
     assert missing(result) == {"lesions.tsv"}
     assert {MASK_FILE, "report.html"} <= names
 
 
 def test_what_fails_in_the_report_is_in_the_record(run, monkeypatch):
-    monkeypatch.setattr(report, "report", broken)
+    monkeypatch.setattr(single, "report", broken)
     result, names, out = run()
     assert missing(result) == {"report.html"}
     assert {"qc.png", MASK_FILE} <= names
@@ -83,7 +84,7 @@ def test_what_fails_in_the_report_is_in_the_record(run, monkeypatch):
 
 
 def test_a_report_can_do_without_the_picture(run, monkeypatch):
-    monkeypatch.setattr(report, "sheet", broken)
+    monkeypatch.setattr(single, "sheet", broken)
     result, names, _ = run()
     assert missing(result) == {"qc.png"}
     assert "report.html" in names
@@ -96,7 +97,7 @@ def test_the_mask_itself_must_be_written(run, monkeypatch):
 
 
 def test_a_dicom_segmentation_that_fails_leaves_the_mask(run, monkeypatch):
-    monkeypatch.setattr(outputs.inputs, "write_dicom", broken)
+    monkeypatch.setattr(results.inputs, "write_dicom", broken)
     result, names, _ = run()
     assert missing(result) == {"wmh.dcm"}
     assert MASK_FILE in names
@@ -131,7 +132,7 @@ def test_a_command_that_lacks_a_file_ends_with_its_own_code(
     head = heads / "head0"
     arguments = [*scans(head), "--model", model]
     assert leuko(*arguments, "-o", tmp_path / "whole")[0] == 0
-    monkeypatch.setattr(report, "report", broken)
+    monkeypatch.setattr(single, "report", broken)
     code, _, err = leuko(*arguments, "-o", tmp_path / "lacking")
     assert code == 3
     assert "warning: report.html could not be written (the disk is full" in err
@@ -161,7 +162,7 @@ def _same(run, *_, **__):
 
 
 def test_a_cohorts_table_survives_its_page(cohort, monkeypatch, caplog):
-    monkeypatch.setattr("leuko.figures.cohort_histogram", broken)
+    monkeypatch.setattr("leuko.report.figures.cohort_histogram", broken)
     out = cohort(a={}, b={})
     (out / "report.html").write_text("of an earlier run")
     written = group.write_batch(out)

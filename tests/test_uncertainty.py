@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from leuko.errors import LeukoError
-from leuko.figures import reliability_figure
 from leuko.model.calibration import (
     Calibration,
     DiceLine,
@@ -21,6 +20,7 @@ from leuko.model.calibration import (
     judge,
 )
 from leuko.model.weights import CARD_FILE, ModelCard, find, load_card
+from leuko.report.figures import reliability_figure
 
 CALIBRATION = Calibration(
     temperature=3.0, volume_width=0.2, dice=DiceLine(0.9, -0.2, 0.1), measured_on="nothing"

@@ -23,7 +23,7 @@ from leuko.evaluation.metrics import MEASURES
 from leuko.io import nifti
 from leuko.io.files import refuse, staged, walk
 from leuko.isolate import Limits
-from leuko.outputs import MASK_FILE, Segmentation, write_table
+from leuko.results import MASK_FILE, Segmentation, write_table
 from leuko.segment import segment
 from leuko.subject import Job, Settings
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from leuko.changes import STATES, Changes, Time
-from leuko.frame import Column, Kind, alerts, facts, page, plain, section, shown, table, text
 from leuko.io.provenance import RIMS_ARE, is_useless, read_findings
-from leuko.panes import HEAD, Pane, lesion_slices
+from leuko.report.html import Column, Kind, alerts, facts, page, plain, section, shown, table, text
+from leuko.report.viewer import HEAD, Pane, lesion_slices
 from leuko.volume import Array, Volume
 
 Record = Mapping[str, Any]

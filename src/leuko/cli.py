@@ -107,7 +107,7 @@ def segment(
 ) -> None:
     """Segment one brain: write the mask, its probability, tissues, lesions, regions, a record."""
     from leuko.io.inputs import Scan, read_study
-    from leuko.outputs import DICOM_FILE, MASK_FILE, REPORT_FILE
+    from leuko.results import DICOM_FILE, MASK_FILE, REPORT_FILE
     from leuko.segment import segment
 
     scans: tuple[Path | Scan, Path | Scan | None]

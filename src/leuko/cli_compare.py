@@ -26,7 +26,7 @@ def compare(
 ) -> None:
     """Compare two times of one brain: new, grown, stable, shrunk and resolved lesions."""
     from leuko.compare import CHANGE_TABLE_FILE, CHANGES_FILE, compare
-    from leuko.outputs import REPORT_FILE
+    from leuko.results import REPORT_FILE
     from leuko.terminal import changes_as_text
 
     result = compare(

@@ -23,7 +23,7 @@ def demo(
         raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
     from leuko.evaluation.evaluate import evaluate
     from leuko.io.provenance import tell
-    from leuko.outputs import MASK_FILE, REPORT_FILE, side_output
+    from leuko.results import MASK_FILE, REPORT_FILE, side_output
     from leuko.segment import segment
     from leuko.synthesis.demo import make_subject
 
@@ -49,9 +49,9 @@ def _save_picture(path: Path, subject: Path, mask: Path) -> None:
     """A PNG of the slice of a subject in which most was found, from scans to mask and truth."""
     import numpy as np
 
-    from leuko.figures import method_figure
     from leuko.io import nifti
     from leuko.preprocessing.slices import Preparation, prepare
+    from leuko.report.figures import method_figure
 
     flair, t1 = nifti.read(subject / "FLAIR.nii.gz"), nifti.read(subject / "T1.nii.gz")
     slices, placement = prepare(flair, t1, Preparation())

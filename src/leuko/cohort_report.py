@@ -14,7 +14,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from leuko.frame import (
+from leuko.io.provenance import RIMS_ARE, Finding
+from leuko.report.html import (
     ALERTS,
     POLICY,
     REASONS,
@@ -27,7 +28,6 @@ from leuko.frame import (
     section,
     text,
 )
-from leuko.io.provenance import RIMS_ARE, Finding
 from leuko.verdicts import Verdict
 
 MOST_CARDS = 2000  # of a page: browsers get slow beyond, and readers tired
@@ -142,7 +142,7 @@ def _mixture(entries: Sequence[Entry]) -> str:
 
 
 def _pictures(entries: Sequence[Entry]) -> str:
-    from leuko.figures import as_svg, cohort_histogram
+    from leuko.report.figures import as_svg, cohort_histogram
 
     volumes = [entry.row["volume_ml"] for entry in entries if entry.is_usable]
     if not volumes:

@@ -26,7 +26,8 @@ from leuko.io.provenance import (
     versions,
 )
 from leuko.model.runtime import available_cpus
-from leuko.outputs import (
+from leuko.preprocessing.slices import tissue_level
+from leuko.results import (
     MASK_FILE,
     PROBABILITY_FILE,
     RECORD_FILE,
@@ -36,7 +37,6 @@ from leuko.outputs import (
     side_output,
     write_table,
 )
-from leuko.preprocessing.slices import tissue_level
 from leuko.segment import segment
 from leuko.volume import Volume, require_same_grid
 

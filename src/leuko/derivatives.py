@@ -1,4 +1,4 @@
-"""A segmentation as BIDS derivatives: the files of `outputs` under other names, with sidecars."""
+"""A segmentation as BIDS derivatives: the files of `results` under other names, with sidecars."""
 
 import csv
 import shutil
@@ -12,7 +12,7 @@ import scipy.ndimage
 from leuko.io import nifti
 from leuko.io.files import read_json, write_json
 from leuko.io.provenance import RIMS_ARE
-from leuko.outputs import (
+from leuko.results import (
     ENTROPY_FILE,
     LESION_TABLE_FILE,
     LESIONS_FILE,

@@ -22,7 +22,6 @@ from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import Row, from_json, json_ready
 from leuko.evaluation.labels import LABEL_VALUES
 from leuko.evaluation.metrics import MEASURES, dice
-from leuko.figures import Example
 from leuko.folds_report import as_html, as_markdown, examples
 from leuko.held_out import MASKS
 from leuko.io import nifti
@@ -30,6 +29,7 @@ from leuko.io.files import read_json, staged, write_json
 from leuko.model import runtime
 from leuko.plan import RUN_FILE, Plan
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, tissue_level
+from leuko.report.figures import Example
 from leuko.settings import Settings
 from leuko.synthesis.anatomy import WMH
 from leuko.synthesis.images import synthesise

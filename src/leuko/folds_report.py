@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 from leuko.dataset import person
 from leuko.evaluation.metrics import MEASURES, Measure
-from leuko.figures import Example, as_jpeg, as_svg, before_after_figure, change_figure
-from leuko.frame import document, drawing, facts, picture, plain, section, shown, text
 from leuko.io.provenance import versions
+from leuko.report.figures import Example, as_jpeg, as_svg, before_after_figure, change_figure
+from leuko.report.html import document, drawing, facts, picture, plain, section, shown, text
 from leuko.validation import Change, Validation, signed
 
 SHOWN = ("dsc", "lesion_f1", "lesion_recall", "h95_mm", "avd_percent")

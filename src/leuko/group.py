@@ -9,13 +9,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from leuko import derivatives, outputs, summary, verdicts
+from leuko import derivatives, results, summary, verdicts
 from leuko.bids_names import OWN, Image
 from leuko.cohort_report import Entry, Failure
 from leuko.errors import LeukoError
 from leuko.io.files import read_json, staged, write_json
 from leuko.io.provenance import read_findings
-from leuko.outputs import side_output, write_table
+from leuko.results import side_output, write_table
 from leuko.subject import LOGS
 
 Ids = dict[str, Any]  # the columns that tell whose a row is
@@ -50,19 +50,19 @@ def write_batch(out: Path) -> dict[str, Path]:
 
     Returns what was written. Raises LeukoError where there is no result and no failure.
     """
-    _name_incomplete(out.glob(f"[!.]*/{outputs.MASK_FILE}"), outputs.MASK_FILE, outputs.RECORD_FILE)
-    names = sorted(path.parent.name for path in out.glob(f"[!.]*/{outputs.RECORD_FILE}"))
-    results = [
+    _name_incomplete(out.glob(f"[!.]*/{results.MASK_FILE}"), results.MASK_FILE, results.RECORD_FILE)
+    names = sorted(path.parent.name for path in out.glob(f"[!.]*/{results.RECORD_FILE}"))
+    segmented = [
         Result(
             name,
             (name,),
-            record=Path(name, outputs.RECORD_FILE),
-            report=Path(name, outputs.REPORT_FILE),
-            picture=Path(name, outputs.PICTURE_FILE),
+            record=Path(name, results.RECORD_FILE),
+            report=Path(name, results.REPORT_FILE),
+            picture=Path(name, results.PICTURE_FILE),
         )
         for name in names
     ]
-    return _write(out, results, ID)[0]
+    return _write(out, segmented, ID)[0]
 
 
 def write_dataset(out: Path) -> dict[str, Path]:
@@ -80,14 +80,14 @@ def write_dataset(out: Path) -> dict[str, Path]:
         for kind in (derivatives.RECORD, derivatives.MASK)
     }
     _name_incomplete(found[derivatives.MASK], derivatives.MASK, derivatives.RECORD)
-    results = []
+    segmented = []
     for path in sorted(found[derivatives.RECORD], key=attrgetter("name")):
         image = Image.of(path)
         if image is None or path.parent != out / image.place:
             log.warning("%s is left out: it does not lie where its name says", path)
         else:
-            results.append(_derivatives(image, out))
-    written, rows = _write(out, results, BIDS_IDS)
+            segmented.append(_derivatives(image, out))
+    written, rows = _write(out, segmented, BIDS_IDS)
     of_visit = defaultdict(list)
     for row in rows:
         _, session, run, others = row[: len(BIDS_IDS)]
@@ -135,13 +135,13 @@ def _name_incomplete(masks: Iterable[Path], mask: str, record: str) -> None:
 
 
 def _write(
-    out: Path, results: Sequence[Result], ids: Ids
+    out: Path, segmented: Sequence[Result], ids: Ids
 ) -> tuple[dict[str, Path], list[list[Any]]]:
     """What was written, and the rows of the table."""
     failures = list(_failures(out))
     failed = {failure.name for failure in failures}
     # What is there of a subject that failed is older, and of other scans or settings.
-    found = {r: _entry(out, r) for r in results if r.name not in failed}
+    found = {r: _entry(out, r) for r in segmented if r.name not in failed}
     done = {result: entry for result, entry in found.items() if entry is not None}
     if not done and not failures:
         raise LeukoError(f"{out} holds no results; segment first")

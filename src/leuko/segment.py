@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko import outputs
+from leuko import results
 from leuko.errors import LeukoError
 from leuko.io import inputs, nifti
 from leuko.io.files import sha256, staged, write_json
@@ -22,10 +22,10 @@ from leuko.lesions.mni import Place
 from leuko.model import runtime, weights
 from leuko.model.calibration import calibrated, entropy, judge
 from leuko.model.predict import predict_pair
-from leuko.outputs import Excluded, Segmentation
 from leuko.preprocessing.registration import Alignment, Mode, align
 from leuko.preprocessing.simpleitk import without_bias
 from leuko.preprocessing.slices import Pair
+from leuko.results import Excluded, Segmentation
 from leuko.volume import Array, Orientation, Volume, require_same_grid
 
 MUCH_EXCLUDED = 0.5  # of the brain: no infarct or tumour is so large
@@ -52,7 +52,7 @@ def segment(
     device: runtime.Device = "cpu",
     threads: int | None = None,
 ) -> Segmentation:
-    """Segment one brain and write what was found into `out`, as `outputs.FILES` names it.
+    """Segment one brain and write what was found into `out`, as `results.FILES` names it.
 
     Images are on the grid of the FLAIR as it was stored. A model that knows tissues gives them,
     and regions by `rule`; a FLAIR from DICOM gives a DICOM segmentation; `save_intermediate` the
@@ -65,7 +65,7 @@ def segment(
     rims, where the T1 could not be registered to the FLAIR and, if `strict`, for what does not look
     like the FLAIR of a head; `out` then holds what it held before.
     """
-    outputs.refuse_foreign_files(out, flair, t1)
+    results.refuse_foreign_files(out, flair, t1)
     watch = Stopwatch()
     threads = threads or runtime.available_cpus()
     with staged(out) as scratch, kept_findings() as findings:
@@ -150,12 +150,12 @@ def segment(
         )
         said = partial(tell, findings)
         with watch.stage("write"):
-            outputs.write(
+            results.write(
                 scratch, result, flair_source, t1_scan if save_intermediate else None, said
             )
         about = {
             "command": "segment",
-            "mask_sha256": sha256(scratch / outputs.MASK_FILE),
+            "mask_sha256": sha256(scratch / results.MASK_FILE),
             "versions": versions(),
             "inputs": inputs.as_record(flair=flair_source, t1=t1_source),
             "model": {
@@ -176,13 +176,13 @@ def segment(
                 "device": device,
             },
         }
-        record = outputs.as_record(result, card, about)
+        record = results.as_record(result, card, about)
         with watch.stage("report"):
-            outputs.write_report(scratch, result, pair, record, said)
-        record["findings"] = outputs.findings_as_record(findings)  # the report may have failed
-        write_json(scratch / outputs.RECORD_FILE, record)
+            results.write_report(scratch, result, pair, record, said)
+        record["findings"] = results.findings_as_record(findings)  # the report may have failed
+        write_json(scratch / results.RECORD_FILE, record)
         written = {path.name for path in scratch.iterdir()}
-    outputs.drop_older(out, written)
+    results.drop_older(out, written)
     return result
 
 

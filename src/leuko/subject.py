@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from leuko import derivatives, isolate, outputs
+from leuko import derivatives, isolate, results
 from leuko.errors import LeukoError
 from leuko.io.files import private, read_json, replace_text, staged
 from leuko.io.inputs import is_same
@@ -70,12 +70,12 @@ class Job:
     @property
     def record(self) -> Path:
         """Of its results, whole if it is there."""
-        name = self.prefix + derivatives.RECORD if self.prefix else outputs.RECORD_FILE
+        name = self.prefix + derivatives.RECORD if self.prefix else results.RECORD_FILE
         return self.folder / name
 
     @property
     def mask(self) -> Path:
-        name = self.prefix + derivatives.MASK if self.prefix else outputs.MASK_FILE
+        name = self.prefix + derivatives.MASK if self.prefix else results.MASK_FILE
         return self.folder / name
 
     @property
@@ -208,15 +208,15 @@ def main() -> None:
 
 def _perform(job: Job) -> Outcome:
     if not job.prefix:
-        outputs.refuse_foreign_files(job.folder, job.flair, job.t1)
+        results.refuse_foreign_files(job.folder, job.flair, job.t1)
     with private(job.work, job.name) as scratch:
-        results, log = scratch / "results", scratch / "log"
-        results.mkdir()
-        command = ["-m", "leuko.subject", str(results)]
+        made, log = scratch / "results", scratch / "log"
+        made.mkdir()
+        command = ["-m", "leuko.subject", str(made)]
         try:
             outcome = isolate.run(command, job.to_json(), log, job.limits)
             if outcome.reason is None:
-                _publish(results, job)
+                _publish(made, job)
         finally:
             if log.is_file():
                 job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +259,7 @@ def _publish(scratch: Path, job: Job) -> None:
     if job.prefix:
         derivatives.drop_older(job.folder, job.prefix, written)
     else:
-        outputs.drop_older(job.folder, written)
+        results.drop_older(job.folder, written)
 
 
 def _lack(job: Job) -> str | None:

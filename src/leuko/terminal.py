@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from leuko.compare import Comparison
-    from leuko.outputs import Segmentation
+    from leuko.results import Segmentation
     from leuko.train import Progress as At
     from leuko.validation import Validation
 

@@ -10,7 +10,7 @@ import scipy.stats
 
 from leuko.dataset import person
 from leuko.evaluation.evaluate import Row
-from leuko.frame import shown
+from leuko.report.html import shown
 
 DECIDES = "dsc"
 # Dice that a model may lose on synthetic scans.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leuko.frame import SAVED
+from leuko.report.html import SAVED
 
 FOLDER, TABLE = "verdicts", "verdicts.csv"
 COLUMNS = ("id", "current", *SAVED)

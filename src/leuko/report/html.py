@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import Any
 
 from leuko.io.provenance import Level, read_findings
-from leuko.panes import Pane, encoded
+from leuko.report.viewer import Pane, encoded
 
 # By level, the most serious first: heading of one remark, of many, and the class of the section.
 ALERTS: dict[Level, tuple[str, str, str]] = {
@@ -97,7 +97,7 @@ def document(
     policy: str = POLICY,
 ) -> str:
     """The HTML of a page; its own script and style, if it has them, are called `name` in
-    `page/`."""
+    `assets/`."""
     parts = {
         "POLICY": policy,
         "TITLE": text(title),
@@ -273,5 +273,5 @@ def _verdict() -> str:
 
 
 def asset(name: str) -> str:
-    """A file of `page/`."""
-    return files("leuko").joinpath("page", name).read_text(encoding="utf-8")
+    """A file of `assets/`."""
+    return files("leuko.report").joinpath("assets", name).read_text(encoding="utf-8")

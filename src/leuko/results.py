@@ -22,9 +22,9 @@ from leuko.lesions.location import REGIONS, RULES, SECTORS, SHELLS
 from leuko.lesions.measure import Analysis, Lesion, Regions
 from leuko.model.calibration import Judgement
 from leuko.model.weights import ModelCard
-from leuko.panes import RIM_KIND, Pane, as_jpeg
 from leuko.preprocessing.registration import FAR_MM, Alignment
 from leuko.preprocessing.slices import Pair
+from leuko.report.viewer import RIM_KIND, Pane, as_jpeg
 from leuko.volume import Array, Orientation, Volume, resample_onto
 
 MASK_FILE, RIMS_FILE = "wmh.nii.gz", "wmh_rims.nii.gz"
@@ -174,12 +174,12 @@ def write_report(
     picture, jpeg = folder / PICTURE_FILE, b""
     # matplotlib may be broken, or find no folder to write into.
     with side_output(folder, PICTURE_FILE, tell):
-        from leuko.report import sheet
+        from leuko.report.single import sheet
 
         sheet(record, pane).savefig(picture, facecolor="black", dpi=90)
         jpeg = as_jpeg(picture)
     with side_output(folder, REPORT_FILE, tell):
-        from leuko.report import report
+        from leuko.report.single import report
 
         lesions = [asdict(lesion) for lesion in analysis.lesions]
         page = report(record, lesions, pane, jpeg)

@@ -10,8 +10,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from leuko.figures import as_svg, bullseye_figure, lesion_histogram, mosaic_figure
-from leuko.frame import (
+from leuko.io.provenance import RIMS_ARE, is_useless, read_findings
+from leuko.model.calibration import interval_text
+from leuko.report.figures import as_svg, bullseye_figure, lesion_histogram, mosaic_figure
+from leuko.report.html import (
     Column,
     Kind,
     alerts,
@@ -25,9 +27,7 @@ from leuko.frame import (
     table,
     text,
 )
-from leuko.io.provenance import RIMS_ARE, is_useless, read_findings
-from leuko.model.calibration import interval_text
-from leuko.panes import RIM_KIND, Pane, lesion_slices
+from leuko.report.viewer import RIM_KIND, Pane, lesion_slices
 
 Record = Mapping[str, Any]
 Lesions = Sequence[Mapping[str, Any]]

@@ -1,0 +1,1 @@
+"""Reports: figures, viewer, the page of one scan."""
