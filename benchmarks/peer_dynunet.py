@@ -21,8 +21,8 @@ from monai.networks.nets import DynUNet
 from peer_training import load, mixed_precision, train
 from torch import Tensor, nn
 
-from leuko.dataset import Subject
 from leuko.io import nifti
+from leuko.training.dataset import Subject
 from leuko.volume import Array, Orientation, Volume, resample_onto
 
 # Axes: across the slices, left to right, back to front.

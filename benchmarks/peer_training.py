@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from leuko.io.files import write_json
-from leuko.plan import precision
-from leuko.recipes import MODERN
+from leuko.training.plan import precision
+from leuko.training.recipes import MODERN
 
 CHECKPOINT_SECONDS = 60.0
 

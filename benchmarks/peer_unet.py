@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from peer_training import Step, load, mixed_precision, train
 from torch import Tensor, nn
 
-from leuko.dataset import Slices, Subject
 from leuko.io import nifti
 from leuko.model.runtime import BATCH
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, tissue_level
+from leuko.training.dataset import Slices, Subject
 from leuko.volume import Array, Orientation, Volume, resample_onto
 
 SIDE = 200

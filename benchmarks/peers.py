@@ -38,7 +38,6 @@ from peer_methods import Method, Pair
 from peer_training import Clock, multiplies_in_bfloat16, processor_seconds
 from speed import MEBIBYTE, run_python, timed
 
-from leuko.dataset import Subject, find_subjects
 from leuko.evaluation.evaluate import Row, compare, json_ready
 from leuko.evaluation.labels import LABEL_VALUES
 from leuko.io import nifti
@@ -46,10 +45,11 @@ from leuko.io.files import read_json, staged, write_json
 from leuko.model import runtime, weights
 from leuko.model.network import VGG16, SpecialisedVGG, Stages, vgg16
 from leuko.model.onnx_export import export
-from leuko.plan import start
-from leuko.recipes import FROM_NOTHING
-from leuko.settings import CLASSES, Settings
-from leuko.train import Progress, fit, training_slices
+from leuko.training.dataset import Subject, find_subjects
+from leuko.training.loop import Progress, fit, training_slices
+from leuko.training.plan import start
+from leuko.training.recipes import FROM_NOTHING
+from leuko.training.settings import CLASSES, Settings
 
 RESULTS = "peers.json"
 PARTS = ("data", "train", "accuracy", "speed")

@@ -37,7 +37,7 @@ from leuko.model.network import SIDE_MAPS, VGG16, SpecialisedVGG
 from leuko.model.weights import WEIGHTS_FILE, ModelCard, save_card
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Preparation, area_residue, prepare, requantise
-from leuko.settings import CLASSES
+from leuko.training.settings import CLASSES
 from leuko.volume import Array, Volume, resample_onto
 from phantoms import make_phantom
 from reports import a_head, a_report

@@ -20,10 +20,10 @@ from speed import SLICE, save_noise_subject
 from torch.utils.flop_counter import FlopCounterMode
 
 from leuko.model.network import SpecialisedVGG
-from leuko.plan import start
-from leuko.recipes import MODERN
-from leuko.settings import CLASSES, Settings
-from leuko.train import Progress, fit
+from leuko.training.loop import Progress, fit
+from leuko.training.plan import start
+from leuko.training.recipes import MODERN
+from leuko.training.settings import CLASSES, Settings
 
 SIZES = (2048, 4096, 8192)  # of matrices; smaller ones fill no GPU
 ROUNDS = 3

@@ -27,7 +27,6 @@ from real_slices import scan_folders, source
 
 from leuko.evaluation.evaluate import compare
 from leuko.evaluation.metrics import dice
-from leuko.held_out import within_brain
 from leuko.io import nifti
 from leuko.lesions.components import find_lesions
 from leuko.lesions.delineation import Delineation, delineate, tissue_map
@@ -36,6 +35,7 @@ from leuko.model.predict import predict
 from leuko.model.runtime import Model
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.simpleitk import without_bias
+from leuko.training.holdout import within_brain
 from leuko.volume import Array, Volume
 
 COLUMNS = ("dsc", "h95_mm", "avd_percent", "lesion_recall", "lesion_f1")

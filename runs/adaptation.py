@@ -19,14 +19,14 @@ from statistics import fmean
 from scanners import FRESH, ORIGINAL, TESTS
 from tables import interval
 
-from leuko import held_out, plan, train
-from leuko.dataset import find_subjects
 from leuko.evaluation.evaluate import Row, from_json, json_ready
 from leuko.io.files import read_json, write_json
 from leuko.model import runtime
 from leuko.model.onnx_export import export
 from leuko.model.weights import DEFAULT, find, load_card
-from leuko.recipes import ADAPT, Recipe
+from leuko.training import holdout, loop, plan
+from leuko.training.dataset import find_subjects
+from leuko.training.recipes import ADAPT, Recipe
 
 KEYS = ("dsc", "lesion_f1", "h95_mm")
 
@@ -101,10 +101,10 @@ def adapted(data: Path, count: int, run: Path, recipe: Recipe) -> Path:
         )
         plan.start(run, settings)
     if not read_json(run / plan.RUN_FILE, what="run")["finished"]:
-        train.fit(run)
+        loop.fit(run)
     small = run.with_name(f"{run.name}-8-bit")
     if not small.is_dir():
-        export(run, small, train.training_slices(run))
+        export(run, small, loop.training_slices(run))
     return small
 
 
@@ -113,7 +113,7 @@ def measures(model: Path, data: Path, kept: Path) -> Mapping[str, Row]:
     file, sha256 = kept.with_suffix(".json"), load_card(model).weights_sha256
     if not file.is_file() or read_json(file, what="measures")["model"] != sha256:
         loaded = runtime.load(model)
-        found = held_out.measures(find_subjects(data), loaded, kept / sha256[:12])
+        found = holdout.measures(find_subjects(data), loaded, kept / sha256[:12])
         rows = {name: json_ready(row) for name, row in found.items()}
         write_json(file, {"model": sha256, "rows": rows})
     rows = read_json(file, what="measures")["rows"]

@@ -13,10 +13,10 @@ from real_slices import PREPARATION, SOURCES, WEIGHT_WITH_RIMS, WMH, Slices, per
 from synthetic_slices import Synthetic
 from torch import Tensor
 
-from leuko.augment import augment
 from leuko.model import runtime
 from leuko.model.weights import DEFAULT, find
-from leuko.recipes import Augmentation
+from leuko.training.augmentation import augment
+from leuko.training.recipes import Augmentation
 from leuko.volume import Array
 
 SEED = 7

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko.dataset import find_subjects
 from leuko.io import nifti
 from leuko.preprocessing.slices import Placement, Preparation, area_residue, prepare
+from leuko.training.dataset import find_subjects
 
 AREAS_MM2 = (30, 100, 300, 1000, 3000)
 

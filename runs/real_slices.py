@@ -28,11 +28,11 @@ from leuko.evaluation.labels import IGNORED, LABEL_VALUES
 from leuko.evaluation.metrics import OTHER_PATHOLOGY
 from leuko.io import nifti
 from leuko.io.files import find_image
-from leuko.lineage import fingerprint
 from leuko.model import runtime, weights
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair, Placement, Preparation, area_residue
 from leuko.synthesis.images import LABELLED_PART
+from leuko.training.lineage import fingerprint
 from leuko.volume import Array, Volume, require_same_grid
 
 NOT_WMH, WMH, RIM = range(3)

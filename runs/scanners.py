@@ -26,8 +26,6 @@ from synthetic_slices import HELD_OUT
 from tables import interval
 from torch import Tensor
 
-from leuko import held_out
-from leuko.dataset import find_subjects
 from leuko.evaluation.evaluate import Row
 from leuko.io import nifti
 from leuko.io.files import image_stem, staged
@@ -35,6 +33,8 @@ from leuko.model import runtime, weights
 from leuko.synthesis.anatomy import CSF, GREY, VENTRICLE, WHITE, WMH, Anatomy, load_head
 from leuko.synthesis.images import Choice, Scan, choose, synthesise
 from leuko.synthesis.random_fields import blurred, smooth_noise
+from leuko.training import holdout
+from leuko.training.dataset import find_subjects
 
 TRAINING, TEST = 15, 12  # subjects of a scanner
 SLICES, SPACING_MM, SIZE = 48, 3.0, (192, 224)
@@ -121,7 +121,7 @@ def main() -> None:
 
 def measures(tests: Path, model: runtime.Model) -> dict[str, Row]:
     with TemporaryDirectory() as masks:
-        return held_out.measures(find_subjects(tests), model, Path(masks))
+        return holdout.measures(find_subjects(tests), model, Path(masks))
 
 
 def make_all(heads: Path, out: Path, atlas: Path | None, scanners: Sequence[Scanner]) -> None:

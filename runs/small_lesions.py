@@ -24,8 +24,6 @@ from synthetic_validation import held_out
 from torch import Tensor
 from train_base import save_weights
 
-from leuko import losses
-from leuko.dataset import Slices, joined
 from leuko.evaluation.metrics import dice, lesion_detection
 from leuko.io import nifti
 from leuko.io.files import image_stem
@@ -37,6 +35,8 @@ from leuko.model.weights import WEIGHTS_FILE, load_card
 from leuko.preprocessing.slices import Preparation
 from leuko.synthesis.anatomy import WMH, load_head
 from leuko.synthesis.images import synthesise
+from leuko.training import losses
+from leuko.training.dataset import Slices, joined
 from leuko.volume import Array
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)

@@ -21,13 +21,13 @@ from safetensors.torch import save_file
 from tables import interval
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from leuko import board, plan, train
 from leuko.io.files import read_json, staged
 from leuko.model.network import SpecialisedVGG, vgg16
 from leuko.model.onnx_export import read_network
 from leuko.model.weights import WEIGHTS_FILE, load_card, save_card
 from leuko.preprocessing.slices import Preparation
-from leuko.recipes import FROM_NOTHING, MODERN, XU2017
+from leuko.training import loop, plan, tensorboard_log
+from leuko.training.recipes import FROM_NOTHING, MODERN, XU2017
 
 PUBLISHED_STEPS, PUBLISHED_WIDTH = 300, 0.25
 LARGE = MODERN.feature_scale  # what Leuko divides ImageNet's maps by, to bring them near 1
@@ -120,8 +120,8 @@ def trained(run: Path, settings: plan.Settings) -> tuple[float, float]:
     if not (run / plan.RUN_FILE).is_file():
         plan.start(run, settings)
     if not read_json(run / plan.RUN_FILE, what="run")["finished"]:
-        train.fit(run)
-    curves = EventAccumulator(str(run / board.FOLDER), size_guidance={"scalars": 0})
+        loop.fit(run)
+    curves = EventAccumulator(str(run / tensorboard_log.FOLDER), size_guidance={"scalars": 0})
     curves.Reload()
     losses = [event.value for event in curves.Scalars("loss")]
     tenth = max(1, len(losses) // 10)

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import settings
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from leuko import plan, train
 from leuko.cli import main
 from leuko.model.weights import load_card, save_card
-from leuko.plan import Settings
 from leuko.preprocessing.slices import Preparation
-from leuko.recipes import MODERN, Phase
 from leuko.results import PICTURE_FILE, RECORD_FILE, REPORT_FILE
+from leuko.training import loop, plan
+from leuko.training.plan import Settings
+from leuko.training.recipes import MODERN, Phase
 from leuko.volume import Volume
 from phantoms import Phantom, make_phantom
 from reports import a_head, a_record
@@ -138,7 +138,7 @@ def model(heads, tmp_path_factory) -> Path:
     """A model that has learnt to find the phantoms' lesions."""
     run = tmp_path_factory.mktemp("models") / "phantom-model"
     plan.start(run, small_settings(heads, steps=300, seed=1))
-    train.fit(run)
+    loop.fit(run)
     return run
 
 

@@ -8,12 +8,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from conftest import small_settings
-from leuko import batchnorm, parallel, plan, train
-from leuko.batchnorm import BatchNorm, folded, normalised
 from leuko.errors import LeukoError
 from leuko.model import runtime
 from leuko.model.network import SpecialisedVGG
 from leuko.model.weights import WEIGHTS_FILE
+from leuko.training import batch_norm, loop, plan, processes
+from leuko.training.batch_norm import BatchNorm, folded, normalised
 
 NARROW = ((4, 4), (8, 8))
 
@@ -62,8 +62,8 @@ def test_what_processes_share_is_what_one_has(monkeypatch):
     x, alone, shared = 3 * torch.randn(4, 5, 8, 8) + 1, BatchNorm(5), BatchNorm(5)
     expected = alone(x)
     # The other process has the same images: sums are twice as large, as is their count.
-    monkeypatch.setattr(parallel, "count", lambda: 2)
-    monkeypatch.setattr(batchnorm, "summed", lambda own: 2 * own)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(batch_norm, "summed", lambda own: 2 * own)
     torch.testing.assert_close(shared(x), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(shared.mean, alone.mean)
     torch.testing.assert_close(shared.variance, alone.variance, rtol=1e-2, atol=0)
@@ -76,7 +76,7 @@ def from_nothing(heads, steps):
 
 def test_the_model_that_is_kept_has_no_normalisation(heads, tmp_path):
     plan.start(tmp_path / "run", from_nothing(heads, 200))
-    measures = train.fit(tmp_path / "run")
+    measures = loop.fit(tmp_path / "run")
     state = load_file(tmp_path / "run" / WEIGHTS_FILE)
     plain = SpecialisedVGG(2, small_settings(heads, steps=1).stages)
     assert state.keys() == plain.state_dict().keys()

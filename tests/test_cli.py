@@ -261,10 +261,10 @@ def test_a_start_that_fails_leaves_no_run(leuko, heads, tmp_path, monkeypatch):
 
 
 def test_a_run_is_resumed_from_anywhere(leuko, heads, foreign_model, tmp_path, monkeypatch):
-    from leuko import train
+    from leuko.training import loop
 
     monkeypatch.chdir(heads)
-    monkeypatch.setattr(train, "fit", lambda *_, **__: {})
+    monkeypatch.setattr(loop, "fit", lambda *_, **__: {})
     assert (
         leuko("train", ".", "-o", tmp_path / "run", "--init", foreign_model, "--steps", 1)[0] == 0
     )
@@ -277,7 +277,7 @@ def test_a_run_is_resumed_from_anywhere(leuko, heads, foreign_model, tmp_path, m
 
 def test_resume_finishes_a_run(leuko, heads, foreign_model, tmp_path):
     from conftest import small_settings
-    from leuko import plan
+    from leuko.training import plan
 
     run = tmp_path / "run"
     plan.start(run, small_settings(heads, steps=3, init=str(foreign_model)))
@@ -289,7 +289,7 @@ def test_resume_finishes_a_run(leuko, heads, foreign_model, tmp_path):
 
 def test_a_log_has_the_last_step(capsys):
     from leuko.terminal import progress_bar
-    from leuko.train import Progress
+    from leuko.training.loop import Progress
 
     with progress_bar() as (on_step, doing):
         doing("preparing")
@@ -302,7 +302,7 @@ def test_a_log_has_the_last_step(capsys):
 
 def test_resume_needs_the_scans(leuko, heads, foreign_model, tmp_path):
     from conftest import small_settings
-    from leuko import plan
+    from leuko.training import plan
 
     data = tmp_path / "data"
     shutil.copytree(heads, data)

@@ -13,8 +13,6 @@ import pytest
 import torch
 
 from conftest import small_settings
-from leuko import folds, held_out, plan, train
-from leuko.dataset import find_subjects
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import compare, evaluate
 from leuko.evaluation.labels import LABEL_VALUES
@@ -26,7 +24,9 @@ from leuko.model.onnx_export import export, read_network, to_onnx
 from leuko.model.weights import CARD_FILE, ONNX_FILE, load_card, save_card
 from leuko.preprocessing.slices import centred
 from leuko.segment import segment
-from leuko.train import training_slices
+from leuko.training import cross_validation, holdout, loop, plan
+from leuko.training.dataset import find_subjects
+from leuko.training.loop import training_slices
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_torch_computes_an_exported_model_where_onnxruntime_cannot(exported, sli
 def test_an_exported_model_starts_a_training(exported, heads, tmp_path):
     run = tmp_path / "run"
     plan.start(run, small_settings(heads, steps=1, init=str(exported), held_out=0.0))
-    started = torch.load(run / train.CHECKPOINT_FILE, weights_only=True)["model"]
+    started = torch.load(run / loop.CHECKPOINT_FILE, weights_only=True)["model"]
     expected = read_network(exported, load_card(exported)).state_dict()
     assert all(torch.equal(started[name], expected[name]) for name in expected)
 
@@ -144,22 +144,22 @@ def test_a_cross_validation_measures_an_exported_start_as_the_network_that_it_is
     save_card(start, replace(card, training={**card.training, "scans": []}))
     settings = small_settings(heads, steps=1, init=str(start), held_out=0.0, folds=2)
     plan.start(tmp_path / "run", settings)
-    validation = folds.fit(tmp_path / "run")
+    validation = cross_validation.fit(tmp_path / "run")
     network = runtime.load(exported, by_torch=True)
     for subject in find_subjects(heads):
         truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
         assert validation.before[subject.name] == compare(
-            truth, held_out.segment(subject, network)[0]
+            truth, holdout.segment(subject, network)[0]
         )
 
 
 def test_what_8_bits_change_is_measured(model, exported, slices):
-    count, dice, change = train.rounding(model, exported, slices)
-    assert count == min(train.COMPARED, len(slices))
+    count, dice, change = loop.rounding(model, exported, slices)
+    assert count == min(loop.COMPARED, len(slices))
     assert 0.9 < dice < 1
     assert abs(change) < 10
-    assert train.rounding(model, model, slices[:5]) == (5, 1, 0)
-    count, dice, change = train.rounding(model, exported, np.zeros_like(slices[:5]))
+    assert loop.rounding(model, model, slices[:5]) == (5, 1, 0)
+    count, dice, change = loop.rounding(model, exported, np.zeros_like(slices[:5]))
     assert math.isnan(dice)
     assert math.isnan(change)
 

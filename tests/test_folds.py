@@ -9,22 +9,22 @@ import pytest
 from safetensors.torch import save_file
 
 from conftest import small_settings, stored
-from leuko import folds, held_out, lineage, plan, train
-from leuko.dataset import Subject
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import compare, evaluate_folders
 from leuko.evaluation.labels import LABEL_VALUES
-from leuko.folds_report import as_html, as_markdown, changes_as_cells, examples
 from leuko.io import nifti
 from leuko.io.files import sha256
 from leuko.model import runtime
 from leuko.model.network import SpecialisedVGG
 from leuko.model.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.preprocessing.slices import Preparation
-from leuko.recipes import ADAPT
 from leuko.report.figures import Example, before_after_figure, change_figure
 from leuko.synthesis.anatomy import CLASSES
-from leuko.validation import Change, Validation
+from leuko.training import cross_validation, holdout, lineage, loop, plan
+from leuko.training.adaptation import Change, Validation
+from leuko.training.adaptation_report import as_html, as_markdown, changes_as_cells, examples
+from leuko.training.dataset import Subject
+from leuko.training.recipes import ADAPT
 
 NARROW = ((4, 4), (8, 8))
 SHORT = replace(ADAPT, steps=3, images_per_step=4, synthetic_part=0.0)
@@ -33,7 +33,7 @@ SHORT = replace(ADAPT, steps=3, images_per_step=4, synthetic_part=0.0)
 def measured(subject, model):
     """The measures of a model on a subject, without a file in between."""
     truth = nifti.read_labels(subject.labels, values=LABEL_VALUES)
-    return compare(truth, held_out.segment(subject, runtime.load(model, by_torch=True))[0])
+    return compare(truth, holdout.segment(subject, runtime.load(model, by_torch=True))[0])
 
 
 class StoppedError(Exception):
@@ -68,7 +68,7 @@ def adapted(heads, foreign_model, tmp_path_factory):
     """A model adapted on six subjects, and what was said of it."""
     run = tmp_path_factory.mktemp("adapted") / "site-model"
     plan.start(run, adapting(heads, foreign_model))
-    return run, folds.fit(run)
+    return run, cross_validation.fit(run)
 
 
 def test_every_subject_is_measured_once(adapted, heads):
@@ -81,16 +81,16 @@ def test_every_subject_is_measured_once(adapted, heads):
 
 def test_a_fold_trains_without_those_that_it_measures(heads, foreign_model, tmp_path, monkeypatch):
     seen = {}
-    fit = train.fit
+    fit = loop.fit
 
     def noted(run, **options):
         groups = plan.read(run).groups
         seen[run.name] = [[s.name for s in groups[g]] for g in ("train", "held_out")]
         return fit(run, **options)
 
-    monkeypatch.setattr(train, "fit", noted)
+    monkeypatch.setattr(loop, "fit", noted)
     plan.start(tmp_path / "run", adapting(heads, foreign_model))
-    validation = folds.fit(tmp_path / "run")
+    validation = cross_validation.fit(tmp_path / "run")
     for number, names in enumerate(validation.folds, start=1):
         trained, measured = seen[str(number)]
         assert measured == names
@@ -101,7 +101,7 @@ def test_a_fold_trains_without_those_that_it_measures(heads, foreign_model, tmp_
 
 def test_before_is_what_the_first_model_measures(adapted, heads, foreign_model):
     _, validation = adapted
-    subject = next(s for s in train.find_subjects(heads) if s.name == "head3")
+    subject = next(s for s in loop.find_subjects(heads) if s.name == "head3")
     assert validation.before["head3"] == measured(subject, foreign_model)
 
 
@@ -111,20 +111,20 @@ def test_scans_that_are_no_flair_are_told_before_training(
     def stop(*_, **__):
         raise StoppedError
 
-    monkeypatch.setattr(held_out.guards, "TISSUES", load_card(foreign_model).classes)
-    monkeypatch.setattr(held_out.guards, "wrong_scan", lambda case: f"{case.flair.name} is odd")
-    monkeypatch.setattr(train, "fit", stop)
+    monkeypatch.setattr(holdout.quality_checks, "TISSUES", load_card(foreign_model).classes)
+    monkeypatch.setattr(holdout.quality_checks, "wrong_scan", lambda case: f"{case.flair.name} is odd")
+    monkeypatch.setattr(loop, "fit", stop)
     plan.start(tmp_path / "run", adapting(heads, foreign_model))
     with pytest.raises(StoppedError):
-        folds.fit(tmp_path / "run")
+        cross_validation.fit(tmp_path / "run")
     assert caplog.messages == [f"head{k}: FLAIR.nii.gz is odd" for k in range(6)]
-    told = held_out.doubts(tmp_path / "run" / folds.MASKS_BEFORE)
+    told = holdout.doubts(tmp_path / "run" / cross_validation.MASKS_BEFORE)
     assert told == {f"head{k}": "FLAIR.nii.gz is odd" for k in range(6)}
 
 
 def test_the_record_has_the_changes(adapted):
     run, validation = adapted
-    record = json.loads((run / folds.RESULT_FILE).read_text())
+    record = json.loads((run / cross_validation.RESULT_FILE).read_text())
     assert (record["model"], record["origin"]) == ("site-model", "phantom-model")
     assert record["changes"]["dsc"] == asdict(validation.change("dsc"))
 
@@ -138,7 +138,7 @@ def test_the_result_is_an_ordinary_model(adapted, foreign_model):
     assert card.training["from"]["sha256"] == before.weights_sha256
     assert len(card.training["subjects"]) == 6
     assert runtime.load(run).card == card
-    assert not (run / folds.FOLDER).exists()
+    assert not (run / cross_validation.FOLDER).exists()
 
 
 def test_a_model_that_is_started_from_lends_its_use_but_not_its_licence(
@@ -148,7 +148,7 @@ def test_a_model_that_is_started_from_lends_its_use_but_not_its_licence(
     changed = {"three_planes": True, "threshold": 0.3, "licence": "Apache-2.0"}
     save_card(start, replace(load_card(foreign_model), **changed))
     plan.start(tmp_path / "run", replace(adapting(heads, start), folds=0))
-    train.fit(tmp_path / "run")
+    loop.fit(tmp_path / "run")
     card = load_card(tmp_path / "run")
     assert (card.three_planes, card.threshold) == (True, 0.3)
     assert card.licence != "Apache-2.0"
@@ -171,9 +171,9 @@ def test_a_cross_validation_that_is_stopped_between_steps_goes_on(
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        folds.fit(again, doing=doing)
-    assert folds.fit(again) == whole
-    for masks in (folds.MASKS_BEFORE, held_out.MASKS):
+        cross_validation.fit(again, doing=doing)
+    assert cross_validation.fit(again) == whole
+    for masks in (cross_validation.MASKS_BEFORE, holdout.MASKS):
         assert len(list((again / masks).glob("*/wmh.nii.gz"))) == 6
 
 
@@ -188,12 +188,12 @@ def test_a_cross_validation_that_is_killed_while_it_publishes_goes_on(
         raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(folds, "as_markdown", killed)
+        patch.setattr(cross_validation, "as_markdown", killed)
         with pytest.raises(StoppedError):
-            folds.fit(again)
-    (again / folds.FOLDER / "1" / held_out.MASKS / ".leuko-killed").mkdir()
-    assert folds.fit(again) == whole
-    assert not list((again / held_out.MASKS).glob(".*"))
+            cross_validation.fit(again)
+    (again / cross_validation.FOLDER / "1" / holdout.MASKS / ".leuko-killed").mkdir()
+    assert cross_validation.fit(again) == whole
+    assert not list((again / holdout.MASKS).glob(".*"))
 
 
 @pytest.mark.parametrize("stop", [2, 5, 11])
@@ -208,22 +208,22 @@ def test_a_stopped_cross_validation_goes_on(adapted, heads, foreign_model, tmp_p
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        folds.fit(again, on_step=on_step)
-    assert folds.fit(again) == whole
+        cross_validation.fit(again, on_step=on_step)
+    assert cross_validation.fit(again) == whole
     assert sha256(again / WEIGHTS_FILE) == sha256(run / WEIGHTS_FILE)
 
 
 def test_a_finished_cross_validation_is_not_done_again(adapted):
     run, _ = adapted
     with pytest.raises(LeukoError, match=r"is finished; what it found is in .*validation.json"):
-        folds.fit(run)
+        cross_validation.fit(run)
 
 
 def test_the_masks_of_both_are_kept(adapted, heads):
     run, validation = adapted
     for rows, masks in (
-        (validation.before, folds.MASKS_BEFORE),
-        (validation.after, held_out.MASKS),
+        (validation.before, cross_validation.MASKS_BEFORE),
+        (validation.after, holdout.MASKS),
     ):
         assert json.dumps(evaluate_folders(heads, run / masks)) == json.dumps(rows)
 
@@ -236,11 +236,11 @@ def test_an_example_is_the_slice_that_changed_most_cut_to_the_head(adapted, head
     after.data[20:23, 20:24, 4] = 1
     after.data[20:22, 20:22, 7] = 1
     for name, mask in (("before", before), ("after", after)):
-        path = held_out.mask_path(tmp_path / name, "head2")
+        path = holdout.mask_path(tmp_path / name, "head2")
         path.parent.mkdir(parents=True)
         nifti.write(path, mask)
     masks = (tmp_path / "before", tmp_path / "after")
-    example = folds._example(validation, "head2", plan.read(run), masks)
+    example = cross_validation._example(validation, "head2", plan.read(run), masks)
     across, along = example.flair.shape
     labels = nifti.read_mask(heads / "head2" / "wmh.nii.gz").data
     for cut, whole in (
@@ -257,13 +257,13 @@ def test_an_example_is_the_slice_that_changed_most_cut_to_the_head(adapted, head
 def test_pictures_are_cut_to_the_head():
     image = np.zeros((60, 50))
     image[20:30, 25:48] = 100
-    assert folds._head(image, dark=25) == (slice(16, 34), slice(21, 52))
-    assert image[folds._head(0 * image, dark=25)].shape == image.shape
+    assert cross_validation._head(image, dark=25) == (slice(16, 34), slice(21, 52))
+    assert image[cross_validation._head(0 * image, dark=25)].shape == image.shape
 
 
 def test_the_record_holds_both_measures(adapted):
     run, validation = adapted
-    record = json.loads((run / folds.RESULT_FILE).read_text())
+    record = json.loads((run / cross_validation.RESULT_FILE).read_text())
     assert record["verdict"] == validation.verdict
     assert record["after"]["head1"]["dsc"] == validation.after["head1"]["dsc"]
     assert record["before"].keys() == record["after"].keys()
@@ -273,21 +273,21 @@ def test_the_record_holds_both_measures(adapted):
 def test_cross_validation_works_from_scratch_too(heads, tmp_path):
     settings = small_settings(heads, steps=3, stages=NARROW, folds=2, held_out=0.0)
     plan.start(tmp_path / "run", settings)
-    validation = folds.fit(tmp_path / "run")
+    validation = cross_validation.fit(tmp_path / "run")
     assert len(validation.after) == 6
     assert not validation.before
-    assert not (tmp_path / "run" / folds.PAGE_FILE).exists()
-    assert (tmp_path / "run" / folds.RESULT_FILE).is_file()
+    assert not (tmp_path / "run" / cross_validation.PAGE_FILE).exists()
+    assert (tmp_path / "run" / cross_validation.RESULT_FILE).is_file()
 
 
 def test_more_folds_than_subjects_leave_one_out_each():
     settings = plan.Settings(data="", folds=9)
-    assert sorted(folds.split(["a", "b", "c"], settings)) == [["a"], ["b"], ["c"]]
+    assert sorted(cross_validation.split(["a", "b", "c"], settings)) == [["a"], ["b"], ["c"]]
 
 
 def test_scans_of_one_person_stay_together():
     names = [f"site/sub-{k}/ses-{visit}" for k in range(4) for visit in (1, 2)] + ["Utrecht/50"]
-    parts = folds.split(names, plan.Settings(data="", folds=5))
+    parts = cross_validation.split(names, plan.Settings(data="", folds=5))
     assert sorted(map(len, parts)) == [1, 2, 2, 2, 2]
     assert sorted(name for part in parts for name in part) == sorted(names)
     for part in parts:
@@ -311,7 +311,7 @@ def test_a_subject_that_the_start_was_trained_with_is_not_measured(adapted, head
     assert not (tmp_path / "run").exists()
     # Over generations, and under another name: it is the scan that counts.
     plan.start(tmp_path / "second", replace(again, folds=0))
-    train.fit(tmp_path / "second")
+    loop.fit(tmp_path / "second")
     (tmp_path / "data").mkdir()
     for name in ("head0", "head1"):
         (tmp_path / "data" / f"new-{name}").symlink_to(heads / name)
@@ -358,12 +358,12 @@ def test_folds_need_the_model_that_the_run_started_from(heads, foreign_model, tm
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        folds.fit(run, on_step=on_step)
+        cross_validation.fit(run, on_step=on_step)
     start.rename(tmp_path / "elsewhere")
     with pytest.raises(LeukoError, match="is not the model that the run started from"):
-        folds.fit(run)
+        cross_validation.fit(run)
     (tmp_path / "elsewhere").rename(start)
-    assert len(folds.fit(run).after) == 6
+    assert len(cross_validation.fit(run).after) == 6
 
 
 def test_folds_are_of_the_subjects_that_the_run_began_with(heads, foreign_model, tmp_path):
@@ -376,10 +376,10 @@ def test_folds_are_of_the_subjects_that_the_run_began_with(heads, foreign_model,
     trained = []
 
     def on_step(_):
-        for home in (tmp_path / "run" / folds.FOLDER).iterdir():
+        for home in (tmp_path / "run" / cross_validation.FOLDER).iterdir():
             trained.extend(s.name for s in plan.read(home).trained)
 
-    folds.fit(tmp_path / "run", on_step=on_step)
+    cross_validation.fit(tmp_path / "run", on_step=on_step)
     assert set(trained) == {f"head{number}" for number in range(4)}
 
 
@@ -390,7 +390,7 @@ def test_every_subject_is_measured_where_some_stop_the_training(heads, tmp_path)
     )
     plan.start(tmp_path / "run", settings)
     assert len(plan.read(tmp_path / "run").groups["validation"]) == 1
-    assert len(folds.fit(tmp_path / "run").after) == 6
+    assert len(cross_validation.fit(tmp_path / "run").after) == 6
 
 
 def test_one_subject_cannot_be_cross_validated(heads, foreign_model, tmp_path):
@@ -423,20 +423,20 @@ def tissue_model(tmp_path_factory):
 
 
 def test_synthetic_images_are_mixed_in_and_measured(heads, tissue_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(folds, "SYNTHETIC_SCANS", 2)
+    monkeypatch.setattr(cross_validation, "SYNTHETIC_SCANS", 2)
     recipe = replace(SHORT, steps=2, synthetic_part=0.5)
     settings = replace(adapting(heads, tissue_model, recipe=recipe), folds=2)
     counts = []
-    backward = train._loss
+    backward = loop._loss
 
     def noted(logits, batch, recipe, total):
         counts.append((len(batch.labels), len(batch.classes)))
         assert logits.shape[1] == len(CLASSES)
         return backward(logits, batch, recipe, total)
 
-    monkeypatch.setattr(train, "_loss", noted)
+    monkeypatch.setattr(loop, "_loss", noted)
     plan.start(tmp_path / "run", settings)
-    validation = folds.fit(tmp_path / "run")
+    validation = cross_validation.fit(tmp_path / "run")
     assert counts == [(2, 2)] * 6
     before, after = validation.synthetic
     assert len(before) == len(after) == 2
@@ -616,7 +616,7 @@ def test_a_names_brackets_stay_text_on_the_page():
 @pytest.mark.browser
 def test_the_page_opens(adapted, opened):
     run, validation = adapted
-    page = opened(run / folds.PAGE_FILE)
+    page = opened(run / cross_validation.PAGE_FILE)
     assert page.inner_text("h1") == f"site-model: {validation.verdict}"
     assert page.locator("img").count() == 1 + len(examples(validation))
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 100)")
@@ -624,14 +624,14 @@ def test_the_page_opens(adapted, opened):
 
 @pytest.mark.browser
 def test_the_page_fits_a_phone(adapted, opened):
-    page = opened(adapted[0] / folds.PAGE_FILE, viewport={"width": 400, "height": 800})
+    page = opened(adapted[0] / cross_validation.PAGE_FILE, viewport={"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
 def test_folds_differ_with_the_seed():
     names = [f"sub-{k}" for k in range(10)]
     first, second = (
-        folds.split(names, plan.Settings(data="", folds=5, seed=seed)) for seed in (0, 1)
+        cross_validation.split(names, plan.Settings(data="", folds=5, seed=seed)) for seed in (0, 1)
     )
     assert first != second
     assert np.unique([len(fold) for fold in first]).tolist() == [2]

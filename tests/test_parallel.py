@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import small_settings
-from leuko import parallel, plan, train
 from leuko.errors import LeukoError
 from leuko.io.files import sha256
 from leuko.model.weights import WEIGHTS_FILE, load_card, save_card
-from leuko.recipes import Phase
+from leuko.training import loop, plan, processes
+from leuko.training.recipes import Phase
 
 STEPS = 12
 # Trains the run in a folder and writes its losses; ends without a word after some steps.
@@ -85,7 +85,7 @@ def by_two(heads, tmp_path_factory):
 def test_two_processes_have_the_losses_of_one(heads, by_two, tmp_path):
     plan.start(tmp_path / "one", shared(heads), threads=1)
     alone = []
-    train.fit(tmp_path / "one", on_step=lambda progress: alone.append(progress.loss))
+    loop.fit(tmp_path / "one", on_step=lambda progress: alone.append(progress.loss))
     assert losses(by_two) == pytest.approx(alone, rel=1e-4)
     assert losses(by_two) == losses(by_two, "losses-of-the-other.json")
     assert len(alone) == STEPS
@@ -120,12 +120,12 @@ def as_if(monkeypatch, *, processes, rank=0):
 def test_a_step_is_shared_evenly_or_not_at_all(heads, tmp_path, monkeypatch):
     plan.start(tmp_path / "run", shared(heads))
     as_if(monkeypatch, processes=4)
-    parallel.require_even(8)
+    processes.require_even(8)
     as_if(monkeypatch, processes=3)
     with pytest.raises(LeukoError, match="8 images a step cannot be shared evenly by 3"):
-        parallel.require_even(8)
+        processes.require_even(8)
     with pytest.raises(LeukoError, match="cannot be shared evenly by 3"):
-        train.fit(tmp_path / "run")
+        loop.fit(tmp_path / "run")
     with pytest.raises(LeukoError, match="cannot be shared evenly by 3"):
         plan.start(tmp_path / "other", shared(heads))
 
@@ -139,7 +139,7 @@ def test_the_total_is_the_sum_whose_gradient_is_the_own_parts():
             return value + 3.1
 
     own = torch.tensor([0.3, 0.7], requires_grad=True)
-    total = parallel.total(Two(), own)
+    total = processes.total(Two(), own)
     assert torch.equal(total, own.detach() + 3.1)
     total.square().sum().backward()
     assert own.grad.tolist() == pytest.approx([2 * 3.4, 2 * 3.8])
@@ -147,14 +147,14 @@ def test_the_total_is_the_sum_whose_gradient_is_the_own_parts():
 
 def test_a_variable_of_other_tools_does_not_make_a_shared_training(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert parallel.count() == parallel.count_here() == 1
-    assert parallel.is_first()
+    assert processes.count() == processes.count_here() == 1
+    assert processes.is_first()
 
 
 def test_the_command_trains_and_cross_validates_by_two(leuko, heads, tmp_path):
     start = tmp_path / "start"
     plan.start(start, shared(heads))
-    train.fit(start)
+    loop.fit(start)
     card = load_card(start)
     save_card(start, replace(card, training={**card.training, "scans": []}))
     run, alone = tmp_path / "run", tmp_path / "alone"
@@ -179,7 +179,7 @@ def test_one_process_goes_on_with_what_two_began(heads, tmp_path, by_two):
     run = tmp_path / "run"
     plan.start(run, shared(heads), threads=1)
     fit_by_two(run, last=6)
-    train.fit(run)
+    loop.fit(run)
     found, expected = (load_file(folder / WEIGHTS_FILE) for folder in (run, by_two))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)

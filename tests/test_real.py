@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from conftest import small_settings
-from leuko import plan, train
 from leuko.evaluation.evaluate import evaluate
 from leuko.io import nifti
 from leuko.preprocessing.slices import Preparation, prepare, tissue_level
 from leuko.segment import segment
+from leuko.training import loop, plan
 
 pytestmark = pytest.mark.real
 
@@ -38,7 +38,7 @@ def run(real, tmp_path_factory):
         folder / "data", steps=150, preparation=Preparation(pixel_mm=1.5), held_out=0.0
     )
     plan.start(folder / "run", settings)
-    train.fit(folder / "run")
+    loop.fit(folder / "run")
     return folder / "run"
 
 

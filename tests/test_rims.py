@@ -17,12 +17,12 @@ from leuko.lesions.delineation import delineate
 from leuko.lesions.quality_checks import TISSUES
 from leuko.model.calibration import Calibration
 from leuko.model.weights import DEFAULT, ModelCard, find, load_card
-from leuko.plan import start
 from leuko.preprocessing.slices import Preparation
-from leuko.settings import Settings
 from leuko.subject import Settings as CohortSettings
 from leuko.subject import Wanted
 from leuko.terminal import findings_as_text
+from leuko.training.plan import start
+from leuko.training.settings import Settings
 from phantoms import AIR, CSF, FAT, GREY, SKULL, WHITE, make_phantom
 
 CLASSES = (*TISSUES[:-1], "rim", "wmh")

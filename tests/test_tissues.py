@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from conftest import SMALL, small_settings
-from leuko import plan, train
-from leuko.dataset import Subject, find_subjects, load, read_classes
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import compare_classes
 from leuko.evaluation.labels import IGNORED, tissue_labels
 from leuko.io import nifti
-from leuko.losses import ALL_BUT_BACKGROUND, cross_entropy_dice
 from leuko.model import runtime
 from leuko.model.network import vgg16
 from leuko.model.predict import predict, to_tissue
 from leuko.model.weights import load_card
 from leuko.preprocessing.slices import Preparation
+from leuko.training import loop, plan
+from leuko.training.dataset import Subject, find_subjects, load, read_classes
+from leuko.training.losses import ALL_BUT_BACKGROUND, cross_entropy_dice
 from phantoms import make_phantom
 
 # Of the values AIR, FAT, SKULL, CSF, GREY, WHITE and LESION.
@@ -53,7 +53,7 @@ def tissue_model(tissue_heads, tmp_path_factory) -> Path:
     t1_slices = Preparation(channels="t1-3-slices", pixel_mm=3.0)
     settings = tissue_settings(tissue_heads, steps=120, preparation=t1_slices)
     plan.start(run, replace(settings, recipe=replace(settings.recipe, normalised=True)))
-    train.fit(run)
+    loop.fit(run)
     return run
 
 
@@ -193,15 +193,15 @@ def test_a_tissue_training_that_was_stopped_gives_the_same_bytes(tissue_heads, t
     settings = tissue_settings(tissue_heads, names, steps=4, stages=((4, 4), (8, 8)), held_out=0.0)
     for name in ("whole", "stopped"):
         plan.start(tmp_path / name, settings)
-    train.fit(tmp_path / "whole")
+    loop.fit(tmp_path / "whole")
 
     def stop(progress):
         if progress.step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train.fit(tmp_path / "stopped", on_step=stop, checkpoint_seconds=0)
-    train.fit(tmp_path / "stopped")
+        loop.fit(tmp_path / "stopped", on_step=stop, checkpoint_seconds=0)
+    loop.fit(tmp_path / "stopped")
     hashes = [load_card(tmp_path / name).weights_sha256 for name in ("whole", "stopped")]
     assert hashes[0] == hashes[1]
 
@@ -210,7 +210,7 @@ def test_a_tissue_training_may_stop_early(tissue_heads, tmp_path):
     settings = tissue_settings(tissue_heads, steps=40, patience=1)
     recipe = replace(settings.recipe, validate_steps=1)
     plan.start(tmp_path / "run", replace(settings, recipe=recipe))
-    assert train.fit(tmp_path / "run")
+    assert loop.fit(tmp_path / "run")
     assert load_card(tmp_path / "run").training["steps"] < 40
 
 

@@ -17,8 +17,6 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import small_settings
-from leuko import held_out, plan, train
-from leuko.board import FOLDER, PICTURE, PICTURES
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import evaluate_folders
 from leuko.io import nifti
@@ -26,7 +24,9 @@ from leuko.io.files import sha256
 from leuko.model.network import SpecialisedVGG
 from leuko.model.weights import WEIGHTS_FILE, load_card
 from leuko.preprocessing.slices import Preparation
-from leuko.recipes import MODERN, XU2017, Phase
+from leuko.training import holdout, loop, plan
+from leuko.training.recipes import MODERN, XU2017, Phase
+from leuko.training.tensorboard_log import FOLDER, PICTURE, PICTURES
 
 NARROW = ((4, 4), (8, 8))
 # The paper's recipe on features from scratch, whose scale is one.
@@ -88,11 +88,11 @@ def test_a_resumed_run_gives_the_same_bytes(heads, tmp_path, kind):
         settings = replace(settings, recipe=SHORT_XU2017)
     for name in ("whole", "stopped"):
         plan.start(tmp_path / name, settings)
-    train.fit(tmp_path / "whole")
+    loop.fit(tmp_path / "whole")
     for step in (3, 5):  # the second stop lies in the second phase
         with pytest.raises(StoppedError):
-            train.fit(tmp_path / "stopped", on_step=stop_after(step), checkpoint_seconds=0)
-    train.fit(tmp_path / "stopped")
+            loop.fit(tmp_path / "stopped", on_step=stop_after(step), checkpoint_seconds=0)
+    loop.fit(tmp_path / "stopped")
     assert weights(tmp_path / "whole") == weights(tmp_path / "stopped")
 
 
@@ -100,7 +100,7 @@ def test_a_killed_run_gives_the_same_bytes(heads, tmp_path):
     settings = small_settings(heads, steps=200, stages=NARROW, held_out=0.0)
     for name in ("whole", "killed"):
         plan.start(tmp_path / name, settings)
-    train.fit(tmp_path / "whole")
+    loop.fit(tmp_path / "whole")
     code = (
         "import sys; from pathlib import Path; from leuko import train;"
         "train.fit(Path(sys.argv[1]), checkpoint_seconds=0)"
@@ -113,7 +113,7 @@ def test_a_killed_run_gives_the_same_bytes(heads, tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / WEIGHTS_FILE).exists()
     assert torch.load(tmp_path / "killed" / plan.CHECKPOINT_FILE)["step"] < 200
-    train.fit(tmp_path / "killed")
+    loop.fit(tmp_path / "killed")
     assert weights(tmp_path / "whole") == weights(tmp_path / "killed")
 
 
@@ -122,7 +122,7 @@ def test_the_seed_decides_the_weights(heads, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         settings = small_settings(heads, steps=2, stages=NARROW, held_out=0.0, seed=seed)
         plan.start(tmp_path / name, settings)
-        train.fit(tmp_path / name)
+        loop.fit(tmp_path / name)
         digests.append(weights(tmp_path / name))
     assert digests[0] == digests[1] != digests[2]
 
@@ -134,12 +134,12 @@ def test_frozen_stages_stay_as_they_are_for_a_while(heads, model, tmp_path):
     plan.start(run, replace(settings, recipe=recipe))
     begun = state(run)
     with pytest.raises(StoppedError):
-        train.fit(run, on_step=stop_after(3), checkpoint_seconds=0)
+        loop.fit(run, on_step=stop_after(3), checkpoint_seconds=0)
     changed = {name for name, value in state(run).items() if not torch.equal(value, begun[name])}
     assert any(name.startswith("stages.2") for name in changed)
     assert any(name.startswith("sides.0") for name in changed)
     assert not any(name.startswith(("stages.0", "stages.1")) for name in changed)
-    train.fit(run)
+    loop.fit(run)
     trained = load_file(run / WEIGHTS_FILE)
     assert not torch.equal(trained["stages.0.0.weight"], begun["stages.0.0.weight"])
 
@@ -163,7 +163,7 @@ def test_the_model_is_the_moving_average_of_the_weights(heads, tmp_path):
         for name, value in mean.items():
             value.lerp_(now[name], 1 / span)
 
-    train.fit(tmp_path / "run", on_step=on_step, checkpoint_seconds=0)
+    loop.fit(tmp_path / "run", on_step=on_step, checkpoint_seconds=0)
     found = load_file(tmp_path / "run" / WEIGHTS_FILE)
     assert not torch.equal(found["fusion.weight"], last["fusion.weight"])
     for name, value in mean.items():
@@ -177,8 +177,8 @@ def test_a_part_of_the_start_stays_in_the_model(heads, model, tmp_path):
         recipe = replace(settings.recipe, start_part=part)
         plan.start(tmp_path / name, replace(settings, recipe=recipe))
         with pytest.raises(StoppedError):
-            train.fit(tmp_path / name, on_step=stop_after(2), checkpoint_seconds=0)
-        train.fit(tmp_path / name)
+            loop.fit(tmp_path / name, on_step=stop_after(2), checkpoint_seconds=0)
+        loop.fit(tmp_path / name)
     whole, half, none = (load_file(tmp_path / n / WEIGHTS_FILE) for n in ("whole", "half", "none"))
     for name, value in begun.items():
         torch.testing.assert_close(half[name], (whole[name] + value) / 2)
@@ -196,7 +196,7 @@ def validated(data, **changes):
 def test_a_training_that_gains_nothing_stops_early(heads, tmp_path):
     plan.start(tmp_path / "run", validated(heads))
     steps = []
-    train.fit(tmp_path / "run", on_step=lambda progress: steps.append(progress.step))
+    loop.fit(tmp_path / "run", on_step=lambda progress: steps.append(progress.step))
     assert steps[-1] == 6  # the first look, at step 2, cannot be bettered; two more
     assert load_card(tmp_path / "run").training["steps"] == 2
     record = json.loads((tmp_path / "run" / plan.RUN_FILE).read_text())
@@ -210,7 +210,7 @@ def test_the_weights_of_the_best_look_are_kept(heads, tmp_path):
     phases = (Phase(0.1, 1e-3, 1e-3), Phase(0.9, 3.0, 3.0))  # from step 4 on it goes astray
     plan.start(run, validated(heads, phases=phases))
     kept = {}
-    train.fit(run, on_step=lambda at: kept.update({at.step: state(run)}), checkpoint_seconds=0)
+    loop.fit(run, on_step=lambda at: kept.update({at.step: state(run)}), checkpoint_seconds=0)
     best = load_card(run).training["steps"]
     assert best == 4
     assert max(kept) == 8
@@ -221,10 +221,10 @@ def test_the_weights_of_the_best_look_are_kept(heads, tmp_path):
 def test_a_training_that_stops_early_can_be_stopped(heads, tmp_path):
     for name in ("whole", "stopped"):
         plan.start(tmp_path / name, validated(heads, phases=(Phase(1, 1e-3, 0.0),), steps=10))
-    train.fit(tmp_path / "whole")
+    loop.fit(tmp_path / "whole")
     with pytest.raises(StoppedError):
-        train.fit(tmp_path / "stopped", on_step=stop_after(6), checkpoint_seconds=0)
-    train.fit(tmp_path / "stopped")
+        loop.fit(tmp_path / "stopped", on_step=stop_after(6), checkpoint_seconds=0)
+    loop.fit(tmp_path / "stopped")
     assert weights(tmp_path / "whole") == weights(tmp_path / "stopped")
 
 
@@ -256,8 +256,8 @@ def test_curves_and_pictures_are_logged(heads, tmp_path):
     plan.start(run, validated(heads, **recipe))
     losses = []
     with pytest.raises(StoppedError):
-        train.fit(run, on_step=stop_after(4), checkpoint_seconds=0)
-    train.fit(run, on_step=lambda progress: losses.append(progress.loss))
+        loop.fit(run, on_step=stop_after(4), checkpoint_seconds=0)
+    loop.fit(run, on_step=lambda progress: losses.append(progress.loss))
     logged = EventAccumulator(str(run / FOLDER))
     logged.Reload()
     assert {"loss", "rate", "images_per_second", "validation_loss"} <= set(logged.Tags()["scalars"])
@@ -276,7 +276,7 @@ def test_sgd_moves_as_caffe_does_when_the_rate_changes():
     optimizer = torch.optim.SGD([weight], weight_decay=0.5)
     caffe, velocity = 1.0, 0.0
     for step, phase in enumerate(phases):
-        train._set_rate(optimizer, phase, phase.rate_to)
+        loop._set_rate(optimizer, phase, phase.rate_to)
         gradient = math.sin(step)
         weight.grad = torch.tensor([gradient], dtype=torch.float64)
         optimizer.step()
@@ -288,8 +288,8 @@ def test_sgd_moves_as_caffe_does_when_the_rate_changes():
 def test_biases_and_fusion_have_the_rates_and_the_decay_of_the_recipe():
     network = SpecialisedVGG(2, NARROW)
     recipe = replace(XU2017, weight_decay=0.5)
-    optimizer = train._optimizer(recipe, network)
-    train._set_rate(optimizer, Phase(1, 0.1, 0.1, momentum=0.9), 0.1)
+    optimizer = loop._optimizer(recipe, network)
+    loop._set_rate(optimizer, Phase(1, 0.1, 0.1, momentum=0.9), 0.1)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -303,7 +303,7 @@ def test_biases_and_fusion_have_the_rates_and_the_decay_of_the_recipe():
 
 def test_a_recipe_without_factors_has_one_group_of_parameters():
     network = SpecialisedVGG(2, NARROW)
-    (group,) = train._optimizer(MODERN, network).param_groups
+    (group,) = loop._optimizer(MODERN, network).param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in network.parameters()]
     assert group["weight_decay"] == MODERN.weight_decay
 
@@ -312,9 +312,9 @@ def test_a_training_starts_from_a_trained_model(heads, model, tmp_path):
     settings = small_settings(heads, steps=1, init=str(model), held_out=0.0)
     first = []
     plan.start(tmp_path / "run", settings)
-    train.fit(tmp_path / "run", on_step=lambda progress: first.append(progress.loss))
+    loop.fit(tmp_path / "run", on_step=lambda progress: first.append(progress.loss))
     plan.start(tmp_path / "scratch", replace(settings, init="none"))
-    train.fit(tmp_path / "scratch", on_step=lambda progress: first.append(progress.loss))
+    loop.fit(tmp_path / "scratch", on_step=lambda progress: first.append(progress.loss))
     assert first[0] < 0.5 < first[1]
 
 
@@ -326,7 +326,7 @@ def test_resuming_needs_the_start_no_more(heads, model, tmp_path):
     plan.start(tmp_path / "run", small_settings(heads, steps=2, init=str(start), held_out=0.0))
     for path in start.iterdir():
         path.unlink()
-    train.fit(tmp_path / "run")
+    loop.fit(tmp_path / "run")
     assert load_card(tmp_path / "run").training["init"] == "start"
 
 
@@ -342,7 +342,7 @@ def test_the_other_channel_recipes_train(heads, tmp_path, channels):
     preparation = Preparation(channels=channels, pixel_mm=3.0)
     settings = small_settings(heads, steps=2, stages=NARROW, preparation=preparation)
     plan.start(tmp_path / "run", settings)
-    assert train.fit(tmp_path / "run")
+    assert loop.fit(tmp_path / "run")
     assert load_card(tmp_path / "run").preparation.channels == channels
 
 
@@ -351,7 +351,7 @@ def test_threads_and_precision_are_those_of_the_start(heads, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["device"], record["threads"]) == ("cpu", 1)
     assert record["precision"] in ("bf16-mixed", "32-true")
-    train.fit(tmp_path / "run")
+    loop.fit(tmp_path / "run")
     assert torch.get_num_threads() == 1
 
 
@@ -359,9 +359,9 @@ def test_seconds_add_up_over_interruptions(heads, tmp_path):
     run = tmp_path / "run"
     plan.start(run, small_settings(heads, steps=4, stages=NARROW, held_out=0.0))
     with pytest.raises(StoppedError):
-        train.fit(run, on_step=stop_after(3), checkpoint_seconds=0)
+        loop.fit(run, on_step=stop_after(3), checkpoint_seconds=0)
     spent = torch.load(run / plan.CHECKPOINT_FILE)["seconds"]
-    train.fit(run)
+    loop.fit(run)
     assert json.loads((run / "run.json").read_text())["seconds"]["train"] > spent > 0
 
 
@@ -370,7 +370,7 @@ def test_a_damaged_checkpoint_is_named(heads, tmp_path):
     plan.start(run, small_settings(heads, steps=4, stages=NARROW))
     (run / plan.CHECKPOINT_FILE).write_bytes(b"damaged")
     with pytest.raises(LeukoError, match=r"checkpoint.ckpt is damaged or missing"):
-        train.fit(run)
+        loop.fit(run)
 
 
 def test_a_run_without_its_record_is_not_started_over(heads, tmp_path):
@@ -384,7 +384,7 @@ def test_a_run_without_its_record_is_not_started_over(heads, tmp_path):
 def test_a_segmentation_is_no_run(tmp_path):
     (tmp_path / "run.json").write_text('{"command": "segment"}')
     with pytest.raises(LeukoError, match="is no training run"):
-        train.fit(tmp_path)
+        loop.fit(tmp_path)
 
 
 def test_flair_alone_trains_where_the_channels_need_no_t1(heads, tmp_path):
@@ -398,7 +398,7 @@ def test_flair_alone_trains_where_the_channels_need_no_t1(heads, tmp_path):
         plan.start(tmp_path / "run", settings)
     flair_alone = Preparation(channels="flair-3-slices", pixel_mm=3.0)
     plan.start(tmp_path / "run", replace(settings, preparation=flair_alone))
-    assert len(train.fit(tmp_path / "run")) == 1
+    assert len(loop.fit(tmp_path / "run")) == 1
 
 
 def test_a_run_folder_is_not_overwritten(heads, model):
@@ -418,7 +418,7 @@ def test_changed_scans_are_not_resumed_with(heads, tmp_path):
     labels = nifti.read(data / "head1" / "wmh.nii.gz")
     nifti.write(data / "head1" / "wmh.nii.gz", labels.with_data(np.roll(labels.data, 1, axis=0)))
     with pytest.raises(LeukoError, match=r"scans of head1 in .* are not those"):
-        train.fit(tmp_path / "run")
+        loop.fit(tmp_path / "run")
 
 
 def test_a_scan_that_cannot_be_measured_is_found_before_the_training(heads, tmp_path):
@@ -452,7 +452,7 @@ def test_a_t1_that_is_not_looked_at_may_be_damaged(heads, tmp_path, caplog):
         plan.start(tmp_path / "run", settings)
     flair_alone = replace(settings.preparation, channels="flair-3-slices")
     plan.start(tmp_path / "run", replace(settings, preparation=flair_alone))
-    train.fit(tmp_path / "run")
+    loop.fit(tmp_path / "run")
     assert not caplog.records
 
 
@@ -500,32 +500,32 @@ def test_a_training_that_stopped_early_is_measured_with_the_same_weights(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(held_out, "measures", stopped)
+        patch.setattr(holdout, "measures", stopped)
         with pytest.raises(KeyboardInterrupt):
-            train.fit(run, on_step=lambda at: steps.append(at.step))
+            loop.fit(run, on_step=lambda at: steps.append(at.step))
     assert steps[-1] < 40
-    train.fit(run, on_step=steps.append)
+    loop.fit(run, on_step=steps.append)
     assert len(steps) == steps[-1]
 
 
 def test_what_is_done_besides_the_steps_is_told(heads, tmp_path):
     plan.start(tmp_path / "run", small_settings(heads, steps=1))
     told = []
-    measures = train.fit(tmp_path / "run", doing=told.append)
+    measures = loop.fit(tmp_path / "run", doing=told.append)
     assert told == ["preparing", *(f"measuring {name}" for name in measures)]
 
 
 def test_masks_of_held_out_subjects_are_kept(heads, tmp_path):
     plan.start(tmp_path / "run", small_settings(heads, steps=40, held_out=0.5))
-    measures = train.fit(tmp_path / "run")
+    measures = loop.fit(tmp_path / "run")
     assert len(measures) == 3
-    again = evaluate_folders(heads, tmp_path / "run" / held_out.MASKS)
+    again = evaluate_folders(heads, tmp_path / "run" / holdout.MASKS)
     assert json.dumps(again) == json.dumps(measures)
 
 
 def test_a_measuring_that_was_stopped_goes_on(heads, tmp_path, monkeypatch):
     plan.start(tmp_path / "run", small_settings(heads, steps=2, held_out=0.5))
-    segment, segmented = held_out.segment, []
+    segment, segmented = holdout.segment, []
 
     def stopping(subject, model, **options):
         if len(segmented) == 2:
@@ -534,10 +534,10 @@ def test_a_measuring_that_was_stopped_goes_on(heads, tmp_path, monkeypatch):
         segmented.append(subject.name)
         return segment(subject, model, **options)
 
-    monkeypatch.setattr(held_out, "segment", stopping)
+    monkeypatch.setattr(holdout, "segment", stopping)
     with pytest.raises(KeyboardInterrupt):
-        train.fit(tmp_path / "run")
-    measures = train.fit(tmp_path / "run")
+        loop.fit(tmp_path / "run")
+    measures = loop.fit(tmp_path / "run")
     assert [name for name in segmented if name != "stopped"] == list(measures)
 
 
@@ -549,7 +549,7 @@ def test_a_record_of_another_version_is_named(heads, tmp_path, lacking):
     del record[lacking]
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(LeukoError, match=r"run.json is damaged, or of another version of Leuko"):
-        train.fit(run)
+        loop.fit(run)
 
 
 def test_a_setting_of_another_version_is_named(heads, tmp_path):
@@ -559,7 +559,7 @@ def test_a_setting_of_another_version_is_named(heads, tmp_path):
     record["settings"]["recipe"]["images_at_once"] = 4
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(LeukoError, match=r"run.json is damaged, or of another version of Leuko"):
-        train.fit(run)
+        loop.fit(run)
 
 
 def test_a_diverging_loss_stops_the_training(heads, tmp_path):
@@ -567,7 +567,7 @@ def test_a_diverging_loss_stops_the_training(heads, tmp_path):
     recipe = replace(SHORT_XU2017, steps=50, phases=(Phase(1, 1e9, 1e9, momentum=0.9),))
     plan.start(tmp_path / "run", replace(settings, recipe=recipe))
     with pytest.raises(LeukoError, match="the training diverged"):
-        train.fit(tmp_path / "run")
+        loop.fit(tmp_path / "run")
     assert not (tmp_path / "run" / WEIGHTS_FILE).exists()
 
 
@@ -580,7 +580,7 @@ def test_settings_survive_their_json(heads):
 def test_the_checkpoint_can_run_no_code(heads, tmp_path):
     plan.start(tmp_path / "run", small_settings(heads, steps=3, stages=NARROW))
     with pytest.raises(StoppedError):
-        train.fit(tmp_path / "run", on_step=stop_after(2), checkpoint_seconds=0)
+        loop.fit(tmp_path / "run", on_step=stop_after(2), checkpoint_seconds=0)
     saved = torch.load(tmp_path / "run" / plan.CHECKPOINT_FILE, weights_only=True)
     SpecialisedVGG(2, NARROW).load_state_dict(saved["model"])
     assert saved["step"] == 2
@@ -589,7 +589,7 @@ def test_the_checkpoint_can_run_no_code(heads, tmp_path):
 def test_a_finished_run_keeps_no_checkpoint_and_is_not_done_again(model):
     assert not (model / plan.CHECKPOINT_FILE).exists()
     with pytest.raises(LeukoError, match="is finished; its measures are in"):
-        train.fit(model)
+        loop.fit(model)
 
 
 def test_colleagues_can_read_the_model(model):

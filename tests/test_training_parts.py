@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from conftest import SMALL
-from leuko import dataset, losses
-from leuko.augment import augment
-from leuko.batches import Batches
-from leuko.dataset import Subject, find_subjects, load, people, person, split
 from leuko.errors import LeukoError
 from leuko.evaluation.labels import IGNORED
 from leuko.io import nifti
-from leuko.losses import cross_entropy_dice, summed_cross_entropy
 from leuko.preprocessing.slices import Preparation
-from leuko.recipes import MODERN, XU2017, Augmentation, phase_at
-from leuko.rehearsal import Rehearsal
 from leuko.synthesis.anatomy import CLASSES, CSF, RIM, WMH, from_mni152
+from leuko.training import dataset, losses
+from leuko.training.augmentation import augment
+from leuko.training.batches import Batches
+from leuko.training.dataset import Subject, find_subjects, load, people, person, split
+from leuko.training.losses import cross_entropy_dice, summed_cross_entropy
+from leuko.training.recipes import MODERN, XU2017, Augmentation, phase_at
+from leuko.training.replay import Rehearsal
 from phantoms import make_phantom
 
 STILL = Augmentation(scale=(1.0, 1.0), rotation_degrees=0)

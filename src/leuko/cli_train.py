@@ -14,8 +14,8 @@ from leuko.terminal import counted, means_as_text, progress_bar, validation_as_t
 
 if TYPE_CHECKING:
     from leuko.preprocessing.slices import Channels
-    from leuko.recipes import Recipe
-    from leuko.validation import Validation
+    from leuko.training.adaptation import Validation
+    from leuko.training.recipes import Recipe
 
 FOLDS = 5  # to adapt
 GROUPS = {"train": "to train with", "validation": "to stop by", "held_out": "held out"}
@@ -126,12 +126,12 @@ def train(
     if data is None or out is None:
         raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to resume one")
     require(*TRAINING_LIBRARIES, extra="train")
-    from leuko import parallel
     from leuko.model.imagenet import PUBLISHED
     from leuko.model.weights import DEFAULT
-    from leuko.plan import start
-    from leuko.recipes import FROM_NOTHING, RECIPES
-    from leuko.settings import NO_MODELS, Settings
+    from leuko.training import processes
+    from leuko.training.plan import start
+    from leuko.training.recipes import FROM_NOTHING, RECIPES
+    from leuko.training.settings import NO_MODELS, Settings
 
     chosen = FROM_NOTHING if (recipe, init) == ("modern", "none") else RECIPES[recipe]
     adapts = recipe == "adapt"
@@ -159,7 +159,7 @@ def train(
         heads=str(heads.resolve()) if heads else None,
         compiled=compiled,
     )
-    if parallel.is_first():
+    if processes.is_first():
         start(out, settings, device=device, threads=threads)
         _print_plan(out)
     _fit(out)
@@ -180,7 +180,7 @@ def export(
     require(*TRAINING_LIBRARIES, extra="train")
     from leuko.model.onnx_export import export, require_exportable
     from leuko.model.weights import ONNX_FILE
-    from leuko.train import rounding, training_slices
+    from leuko.training.loop import rounding, training_slices
 
     require_exportable(run, out)
     slices = training_slices(run, data)
@@ -241,7 +241,7 @@ def _network(
     from leuko.model.network import vgg16
     from leuko.model.weights import find, load_card
     from leuko.preprocessing.slices import Preparation
-    from leuko.settings import NO_MODELS
+    from leuko.training.settings import NO_MODELS
 
     if init in NO_MODELS:
         preparation = Preparation(channels=channels) if channels else Preparation()
@@ -271,8 +271,8 @@ def _network(
 
 def _print_plan(run: Path) -> None:
     """What is going to be trained with what."""
-    from leuko.dataset import person
-    from leuko.plan import read_settings
+    from leuko.training.dataset import person
+    from leuko.training.plan import read_settings
 
     settings, record = read_settings(run)
     names = {group: [s["name"] for s in subjects] for group, subjects in record["subjects"].items()}
@@ -293,19 +293,19 @@ def _fit(run: Path) -> None:
     """Train with a progress bar, print the measures of subjects that were not trained with."""
     try:
         require(*TRAINING_LIBRARIES, extra="train")
-        from leuko import folds, parallel, plan, train
+        from leuko.training import cross_validation, loop, plan, processes
 
-        parallel.wait_for(run / plan.RUN_FILE)
+        processes.wait_for(run / plan.RUN_FILE)
         settings = plan.read_settings(run)[0]
-        with progress_bar(shown=parallel.is_first()) as (on_step, doing):
+        with progress_bar(shown=processes.is_first()) as (on_step, doing):
             if settings.folds:
-                validation = folds.fit(run, on_step=on_step, doing=doing)
+                validation = cross_validation.fit(run, on_step=on_step, doing=doing)
             else:
-                measures = train.fit(run, on_step=on_step, doing=doing)
+                measures = loop.fit(run, on_step=on_step, doing=doing)
     except KeyboardInterrupt:
         print(f"stopped; resume with leuko train --resume {run}", file=sys.stderr)
         raise typer.Exit(130) from None
-    if not parallel.is_first():
+    if not processes.is_first():
         return
     print(f"model   {run}")
     if settings.folds and validation:
@@ -320,7 +320,7 @@ def _fit(run: Path) -> None:
 
 
 def _print_validation(run: Path, validation: "Validation") -> None:
-    from leuko.folds import PAGE_FILE
+    from leuko.training.cross_validation import PAGE_FILE
 
     if not validation.before:
         count = counted(len(validation.after), "subject")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from leuko.compare import Comparison
     from leuko.results import Segmentation
-    from leuko.train import Progress as At
-    from leuko.validation import Validation
+    from leuko.training.adaptation import Validation
+    from leuko.training.loop import Progress as At
 
 
 QUIET_SECONDS = 60.0  # the longest without a line, where there is no terminal
@@ -230,7 +230,7 @@ def means_as_text(rows: Mapping[str, Mapping[str, float]], *, prefix: str = "") 
 
 def validation_as_text(validation: "Validation") -> str:
     """A line for each measure: before, after, change and its interval."""
-    from leuko.folds_report import changes_as_cells
+    from leuko.training.adaptation_report import changes_as_cells
 
     lines = [f"{'':<28}{'before':>8}{'after':>8}{'change':>9}  95 % interval"]
     for name, (before, after, change, interval) in changes_as_cells(validation):

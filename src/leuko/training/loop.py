@@ -19,11 +19,6 @@ from lightning_fabric import Fabric
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from leuko import held_out, losses, parallel, plan
-from leuko.batches import Batch, Batches
-from leuko.batchnorm import folded
-from leuko.board import Board
-from leuko.dataset import Slices, find_subjects, load
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import Row, json_ready
 from leuko.evaluation.labels import WMH, WMH_LABELS
@@ -33,11 +28,16 @@ from leuko.io.provenance import Stopwatch
 from leuko.model import runtime
 from leuko.model.network import SpecialisedVGG
 from leuko.model.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
-from leuko.plan import CHECKPOINT_FILE, RUN_FILE, Plan
 from leuko.preprocessing.slices import centred
-from leuko.recipes import Phase, Recipe, phase_at
-from leuko.rehearsal import Rehearsal
-from leuko.settings import Settings
+from leuko.training import holdout, losses, plan, processes
+from leuko.training.batch_norm import folded
+from leuko.training.batches import Batch, Batches
+from leuko.training.dataset import Slices, find_subjects, load
+from leuko.training.plan import CHECKPOINT_FILE, RUN_FILE, Plan
+from leuko.training.recipes import Phase, Recipe, phase_at
+from leuko.training.replay import Rehearsal
+from leuko.training.settings import Settings
+from leuko.training.tensorboard_log import Board
 from leuko.volume import Array
 
 COMPARED = 48  # slices
@@ -72,7 +72,7 @@ def fit(
     Raises LeukoError when the run is finished, the scans have changed, the checkpoint is damaged,
     the device is missing, or the loss diverges.
     """
-    parallel.wait_for(run / RUN_FILE)
+    processes.wait_for(run / RUN_FILE)
     planned = plan.read(run)
     settings, recipe = planned.settings, planned.settings.recipe
     if planned.record["finished"]:
@@ -80,8 +80,8 @@ def fit(
     watch = Stopwatch()
     runtime.require_device(planned.device)
     torch.set_num_threads(planned.threads)
-    parallel.require_even(recipe.images_per_step)
-    fabric = parallel.join(planned.device, planned.precision)
+    processes.require_even(recipe.images_per_step)
+    fabric = processes.join(planned.device, planned.precision)
     doing("preparing")
     with watch.stage("prepare"):
         batches = _batches(planned, fabric.device)
@@ -159,7 +159,7 @@ def fit(
         save_card(scratch, _trained(planned, step, best))
     with watch.stage("measure"):
         trained = runtime.load(run, device=planned.device, threads=planned.threads)
-        measures = _measures(planned, trained, run / held_out.MASKS, doing)
+        measures = _measures(planned, trained, run / holdout.MASKS, doing)
     finished = {"finished": True, "seconds": watch.seconds}
     shown = {name: json_ready(row) for name, row in measures.items()}
     write_json(run / f"{RUN_FILE}.part", planned.record | finished | {"measures": shown})
@@ -280,7 +280,7 @@ def _backward(fabric: Fabric, model: Any, batch: Batch, settings: Settings) -> t
     """The gradients of a step, of which this process computes its share; its loss, which is that
     of all, and the logits."""
     logits = model(batch.images).float()
-    loss = _loss(logits, batch, settings, partial(parallel.total, fabric))
+    loss = _loss(logits, batch, settings, partial(processes.total, fabric))
     # Processes take the mean of their gradients; a step wants the sum.
     fabric.backward(loss * fabric.world_size)
     return float(loss.detach()), logits.detach()
@@ -340,7 +340,7 @@ def _validation_loss(
         with torch.no_grad(), fabric.autocast():
             logits = network(images.to(fabric.device))
         loss_sum += len(indices) * _labelled_loss(logits.float(), labels, settings)
-    return float(parallel.total(fabric, loss_sum)) / count
+    return float(processes.total(fabric, loss_sum)) / count
 
 
 def _better(
@@ -365,8 +365,8 @@ def _measures(
     subjects, settings = planned.groups["held_out"], planned.settings
     if settings.label_names:
         labelling = settings.labelling
-        return held_out.class_measures(subjects, model, labelling, found, doing=doing)
-    return held_out.measures(subjects, model, found, doing=doing)
+        return holdout.class_measures(subjects, model, labelling, found, doing=doing)
+    return holdout.measures(subjects, model, found, doing=doing)
 
 
 def _trained(planned: Plan, step: int, best: Mapping[str, Any]) -> ModelCard:

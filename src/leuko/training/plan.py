@@ -12,9 +12,6 @@ from typing import Any
 
 import torch
 
-from leuko import lineage, parallel
-from leuko.batchnorm import normalised
-from leuko.dataset import Subject, find_subjects, people, split, verify
 from leuko.errors import LeukoError
 from leuko.evaluation.labels import WMH
 from leuko.io.files import read_json, staged, write_json
@@ -23,9 +20,12 @@ from leuko.model import imagenet, runtime
 from leuko.model.network import SpecialisedVGG
 from leuko.model.onnx_export import read_network
 from leuko.model.weights import CARD_FILE, ModelCard, load_card
-from leuko.recipes import Recipe
-from leuko.settings import NO_MODELS, Settings
 from leuko.synthesis.anatomy import Anatomy, from_mni152, load_heads
+from leuko.training import lineage, processes
+from leuko.training.batch_norm import normalised
+from leuko.training.dataset import Subject, find_subjects, people, split, verify
+from leuko.training.recipes import Recipe
+from leuko.training.settings import NO_MODELS, Settings
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Plan:
     groups: dict[str, list[Subject]]
     device: runtime.Device
     threads: int  # of each process
-    precision: parallel.Precision
+    precision: processes.Precision
     record: dict[str, Any]  # all of the file
 
     @property
@@ -91,13 +91,13 @@ def start(
             "start a new one choose another folder"
         )
     runtime.require_device(device)
-    parallel.require_even(settings.recipe.images_per_step)
+    processes.require_even(settings.recipe.images_per_step)
     settings.require_sense()
     subjects = find_subjects(Path(settings.data), settings.labelling)
     groups = _held_out(subjects, settings)
     how = {
         "device": device,
-        "threads": threads or max(1, runtime.available_cpus() // parallel.count_here()),
+        "threads": threads or max(1, runtime.available_cpus() // processes.count_here()),
         "precision": precision(settings.recipe, device),
     }
     _require_subjects(groups, settings)
@@ -304,7 +304,7 @@ def _card(
     return lineage.descended(card, load_card(Path(settings.init)))
 
 
-def precision(recipe: Recipe, device: runtime.Device) -> parallel.Precision:
+def precision(recipe: Recipe, device: runtime.Device) -> processes.Precision:
     """bfloat16 where the recipe allows it and the device multiplies in it: emulated, it is slow."""
     match device:
         case "cuda":

@@ -16,25 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from leuko import held_out, parallel, plan, train
-from leuko.dataset import person
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import Row, from_json, json_ready
 from leuko.evaluation.labels import LABEL_VALUES
 from leuko.evaluation.metrics import MEASURES, dice
-from leuko.folds_report import as_html, as_markdown, examples
-from leuko.held_out import MASKS
 from leuko.io import nifti
 from leuko.io.files import read_json, staged, write_json
 from leuko.model import runtime
-from leuko.plan import RUN_FILE, Plan
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, tissue_level
 from leuko.report.figures import Example
-from leuko.settings import Settings
 from leuko.synthesis.anatomy import WMH
 from leuko.synthesis.images import synthesise
-from leuko.train import Progress
-from leuko.validation import Validation
+from leuko.training import holdout, loop, plan, processes
+from leuko.training.adaptation import Validation
+from leuko.training.adaptation_report import as_html, as_markdown, examples
+from leuko.training.dataset import person
+from leuko.training.holdout import MASKS
+from leuko.training.loop import Progress
+from leuko.training.plan import RUN_FILE, Plan
+from leuko.training.settings import Settings
 from leuko.volume import Array
 
 FOLDER = "folds"
@@ -57,21 +57,21 @@ def fit(
 
     Only the first of several processes has a result. Raises LeukoError as `train.fit` does.
     """
-    parallel.wait_for(run / RUN_FILE)
+    processes.wait_for(run / RUN_FILE)
     if (run / RESULT_FILE).is_file():
         raise LeukoError(f"{run} is finished; what it found is in {run / RESULT_FILE}")
     planned = plan.read(run)
-    parallel.require_even(planned.settings.recipe.images_per_step)
+    processes.require_even(planned.settings.recipe.images_per_step)
     folds = split([s.name for s in planned.trained], planned.settings)
     homes = [run / FOLDER / str(number) for number in range(1, len(folds) + 1)]
-    before = _before(run, planned, doing) if parallel.is_first() else {}
+    before = _before(run, planned, doing) if processes.is_first() else {}
     rows: dict[str, Row] = {}
     for number, (home, names) in enumerate(zip(homes, folds, strict=True)):
-        if parallel.is_first() and not (home / RUN_FILE).is_file():
+        if processes.is_first() and not (home / RUN_FILE).is_file():
             plan.start_fold(home, planned, names)
         rows |= _fit(home, _as_part(on_step, number, len(folds) + 1), doing)
     _fit(run, _as_part(on_step, len(folds), len(folds) + 1), doing)
-    if not parallel.is_first():
+    if not processes.is_first():
         return None
     validation = Validation(
         model=run.resolve().name,
@@ -80,7 +80,7 @@ def fit(
         after={name: rows[name] for name in sorted(rows)},
         before=before,
         synthetic=_synthetic(run, planned, doing),
-        doubts=held_out.doubts(run / MASKS_BEFORE),
+        doubts=holdout.doubts(run / MASKS_BEFORE),
     )
     unfinished = shutil.ignore_patterns(".*")
     for home in homes:
@@ -115,10 +115,10 @@ def _fit(
     run: Path, on_step: Callable[[Progress], None], doing: Callable[[str], None]
 ) -> dict[str, Row]:
     """The measures of a run's held-out subjects, trained unless that is done."""
-    parallel.wait_for(run / RUN_FILE)
+    processes.wait_for(run / RUN_FILE)
     record = read_json(run / RUN_FILE, what="run")
     if not record["finished"]:
-        return train.fit(run, on_step=on_step, doing=doing)
+        return loop.fit(run, on_step=on_step, doing=doing)
     return {name: from_json(row) for name, row in record["measures"].items()}
 
 
@@ -143,7 +143,7 @@ def _before(run: Path, planned: Plan, doing: Callable[[str], None]) -> dict[str,
     planned.require_origin()
     origin = _load(planned.origin, planned)
     masks = run / MASKS_BEFORE
-    return held_out.measures(planned.trained, origin, masks, guarded=True, doing=doing)
+    return holdout.measures(planned.trained, origin, masks, guarded=True, doing=doing)
 
 
 def _synthetic(
@@ -183,7 +183,7 @@ def _example(validation: Validation, name: str, planned: Plan, masks: Sequence[P
     flair = nifti.read(subject.flair).canonical()
     truth = labels.with_data(labels.data == 1)
     across = flair.through_plane_axis
-    found = [nifti.read_mask(held_out.mask_path(folder, name)) for folder in masks]
+    found = [nifti.read_mask(holdout.mask_path(folder, name)) for folder in masks]
     stacks = [np.moveaxis(v.canonical().data, across, 0) for v in (flair, truth, *found)]
     differing = (stacks[2] != stacks[3]).sum(axis=(1, 2))
     labelled = stacks[1].sum(axis=(1, 2))

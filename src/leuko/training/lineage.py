@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from leuko.dataset import Subject
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.files import sha256
 from leuko.model.weights import ModelCard
+from leuko.training.dataset import Subject
 
 Described = Mapping[str, Any]  # a subject: its name, its files from DATA on, and their hashes
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from leuko.batches import Batch
+from leuko.training.batches import Batch
 
 FOLDER = "tensorboard"
 PICTURE = "slice, label, probability"

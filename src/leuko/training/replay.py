@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from leuko.dataset import Slices, joined
 from leuko.preprocessing.slices import Preparation
 from leuko.synthesis.anatomy import WMH, Anatomy
 from leuko.synthesis.images import synthesise
+from leuko.training.dataset import Slices, joined
 from leuko.volume import Array
 
 # Drawn from about once each, at two images a step.

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from leuko import parallel
 from leuko.model.network import GREY_SPREAD, SpecialisedVGG
+from leuko.training import processes
 
 MOMENTUM, EPSILON = 0.1, 1e-5
 
@@ -32,13 +32,13 @@ class BatchNorm(nn.Module):
         self.register_buffer("variance", torch.ones(maps))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and parallel.count() > 1:
+        if self.training and processes.count() > 1:
             return self._of_all(x)
         learnt = (self.mean, self.variance, self.weight, self.bias)
         return F.batch_norm(x, *learnt, self.training, MOMENTUM, EPSILON)
 
     def _of_all(self, x: Tensor) -> Tensor:
-        values, count = x.float(), parallel.count() * x.numel() // x.shape[1]
+        values, count = x.float(), processes.count() * x.numel() // x.shape[1]
         own = torch.stack([values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3))])
         mean, square = summed(own) / count
         variance = square - mean.square()

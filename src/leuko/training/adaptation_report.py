@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from leuko.dataset import person
 from leuko.evaluation.metrics import MEASURES, Measure
 from leuko.io.provenance import versions
 from leuko.report.figures import Example, as_jpeg, as_svg, before_after_figure, change_figure
 from leuko.report.html import document, drawing, facts, picture, plain, section, shown, text
-from leuko.validation import Change, Validation, signed
+from leuko.training.adaptation import Change, Validation, signed
+from leuko.training.dataset import person
 
 SHOWN = ("dsc", "lesion_f1", "lesion_recall", "h95_mm", "avd_percent")
 ON_CARDS = ("dsc", "lesion_f1", "h95_mm", "avd_percent")

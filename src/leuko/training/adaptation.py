@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import scipy.stats
 
-from leuko.dataset import person
 from leuko.evaluation.evaluate import Row
 from leuko.report.html import shown
+from leuko.training.dataset import person
 
 DECIDES = "dsc"
 # Dice that a model may lose on synthetic scans.

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from leuko.dataset import Subject, read_classes, read_pair
 from leuko.evaluation.evaluate import Row, compare, compare_classes
 from leuko.evaluation.labels import LABEL_VALUES, Labelling
 from leuko.io import nifti
@@ -18,6 +17,7 @@ from leuko.lesions.delineation import Delineation, delineate, tissue_map
 from leuko.model import runtime
 from leuko.model.predict import predict, predict_pair, to_tissue
 from leuko.preprocessing.slices import Pair
+from leuko.training.dataset import Subject, read_classes, read_pair
 from leuko.volume import Array, Volume
 
 log = logging.getLogger(__name__)

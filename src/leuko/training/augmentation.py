@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leuko.preprocessing.slices import Channels
-from leuko.recipes import Augmentation
+from leuko.training.recipes import Augmentation
 
 
 def augment(

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leuko.augment import augment
-from leuko.dataset import Slices
 from leuko.evaluation.labels import WMH_LABELS
 from leuko.preprocessing.slices import Channels
-from leuko.recipes import Recipe
-from leuko.rehearsal import Rehearsal
 from leuko.synthesis.anatomy import WMH, numbers_in
+from leuko.training.augmentation import augment
+from leuko.training.dataset import Slices
+from leuko.training.recipes import Recipe
+from leuko.training.replay import Rehearsal
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ from leuko.model import imagenet
 from leuko.model.network import SIDE_MAPS, VGG16, Stages
 from leuko.model.weights import are_rims
 from leuko.preprocessing.slices import Preparation
-from leuko.recipes import MODERN, Augmentation, Phase, Recipe
 from leuko.synthesis.anatomy import CLASSES as MADE
+from leuko.training.recipes import MODERN, Augmentation, Phase, Recipe
 
 CLASSES = WMH_LABELS.classes
 SYNTHETIC = Preparation()  # what synthetic slices look like

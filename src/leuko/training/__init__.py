@@ -1,0 +1,1 @@
+"""Training: data, recipes, the loop, cross-validation, adaptation."""
