@@ -27,10 +27,10 @@ import scipy.ndimage
 from registration import read_itk
 from scipy.spatial.transform import Rotation
 
-from leuko.changes import BORDER_EVIDENCE, BORDER_MM, LESION_BORDER_MM, STABLE, STATES
-from leuko.compare import CHANGES_FILE, Comparison, compare
 from leuko.io import nifti
 from leuko.lesions.components import drop_small, find_lesions
+from leuko.longitudinal.changes import BORDER_EVIDENCE, BORDER_MM, LESION_BORDER_MM, STABLE, STATES
+from leuko.longitudinal.compare import CHANGES_FILE, Comparison, compare
 from leuko.preprocessing.registration import Mode
 from leuko.segment import segment
 from leuko.volume import Array, Volume, resample_onto

@@ -12,12 +12,12 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from conftest import SMALL, stored
-from leuko.changes import LESION_BORDER_MM, Time, find_changes
-from leuko.compare import FILES, compare
 from leuko.errors import LeukoError
-from leuko.halfway import half, meet
 from leuko.io import nifti
 from leuko.io.files import sha256, write_json
+from leuko.longitudinal.changes import LESION_BORDER_MM, Time, find_changes
+from leuko.longitudinal.compare import FILES, compare
+from leuko.longitudinal.midspace import half, meet
 from leuko.volume import Volume, resample_onto
 from phantoms import make_phantom
 from reports import finding

@@ -112,7 +112,9 @@ def test_scans_that_are_no_flair_are_told_before_training(
         raise StoppedError
 
     monkeypatch.setattr(holdout.quality_checks, "TISSUES", load_card(foreign_model).classes)
-    monkeypatch.setattr(holdout.quality_checks, "wrong_scan", lambda case: f"{case.flair.name} is odd")
+    monkeypatch.setattr(
+        holdout.quality_checks, "wrong_scan", lambda case: f"{case.flair.name} is odd"
+    )
     monkeypatch.setattr(loop, "fit", stop)
     plan.start(tmp_path / "run", adapting(heads, foreign_model))
     with pytest.raises(StoppedError):

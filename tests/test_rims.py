@@ -9,12 +9,12 @@ import pytest
 import scipy.ndimage
 
 from leuko import derivatives, segment, summary
-from leuko.compare import compare
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.files import read_json
 from leuko.lesions.delineation import delineate
 from leuko.lesions.quality_checks import TISSUES
+from leuko.longitudinal.compare import compare
 from leuko.model.calibration import Calibration
 from leuko.model.weights import DEFAULT, ModelCard, find, load_card
 from leuko.preprocessing.slices import Preparation

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from leuko import compare, group, results, segment
+from leuko import group, results, segment
 from leuko.io import nifti
 from leuko.io.provenance import OUTPUT
+from leuko.longitudinal import compare
 from leuko.report import single
 from leuko.results import MASK_FILE, RECORD_FILE
 
@@ -153,7 +154,7 @@ def test_a_comparison_survives_its_page(heads, model, tmp_path, monkeypatch):
 
 
 def _same(run, *_, **__):
-    from leuko.halfway import Halfway
+    from leuko.longitudinal.midspace import Halfway
     from leuko.preprocessing.registration import Alignment
 
     still = Alignment(np.eye(4), 0.0, 0.0, 1.0, 1.0, 1.0)

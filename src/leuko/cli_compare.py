@@ -25,7 +25,7 @@ def compare(
     threads: Threads = None,
 ) -> None:
     """Compare two times of one brain: new, grown, stable, shrunk and resolved lesions."""
-    from leuko.compare import CHANGE_TABLE_FILE, CHANGES_FILE, compare
+    from leuko.longitudinal.compare import CHANGE_TABLE_FILE, CHANGES_FILE, compare
     from leuko.results import REPORT_FILE
     from leuko.terminal import changes_as_text
 

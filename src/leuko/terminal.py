@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from leuko.compare import Comparison
+    from leuko.longitudinal.compare import Comparison
     from leuko.results import Segmentation
     from leuko.training.adaptation import Validation
     from leuko.training.loop import Progress as At

@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from leuko.change_report import change_report
-from leuko.changes import BORDER_MM, Change, Changes, Time, find_changes
 from leuko.errors import LeukoError
-from leuko.halfway import Halfway, meet
 from leuko.io import inputs, nifti
 from leuko.io.files import find_image, read_json, staged, write_json
 from leuko.io.provenance import (
@@ -25,6 +22,9 @@ from leuko.io.provenance import (
     tell,
     versions,
 )
+from leuko.longitudinal.changes import BORDER_MM, Change, Changes, Time, find_changes
+from leuko.longitudinal.midspace import Halfway, meet
+from leuko.longitudinal.report import change_report
 from leuko.model.runtime import available_cpus
 from leuko.preprocessing.slices import tissue_level
 from leuko.results import (

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from leuko.changes import STATES, Changes, Time
 from leuko.io.provenance import RIMS_ARE, is_useless, read_findings
+from leuko.longitudinal.changes import STATES, Changes, Time
 from leuko.report.html import Column, Kind, alerts, facts, page, plain, section, shown, table, text
 from leuko.report.viewer import HEAD, Pane, lesion_slices
 from leuko.volume import Array, Volume

@@ -1,0 +1,1 @@
+"""Two scans of one brain over time: midspace, changes, report."""
