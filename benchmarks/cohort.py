@@ -40,9 +40,9 @@ import psutil
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from cohorts import REASONS, command, mere_mortal, spoil, stopped, swap, table, written
+from leuko.cohort.worker import THREADS
 from leuko.io import nifti
 from leuko.io.files import read_json
-from leuko.isolate import THREADS
 from leuko.results import RECORD_FILE
 from leuko.synthesis.anatomy import Anatomy, from_mni152, load_heads
 from leuko.synthesis.images import Scan, choose, synthesise

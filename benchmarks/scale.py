@@ -22,12 +22,12 @@ from typing import Any
 
 import psutil
 
-from leuko import cohort, group
+from leuko.cohort import executor, gather
+from leuko.cohort.job import Job, Settings, Wanted, settle, split
+from leuko.cohort.worker import Limits, Outcome
 from leuko.io.files import staged, write_json
 from leuko.io.inputs import as_file
-from leuko.isolate import Limits, Outcome
 from leuko.results import MASK_FILE, RECORD_FILE
-from leuko.subject import Job, Settings, Wanted, settle, split
 
 HEADER = b"\0" * 352  # as long as that of a NIfTI file
 THREADS = 4  # of each worker
@@ -110,7 +110,7 @@ def drive(folder: Path, subjects: int, scheduler: str) -> None:
     done, left = split(everything, wanted_of(everything[0].settings))
     checked = time.perf_counter() - start
     failed = 0
-    for job, outcome in cohort.run(stand_in, left, scheduler=scheduler):
+    for job, outcome in executor.run(stand_in, left, scheduler=scheduler):
         settle(job, outcome)
         failed += outcome.reason is not None
     seconds = time.perf_counter() - start - checked
@@ -190,7 +190,7 @@ def main() -> None:
         scheduler_gb = psutil.Process(processes[0].pid).memory_info().rss / 1e9
     after = written(out)
     start = time.perf_counter()
-    group.write_batch(out)
+    gather.write_batch(out)
     rows = {
         "subjects": given.subjects,
         "there when it was started again": len(before),
@@ -200,7 +200,7 @@ def main() -> None:
         "failures with their reason": len(list((out / "logs").glob("*.failed"))),
         "memory of the scheduler, GB": round(scheduler_gb, 2),
         "seconds to gather table and page": round(time.perf_counter() - start, 1),
-        "size of the page, MB": round((out / group.PAGE).stat().st_size / 1e6, 1),
+        "size of the page, MB": round((out / gather.PAGE).stat().st_size / 1e6, 1),
     }
     for name, value in rows.items():
         print(f"{name:<42}{value}")

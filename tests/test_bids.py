@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from leuko.bids import find_pairs, start_dataset
-from leuko.bids_names import Image, read_filter
+from leuko.cohort.bids import find_pairs, start_dataset
+from leuko.cohort.bids_names import Image, read_filter
 from leuko.errors import LeukoError
 
 

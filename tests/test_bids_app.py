@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leuko.bids_names import Image
-from leuko.derivatives import is_stripped
+from leuko.cohort.bids_names import Image
+from leuko.cohort.derivatives import is_stripped
 from leuko.io import nifti
 from leuko.model.weights import DEFAULT, find, load_card
 from phantoms import make_phantom

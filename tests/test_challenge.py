@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from leuko.challenge import (
+from leuko.cohort.challenge import (
     ALL,
     OFFICIAL,
     Scan,

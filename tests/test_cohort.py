@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from cohorts import REASONS, awaited, command, mere_mortal, spoil, stopped, table, written
-from leuko import cohort
+from leuko.cohort import executor
+from leuko.cohort.job import Job, Settings, perform
+from leuko.cohort.worker import Limits
 from leuko.io.files import read_json
-from leuko.isolate import Limits
 from leuko.results import MASK_FILE, RECORD_FILE, REPORT_FILE
-from leuko.subject import Job, Settings, perform
 from phantoms import make_phantom
 
 SHAPE, SPACING = (90, 110, 18), (1.9, 1.9, 7.0)
@@ -259,7 +259,7 @@ def test_a_worker_with_another_model_of_the_same_name_does_nothing(scans, tmp_pa
 
 
 def test_a_scheduler_that_does_not_answer_is_named(leuko, scans, tmp_path, monkeypatch):
-    monkeypatch.setattr("leuko.cohort.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("leuko.cohort.executor.CONNECT_SECONDS", 1)
     pairs = pairs_of(tmp_path / "pairs.tsv", scans, "a")
     address = "tcp://127.0.0.1:9"
     code, told, said = leuko("batch", pairs, "-o", tmp_path / "out", "--scheduler", address)
@@ -305,6 +305,6 @@ def test_a_result_of_another_hand_is_not_replaced(leuko, scans, tmp_path):
 
 
 def test_as_many_subjects_run_at_once_as_memory_allows():
-    assert cohort.fitting_workers(4, 1e-3) == 4
-    assert cohort.fitting_workers(4, cohort.MEMORY_LIMIT / 1e9 / 2.5) == 2
-    assert cohort.fitting_workers(4, cohort.MEMORY_LIMIT / 1e9 * 2) == 1
+    assert executor.fitting_workers(4, 1e-3) == 4
+    assert executor.fitting_workers(4, executor.MEMORY_LIMIT / 1e9 / 2.5) == 2
+    assert executor.fitting_workers(4, executor.MEMORY_LIMIT / 1e9 * 2) == 1

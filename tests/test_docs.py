@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import typer
 
-from leuko.bids_names import read_filter
 from leuko.cli import app, main
+from leuko.cohort.bids_names import read_filter
 from leuko.evaluation.evaluate import COLUMNS
 from leuko.evaluation.metrics import MEASURES
 from leuko.model.calibration import Seen, judge

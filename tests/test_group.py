@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from leuko import group, summary, verdicts
 from leuko.cli_cohort import look_at
+from leuko.cohort import gather, ratings, summary
+from leuko.cohort.job import Job, Settings, Wanted, is_done
+from leuko.cohort.worker import Limits
 from leuko.errors import LeukoError
 from leuko.io.inputs import as_file
-from leuko.isolate import Limits
 from leuko.report.html import SAVED
 from leuko.results import MASK_FILE, PICTURE_FILE, RECORD_FILE
-from leuko.subject import Job, Settings, Wanted, is_done
 from reports import a_head, a_record, finding
 
 HOSTILE = "<script>document.title = 'run'</script>"
@@ -93,7 +93,7 @@ def test_results_not_to_be_used_come_first_and_count_in_no_median(cohort):
     useless = {"volume_ml": 900.0, "findings": [finding("no FLAIR", "do not use")]}
     out = cohort(b={"volume_ml": 2.0, "findings": [finding("cut off")]}, a={"volume_ml": 4.0},
                  z=useless)  # fmt: skip
-    group.write_batch(out)
+    gather.write_batch(out)
     page = Words((out / "report.html").read_text())
     assert page.cards == ["z", "b", "a"]
     assert "range 2.00 to 4.00" in page.words
@@ -103,7 +103,7 @@ def test_results_not_to_be_used_come_first_and_count_in_no_median(cohort):
 
 def test_rims_stand_in_the_table_and_on_the_page(cohort):
     out = cohort(a={"rims_ml": 1.0}, b={"rims_ml": 3.0})
-    group.write_batch(out)
+    gather.write_batch(out)
     found = [(row["rims"], row["rims_ml"]) for row in rows(out / "wmh.tsv")]
     assert found == [("separate", "1"), ("separate", "3")]
     page = Words((out / "report.html").read_text()).words
@@ -114,7 +114,7 @@ def test_rims_stand_in_the_table_and_on_the_page(cohort):
 
 def test_masks_of_different_conventions_are_warned_of(cohort):
     out = cohort(a={}, b={"rims": "include"}, c={"rims": "exclude", "rims_ml": None})
-    group.write_batch(out)
+    gather.write_batch(out)
     page = Words((out / "report.html").read_text()).words
     assert "Masks of different conventions" in page
     assert "by number of scans, not in the mask (2), in the mask (1)." in page
@@ -122,7 +122,7 @@ def test_masks_of_different_conventions_are_warned_of(cohort):
 
 def test_a_cohort_of_useless_results_alone_has_a_page(cohort):
     out = cohort(a={"findings": [finding("no FLAIR", "do not use")]})
-    group.write_batch(out)
+    gather.write_batch(out)
     assert "Not to be used" in (out / "report.html").read_text()
 
 
@@ -157,7 +157,7 @@ def test_every_column_is_described():
 
 def test_the_table_holds_one_row_a_subject_and_its_dictionary_every_column(cohort):
     out = cohort(a={}, b={"volume_ml": 7.0})
-    group.write_batch(out)
+    gather.write_batch(out)
     found = rows(out / "wmh.tsv")
     assert [row["id"] for row in found] == ["a", "b"]
     assert found[1]["volume_ml"] == "7"
@@ -176,8 +176,8 @@ def test_the_worst_come_first(cohort):
         unknown={"quality": None},
         worst=dice(0.9) | {"findings": [finding("cut off"), finding("motion")]},
     )
-    group.write_batch(out)
-    page = Words((out / group.PAGE).read_text())
+    gather.write_batch(out)
+    page = Words((out / gather.PAGE).read_text())
     assert page.cards == ["worst", "warned", "unknown", "bad", "good"]
     assert "2of 5" in page.words.replace(" of", "of")
 
@@ -188,9 +188,9 @@ def test_failures_stand_on_the_page_with_their_reason_and_not_in_the_table(cohor
     (out / "logs" / "b.failed").write_text("b/FLAIR.nii.gz is all zeros\n")
     (out / "logs" / "b.log").touch()
     (out / "logs" / "c.failed").write_text(f"{HOSTILE}\n")
-    group.write_batch(out)
+    gather.write_batch(out)
     assert [row["id"] for row in rows(out / "wmh.tsv")] == ["a"]
-    html = (out / group.PAGE).read_text()
+    html = (out / gather.PAGE).read_text()
     assert 'href="logs/b.log"' in html
     assert "logs/c.log" not in html
     assert HOSTILE not in html
@@ -202,21 +202,21 @@ def test_only_failures_make_a_page_too(tmp_path):
     out = tmp_path / "out"
     (out / "logs").mkdir(parents=True)
     (out / "logs" / "a.failed").write_text("all zeros\n")
-    group.write_batch(out)
+    gather.write_batch(out)
     assert rows(out / "wmh.tsv") == []
-    assert "all zeros" in (out / group.PAGE).read_text()
+    assert "all zeros" in (out / gather.PAGE).read_text()
 
 
 def test_nothing_to_gather_is_said(tmp_path):
     with pytest.raises(LeukoError, match="holds no results; segment first"):
-        group.write_batch(tmp_path)
+        gather.write_batch(tmp_path)
 
 
 @pytest.mark.parametrize("content", ['{"command": "train"}', "{", "[]"])
 def test_a_record_of_something_else_is_named_and_left_out(cohort, caplog, content):
     out = cohort(a={}, b={})
     (out / "a" / RECORD_FILE).write_text(content)
-    group.write_batch(out)
+    gather.write_batch(out)
     assert [row["id"] for row in rows(out / "wmh.tsv")] == ["b"]
     assert "a/run.json is not a record of this version of leuko segment; left out" in caplog.text
 
@@ -225,7 +225,7 @@ def test_a_mask_without_its_record_is_named_and_left_out(cohort, caplog):
     out = cohort(a={}, b={})
     (out / "b" / RECORD_FILE).rename(out / "b" / "old.json")
     (out / "b" / "wmh.nii.gz").touch()
-    group.write_batch(out)
+    gather.write_batch(out)
     assert [row["id"] for row in rows(out / "wmh.tsv")] == ["a"]
     assert "b/wmh.nii.gz has no run.json beside it; it is left out" in caplog.text
 
@@ -238,7 +238,7 @@ def test_derivatives_in_another_place_or_without_a_record_are_named(cohort, tmp_
         (home / f"{name}_space-FLAIR_label-WMH_stats.json").write_text(record.read_text())
     lone = "sub-01_run-2_space-FLAIR_label-WMH"
     (home / f"{lone}_mask.nii.gz").touch()
-    group.write_dataset(tmp_path / "ds")
+    gather.write_dataset(tmp_path / "ds")
     assert [row["participant_id"] for row in rows(tmp_path / "ds" / "wmh.tsv")] == ["sub-01"]
     told = [message.split(f"{home}/")[1] for message in caplog.messages]
     assert told == [
@@ -250,8 +250,8 @@ def test_derivatives_in_another_place_or_without_a_record_are_named(cohort, tmp_
 
 def saved(out, name, *lines):
     """A file as a page saves it."""
-    (out / verdicts.FOLDER).mkdir(exist_ok=True)
-    with (out / verdicts.FOLDER / name).open("w", newline="") as file:
+    (out / ratings.FOLDER).mkdir(exist_ok=True)
+    with (out / ratings.FOLDER / name).open("w", newline="") as file:
         table = csv.DictWriter(file, SAVED, restval="")
         table.writeheader()
         table.writerows(lines)
@@ -274,9 +274,9 @@ def test_verdicts_find_their_subjects_by_the_scan_and_are_one_csv(cohort, caplog
     )
     saved(out, "qc_b (1).csv", verdict(1, "FAIL", subject="patient B", reasons="missed deep"))
     saved(out, "a.csv", verdict(0, "FAIL", rater="me", rated="2025-12-31"))  # a mind changed since
-    (out / verdicts.FOLDER / "other.csv").write_text("x,y\n1,2\n")
-    (out / verdicts.FOLDER / "latin.csv").write_bytes("verdict\né".encode("latin-1"))
-    written = group.write_batch(out)
+    (out / ratings.FOLDER / "other.csv").write_text("x,y\n1,2\n")
+    (out / ratings.FOLDER / "latin.csv").write_bytes("verdict\né".encode("latin-1"))
+    written = gather.write_batch(out)
     found = rows(written["verdicts"], ",")
     told = [(row["id"], row["verdict"], row["current"]) for row in found]
     assert told == [
@@ -285,7 +285,7 @@ def test_verdicts_find_their_subjects_by_the_scan_and_are_one_csv(cohort, caplog
     assert found[2]["note"] == "of, old"
     assert "other.csv holds no verdicts" in caplog.text
     assert "latin.csv cannot be read" in caplog.text
-    words = Words((out / group.PAGE).read_text()).words
+    words = Words((out / gather.PAGE).read_text()).words
     assert "FAIL: missed deep (2026-01-02)" in words
     assert "PASS (me, 2026-01-02)" in words
     assert "flag (2026-01-02, of an older mask)" in words
@@ -294,10 +294,10 @@ def test_verdicts_find_their_subjects_by_the_scan_and_are_one_csv(cohort, caplog
 def test_verdicts_that_are_taken_back_are_gone(cohort):
     out = cohort(a={})
     saved(out, "a.csv", verdict(0, "PASS"))
-    assert "verdicts" in group.write_batch(out)
-    (out / verdicts.FOLDER / "a.csv").unlink()
-    group.write_batch(out)
-    assert not (out / verdicts.TABLE).exists()
+    assert "verdicts" in gather.write_batch(out)
+    (out / ratings.FOLDER / "a.csv").unlink()
+    gather.write_batch(out)
+    assert not (out / ratings.TABLE).exists()
 
 
 @pytest.fixture
@@ -309,8 +309,8 @@ def page(opened, cohort):
     (out / "logs").mkdir()
     (out / "logs" / "x.failed").write_text(f"{HOSTILE}\n")
     saved(out, "v.csv", verdict(5, "PASS"))
-    group.write_batch(out)
-    return opened(out / group.PAGE)
+    gather.write_batch(out)
+    return opened(out / gather.PAGE)
 
 
 def names(page):
@@ -352,8 +352,8 @@ def test_verdicts_are_saved_as_one_csv_that_the_next_run_gathers(page, tmp_path)
         page.get_by_role("button", name="Save verdicts").click()
     assert download.value.suggested_filename == "verdicts_A_B.csv"
     out = tmp_path / "out"
-    download.value.save_as(out / verdicts.FOLDER / "mine.csv")
-    found = rows(group.write_batch(out)["verdicts"], ",")
+    download.value.save_as(out / ratings.FOLDER / "mine.csv")
+    found = rows(gather.write_batch(out)["verdicts"], ",")
     told = [(row["id"], row["verdict"], row["reasons"], row["current"]) for row in found]
     assert told == [
         ("sub-03", "PASS", "", "yes"),
@@ -369,7 +369,7 @@ def test_a_verdict_is_forgotten_with_the_mask_that_it_is_of(page, tmp_path):
     page.get_by_role("group", name="Verdict on sub-07").get_by_label("FAIL").check()
     record = tmp_path / "out" / "sub-07" / RECORD_FILE
     record.write_text(json.dumps(json.loads(record.read_text()) | {"mask_sha256": "ee" * 32}))
-    group.write_batch(tmp_path / "out")
+    gather.write_batch(tmp_path / "out")
     page.reload()
     assert page.locator(".card.done").count() == 0
     page.get_by_role("button", name="Save verdicts").click()
@@ -385,9 +385,9 @@ def test_anyone_can_use_the_page(opened, cohort, scheme, width):
     (out / "logs").mkdir()
     (out / "logs" / "x.failed").write_text("all zeros\n")
     saved(out, "v.csv", verdict(1, "PASS"))
-    group.write_batch(out)
+    gather.write_batch(out)
     view = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
-    page = opened(out / group.PAGE, **view)
+    page = opened(out / gather.PAGE, **view)
     page.get_by_role("group", name="Verdict on b").get_by_label("flag").check()
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
@@ -397,11 +397,11 @@ def test_anyone_can_use_the_page(opened, cohort, scheme, width):
 @pytest.mark.browser
 def test_pictures_come_when_they_come_into_view(browser, cohort):
     out = cohort(**{f"s{k:03}": {} for k in range(300)})
-    group.write_batch(out)
+    gather.write_batch(out)
     context = browser.new_context(offline=True, viewport={"width": 900, "height": 700})
     page, asked = context.new_page(), []
     page.on("request", lambda r: asked.append(r.url) if r.url.endswith(PICTURE_FILE) else None)
-    page.goto((out / group.PAGE).as_uri())
+    page.goto((out / gather.PAGE).as_uri())
     page.wait_for_timeout(500)
     assert 0 < len(asked) < 100
     before = len(asked)

@@ -10,11 +10,11 @@ import psutil
 import pytest
 
 from cohorts import awaited
-from leuko.isolate import Limits, run
+from leuko.cohort.worker import Limits, run
 
 TASKS = """
 import ctypes, os, signal, sys
-from leuko.isolate import receive
+from leuko.cohort.worker import receive
 task = receive().strip()
 print("task", task, os.environ["OMP_NUM_THREADS"], os.getpid(), flush=True)
 if task == "hang":
@@ -100,7 +100,8 @@ def test_it_ends_with_its_parent(tmp_path):
             sys.executable,
             "-c",
             (
-                "import sys; from pathlib import Path; from leuko.isolate import Limits, run\n"
+                "import sys; from pathlib import Path\n"
+                "from leuko.cohort.worker import Limits, run\n"
                 "run([sys.argv[1]], 'x', Path(sys.argv[2]), Limits(2, 600, 1))"
             ),
             str(tmp_path / "waits.py"),

@@ -2,8 +2,8 @@
 
 import pytest
 
+from leuko.cohort.subject_table import read_table
 from leuko.errors import LeukoError
-from leuko.pairs import read_table
 
 
 def rows(tmp_path, text, name="pairs.tsv", encoding="utf-8"):

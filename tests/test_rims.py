@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from leuko import derivatives, segment, summary
+from leuko import segment
+from leuko.cohort import derivatives, summary
+from leuko.cohort.job import Settings as CohortSettings
+from leuko.cohort.job import Wanted
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.files import read_json
@@ -18,8 +21,6 @@ from leuko.longitudinal.compare import compare
 from leuko.model.calibration import Calibration
 from leuko.model.weights import DEFAULT, ModelCard, find, load_card
 from leuko.preprocessing.slices import Preparation
-from leuko.subject import Settings as CohortSettings
-from leuko.subject import Wanted
 from leuko.terminal import findings_as_text
 from leuko.training.plan import start
 from leuko.training.settings import Settings

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from leuko import group, results, segment
+from leuko import results, segment
+from leuko.cohort import gather
 from leuko.io import nifti
 from leuko.io.provenance import OUTPUT
 from leuko.longitudinal import compare
@@ -166,7 +167,7 @@ def test_a_cohorts_table_survives_its_page(cohort, monkeypatch, caplog):
     monkeypatch.setattr("leuko.report.figures.cohort_histogram", broken)
     out = cohort(a={}, b={})
     (out / "report.html").write_text("of an earlier run")
-    written = group.write_batch(out)
+    written = gather.write_batch(out)
     assert set(written) == {"table"}
     assert len((out / "wmh.tsv").read_text().splitlines()) == 3
     assert not (out / "report.html").exists()

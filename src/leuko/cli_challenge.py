@@ -47,7 +47,7 @@ def challenge(
     threads: Threads = None,
 ) -> None:
     """Segment one scan as the challenge's container must: /input/pre to /output/result.nii.gz."""
-    from leuko.challenge import RESULT_FILE, answer
+    from leuko.cohort.challenge import RESULT_FILE, answer
 
     result = answer(
         source,
@@ -102,9 +102,9 @@ def challenge_score(
     """Reproduce the challenge's table: segment its scans, measure each, mean by site, rank."""
     if results is None:
         require(*COHORT_LIBRARIES, extra="cohort")
-    from leuko import challenge as wmh
-    from leuko.isolate import Limits
-    from leuko.subject import Settings
+    from leuko.cohort import challenge as wmh
+    from leuko.cohort.job import Settings
+    from leuko.cohort.worker import Limits
 
     others = wmh.read_teams(teams) if teams else {}
     scans = wmh.find_scans(data, split)

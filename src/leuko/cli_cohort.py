@@ -25,7 +25,7 @@ from leuko.io.provenance import DONE_WITH_WARNINGS
 from leuko.terminal import cohort_progress
 
 if TYPE_CHECKING:
-    from leuko.subject import Job
+    from leuko.cohort.job import Job
 
 Processors = Annotated[
     int | None,
@@ -111,10 +111,10 @@ def batch(
     If it was interrupted, run the same command again to resume.
     """
     require(*COHORT_LIBRARIES, extra="cohort")
-    from leuko.group import write_batch
-    from leuko.isolate import Limits
-    from leuko.pairs import read_table
-    from leuko.subject import Job, Settings
+    from leuko.cohort.gather import write_batch
+    from leuko.cohort.job import Job, Settings
+    from leuko.cohort.subject_table import read_table
+    from leuko.cohort.worker import Limits
 
     out = out.absolute()
     settings = Settings(
@@ -186,11 +186,11 @@ def bids(
     device: Device = "cpu",
 ) -> None:
     """Segment a BIDS dataset (participant), and gather what was found (group): a BIDS App."""
-    from leuko.bids import find_pairs, start_dataset
-    from leuko.bids_names import read_filter
-    from leuko.group import write_dataset
-    from leuko.isolate import Limits
-    from leuko.subject import Job, Settings, Wanted
+    from leuko.cohort.bids import find_pairs, start_dataset
+    from leuko.cohort.bids_names import read_filter
+    from leuko.cohort.gather import write_dataset
+    from leuko.cohort.job import Job, Settings, Wanted
+    from leuko.cohort.worker import Limits
 
     out, dataset = output_dir.absolute(), bids_dir.absolute()
     if analysis_level == "group":
@@ -266,7 +266,7 @@ def page_code(written: Mapping[str, Path]) -> int:
 def look_at(jobs: "Sequence[Job]") -> int:
     """Print why results should not be used, and which files are missing; the exit code that
     says whether there are any."""
-    from leuko.subject import serious_findings
+    from leuko.cohort.job import serious_findings
 
     found = {job.name: serious_findings(job) for job in jobs}
     for name, findings in found.items():
@@ -279,24 +279,24 @@ def run_jobs(
     jobs: "Sequence[Job]", processors: int | None, scheduler: str | None
 ) -> dict[str, str]:
     """Do what is not done yet, and say how it went; why some failed, by name."""
-    from leuko import cohort
+    from leuko.cohort import executor
+    from leuko.cohort.job import Wanted, perform, settle, split
     from leuko.io.files import require_folder
     from leuko.model.runtime import available_cpus
-    from leuko.subject import Wanted, perform, settle, split
 
     wanted = Wanted.of(jobs[0].settings)
     require_folder(jobs[0].root)
     done, left = split(jobs, wanted)
     processors, limits, workers = processors or available_cpus(), jobs[0].limits, None
     if scheduler is None:
-        fitting = cohort.fitting_workers(processors, limits.memory_gb)
+        fitting = executor.fitting_workers(processors, limits.memory_gb)
         workers = max(1, min(fitting, len(left)))
         limits = replace(limits, threads=max(1, processors // workers))
     left = [replace(j, limits=limits, weights_sha256=wanted.weights_sha256) for j in left]
     failed: dict[str, str] = {}
     try:
         with cohort_progress(len(left), workers) as on_end:
-            for job, outcome in cohort.run(perform, left, workers=workers, scheduler=scheduler):
+            for job, outcome in executor.run(perform, left, workers=workers, scheduler=scheduler):
                 settle(job, outcome)
                 on_end(job.name, outcome.reason)
                 if outcome.reason is not None:

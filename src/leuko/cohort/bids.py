@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from leuko import __version__
-from leuko.bids_names import OWN, SUFFIXES, Filter, Image, label, visit_folder
+from leuko.cohort.bids_names import OWN, SUFFIXES, Filter, Image, label, visit_folder
 from leuko.errors import LeukoError
 from leuko.io.files import is_folder, read_json, replace_text, require_folder, walk
 

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from leuko.cohort.ratings import Verdict
 from leuko.io.provenance import RIMS_ARE, Finding
 from leuko.report.html import (
     ALERTS,
@@ -28,7 +29,6 @@ from leuko.report.html import (
     section,
     text,
 )
-from leuko.verdicts import Verdict
 
 MOST_CARDS = 2000  # of a page: browsers get slow beyond, and readers tired
 # What a verdict is saved with, besides the reader's words.

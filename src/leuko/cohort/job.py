@@ -1,6 +1,6 @@
 """One subject of a cohort: what is asked for, whether it is there, and how it is made.
 
-It is made in a process apart, `python -m leuko.subject`, which is given a `Job` as JSON.
+It is made in a process apart, `python -m leuko.cohort.job`, which is given a `Job` as JSON.
 """
 
 import json
@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from leuko import derivatives, isolate, results
+from leuko import results
+from leuko.cohort import derivatives, worker
+from leuko.cohort.worker import Limits, Outcome
 from leuko.errors import LeukoError
 from leuko.io.files import private, read_json, replace_text, staged
 from leuko.io.inputs import is_same
 from leuko.io.provenance import OUTPUT, Finding, exit_code, read_findings, stderr_handler
-from leuko.isolate import Limits, Outcome
 from leuko.lesions.delineation import Rims
 from leuko.lesions.location import Rule
 from leuko.model import weights
@@ -196,7 +197,7 @@ def perform(job: Job) -> Outcome:
 
 def main() -> None:
     """In the process: segment the subject of the `Job` that is given."""
-    job = Job.from_json(isolate.receive())
+    job = Job.from_json(worker.receive())
     logging.basicConfig(handlers=[stderr_handler()], force=True)
     try:
         _segment(job, Path(sys.argv[1]))
@@ -212,9 +213,9 @@ def _perform(job: Job) -> Outcome:
     with private(job.work, job.name) as scratch:
         made, log = scratch / "results", scratch / "log"
         made.mkdir()
-        command = ["-m", "leuko.subject", str(made)]
+        command = ["-m", "leuko.cohort.job", str(made)]
         try:
-            outcome = isolate.run(command, job.to_json(), log, job.limits)
+            outcome = worker.run(command, job.to_json(), log, job.limits)
             if outcome.reason is None:
                 _publish(made, job)
         finally:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from leuko.cohort.job import Job, Settings
+from leuko.cohort.worker import Limits
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import Row, compare, mean_with_interval
 from leuko.evaluation.evaluate import write_table as write_scores
@@ -22,10 +24,8 @@ from leuko.evaluation.labels import LABEL_VALUES
 from leuko.evaluation.metrics import MEASURES
 from leuko.io import nifti
 from leuko.io.files import refuse, staged, walk
-from leuko.isolate import Limits
 from leuko.results import MASK_FILE, Segmentation, write_table
 from leuko.segment import segment
-from leuko.subject import Job, Settings
 
 RESULT_FILE = "result.nii.gz"
 REFERENCE_FILE, FLAIR_FILE = "wmh.nii.gz", "FLAIR.nii.gz"

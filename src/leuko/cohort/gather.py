@@ -9,14 +9,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from leuko import derivatives, results, summary, verdicts
-from leuko.bids_names import OWN, Image
-from leuko.cohort_report import Entry, Failure
+from leuko import results
+from leuko.cohort import derivatives, ratings, summary
+from leuko.cohort.bids_names import OWN, Image
+from leuko.cohort.job import LOGS
+from leuko.cohort.report import Entry, Failure
 from leuko.errors import LeukoError
 from leuko.io.files import read_json, staged, write_json
 from leuko.io.provenance import read_findings
 from leuko.results import side_output, write_table
-from leuko.subject import LOGS
 
 Ids = dict[str, Any]  # the columns that tell whose a row is
 
@@ -147,20 +148,20 @@ def _write(
         raise LeukoError(f"{out} holds no results; segment first")
     rows = [[*result.ids, *entry.row.values()] for result, entry in done.items()]
     entries = list(done.values())
-    judged = verdicts.gather(out / verdicts.FOLDER, {entry.name: entry.row for entry in entries})
+    judged = ratings.gather(out / ratings.FOLDER, {entry.name: entry.row for entry in entries})
     written = {"table": out / TABLE}
     with staged(out) as scratch:
         _save(scratch / TABLE, rows, ids)
         with side_output(scratch, PAGE, lambda finding: log.warning("%s", finding.text)):
-            from leuko.cohort_report import cohort_page  # matplotlib may be broken
+            from leuko.cohort.report import cohort_page  # matplotlib may be broken
 
             page = cohort_page(entries, failures, judged)
             (scratch / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
             written["report"] = out / PAGE
         if judged:
-            verdicts.write(scratch / verdicts.TABLE, judged)
-            written["verdicts"] = out / verdicts.TABLE
-    for kind, name in {"report": PAGE, "verdicts": verdicts.TABLE}.items():
+            ratings.write(scratch / ratings.TABLE, judged)
+            written["verdicts"] = out / ratings.TABLE
+    for kind, name in {"report": PAGE, "verdicts": ratings.TABLE}.items():
         if kind not in written:
             (out / name).unlink(missing_ok=True)
     return written, rows

@@ -10,9 +10,9 @@ from typing import TypeVar
 from distributed import Client, Future, LocalCluster, as_completed
 from distributed.system import MEMORY_LIMIT
 
-from leuko import isolate
+from leuko.cohort import worker
+from leuko.cohort.worker import Outcome
 from leuko.errors import LeukoError
-from leuko.isolate import Outcome
 
 AHEAD = 4096  # pieces at the scheduler: more than any cluster does at once, fewer than a cohort has
 CONNECT_SECONDS = 30
@@ -57,7 +57,7 @@ def run(
                 ended.update(submit(1))
                 yield of_key.pop(future.key), _outcome(future)
         except (KeyboardInterrupt, GeneratorExit):
-            isolate.stop()  # those of this machine; nobody waits for them any more
+            worker.stop()  # those of this machine; nobody waits for them any more
             raise
 
 

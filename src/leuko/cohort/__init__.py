@@ -1,0 +1,1 @@
+"""Many subjects: BIDS, tables, jobs, ratings, the challenge."""
