@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from typer.models import ArgumentInfo
 
 from leuko import __version__
-from leuko.cli_cohort import bids
+from leuko.cli.cohort import bids
 
 IMAGE = "leuko"  # as docs/containers.md builds it
 KINDS = {Path: "File", str: "String", int: "Number", float: "Number", bool: "Flag"}

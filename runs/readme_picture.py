@@ -5,7 +5,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from leuko.cli import main
+from leuko.cli.main import main
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:

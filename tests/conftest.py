@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from leuko.cli import main
+from leuko.cli.main import main
 from leuko.model.weights import load_card, save_card
 from leuko.preprocessing.slices import Preparation
 from leuko.results import PICTURE_FILE, RECORD_FILE, REPORT_FILE

@@ -288,7 +288,7 @@ def test_resume_finishes_a_run(leuko, heads, foreign_model, tmp_path):
 
 
 def test_a_log_has_the_last_step(capsys):
-    from leuko.terminal import progress_bar
+    from leuko.cli.text import progress_bar
     from leuko.training.loop import Progress
 
     with progress_bar() as (on_step, doing):
@@ -520,7 +520,7 @@ def test_one_file_given_twice_is_an_error(leuko, phantom, tmp_path):
 def test_the_bundled_model_runs_without_torch(heads, tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from leuko.cli import main\n"
+        "from leuko.cli.main import main\n"
         f"head = {str(heads / 'head0')!r}\n"
         f"main(['segment', '--flair', f'{{head}}/FLAIR.nii.gz', '-o', {str(tmp_path)!r}])"
     )

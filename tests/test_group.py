@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from leuko.cli_cohort import look_at
+from leuko.cli.cohort import look_at
 from leuko.cohort import gather, ratings, summary
 from leuko.cohort.job import Job, Settings, Wanted, is_done
 from leuko.cohort.worker import Limits

@@ -62,8 +62,7 @@ ROOT = {"__init__.py", "errors.py", "volume.py", "segment.py", "results.py", "py
 def modules():
     """As "io.nifti"; a package by its own name."""
     paths = sorted(SOURCE.rglob("*.py"))
-    placed = [path for path in paths if path.parent != SOURCE or path.name in ROOT]
-    return [name_of(path) for path in placed if path != SOURCE / "__init__.py"]
+    return [name_of(path) for path in paths if path != SOURCE / "__init__.py"]
 
 
 def name_of(path):
@@ -96,6 +95,13 @@ def used(module):
 
 def level(module):
     return next(n for n, names in enumerate(ORDER) if module.split(".")[0] in names.split())
+
+
+def test_the_root_holds_packages_and_little_else():
+    files = {path.name for path in SOURCE.iterdir() if path.is_file()}
+    assert files == ROOT
+    packages = {module.split(".")[0] for module in modules()} - {Path(name).stem for name in ROOT}
+    assert packages < set(" ".join(ORDER).split())
 
 
 @pytest.mark.parametrize("module", modules())
@@ -144,7 +150,7 @@ def python(code):
 def test_help_loads_nothing_heavy():
     loaded = python(
         "import sys\n"
-        "from leuko.cli import main\n"
+        "from leuko.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         f"print('LOADED', [name for name in {HEAVY} if name in sys.modules])"
     )
@@ -157,7 +163,7 @@ def test_measuring_and_preparing_work_without_torch(heads):
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
         "import leuko.segment\n"
-        "from leuko.cli import main\n"
+        "from leuko.cli.main import main\n"
         "from leuko.io import nifti\n"
         "from leuko.preprocessing.slices import Preparation, prepare\n"
         f"head = Path({str(labels.parent)!r})\n"
@@ -173,7 +179,7 @@ def test_measuring_and_preparing_work_without_torch(heads):
 def test_training_without_torch_says_what_to_install(heads, tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from leuko.cli import main\n"
+        "from leuko.cli.main import main\n"
         f"main(['train', {str(heads)!r}, '-o', {str(tmp_path / 'run')!r}])"
     )
     process = subprocess.run(

@@ -22,15 +22,15 @@ STEPS = 12
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-from leuko import parallel, train
+from leuko.training import loop, processes
 run, last = Path(sys.argv[1]), int(sys.argv[2])
 losses = []
 def on_step(progress):
     losses.append(progress.loss)
     if progress.step == last:
         os._exit(0)
-measures = train.fit(run, on_step=on_step, checkpoint_seconds=0)
-name = "losses.json" if parallel.is_first() else "losses-of-the-other.json"
+measures = loop.fit(run, on_step=on_step, checkpoint_seconds=0)
+name = "losses.json" if processes.is_first() else "losses-of-the-other.json"
 (run / name).write_text(json.dumps([losses, list(measures)]))
 """
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from leuko.cli.streams import DONE_WITH_WARNINGS, Printable, printable
 from leuko.io import nifti
-from leuko.printing import DONE_WITH_WARNINGS, Printable, printable
 
 ODD = os.fsdecode(b"\xff-\xe7\xbb\x93")  # a name that is not valid in any encoding, and one of CJK
 

@@ -9,6 +9,7 @@ import pytest
 import scipy.ndimage
 
 from leuko import segment
+from leuko.cli.text import findings_as_text
 from leuko.cohort import derivatives, summary
 from leuko.cohort.job import Settings as CohortSettings
 from leuko.cohort.job import Wanted
@@ -21,7 +22,6 @@ from leuko.longitudinal.compare import compare
 from leuko.model.calibration import Calibration
 from leuko.model.weights import DEFAULT, ModelCard, find, load_card
 from leuko.preprocessing.slices import Preparation
-from leuko.terminal import findings_as_text
 from leuko.training.plan import start
 from leuko.training.settings import Settings
 from phantoms import AIR, CSF, FAT, GREY, SKULL, WHITE, make_phantom

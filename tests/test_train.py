@@ -102,8 +102,8 @@ def test_a_killed_run_gives_the_same_bytes(heads, tmp_path):
         plan.start(tmp_path / name, settings)
     loop.fit(tmp_path / "whole")
     code = (
-        "import sys; from pathlib import Path; from leuko import train;"
-        "train.fit(Path(sys.argv[1]), checkpoint_seconds=0)"
+        "import sys; from pathlib import Path; from leuko.training import loop;"
+        "loop.fit(Path(sys.argv[1]), checkpoint_seconds=0)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")])
     while torch.load(tmp_path / "killed" / plan.CHECKPOINT_FILE)["step"] < 20:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from leuko.cli_options import Out, Threads
+from leuko.cli.options import Out, Threads
 from leuko.io.provenance import exit_code
 
 Flair = Annotated[Path | None, typer.Option(help="Its FLAIR, where that has been moved since.")]
@@ -25,9 +25,9 @@ def compare(
     threads: Threads = None,
 ) -> None:
     """Compare two times of one brain: new, grown, stable, shrunk and resolved lesions."""
+    from leuko.cli.text import changes_as_text
     from leuko.longitudinal.compare import CHANGE_TABLE_FILE, CHANGES_FILE, compare
     from leuko.results import REPORT_FILE
-    from leuko.terminal import changes_as_text
 
     result = compare(
         baseline,

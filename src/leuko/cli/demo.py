@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from leuko.cli_options import Threads
+from leuko.cli.options import Threads
+from leuko.cli.text import counted, measures_as_text
 from leuko.errors import LeukoError
 from leuko.io.provenance import exit_code
-from leuko.terminal import counted, measures_as_text
 
 
 def demo(

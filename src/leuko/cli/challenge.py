@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from leuko.cli_cohort import (
+from leuko.cli.cohort import (
     MemoryGb,
     Processors,
     Scheduler,
@@ -15,7 +15,7 @@ from leuko.cli_cohort import (
     run_jobs,
     whole_path,
 )
-from leuko.cli_options import (
+from leuko.cli.options import (
     Align,
     BiasCorrection,
     Device,
@@ -26,9 +26,9 @@ from leuko.cli_options import (
     Threads,
     Threshold,
 )
+from leuko.cli.text import findings_as_text, ranks_as_text, sites_as_text
 from leuko.errors import COHORT_LIBRARIES, require
 from leuko.io.provenance import DONE_WITH_WARNINGS, is_useless
-from leuko.terminal import findings_as_text, ranks_as_text, sites_as_text
 
 
 def challenge(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from leuko.cli_options import (
+from leuko.cli.options import (
     Align,
     BiasCorrection,
     Device,
@@ -20,9 +20,9 @@ from leuko.cli_options import (
     SmallestLesion,
     Threshold,
 )
+from leuko.cli.text import cohort_progress
 from leuko.errors import COHORT_LIBRARIES, LeukoError, require
 from leuko.io.provenance import DONE_WITH_WARNINGS
-from leuko.terminal import cohort_progress
 
 if TYPE_CHECKING:
     from leuko.cohort.job import Job

@@ -12,12 +12,12 @@ from typing import Annotated
 
 import typer
 
-from leuko.cli_challenge import challenge, challenge_score
-from leuko.cli_cohort import BidsCommand, batch, bids
-from leuko.cli_compare import compare
-from leuko.cli_demo import demo
-from leuko.cli_models import models
-from leuko.cli_options import (
+from leuko.cli.challenge import challenge, challenge_score
+from leuko.cli.cohort import BidsCommand, batch, bids
+from leuko.cli.compare import compare
+from leuko.cli.demo import demo
+from leuko.cli.models import models
+from leuko.cli.options import (
     Align,
     BiasCorrection,
     Device,
@@ -29,15 +29,15 @@ from leuko.cli_options import (
     Threads,
     Threshold,
 )
-from leuko.cli_train import export, synth, train
-from leuko.errors import LeukoError
-from leuko.io.provenance import exit_code, stderr_handler
-from leuko.printing import printable
-from leuko.terminal import (
+from leuko.cli.streams import printable
+from leuko.cli.text import (
     findings_as_text,
     measures_as_text,
     table_as_text,
 )
+from leuko.cli.train import export, synth, train
+from leuko.errors import LeukoError
+from leuko.io.provenance import exit_code, stderr_handler
 
 app = typer.Typer(
     help="Find white matter hyperintensities in brain MRI.",
@@ -219,7 +219,3 @@ def _common(
     ] = False,
 ) -> None:
     pass
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from leuko.cli_options import Device, Threads
+from leuko.cli.options import Device, Threads
+from leuko.cli.text import counted, means_as_text, progress_bar, validation_as_text
 from leuko.errors import TRAINING_LIBRARIES, LeukoError, require
-from leuko.terminal import counted, means_as_text, progress_bar, validation_as_text
 
 if TYPE_CHECKING:
     from leuko.preprocessing.slices import Channels
