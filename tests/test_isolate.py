@@ -92,7 +92,7 @@ def test_killed_from_outside_it_asks_about_memory(tmp_path):
 def test_it_ends_with_its_parent(tmp_path):
     """Even where the parent is killed and cannot say goodbye."""
     (tmp_path / "waits.py").write_text(
-        "import os, time\nfrom leuko.isolate import receive\nreceive()\n"
+        "import os, time\nfrom leuko.cohort.worker import receive\nreceive()\n"
         "print(os.getpid(), flush=True)\ntime.sleep(600)\n"
     )
     parent = subprocess.Popen(
