@@ -221,7 +221,7 @@ def measure(job: Job, card: ModelCard) -> Row:
     flair, truth = scans["FLAIR"], scans["wmh"].data > 0
     shares = job.shares(flair, scans.get("T1"))
     drawn = delineate(shares, flair, card)
-    mask = without_outside(drawn.mask, drawn.anatomy, threads=1)
+    mask = without_outside(drawn, threads=1).mask
     if "tissue" in scans:  # broad caps and bands look alike: only the synthesis knows which it drew
         truth |= mask & (scans["tissue"].data == RIM)
     p = drawn.probability

@@ -1,26 +1,24 @@
-"""A segmentation on disk: the names of its files, what stands in them, what they may replace."""
+"""The result of a segmentation: its images and numbers, and the files that it is saved as."""
 
-import csv
-import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass, fields
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from leuko.errors import LeukoError, in_one_line
 from leuko.io import inputs, nifti
-from leuko.io.files import read_json
+from leuko.io.files import sha256, staged, write_json
 from leuko.io.inputs import Scan
-from leuko.io.provenance import LEVELS, OUTPUT, Finding
+from leuko.io.outputs import Tell, refuse_foreign_files, side_output, write_table
+from leuko.io.provenance import LEVELS, RIMS_ARE, Finding, Stopwatch, tell, versions
 from leuko.lesions.brain import Outside
 from leuko.lesions.delineation import Rims
 from leuko.lesions.location import REGIONS, RULES, SECTORS, SHELLS
 from leuko.lesions.measure import Analysis, Lesion, Regions
-from leuko.model.calibration import Judgement
+from leuko.model.calibration import Judgement, interval_text
 from leuko.model.weights import ModelCard
 from leuko.preprocessing.registration import FAR_MM, Alignment
 from leuko.preprocessing.slices import Pair
@@ -42,9 +40,8 @@ FILES = (
     T1_FILE, TRANSFORM_FILE, RECORD_FILE,
 )  # fmt: skip
 
-Tell = Callable[[Finding], None]
+LESION_COLUMNS = tuple(field.name for field in fields(Lesion))
 
-log = logging.getLogger(__name__)
 
 # What the digits of a map are worth; noise in the others would make the files many times larger.
 PROBABILITY_STEP, ENTROPY_STEP = 1e-4, 1e-3
@@ -60,14 +57,38 @@ class Excluded:
 
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
-    """What `segment` found. Volumes in mL; `seconds` by stage, in order."""
+class Maps:
+    """The images of a segmentation, on the FLAIR's grid as it is stored."""
 
     mask: Volume  # uint8, 1 = WMH, with caps and rims if the convention is "include"
     probability: Volume  # float32, 0 to 1
     entropy: Volume  # float32, bits, of the probability, calibrated if the model is
     tissue: Volume | None  # uint8, the model's classes; None if it knows background and WMH alone
     rims: Volume | None  # bool, normal caps and rims of the ventricles; None: left out or unknown
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a segmentation was made of."""
+
+    command: Literal["segment", "measure"]
+    scans: Mapping[str, Scan]  # flair; t1 and mask, if they were given
+    pair: Pair  # as the model saw it
+    t1: Volume | None  # aligned
+    card: ModelCard
+    model_folder: Path | None
+    settings: Mapping[str, Any]  # for the record
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What `leuko.segment` found; volumes in mL.
+
+    Images are nibabel images on the FLAIR's grid. `analysis` holds lesions and regions,
+    `findings` what the quality checks say, `seconds` the time of each stage.
+    """
+
+    maps: Maps
     convention: Rims | None  # of the mask; None if the model does not know rims
     volume_ml: float
     analysis: Analysis
@@ -78,11 +99,50 @@ class Segmentation:
     findings: list[Finding]
     checks: list[str]  # what was checked
     seconds: dict[str, float]
+    source: Source
+
+    @property
+    def mask(self) -> nifti.InMemory:
+        """1 = WMH, uint8; with caps and rims if they are counted."""
+        return nifti.as_image(self.maps.mask)
+
+    @property
+    def probability(self) -> nifti.InMemory:
+        """The probability of WMH, 0 to 1, float32."""
+        return nifti.as_image(self.maps.probability)
+
+    @property
+    def tissue(self) -> nifti.InMemory | None:
+        """The model's classes, uint8; None if it knows WMH alone."""
+        return None if self.maps.tissue is None else nifti.as_image(self.maps.tissue)
+
+    @property
+    def rims(self) -> nifti.InMemory | None:
+        """1 = normal caps and rims of the ventricles, uint8; None if they were left out."""
+        rims = self.maps.rims
+        return None if rims is None else nifti.as_image(rims.with_data(rims.data.astype(np.uint8)))
+
+    @property
+    def volume_interval_ml(self) -> tuple[float, float] | None:
+        """The 90 % interval of the volume; None without a calibration for these settings."""
+        interval = self.judgement and self.judgement.volume_interval_ml
+        return None if interval is None else (float(interval[0]), float(interval[1]))
+
+    @property
+    def lesions(self) -> Any:
+        """One row for each lesion, the largest first, as in `lesions.tsv`: a pandas DataFrame
+        where pandas is installed, else a list of `Lesion`."""
+        lesions = self.analysis.lesions
+        if find_spec("pandas") is None:
+            return lesions
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in lesions], columns=[*LESION_COLUMNS])
 
     @property
     def rims_ml(self) -> float | None:
         """Volume of caps and rims; None if they were left out or are unknown."""
-        return None if self.rims is None else self.rims.ml(self.rims.data)
+        return None if self.maps.rims is None else self.maps.rims.ml(self.maps.rims.data)
 
     @property
     def wmh_ml(self) -> float | None:
@@ -98,99 +158,161 @@ class Segmentation:
             return None
         return self.wmh_ml + self.rims_ml
 
+    def save(self, out: str | Path, *, save_intermediate: bool = False) -> None:
+        """Write what `leuko segment` writes into a folder, named as `FILES`.
 
-def write(folder: Path, result: Segmentation, source: Scan, t1: Volume | None, tell: Tell) -> None:
-    """Write the images and tables of a result into `folder`; the T1, if given, as it was used.
+        `save_intermediate`: also the T1 on the FLAIR's grid and the transform that brought it
+        there. The folder gets everything or, on an error, keeps what it held; a file other than the
+        mask that cannot be written is named in a finding. Raises LeukoError for a folder that
+        cannot be written, or that holds files of the same names from elsewhere.
+        """
+        out, source, watch = Path(out), self.source, Stopwatch(self.seconds)
+        require_free(out, *source.scans.values(), command=source.command)
+        tell_of = partial(tell, self.findings)
+        with staged(out) as scratch:
+            with watch.stage("write"):
+                _write(scratch, self, tell_of)
+                if save_intermediate:
+                    _write_intermediate(scratch, self, tell_of)
+            record = self.record(mask_sha256=sha256(scratch / MASK_FILE))
+            with watch.stage("report"):
+                _write_report(scratch, self, record, tell_of)
+            # The report may have failed, and has taken its time.
+            record |= {"findings": findings_as_record(self.findings), "seconds": self.seconds}
+            write_json(scratch / RECORD_FILE, record)
+            written = {path.name for path in scratch.iterdir()}
+        drop_older(out, written)
 
-    The mask must be written. Any other file that cannot be is left out, and `tell` is given the
-    warning that names it.
-    """
-    nifti.write(folder / MASK_FILE, result.mask)
-    analysis = result.analysis
+    def record(self, *, mask_sha256: str | None = None) -> dict[str, Any]:
+        """What `run.json` holds: scans, model, settings, versions, then the numbers."""
+        source = self.source
+        return {
+            "command": source.command,
+            "mask_sha256": mask_sha256,
+            "versions": versions(),
+            "inputs": inputs.as_record(source.scans),
+            "model": {
+                "name": source.card.name,
+                "path": source.model_folder and str(source.model_folder),
+                "weights_sha256": source.card.weights_sha256,
+            },
+            "settings": source.settings,
+        } | _numbers(self)
+
+    def __repr__(self) -> str:
+        record, regions = _numbers(self), self.analysis.regions
+        lines = [f"{self.source.scans['flair'].volume.name}, model {self.source.card.name}"]
+        between = self.volume_interval_ml
+        interval = f" (90 % interval {interval_text(between)})" if between else ""
+        lines.append(f"  WMH {self.volume_ml:.2f} mL{interval} in {record['lesions']} lesions")
+        if self.rims_ml is not None:
+            lines.append(f"  caps and rims {self.rims_ml:.2f} mL, {RIMS_ARE[self.convention]}")
+        if regions is not None:
+            lines.append(
+                f"  periventricular {regions.periventricular_ml:.2f} mL, "
+                f"deep {regions.deep_ml:.2f} mL, infratentorial {regions.infratentorial_ml:.2f} mL"
+            )
+        lines += [f"  {finding.level}: {finding.text}" for finding in self.findings]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The numbers and one picture, for notebooks."""
+        from io import BytesIO
+
+        from leuko.report.html import picture, text
+        from leuko.report.single import sheet
+
+        png = BytesIO()
+        sheet(self.record(), _pane(self)).savefig(png, facecolor="black", dpi=60)
+        return (
+            f"<pre>{text(repr(self))}</pre>{picture(png.getvalue(), 'Slices with outlines', 'png')}"
+        )
+
+
+def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
+    """Write images and tables; a side output that cannot be written is a finding."""
+    maps, analysis = result.maps, result.analysis
+    nifti.write(folder / MASK_FILE, maps.mask)
 
     def stored(array: Array) -> Volume:
-        return result.mask.with_data(Orientation.of(result.mask.affine).undo(array))
+        return maps.mask.with_data(Orientation.of(maps.mask.affine).undo(array))
 
     images: dict[str, Callable[[], Volume]] = {
-        PROBABILITY_FILE: lambda: _cut(result.probability, PROBABILITY_STEP),
-        ENTROPY_FILE: lambda: _cut(result.entropy, ENTROPY_STEP),
+        PROBABILITY_FILE: lambda: _cut(maps.probability, PROBABILITY_STEP),
+        ENTROPY_FILE: lambda: _cut(maps.entropy, ENTROPY_STEP),
         LESIONS_FILE: lambda: stored(analysis.numbers),
     }
-    if result.rims is not None and result.convention == "separate":
-        rims = result.rims
+    rims, tissue, regions = maps.rims, maps.tissue, analysis.region_map
+    if rims is not None and result.convention == "separate":
         images[RIMS_FILE] = lambda: rims.with_data(rims.data.astype(np.uint8))
-    if result.tissue is not None:
-        tissue = result.tissue
+    if tissue is not None:
         images[TISSUE_FILE] = lambda: tissue
-    if analysis.region_map is not None:
-        regions = analysis.region_map
+    if regions is not None:
         images[REGIONS_FILE] = lambda: stored(regions)
-        with side_output(folder, REGION_NAMES_FILE, tell):
+        with side_output(folder, REGION_NAMES_FILE, tell_of):
             names = [(index, name) for index, name in enumerate(REGIONS) if index]
             write_table(folder / REGION_NAMES_FILE, ["index", "name"], names)
     for name, make in images.items():
-        with side_output(folder, name, tell):
+        with side_output(folder, name, tell_of):
             nifti.write(folder / name, make())
-    with side_output(folder, LESION_TABLE_FILE, tell):
-        columns = [field.name for field in fields(Lesion)]
-        write_table(folder / LESION_TABLE_FILE, columns, map(astuple, analysis.lesions))
-    with side_output(folder, DICOM_FILE, tell):
-        inputs.write_dicom(folder / DICOM_FILE, result.mask, source)
-    if t1 is not None and result.alignment is not None:
-        with side_output(folder, T1_FILE, tell):
-            nifti.write(folder / T1_FILE, resample_onto(t1, result.mask))
-        with side_output(folder, TRANSFORM_FILE, tell):
-            result.alignment.write(folder / TRANSFORM_FILE)
+    with side_output(folder, LESION_TABLE_FILE, tell_of):
+        write_table(folder / LESION_TABLE_FILE, LESION_COLUMNS, map(astuple, analysis.lesions))
+    with side_output(folder, DICOM_FILE, tell_of):
+        inputs.write_dicom(folder / DICOM_FILE, maps.mask, result.source.scans["flair"])
 
 
-@contextmanager
-def side_output(folder: Path, name: str, tell: Tell) -> Iterator[None]:
-    """Write a file that a result can do without: if that fails, delete it and `tell` a warning."""
-    try:
-        yield
-    except Exception as error:  # whatever a library raises, the mask is worth more
-        (folder / name).unlink(missing_ok=True)
-        log.debug("%s", name, exc_info=error)
-        tell(Finding("warning", OUTPUT, f"{name} could not be written ({in_one_line(error)})"))
+def _write_intermediate(folder: Path, result: Segmentation, tell_of: Tell) -> None:
+    t1, alignment = result.source.t1, result.alignment
+    if t1 is None or alignment is None:
+        return
+    with side_output(folder, T1_FILE, tell_of):
+        nifti.write(folder / T1_FILE, resample_onto(t1, result.maps.mask))
+    with side_output(folder, TRANSFORM_FILE, tell_of):
+        alignment.write(folder / TRANSFORM_FILE)
 
 
-def write_report(
-    folder: Path, result: Segmentation, pair: Pair, record: Mapping[str, Any], tell: Tell
-) -> None:
-    """Write `report.html` and `qc.png` into `folder`, of a pair as the model saw it; or `tell`
-    why not."""
-    analysis = result.analysis
+def _pane(result: Segmentation) -> Pane:
+    """The scans with lesions and rims, for pages and pictures."""
+    analysis, pair, rims = result.analysis, result.source.pair, result.maps.rims
     kinds = analysis.numbers > 0 if analysis.region_map is None else analysis.region_map
     kinds = kinds.astype(np.uint8)
-    if result.rims is not None and result.convention == "separate":
-        kinds[result.rims.canonical().data] = RIM_KIND
-    pane = Pane(
-        title="FLAIR and T1" if pair.t1.any() else "FLAIR",
-        grid=result.mask.canonical(),
-        images={"FLAIR": pair.flair} | ({"T1": pair.t1} if pair.t1.any() else {}),
+    if rims is not None and result.convention == "separate":
+        kinds[rims.canonical().data] = RIM_KIND
+    has_t1 = bool(pair.t1.any())
+    return Pane(
+        title="FLAIR and T1" if has_t1 else "FLAIR",
+        grid=result.maps.mask.canonical(),
+        images={"FLAIR": pair.flair} | ({"T1": pair.t1} if has_t1 else {}),
         ids=analysis.numbers,
         kinds=kinds,
     )
+
+
+def _write_report(
+    folder: Path, result: Segmentation, record: Mapping[str, Any], tell_of: Tell
+) -> None:
+    """Write `report.html` and `qc.png`; one that cannot be written is a finding."""
+    pane = _pane(result)
     picture, jpeg = folder / PICTURE_FILE, b""
     # matplotlib may be broken, or find no folder to write into.
-    with side_output(folder, PICTURE_FILE, tell):
+    with side_output(folder, PICTURE_FILE, tell_of):
         from leuko.report.single import sheet
 
         sheet(record, pane).savefig(picture, facecolor="black", dpi=90)
         jpeg = as_jpeg(picture)
-    with side_output(folder, REPORT_FILE, tell):
+    with side_output(folder, REPORT_FILE, tell_of):
         from leuko.report.single import report
 
-        lesions = [asdict(lesion) for lesion in analysis.lesions]
+        lesions = [asdict(lesion) for lesion in result.analysis.lesions]
         page = report(record, lesions, pane, jpeg)
         (folder / REPORT_FILE).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def as_record(result: Segmentation, card: ModelCard, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What `run.json` holds: `about` the run, then what was found, in numbers."""
+def _numbers(result: Segmentation) -> dict[str, Any]:
+    """What was found, for the record."""
     analysis = result.analysis
     icv_ml, judgement = analysis.intracranial_ml, result.judgement
-    found = {
+    return {
         "findings": findings_as_record(result.findings),
         "checks": result.checks,
         "volume_ml": round(result.volume_ml, 4),
@@ -208,15 +330,14 @@ def as_record(result: Segmentation, card: ModelCard, about: Mapping[str, Any]) -
         "outside_brain": result.outside
         and {
             "lesions": result.outside.lesions,
-            "wmh_ml": round(result.mask.ml(result.outside.voxels), 4),
+            "wmh_ml": round(result.maps.mask.ml(result.outside.voxels), 4),
         },
         "excluded_ml": result.excluded and asdict(result.excluded),
-        "tissue_ml": _tissues_ml(result, card),
+        "tissue_ml": _tissues_ml(result),
         "regions": analysis.regions and _regions(analysis.regions),
         "alignment": result.alignment and _alignment(result.alignment),
         "seconds": result.seconds,
     }
-    return {**about, **found}
 
 
 def findings_as_record(findings: Iterable[Finding]) -> list[dict[str, str]]:
@@ -225,28 +346,10 @@ def findings_as_record(findings: Iterable[Finding]) -> list[dict[str, str]]:
     return [asdict(finding) for finding in ranked]
 
 
-def refuse_foreign_files(
-    out: Path,
-    *scans: Path | Scan | None,
-    files: Sequence[str] = FILES,
-    record: str = RECORD_FILE,
-    command: str = "segment",
-) -> None:
-    """Raises LeukoError where `files`, unless a `record` of `command` is with them, are in the way:
-    an expert's labels, a training run; for the name of an image, and for the scans' own folder."""
-    if out.name.endswith((".nii", ".nii.gz")):
-        raise LeukoError(f"{out} names an image; give -o a folder, the mask will be in it")
-    folders = [scan.path if isinstance(scan, Scan) else scan for scan in scans if scan]
-    if any(folder.is_dir() and folder.resolve() == out.resolve() for folder in folders):
-        raise LeukoError(f"{out} holds the scans; choose another folder with -o")
-    about = out / record
-    ours = about.is_file() and read_json(about, what="record").get("command") == command
-    there = [name for name in files if (out / name).exists()]
-    if there and not ours:
-        raise LeukoError(
-            f"{out / there[0]} is there and was not written by leuko {command}; "
-            "choose another folder with -o"
-        )
+def require_free(out: Path, *scans: Path | Scan | None, command: str = "segment") -> None:
+    """Raises LeukoError where `out` holds files of these names that `command` did not write, or
+    the scans."""
+    refuse_foreign_files(out, *scans, files=FILES, record=RECORD_FILE, command=command)
 
 
 def drop_older(out: Path, written: set[str]) -> None:
@@ -255,24 +358,10 @@ def drop_older(out: Path, written: set[str]) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows under their columns, tab-separated; n/a where a number is not known."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerow(columns)
-        table.writerows([_cell(value) for value in row] for row in rows)
-
-
 def _cut(image: Volume, step: float) -> Volume:
     """Rounded down, so that a threshold that is a multiple of the step draws the same mask."""
     steps = np.floor(image.data.astype(np.float64) / step + ROUNDING)
     return image.with_data((steps * step).astype(np.float32))
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}" if math.isfinite(value) else "n/a"
-    return str(value)
 
 
 def _regions(regions: Regions) -> dict[str, Any]:
@@ -315,9 +404,9 @@ def _alignment(alignment: Alignment) -> dict[str, Any]:
     }
 
 
-def _tissues_ml(result: Segmentation, card: ModelCard) -> dict[str, float | None] | None:
+def _tissues_ml(result: Segmentation) -> dict[str, float | None] | None:
     """By class, in the order of their numbers in the map; None for rims that were not drawn."""
-    tissue = result.tissue
+    tissue, card = result.maps.tissue, result.source.card
     if tissue is None:
         return None
     counts = np.bincount(tissue.data.ravel(), minlength=len(card.classes))

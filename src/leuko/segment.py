@@ -1,32 +1,30 @@
-"""Segment one brain, told in order: two scans and a model become a mask, a map and numbers."""
+"""Segment one brain: two scans and a model become a mask, a map and numbers. Nothing is written."""
 
 import logging
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from leuko import results
 from leuko.errors import LeukoError
-from leuko.io import inputs, nifti
-from leuko.io.files import sha256, staged, write_json
-from leuko.io.inputs import Scan
-from leuko.io.provenance import Finding, Level, Stopwatch, is_useless, kept_findings, tell, versions
+from leuko.io import inputs
+from leuko.io.inputs import Image, Scan
+from leuko.io.provenance import Finding, Stopwatch, is_useless, kept_findings, tell
 from leuko.lesions import quality_checks
-from leuko.lesions.brain import Outside, brain_mask, find_outside
+from leuko.lesions.brain import Outside, brain_mask, within_brain
 from leuko.lesions.delineation import Delineation, Rims, delineate, seen, tissue_map, with_rims
 from leuko.lesions.location import Rule
 from leuko.lesions.measure import Case, analyse
 from leuko.lesions.mni import Place
 from leuko.model import runtime, weights
-from leuko.model.calibration import calibrated, entropy, judge
-from leuko.model.predict import predict_pair
-from leuko.preprocessing.registration import Alignment, Mode, align
-from leuko.preprocessing.simpleitk import without_bias
-from leuko.preprocessing.slices import Pair
-from leuko.results import Excluded, Segmentation
-from leuko.volume import Array, Orientation, Volume, require_same_grid
+from leuko.model.calibration import Judgement, calibrated, entropy, judge
+from leuko.model.inference import Inference, infer
+from leuko.model.runtime import Model, load_model
+from leuko.model.weights import Limits, ModelCard
+from leuko.preprocessing.registration import Mode
+from leuko.results import Excluded, Maps, Segmentation, Source
+from leuko.volume import Array, Orientation, Volume, require_same_grid, resample_onto
 
 MUCH_EXCLUDED = 0.5  # of the brain: no infarct or tumour is so large
 MUCH_OUTSIDE_ML = 0.2  # outside the brain; less is common at the skull base
@@ -34,169 +32,300 @@ MUCH_OUTSIDE_ML = 0.2  # outside the brain; less is common at the skull base
 log = logging.getLogger(__name__)
 
 
-def segment(
-    flair: Path | Scan,
-    t1: Path | Scan | None,
-    out: Path,
-    *,
-    model: str | Path = weights.DEFAULT,
-    threshold: float | None = None,
-    smallest_lesion_mm3: float | None = None,
-    alignment: Mode = "auto",
-    bias_correction: bool = False,
-    exclude: Path | None = None,
-    rims: Rims = "separate",
-    rule: Rule = "voxel10",
-    save_intermediate: bool = False,
-    strict: bool = False,
-    device: runtime.Device = "cpu",
-    threads: int | None = None,
-) -> Segmentation:
-    """Segment one brain and write what was found into `out`, as `results.FILES` names it.
+@dataclass(frozen=True)
+class SegmentSettings:
+    """How brains are segmented: what `leuko segment` calls options."""
 
-    Images are on the grid of the FLAIR as it was stored. A model that knows tissues gives them,
-    and regions by `rule`; a FLAIR from DICOM gives a DICOM segmentation; `save_intermediate` the
-    T1 on the FLAIR's grid and the transform that brought it there. `model` is a folder or a name;
-    `threshold` and `smallest_lesion_mm3` default to the model's own. In `exclude`, a mask on that
-    grid, nothing is WMH. The normal caps and rims of the ventricles are written beside the mask
-    (`rims="separate"`), counted as WMH ("include") or left out ("exclude"). Lesions and rims
-    outside the brain are left out. A file that cannot be written is named in a finding; without its
-    mask nothing is written. Raises LeukoError, also for `rims="include"` with a model that knows no
-    rims, where the T1 could not be registered to the FLAIR and, if `strict`, for what does not look
-    like the FLAIR of a head; `out` then holds what it held before.
+    model: str = weights.DEFAULT  # name or folder
+    threshold: float | None = None  # smallest probability of WMH, 0 to 1; None: the model's
+    smallest_lesion_mm3: float | None = None  # None: the model's
+    # Normal caps and rims of the ventricles: beside the mask, counted as WMH, or left out.
+    rims: Rims = "separate"
+    alignment: Mode = "auto"  # whether the T1 is registered to the FLAIR
+    rule: Rule = "voxel10"  # for what is periventricular
+    bias_correction: bool = False  # N4, of both scans
+    strict: bool = False  # refuse what does not look like a FLAIR of a head
+    device: runtime.Device = "cpu"
+    threads: int | None = None  # None: all processors that this process may use
+
+
+DEFAULTS = SegmentSettings()
+
+
+def segment(
+    flair: Image,
+    t1: Image | None = None,
+    *,
+    model: Model | None = None,
+    exclude: Image | None = None,
+    settings: SegmentSettings = DEFAULTS,
+) -> Segmentation:
+    """Segment the white matter hyperintensities (WMH) of one brain; nothing is written.
+
+    `flair`, and `t1` of the same brain if there is one: the path of an image or of a folder with
+    one DICOM series, or a 3-D nibabel image in memory. `model` is one from `load_model`; by
+    default that of the settings is loaded. In `exclude`, a mask on the FLAIR's grid, nothing is
+    WMH. Lesions outside the brain are left out.
+
+    Raises LeukoError for images that cannot be used, for a T1 that could not be registered to the
+    FLAIR, for `rims="include"` with a model that does not know rims and, if the settings are
+    `strict`, for what does not look like the FLAIR of a head.
+
+    >>> import leuko
+    >>> found = leuko.segment("FLAIR.nii.gz", t1="T1.nii.gz")
+    >>> found.volume_ml > 0
+    True
+    >>> found.mask.shape == found.probability.shape
+    True
     """
-    results.refuse_foreign_files(out, flair, t1)
-    watch = Stopwatch()
-    threads = threads or runtime.available_cpus()
-    with staged(out) as scratch, kept_findings() as findings:
-        with watch.stage("load model"):
-            folder = weights.find(str(model))
-            loaded = runtime.load(folder, device=device, threads=threads)
-        card = loaded.card
-        card.require_wmh()
-        if rims == "include":
-            card.require_rims()
-        limits = card.limits(threshold, smallest_lesion_mm3)
-        with watch.stage("read"):
-            flair_source, t1_source = _opened(flair), _opened(t1) if t1 else None
-            findings[:0] = flair_source.findings
-            inputs.require_pair(flair_source, t1_source)
-            allowed = _outside(exclude, flair_source.volume) if exclude else None
-        flair_scan, t1_scan = flair_source.volume, t1_source.volume if t1_source else None
-        moved, checks = None, []
-        if bias_correction:
-            with watch.stage("correct bias"):
-                flair_scan = without_bias(flair_scan, threads=threads)
-                t1_scan = t1_scan and without_bias(t1_scan, threads=threads)
-        if t1_scan is not None and card.preparation.uses_t1:
-            with watch.stage("align"):
-                moved = _alignment(flair_scan, t1_scan, alignment, threads, findings)
-                checks.append("T1 aligned to FLAIR")
-                t1_scan = moved.apply(t1_scan)
-        with watch.stage("prepare"):
-            pair = Pair.of(flair_scan, t1_scan, card.preparation)
-        probabilities = predict_pair(pair, loaded, watch)
-        with watch.stage("delineate"):
-            apart: Rims = "exclude" if rims == "exclude" else "separate"
-            drawn = delineate(probabilities, flair_scan, card, limits, rims=apart)
-            drawn, excluded = _allowed(drawn, flair_scan, allowed, rims)
-        anatomy = drawn.anatomy if len(card.classes) > 2 else None
-        with watch.stage("analyse"):
-            case = _case(flair_source.volume, pair, drawn, card)
-            place, outside, found = None, None, drawn
-            if anatomy is not None and case.tissue is not None:
-                checks += _examined(case, case.tissue, findings, strict=strict)
-                brain = brain_mask(anatomy.canonical())
-                place = Place.of(case.tissue.with_data(case.tissue.data * brain), threads=threads)
-                _tell_much_excluded(allowed, anatomy, findings)
+    with kept_findings() as findings:
+        work = _Work.begin(flair, t1, model, settings, findings)
+        card, limits, allowed = work.card, work.limits, None
+        if exclude is not None:
+            with work.watch.stage("read"):
+                excluding = inputs.opened_mask(exclude)
+                allowed = _outside(excluding.volume, work.flair.volume)
+        found = work.infer()
+        with work.watch.stage("delineate"):
+            apart: Rims = "exclude" if settings.rims == "exclude" else "separate"
+            drawn = delineate(found.probabilities, found.flair, card, limits, rims=apart)
+            drawn, excluded = _allowed(drawn, found.flair, allowed, settings.rims)
+        with work.watch.stage("analyse"):
+            before, outside = drawn, None
+            tissue, place, brain = work.examine(drawn, found)
+            if tissue is not None:
+                _tell_much_excluded(allowed, drawn.anatomy, findings)
                 if not is_useless(findings):
-                    drawn, outside = _within_brain(drawn, anatomy, brain, place, findings)
-                    checks.append("lesions outside the brain")
-            drawn_rims = drawn.rims
-            if rims == "include":
-                drawn = with_rims(drawn, probabilities)
-            mask = drawn.mask
-            case = _case(flair_source.volume, pair, drawn, card)
-            analysis = analyse(case, place=place, rule=rule, threads=threads)
-            warm = calibrated(
-                drawn.probability, card.calibration.temperature if card.calibration else 1
-            )
-            # A calibration is of WMH alone.
-            is_judged = (
-                limits == card.limits()
-                and rims != "include"
-                and not (is_useless(findings) or quality_checks.is_doubted(findings))
-            )
+                    drawn, outside = within_brain(drawn, brain, place)
+                    _tell_much_outside(outside, found.flair, findings)
+                    work.checks.append("lesions outside the brain")
+            rims = drawn.rims
+            if settings.rims == "include":
+                drawn = with_rims(drawn, found.probabilities)
+            # A calibration is of WMH alone, at the model's own limits.
+            is_judged = limits == card.limits() and settings.rims != "include"
             judgement = None
-            if card.calibration is not None and is_judged:
-                sign = seen(probabilities[-1], found, mask, flair_scan, card, allowed=allowed)
+            if card.calibration is not None and is_judged and not work.is_doubted:
+                wmh = found.probabilities[-1]
+                sign = seen(wmh, before, drawn.mask, found.flair, card, allowed=allowed)
                 judgement = judge(card.calibration, sign)
-        result = Segmentation(
-            mask=flair_scan.with_data(mask.astype(np.uint8)),
-            probability=flair_scan.with_data(drawn.probability),
-            entropy=flair_scan.with_data(entropy(warm)),
-            tissue=anatomy and tissue_map(anatomy, mask, drawn.rims, card),
-            rims=None if drawn_rims is None else flair_scan.with_data(drawn_rims),
-            convention=rims if card.knows_rims else None,
-            volume_ml=flair_scan.ml(mask),
+        return work.result(
+            found,
+            replace(drawn, rims=rims),
+            place,
+            judgement=judgement,
+            excluded=excluded,
+            outside=outside,
+            convention=settings.rims if card.knows_rims else None,
+            exclude=None if exclude is None else inputs.as_file(excluding),
+        )
+
+
+def measure(
+    mask: Image,
+    flair: Image,
+    t1: Image | None = None,
+    *,
+    model: Model | None = None,
+    settings: SegmentSettings = DEFAULTS,
+) -> Segmentation:
+    """Measure a mask of WMH from elsewhere, a reader or another tool, as one that was segmented.
+
+    In `mask` what is not 0 is WMH; on another grid than the FLAIR's it is interpolated. The model
+    tells the tissues, for regions and the intracranial volume. The other arguments are those of
+    `segment`; thresholds and rims do not apply. The volume has no interval. Raises LeukoError as
+    `segment`.
+
+    >>> import leuko
+    >>> leuko.measure("wmh.nii.gz", "FLAIR.nii.gz", "T1.nii.gz").volume_interval_ml is None
+    True
+    """
+    with kept_findings() as findings:
+        work = _Work.begin(flair, t1, model, settings, findings)
+        with work.watch.stage("read"):
+            reference = inputs.opened_mask(mask)
+            given = resample_onto(reference.volume, work.flair.volume).data >= 0.5
+        found = work.infer()
+        with work.watch.stage("delineate"):
+            limits = work.limits
+            drawn = delineate(found.probabilities, found.flair, work.card, limits, rims="exclude")
+            drawn = replace(drawn, mask=given, liberal=drawn.liberal | given)
+        with work.watch.stage("analyse"):
+            _, place, _ = work.examine(drawn, found)
+        return work.result(found, drawn, place, mask=reference)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """The segmentation of one brain while it is made."""
+
+    flair: Scan
+    t1: Scan | None
+    model: Model
+    settings: SegmentSettings
+    limits: Limits
+    findings: list[Finding]
+    checks: list[str]
+    watch: Stopwatch
+
+    @classmethod
+    def begin(
+        cls,
+        flair: Image,
+        t1: Image | None,
+        model: Model | None,
+        settings: SegmentSettings,
+        findings: list[Finding],
+    ) -> "_Work":
+        """Read the scans and load the model. Raises LeukoError for settings that do not fit it."""
+        watch = Stopwatch()
+        with watch.stage("load model"):
+            model = model or load_model(
+                settings.model, device=settings.device, threads=settings.threads
+            )
+        model.card.require_wmh()
+        if settings.rims == "include":
+            model.card.require_rims()
+        limits = model.card.limits(settings.threshold, settings.smallest_lesion_mm3)
+        with watch.stage("read"):
+            scan, t1_scan = inputs.opened(flair), None if t1 is None else inputs.opened(t1)
+            findings[:0] = scan.findings
+            inputs.require_pair(scan, t1_scan)
+        return cls(scan, t1_scan, model, settings, limits, findings, [], watch)
+
+    @property
+    def card(self) -> ModelCard:
+        return self.model.card
+
+    @property
+    def threads(self) -> int:
+        return self.settings.threads or runtime.available_cpus()
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether a finding says not to use the result, or that this may be no FLAIR of a head."""
+        return is_useless(self.findings) or quality_checks.is_doubted(self.findings)
+
+    def infer(self) -> Inference:
+        """What the model says of the scans."""
+        found = infer(
+            self.flair.volume,
+            self.t1.volume if self.t1 else None,
+            self.model,
+            alignment=self.settings.alignment,
+            bias_correction=self.settings.bias_correction,
+            threads=self.threads,
+            findings=self.findings,
+            watch=self.watch,
+        )
+        if found.alignment is not None:
+            self.checks.append("T1 aligned to FLAIR")
+        return found
+
+    def tissue(self, drawn: Delineation) -> Volume | None:
+        """The tissues with WMH drawn in, axes running R, A, S; None if the model lacks some."""
+        if self.card.tissues != quality_checks.TISSUES:
+            return None
+        return quality_checks.with_wmh(drawn.anatomy, drawn.mask).canonical()
+
+    def examine(
+        self, drawn: Delineation, found: Inference
+    ) -> tuple[Volume | None, Place | None, Array]:
+        """Run the quality checks: the tissues, the brain's place in the template, its mask.
+
+        Raises LeukoError, if the settings are strict, for evidence that this is no FLAIR of a head.
+        """
+        tissue = self.tissue(drawn)
+        if tissue is None:
+            return None, None, drawn.mask
+        flair, t1 = self.flair.volume.canonical(), found.pair.t1
+        case = quality_checks.Case(flair, t1 if t1.any() else None, tissue.data)
+        told, checks = quality_checks.examine(case)
+        if self.settings.strict and quality_checks.is_doubted(told):
+            raise LeukoError(told[0].text)
+        for finding in told:
+            tell(self.findings, finding)
+        self.checks.extend(checks)
+        brain = brain_mask(drawn.anatomy.canonical())
+        place = Place.of(tissue.with_data(tissue.data * brain), threads=self.threads)
+        return tissue, place, brain
+
+    def result(
+        self,
+        found: Inference,
+        drawn: Delineation,
+        place: Place | None,
+        *,
+        judgement: Judgement | None = None,
+        excluded: Excluded | None = None,
+        outside: Outside | None = None,
+        convention: Rims | None = None,
+        exclude: Mapping[str, Any] | None = None,
+        mask: Scan | None = None,
+    ) -> Segmentation:
+        """All that is known of what was drawn; `mask` where that is a mask from elsewhere."""
+        card, flair = self.card, found.flair
+        with self.watch.stage("analyse"):
+            turned = Orientation.of(flair.affine).apply
+            case = Case(
+                self.flair.volume.canonical(),
+                found.pair.t1 if found.pair.t1.any() else None,
+                self.tissue(drawn),
+                *map(turned, (drawn.probability, drawn.mask, drawn.liberal)),
+            )
+            analysis = analyse(case, place=place, rule=self.settings.rule, threads=self.threads)
+            temperature = card.calibration.temperature if card.calibration else 1
+            uncertain = entropy(calibrated(drawn.probability, temperature))
+        beside = None if convention == "include" else drawn.rims
+        tissue = tissue_map(drawn.anatomy, drawn.mask, beside, card)
+        scans = {"flair": self.flair, "t1": self.t1, "mask": mask}
+        return Segmentation(
+            maps=Maps(
+                mask=flair.with_data(drawn.mask.astype(np.uint8)),
+                probability=flair.with_data(drawn.probability),
+                entropy=flair.with_data(uncertain),
+                tissue=tissue if len(card.classes) > 2 else None,
+                rims=None if drawn.rims is None else flair.with_data(drawn.rims),
+            ),
+            convention=convention,
+            volume_ml=flair.ml(drawn.mask),
             analysis=analysis,
             judgement=judgement,
             excluded=excluded,
             outside=outside,
-            alignment=moved,
-            findings=findings,
-            checks=checks,
-            seconds=watch.seconds,
+            alignment=found.alignment,
+            findings=self.findings,
+            checks=self.checks,
+            seconds=self.watch.seconds,
+            source=Source(
+                command="segment" if mask is None else "measure",
+                scans={name: scan for name, scan in scans.items() if scan},
+                pair=found.pair,
+                t1=found.t1,
+                card=card,
+                model_folder=self.model.folder,
+                settings=self.used_settings(exclude),
+            ),
         )
-        said = partial(tell, findings)
-        with watch.stage("write"):
-            results.write(
-                scratch, result, flair_source, t1_scan if save_intermediate else None, said
-            )
-        about = {
-            "command": "segment",
-            "mask_sha256": sha256(scratch / results.MASK_FILE),
-            "versions": versions(),
-            "inputs": inputs.as_record(flair=flair_source, t1=t1_source),
-            "model": {
-                "name": card.name,
-                "path": str(folder),
-                "weights_sha256": card.weights_sha256,
-            },
-            "settings": {
-                "threshold": limits.threshold,
-                "lesion_threshold": limits.lesion_threshold,
-                "smallest_lesion_mm3": limits.smallest_mm3,
-                "rims": rims,
-                "alignment": alignment,
-                "bias_correction": bias_correction,
-                "exclude": exclude and inputs.as_file(exclude),
-                "rule": rule,
-                "strict": strict,
-                "device": device,
-            },
-        }
-        record = results.as_record(result, card, about)
-        with watch.stage("report"):
-            results.write_report(scratch, result, pair, record, said)
-        record["findings"] = results.findings_as_record(findings)  # the report may have failed
-        write_json(scratch / results.RECORD_FILE, record)
-        written = {path.name for path in scratch.iterdir()}
-    results.drop_older(out, written)
-    return result
+
+    def used_settings(self, exclude: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The settings for the record, the model's own limits filled in."""
+        names = ("rims", "alignment", "bias_correction", "rule", "strict", "device")
+        limits = self.limits
+        return {
+            "threshold": limits.threshold,
+            "lesion_threshold": limits.lesion_threshold,
+            "smallest_lesion_mm3": limits.smallest_mm3,
+            "exclude": exclude,
+        } | {name: getattr(self.settings, name) for name in names}
 
 
-def _opened(scan: Path | Scan) -> Scan:
-    return scan if isinstance(scan, Scan) else inputs.read(scan)
-
-
-def _outside(exclude: Path, flair: Volume) -> Array:
+def _outside(mask: Volume, flair: Volume) -> Array:
     """Where WMH may be, bool (X, Y, Z) as the FLAIR is stored. Raises LeukoError for a mask on
     another grid."""
-    mask = nifti.read_mask(exclude)
     require_same_grid(mask, flair)
     if not mask.data.any():
-        log.warning("%s excludes nothing: it is empty", exclude)
+        log.warning("%s excludes nothing: it is empty", mask.name)
     outside: Array = ~Orientation.of(flair.affine).undo(mask.canonical().data)
     return outside
 
@@ -204,7 +333,7 @@ def _outside(exclude: Path, flair: Volume) -> Array:
 def _allowed(
     drawn: Delineation, flair: Volume, allowed: Array | None, rims: Rims
 ) -> tuple[Delineation, Excluded | None]:
-    """What is drawn where WMH are allowed, and what was left out elsewhere."""
+    """The masks where WMH are allowed, and what was left out elsewhere."""
     if allowed is None:
         return drawn, None
     counts_rims = rims == "include" and drawn.rims is not None
@@ -219,31 +348,6 @@ def _allowed(
     return kept, excluded
 
 
-def _case(flair: Volume, pair: Pair, drawn: Delineation, card: weights.ModelCard) -> Case:
-    """A segmented scan with its axes running R, A, S."""
-    turned = Orientation.of(flair.affine).apply
-    tissue = None
-    if card.tissues == quality_checks.TISSUES:
-        tissue = quality_checks.with_wmh(drawn.anatomy, drawn.mask).canonical()
-    return Case(
-        flair.canonical(),
-        pair.t1 if pair.t1.any() else None,
-        tissue,
-        *map(turned, (drawn.probability, drawn.mask, drawn.liberal)),
-    )
-
-
-def _examined(case: Case, tissue: Volume, findings: list[Finding], *, strict: bool) -> list[str]:
-    """Tell the findings of the automatic checks; returns which were done. Raises LeukoError, if
-    `strict`, for evidence that this is not a FLAIR of a head."""
-    found, checks = quality_checks.examine(quality_checks.Case(case.flair, case.t1, tissue.data))
-    if strict and quality_checks.is_doubted(found):
-        raise LeukoError(found[0].text)
-    for finding in found:
-        tell(findings, finding)
-    return checks
-
-
 def _tell_much_excluded(allowed: Array | None, anatomy: Volume, findings: list[Finding]) -> None:
     """Warn of an exclusion mask that holds most of the brain."""
     inside = anatomy.data > 0
@@ -253,46 +357,12 @@ def _tell_much_excluded(allowed: Array | None, anatomy: Volume, findings: list[F
         tell(findings, Finding("warning", "exclusion", text))
 
 
-def _within_brain(
-    drawn: Delineation,
-    anatomy: Volume,
-    brain: Array,
-    place: Place | None,
-    findings: list[Finding],
-) -> tuple[Delineation, Outside]:
-    """What is drawn without lesions and rims outside the brain (R, A, S); many lesions there are a
-    warning."""
-    grid, stored = anatomy.canonical(), Orientation.of(anatomy.affine)
-    outside, liberal_outside = (
-        find_outside(stored.apply(mask), brain, place, grid) for mask in (drawn.mask, drawn.liberal)
-    )
-    mask = drawn.mask & ~stored.undo(outside.voxels)
-    liberal = mask | drawn.liberal & ~stored.undo(liberal_outside.voxels)
-    rims = None if drawn.rims is None else drawn.rims & stored.undo(brain)
-    volume_ml = grid.ml(outside.voxels)
+def _tell_much_outside(outside: Outside, flair: Volume, findings: list[Finding]) -> None:
+    """Warn of many lesions outside the brain."""
+    volume_ml = flair.ml(outside.voxels)
     if volume_ml > MUCH_OUTSIDE_ML:
         text = (
             f"{outside.lesions} lesion{'s' * (outside.lesions != 1)} outside the brain, "
             f"{volume_ml:.2f} mL, removed; look at the mask near the edge of the brain"
         )
         tell(findings, Finding("warning", "outside-brain", text))
-    return replace(drawn, mask=mask, liberal=liberal, rims=rims), outside
-
-
-def _alignment(
-    flair: Volume, t1: Volume, mode: Mode, threads: int, findings: list[Finding]
-) -> Alignment:
-    """Raises LeukoError when the T1 could not be registered to the FLAIR and `mode` asks for it."""
-    found = align(flair, t1, mode=mode, threads=threads)
-    doubt = found.doubt()
-    if doubt is None:
-        return found
-    verb = "is not registered" if mode == "never" else "could not be registered"
-    text = f"{t1.name} {verb} to {flair.name}: {doubt}; are both of one person, and not swapped?"
-    if mode == "never":
-        level: Level = "do not use" if found.is_hopeless else "warning"
-        tell(findings, Finding(level, "alignment", text))
-        return found
-    raise LeukoError(
-        f"{text} Give the FLAIR alone, or --align never if you know that they are aligned"
-    )

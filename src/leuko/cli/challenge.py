@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,60 +12,46 @@ from leuko.cli.cohort import (
     Scheduler,
     TimeLimit,
     look_at,
-    run_jobs,
-    whole_path,
+    performed,
 )
-from leuko.cli.options import (
-    Align,
-    BiasCorrection,
-    Device,
-    Model,
-    Out,
-    Rims,
-    SmallestLesion,
-    Threads,
-    Threshold,
-)
+from leuko.cli.options import Out, with_settings
 from leuko.cli.text import findings_as_text, ranks_as_text, sites_as_text
 from leuko.errors import COHORT_LIBRARIES, require
 from leuko.io.provenance import DONE_WITH_WARNINGS, is_useless
 
+if TYPE_CHECKING:
+    from leuko.segment import SegmentSettings
 
+
+@with_settings(
+    "model",
+    "threshold",
+    "min_lesion_mm3",
+    "rims",
+    "align",
+    "bias_correction",
+    "device",
+    "threads",
+)
 def challenge(
     source: Annotated[
         Path, typer.Option("--input", help="Folder that holds pre (or orig) with FLAIR and T1.")
     ] = Path("/input"),
     output: Annotated[Path, typer.Option(help="Folder for result.nii.gz.")] = Path("/output"),
     *,
-    model: Model = "leuko-base",
-    threshold: Threshold = None,
-    min_lesion_mm3: SmallestLesion = None,
-    rims: Rims = "separate",
-    align: Align = "auto",
-    bias_correction: BiasCorrection = False,
-    device: Device = "cpu",
-    threads: Threads = None,
+    settings: "SegmentSettings",
 ) -> None:
     """Segment one scan as the challenge's container must: /input/pre to /output/result.nii.gz."""
     from leuko.cohort.challenge import RESULT_FILE, answer
 
-    result = answer(
-        source,
-        output,
-        model=model,
-        threshold=threshold,
-        smallest_lesion_mm3=min_lesion_mm3,
-        rims=rims,
-        alignment=align,
-        bias_correction=bias_correction,
-        device=device,
-        threads=threads,
-    )
+    result = answer(source, output, settings)
     print(f"{'mask':<12}{output / RESULT_FILE}")
     print(findings_as_text(result))
     raise typer.Exit(DONE_WITH_WARNINGS if is_useless(result.findings) else 0)
 
 
+# Every scan counts.
+@with_settings("model", "threshold", "min_lesion_mm3", "rims", "device", strict=False)
 def challenge_score(
     data: Annotated[
         Path, typer.Argument(help="The challenge's data, downloaded: holds training and test.")
@@ -93,17 +79,13 @@ def challenge_score(
     mem_gb: MemoryGb = 4.0,
     time_limit: TimeLimit = 30.0,
     scheduler: Scheduler = None,
-    model: Model = "leuko-base",
-    threshold: Threshold = None,
-    min_lesion_mm3: SmallestLesion = None,
-    rims: Rims = "separate",
-    device: Device = "cpu",
+    settings: "SegmentSettings",
 ) -> None:
     """Reproduce the challenge's table: segment its scans, measure each, mean by site, rank."""
     if results is None:
         require(*COHORT_LIBRARIES, extra="cohort")
     from leuko.cohort import challenge as wmh
-    from leuko.cohort.job import Settings
+    from leuko.cohort.run import portable
     from leuko.cohort.worker import Limits
 
     others = wmh.read_teams(teams) if teams else {}
@@ -114,19 +96,11 @@ def challenge_score(
     for folder in unmeasured:
         print(f"warning: {folder} holds no {wmh.REFERENCE_FILE}; left out", file=sys.stderr)
     if results is None:
-        settings = Settings(
-            model=whole_path(model),
-            threshold=threshold,
-            smallest_lesion_mm3=min_lesion_mm3,
-            rims=rims,
-            strict=False,  # every scan counts
-            device=device,
-        )
         limits = Limits(mem_gb, 60 * time_limit, threads=1)
-        jobs = wmh.jobs(scans, out.absolute(), settings, limits)
-        failed = run_jobs(list(jobs.values()), nthreads, scheduler)
-        code = look_at([job for job in jobs.values() if job.name not in failed])
-        masks = {scan: job.mask for scan, job in jobs.items() if job.name not in failed}
+        jobs = wmh.jobs(scans, out.absolute(), portable(settings), limits)
+        run = performed(list(jobs.values()), nthreads, scheduler)
+        code = look_at(run.done)
+        masks = {scan: job.mask for scan, job in jobs.items() if job.name not in run.failed}
     else:
         masks, code = wmh.find_results(scans, data, results), 0
     lacking = [scan.name for scan in scans if scan not in masks]
@@ -136,7 +110,7 @@ def challenge_score(
     table = wmh.score(masks, out)
     print(sites_as_text(table))
     if teams:
-        own = results.resolve().name if results else Path(model).name
+        own = results.resolve().name if results else Path(settings.model).name
         print(ranks_as_text(wmh.ranks(others | {own: table[wmh.ALL]})))
     print(f"{'tables':<12}{out / wmh.SCORES_FILE}, {out / wmh.SITES_FILE}")
     raise typer.Exit(1 if lacking or unmeasured else code)

@@ -1,31 +1,23 @@
 """The commands for many subjects: bids, batch."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
-from leuko.cli.options import (
-    Align,
-    BiasCorrection,
-    Device,
-    Model,
-    Out,
-    PvRule,
-    Rims,
-    SmallestLesion,
-    Threshold,
-)
+from leuko.cli.options import Out, with_settings
 from leuko.cli.text import cohort_progress
 from leuko.errors import COHORT_LIBRARIES, LeukoError, require
 from leuko.io.provenance import DONE_WITH_WARNINGS
 
 if TYPE_CHECKING:
     from leuko.cohort.job import Job
+    from leuko.cohort.run import CohortRun
+    from leuko.segment import SegmentSettings
 
 Processors = Annotated[
     int | None,
@@ -50,10 +42,17 @@ Work = Annotated[
     Path | None,
     typer.Option("--work-dir", "-w", help="Folder for scratch; by default in the output folder."),
 ]
-Lenient = Annotated[
-    bool,
-    typer.Option("--lenient", help="Keep results of what does not look like a FLAIR of a head."),
-]
+COHORT_SETTINGS = (
+    "model",
+    "threshold",
+    "min_lesion_mm3",
+    "rims",
+    "align",
+    "pv_rule",
+    "bias_correction",
+    "lenient",
+    "device",
+)
 
 ANALYSIS = Literal["participant", "group"]
 LISTS = {
@@ -82,6 +81,7 @@ class BidsCommand(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
+@with_settings(*COHORT_SETTINGS)
 def batch(
     table: Annotated[
         Path,
@@ -96,60 +96,35 @@ def batch(
     time_limit: TimeLimit = 30.0,
     scheduler: Scheduler = None,
     work_dir: Work = None,
-    model: Model = "leuko-base",
-    threshold: Threshold = None,
-    min_lesion_mm3: SmallestLesion = None,
-    rims: Rims = "separate",
-    align: Align = "auto",
-    pv_rule: PvRule = "voxel10",
-    bias_correction: BiasCorrection = False,
-    lenient: Lenient = False,
-    device: Device = "cpu",
+    settings: "SegmentSettings",
 ) -> None:
     """Segment the subjects of a table, each in a process of its own.
 
     If it was interrupted, run the same command again to resume.
     """
     require(*COHORT_LIBRARIES, extra="cohort")
-    from leuko.cohort.gather import write_batch
-    from leuko.cohort.job import Job, Settings
-    from leuko.cohort.subject_table import read_table
-    from leuko.cohort.worker import Limits
+    from leuko.cohort.run import segment_cohort
 
-    out = out.absolute()
-    settings = Settings(
-        model=whole_path(model),
-        threshold=threshold,
-        smallest_lesion_mm3=min_lesion_mm3,
-        rims=rims,
-        alignment=align,
-        rule=pv_rule,
-        bias_correction=bias_correction,
-        strict=not lenient,
-        device=device,
-    )
-    jobs = [
-        Job(
-            name=row.name,
-            flair=row.flair.absolute(),
-            t1=row.t1 and row.t1.absolute(),
-            exclude=row.exclude and row.exclude.absolute(),
-            folder=out / row.name,
-            root=out,
-            work=(work_dir or out).absolute(),
+    with resumable():
+        run = segment_cohort(
+            table,
+            out,
             settings=settings,
-            limits=Limits(mem_gb, 60 * time_limit, threads=1),
+            processors=nthreads,
+            memory_gb=mem_gb,
+            minutes=time_limit,
+            scheduler=scheduler,
+            work_dir=work_dir,
+            progress=cohort_progress,
         )
-        for row in read_table(table)
-    ]
-    failed = run_jobs(jobs, nthreads, scheduler)
-    written = write_batch(out)
-    for what, path in written.items():
+    print_run(run)
+    for what, path in run.written.items():
         print(f"{what:<12}{path}")
-    code = look_at([job for job in jobs if job.name not in failed])
-    raise typer.Exit(1 if failed else code or page_code(written))
+    code = look_at(run.done)
+    raise typer.Exit(1 if run.failed else code or page_code(run.written))
 
 
+@with_settings(*COHORT_SETTINGS)
 def bids(
     bids_dir: Annotated[Path, typer.Argument(help="A BIDS dataset, raw or of derivatives.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder of the derivatives.")],
@@ -175,21 +150,14 @@ def bids(
     time_limit: TimeLimit = 30.0,
     scheduler: Scheduler = None,
     work_dir: Work = None,
-    model: Model = "leuko-base",
-    threshold: Threshold = None,
-    min_lesion_mm3: SmallestLesion = None,
-    rims: Rims = "separate",
-    align: Align = "auto",
-    pv_rule: PvRule = "voxel10",
-    bias_correction: BiasCorrection = False,
-    lenient: Lenient = False,
-    device: Device = "cpu",
+    settings: "SegmentSettings",
 ) -> None:
     """Segment a BIDS dataset (participant), and gather what was found (group): a BIDS App."""
     from leuko.cohort.bids import find_pairs, start_dataset
     from leuko.cohort.bids_names import read_filter
     from leuko.cohort.gather import write_dataset
-    from leuko.cohort.job import Job, Settings, Wanted
+    from leuko.cohort.job import Job, Wanted
+    from leuko.cohort.run import portable
     from leuko.cohort.worker import Limits
 
     out, dataset = output_dir.absolute(), bids_dir.absolute()
@@ -211,17 +179,7 @@ def bids(
         print(f"left out  {line}", file=sys.stderr)
     if not (flair_alone or participant_label or any(pair.t1 for pair in found.pairs)):
         raise LeukoError("No T1w found for any FLAIR; pass --flair-alone to segment without it")
-    settings = Settings(
-        model=whole_path(model),
-        threshold=threshold,
-        smallest_lesion_mm3=min_lesion_mm3,
-        rims=rims,
-        alignment=align,
-        rule=pv_rule,
-        bias_correction=bias_correction,
-        strict=not lenient,
-        device=device,
-    )
+    settings = portable(settings)
     jobs = [
         Job(
             name=pair.name,
@@ -245,17 +203,12 @@ def bids(
     ]
     Wanted.of(settings)  # before anything is made
     start_dataset(out, dataset)
-    failed = run_jobs(jobs, nthreads, scheduler)
+    run = performed(jobs, nthreads, scheduler)
     if found.left_out:
         print(f"{'left out':<12}{len(found.left_out)}; the reasons are printed above")
     print(f"{'results':<12}{out}; gather them: leuko bids {bids_dir} {output_dir} group")
-    code = look_at([job for job in jobs if job.name not in failed])
-    raise typer.Exit(1 if failed or found.left_out else code)
-
-
-def whole_path(model: str) -> str:
-    """A model's folder by its whole path, since it may be used elsewhere; a name as it is."""
-    return str(Path(model).absolute()) if Path(model).is_dir() else model
+    code = look_at(run.done)
+    raise typer.Exit(1 if run.failed or found.left_out else code)
 
 
 def page_code(written: Mapping[str, Path]) -> int:
@@ -275,41 +228,33 @@ def look_at(jobs: "Sequence[Job]") -> int:
     return DONE_WITH_WARNINGS if any(found.values()) else 0
 
 
-def run_jobs(
-    jobs: "Sequence[Job]", processors: int | None, scheduler: str | None
-) -> dict[str, str]:
-    """Do what is not done yet, and say how it went; why some failed, by name."""
-    from leuko.cohort import executor
-    from leuko.cohort.job import Wanted, perform, settle, split
-    from leuko.io.files import require_folder
-    from leuko.model.runtime import available_cpus
+def performed(jobs: "Sequence[Job]", processors: int | None, scheduler: str | None) -> "CohortRun":
+    """Do the jobs that are not done yet, and print how they went."""
+    from leuko.cohort.run import run_jobs
 
-    wanted = Wanted.of(jobs[0].settings)
-    require_folder(jobs[0].root)
-    done, left = split(jobs, wanted)
-    processors, limits, workers = processors or available_cpus(), jobs[0].limits, None
-    if scheduler is None:
-        fitting = executor.fitting_workers(processors, limits.memory_gb)
-        workers = max(1, min(fitting, len(left)))
-        limits = replace(limits, threads=max(1, processors // workers))
-    left = [replace(j, limits=limits, weights_sha256=wanted.weights_sha256) for j in left]
-    failed: dict[str, str] = {}
+    with resumable():
+        run = run_jobs(jobs, processors=processors, scheduler=scheduler, progress=cohort_progress)
+    print_run(run)
+    return run
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C ends the command with exit code 130 and says how to resume."""
     try:
-        with cohort_progress(len(left), workers) as on_end:
-            for job, outcome in executor.run(perform, left, workers=workers, scheduler=scheduler):
-                settle(job, outcome)
-                on_end(job.name, outcome.reason)
-                if outcome.reason is not None:
-                    failed[job.name] = outcome.reason
+        yield
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         raise typer.Exit(130) from None
-    earlier = f", {len(done)} of them before" if done else ""
-    print(f"{'done':<12}{len(jobs) - len(failed)}{earlier}")
-    print(f"{'failed':<12}{len(failed)}")
-    width = max((10, *map(len, failed)))
-    for name, reason in sorted(failed.items()):
+
+
+def print_run(run: "CohortRun") -> None:
+    """How many subjects are done, and why others failed."""
+    earlier = f", {run.earlier} of them before" if run.earlier else ""
+    print(f"{'done':<12}{len(run.done)}{earlier}")
+    print(f"{'failed':<12}{len(run.failed)}")
+    width = max((10, *map(len, run.failed)))
+    for name, reason in sorted(run.failed.items()):
         print(f"  {name:<{width}}  {reason}")
-    if failed:
-        print(f"{'logs':<12}{jobs[0].log.parent}")
-    return failed
+    if run.failed:
+        print(f"{'logs':<12}{run.jobs[0].log.parent}")

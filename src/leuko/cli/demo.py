@@ -21,15 +21,18 @@ def demo(
     """Put known lesions into the MNI152 brain, segment it with the bundled model, measure."""
     if out.exists():
         raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
+    import leuko
     from leuko.evaluation.evaluate import evaluate
+    from leuko.io.outputs import side_output
     from leuko.io.provenance import tell
-    from leuko.results import MASK_FILE, REPORT_FILE, side_output
-    from leuko.segment import segment
+    from leuko.results import MASK_FILE, REPORT_FILE
     from leuko.synthesis.demo import make_subject
 
     brain = make_subject(out / "brain")
     print(f"made    a brain with known lesions in {brain}")
-    result = segment(brain / "FLAIR.nii.gz", brain / "T1.nii.gz", out / "result", threads=threads)
+    settings = leuko.SegmentSettings(threads=threads)
+    result = leuko.segment(brain / "FLAIR.nii.gz", brain / "T1.nii.gz", settings=settings)
+    result.save(out / "result")
     picture = out / "picture.png"
     with side_output(out, picture.name, partial(tell, result.findings)):
         _save_picture(picture, brain, out / "result" / "wmh.nii.gz")

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,18 +17,7 @@ from leuko.cli.cohort import BidsCommand, batch, bids
 from leuko.cli.compare import compare
 from leuko.cli.demo import demo
 from leuko.cli.models import models
-from leuko.cli.options import (
-    Align,
-    BiasCorrection,
-    Device,
-    Model,
-    Out,
-    PvRule,
-    Rims,
-    SmallestLesion,
-    Threads,
-    Threshold,
-)
+from leuko.cli.options import Out, with_settings
 from leuko.cli.streams import printable
 from leuko.cli.text import (
     findings_as_text,
@@ -38,6 +27,9 @@ from leuko.cli.text import (
 from leuko.cli.train import export, synth, train
 from leuko.errors import LeukoError
 from leuko.io.provenance import exit_code, stderr_handler
+
+if TYPE_CHECKING:
+    from leuko.segment import SegmentSettings
 
 app = typer.Typer(
     help="Find white matter hyperintensities in brain MRI.",
@@ -70,8 +62,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 @app.command()
+@with_settings(
+    "model",
+    "threshold",
+    "min_lesion_mm3",
+    "rims",
+    "align",
+    "pv_rule",
+    "bias_correction",
+    "strict",
+    "device",
+    "threads",
+)
 def segment(
     out: Out,
+    settings: "SegmentSettings",
     flair: Annotated[
         Path | None, typer.Option(help="FLAIR: an image file, or a folder of one DICOM series.")
     ] = None,
@@ -85,57 +90,32 @@ def segment(
     t1_series: Annotated[
         int | None, typer.Option(help="Of a study: the number of the T1's series.")
     ] = None,
-    model: Model = "leuko-base",
-    threshold: Threshold = None,
-    min_lesion_mm3: SmallestLesion = None,
-    rims: Rims = "separate",
-    align: Align = "auto",
     exclude: Annotated[
         Path | None,
         typer.Option(help="Mask on the FLAIR's grid (infarct, tumour) where nothing is WMH."),
     ] = None,
-    pv_rule: PvRule = "voxel10",
-    bias_correction: BiasCorrection = False,
     save_intermediate: Annotated[
         bool, typer.Option("--save-intermediate", help="Keep the aligned T1 and its transform.")
     ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse what does not look like a FLAIR of a head.")
-    ] = False,
-    device: Device = "cpu",
-    threads: Threads = None,
 ) -> None:
     """Segment one brain: write the mask, its probability, tissues, lesions, regions, a record."""
+    import leuko
     from leuko.io.inputs import Scan, read_study
-    from leuko.results import DICOM_FILE, MASK_FILE, REPORT_FILE
-    from leuko.segment import segment
+    from leuko.results import DICOM_FILE, MASK_FILE, REPORT_FILE, require_free
 
     scans: tuple[Path | Scan, Path | Scan | None]
     if study is not None and flair is None and t1 is None:
+        require_free(out, study)
         scans = read_study(study, flair=flair_series, t1=t1_series)
     elif flair is not None and study is None:
+        require_free(out, flair, t1)
         scans = flair, t1
     else:
         raise LeukoError("give --flair, and --t1 if there is one; or --study alone")
     if study is None and (flair_series, t1_series) != (None, None):
         raise LeukoError("--flair-series and --t1-series choose from a --study")
-    result = segment(
-        scans[0],
-        scans[1],
-        out,
-        model=model,
-        threshold=threshold,
-        smallest_lesion_mm3=min_lesion_mm3,
-        rims=rims,
-        alignment=align,
-        exclude=exclude,
-        rule=pv_rule,
-        bias_correction=bias_correction,
-        save_intermediate=save_intermediate,
-        strict=strict,
-        device=device,
-        threads=threads,
-    )
+    result = leuko.segment(scans[0], scans[1], exclude=exclude, settings=settings)
+    result.save(out, save_intermediate=save_intermediate)
     for name, scan in zip(("FLAIR", "T1"), scans, strict=True):
         if isinstance(scan, Scan):
             print(f"{name:<12}series {scan.series}")

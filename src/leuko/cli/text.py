@@ -157,7 +157,7 @@ def findings_as_text(result: "Segmentation") -> str:
         lines["quality"] = f"expected Dice {judgement.predicted_dice:.2f} ({low:.2f} to {high:.2f})"
     if result.outside is not None and result.outside.lesions:
         lesions = counted(result.outside.lesions, "lesion")
-        removed = f"{lesions} of {result.mask.ml(result.outside.voxels):.2f} mL"
+        removed = f"{lesions} of {result.maps.mask.ml(result.outside.voxels):.2f} mL"
         lines["outside"] = f"{removed} outside the brain removed"
     if result.excluded is not None:
         lines["excluded"] = (

@@ -7,15 +7,14 @@ be downloaded by anyone; its licence does not allow to ship any of it.
 import csv
 import logging
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from leuko.cohort.job import Job, Settings
+from leuko.cohort.job import Job
 from leuko.cohort.worker import Limits
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import Row, compare, mean_with_interval
@@ -24,8 +23,9 @@ from leuko.evaluation.labels import LABEL_VALUES
 from leuko.evaluation.metrics import MEASURES
 from leuko.io import nifti
 from leuko.io.files import refuse, staged, walk
-from leuko.results import MASK_FILE, Segmentation, write_table
-from leuko.segment import segment
+from leuko.io.outputs import write_table
+from leuko.results import Segmentation
+from leuko.segment import SegmentSettings, segment
 
 RESULT_FILE = "result.nii.gz"
 REFERENCE_FILE, FLAIR_FILE = "wmh.nii.gz", "FLAIR.nii.gz"
@@ -67,11 +67,10 @@ class Scan:
         return self.folder / REFERENCE_FILE
 
 
-def answer(source: Path, out: Path, **settings: Any) -> Segmentation:
+def answer(source: Path, out: Path, settings: SegmentSettings) -> Segmentation:
     """What the challenge's container does: read `source`/pre, write `out`/result.nii.gz.
 
-    Where there is no pre it reads orig; `settings` as `segment` takes them. Raises LeukoError as
-    `segment`.
+    Where there is no pre it reads orig. Raises LeukoError as `segment`.
     """
     flair, t1 = find_pair(source)
     if not flair.exists():
@@ -80,9 +79,8 @@ def answer(source: Path, out: Path, **settings: Any) -> Segmentation:
             "the challenge mounts it at /input"
         )
     with staged(out) as scratch:
-        result = segment(flair, t1, scratch / "everything", **settings)
-        shutil.move(scratch / "everything" / MASK_FILE, scratch / RESULT_FILE)
-        shutil.rmtree(scratch / "everything")
+        result = segment(flair, t1, settings=settings)
+        nifti.write(scratch / RESULT_FILE, result.maps.mask)
     return result
 
 
@@ -129,7 +127,9 @@ def without_reference(data: Path, split: Split) -> list[Path]:
     return sorted(home for home in homes if not (home / REFERENCE_FILE).is_file())
 
 
-def jobs(scans: Sequence[Scan], out: Path, settings: Settings, limits: Limits) -> dict[Scan, Job]:
+def jobs(
+    scans: Sequence[Scan], out: Path, settings: SegmentSettings, limits: Limits
+) -> dict[Scan, Job]:
     """What segments each scan, into a folder of its own in `out`."""
     found = {}
     for scan in scans:

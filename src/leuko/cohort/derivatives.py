@@ -11,6 +11,7 @@ import scipy.ndimage
 
 from leuko.io import nifti
 from leuko.io.files import read_json, write_json
+from leuko.io.outputs import write_table
 from leuko.io.provenance import RIMS_ARE
 from leuko.results import (
     ENTROPY_FILE,
@@ -27,7 +28,6 @@ from leuko.results import (
     T1_FILE,
     TISSUE_FILE,
     TRANSFORM_FILE,
-    write_table,
 )
 from leuko.volume import Array, Volume
 

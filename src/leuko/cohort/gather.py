@@ -16,8 +16,8 @@ from leuko.cohort.job import LOGS
 from leuko.cohort.report import Entry, Failure
 from leuko.errors import LeukoError
 from leuko.io.files import read_json, staged, write_json
+from leuko.io.outputs import side_output, write_table
 from leuko.io.provenance import read_findings
-from leuko.results import side_output, write_table
 
 Ids = dict[str, Any]  # the columns that tell whose a row is
 

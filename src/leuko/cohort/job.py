@@ -21,30 +21,12 @@ from leuko.errors import LeukoError
 from leuko.io.files import private, read_json, replace_text, staged
 from leuko.io.inputs import is_same
 from leuko.io.provenance import OUTPUT, Finding, exit_code, read_findings, stderr_handler
-from leuko.lesions.delineation import Rims
-from leuko.lesions.location import Rule
 from leuko.model import weights
-from leuko.model.runtime import Device
-from leuko.preprocessing.registration import Mode
+from leuko.segment import SegmentSettings, segment
 
 FETCH = "fetch it: datalad get, git annex get or git lfs pull"
 POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/")
 LOGS = "logs"  # in the output folder of a cohort: what each process said, and why it failed
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of all subjects of a cohort, as `segment` takes them."""
-
-    model: str = weights.DEFAULT
-    threshold: float | None = None
-    smallest_lesion_mm3: float | None = None
-    rims: Rims = "separate"
-    alignment: Mode = "auto"
-    rule: Rule = "voxel10"
-    bias_correction: bool = False
-    strict: bool = True  # one scan of another kind in a thousand must not pass for a patient
-    device: Device = "cpu"
 
 
 @dataclass(frozen=True)
@@ -60,7 +42,7 @@ class Job:
     folder: Path  # for the results
     root: Path  # the output folder of the cohort
     work: Path  # for scratch, which has a folder of its own there
-    settings: Settings
+    settings: SegmentSettings
     limits: Limits
     exclude: Path | None = None
     prefix: str = ""
@@ -97,7 +79,7 @@ class Job:
         content = json.loads(text)
         for name in ("flair", "t1", "folder", "root", "work", "exclude"):
             content[name] = content[name] and Path(content[name])
-        content["settings"] = Settings(**content["settings"])
+        content["settings"] = SegmentSettings(**content["settings"])
         content["limits"] = Limits(**content["limits"])
         return cls(**content)
 
@@ -110,7 +92,7 @@ class Wanted:
     settings: Mapping[str, Any]
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def of(cls, settings: SegmentSettings) -> Self:
         """Raises LeukoError where there is no such model, it finds no WMH or not the rims that are
         asked for, or a limit is none."""
         card = weights.load_card(weights.find(settings.model))
@@ -209,7 +191,7 @@ def main() -> None:
 
 def _perform(job: Job) -> Outcome:
     if not job.prefix:
-        results.refuse_foreign_files(job.folder, job.flair, job.t1)
+        results.require_free(job.folder, job.flair, job.t1)
     with private(job.work, job.name) as scratch:
         made, log = scratch / "results", scratch / "log"
         made.mkdir()
@@ -226,20 +208,12 @@ def _perform(job: Job) -> Outcome:
 
 
 def _segment(job: Job, scratch: Path) -> None:
-    from leuko.segment import segment
-
     if Wanted.of(job.settings).weights_sha256 != job.weights_sha256:
         raise LeukoError(f"the model {job.settings.model} of this machine has other weights")
-    settings = asdict(job.settings) | {"threads": job.limits.threads}
     folder = scratch / "native" if job.prefix else scratch
-    segment(
-        job.flair,
-        job.t1,
-        folder,
-        exclude=job.exclude,
-        save_intermediate=bool(job.prefix),
-        **settings,
-    )
+    settings = replace(job.settings, threads=job.limits.threads)
+    found = segment(job.flair, job.t1, exclude=job.exclude, settings=settings)
+    found.save(folder, save_intermediate=bool(job.prefix))
     if job.prefix:
         derivatives.arrange(folder, scratch, job.prefix, job.sources)
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Scans as they are given: an image file, a folder of DICOM files, or a whole study."""
+"""Scans as they are given: an image file or in memory, a folder of DICOM files, a whole study."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from leuko.errors import LeukoError, require
 from leuko.io import nifti
@@ -22,18 +24,50 @@ if TYPE_CHECKING:
 class Scan:
     """One image and where it came from."""
 
-    path: Path
+    path: Path | None  # None: from memory
     volume: Volume
     files: Sequence[Path]
     series: "Series | None" = None  # of a scan from DICOM
     findings: Sequence[Finding] = ()  # of reading it
 
     def sha256(self) -> str:
-        """Of the file; of several, of their hashes in the order of their names."""
+        """Of the file; of several, of their hashes in the order of their names; of an image in
+        memory, of its affine and its voxels."""
+        if not self.files:
+            grid = np.ascontiguousarray(self.volume.affine).tobytes()
+            return hashlib.sha256(
+                grid + np.ascontiguousarray(self.volume.data).tobytes()
+            ).hexdigest()
         if len(self.files) == 1:
             return sha256(self.files[0])
         hashes = "".join(sha256(file) for file in sorted(self.files))
         return hashlib.sha256(hashes.encode()).hexdigest()
+
+
+# A scan as people give it: its path, a nibabel image or a Volume in memory, or one that was read.
+Image = str | Path | nifti.InMemory | Volume | Scan
+
+
+def opened(image: Image) -> Scan:
+    """A scan in whatever form it is given. Raises LeukoError as `read` does."""
+    if isinstance(image, Scan):
+        return image
+    if isinstance(image, str | Path):
+        return read(Path(image))
+    volume = image if isinstance(image, Volume) else nifti.from_image(image)
+    return Scan(None, without_background(volume), [])
+
+
+def opened_mask(image: Image) -> Scan:
+    """A mask, likewise, as bool. Raises LeukoError as `nifti.read_mask` does."""
+    if isinstance(image, Scan):
+        return image
+    if isinstance(image, str | Path):
+        path = Path(image)
+        return Scan(path, nifti.read_mask(path), [path])
+    if isinstance(image, Volume):
+        return Scan(None, image.with_data(image.data > 0), [])
+    return Scan(None, nifti.mask_from_image(image), [])
 
 
 def read(path: Path) -> Scan:
@@ -68,20 +102,18 @@ def read_study(
     return replace(pair[0], findings=findings), pair[1]
 
 
-def as_record(**scans: Scan | None) -> dict[str, dict[str, Any]]:
+def as_record(scans: Mapping[str, Scan]) -> dict[str, dict[str, Any]]:
     """The scans, for the record of a run."""
     return {
-        name: {"path": str(scan.path), "series": str(scan.series) if scan.series else None}
-        | {"sha256": scan.sha256()}
-        | (_stamp(scan.path) if len(scan.files) == 1 else {})
+        name: {"series": str(scan.series) if scan.series else None} | as_file(scan)
         for name, scan in scans.items()
-        if scan
     }
 
 
-def as_file(path: Path) -> dict[str, Any]:
-    """A file, for the record of a run."""
-    return {"path": str(path), "sha256": sha256(path), **_stamp(path)}
+def as_file(scan: Scan) -> dict[str, Any]:
+    """Where a scan came from, for the record of a run."""
+    stamp = _stamp(scan.path) if scan.path and len(scan.files) == 1 else {}
+    return {"path": scan.path and str(scan.path), "sha256": scan.sha256(), **stamp}
 
 
 def is_same(path: Path, was: Mapping[str, Any]) -> bool:

@@ -20,6 +20,8 @@ from leuko.volume import Array, Volume, require_head_size
 
 log = logging.getLogger(__name__)
 
+InMemory = nib.spatialimages.SpatialImage
+
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI's codes: unknown, m, mm, micron
 GZIP = b"\x1f\x8b"
 MGH = bytes((0, 0, 0, 1))  # the version that each file of FreeSurfer opens with
@@ -46,16 +48,24 @@ def read(path: Path) -> Volume:
     zeros, NaN or infinite voxels, an affine that cannot be inverted, spacing that is not positive,
     an extent that no head has.
     """
-    image = _load(path)
-    data = _voxels(image, path)
-    bad = _not_finite(data)
-    if bad:
-        raise LeukoError(f"{path} has {bad} NaN or infinite voxels; replace them, by 0 say")
-    if not data.any():
-        raise LeukoError(f"{path} is all zeros; is it the right file?")
-    header = image.header.copy()
-    header.set_data_shape(data.shape)
-    return replace(_placed(data, image, path), header=header, name=path.name)
+    return _scan(_load(path), path)
+
+
+def from_image(image: InMemory) -> Volume:
+    """A 3-D nibabel image in memory; as `read`, which has its errors."""
+    path = Path(image.get_filename() or "image in memory")
+    if isinstance(image, nib.MGHImage):
+        return _scan(_as_nifti(image, path), path)
+    if not isinstance(image, nib.Nifti1Pair):
+        raise LeukoError(f"{path} is a {type(image).__name__}; expected a NIfTI or MGH image")
+    return _scan(image, path)
+
+
+def mask_from_image(image: InMemory) -> Volume:
+    """A mask as a nibabel image in memory; as `read_mask`."""
+    path = Path(image.get_filename() or "mask in memory")
+    volume = _as_labels(image, path)
+    return volume.with_data(masks.as_mask(volume.data, path))
 
 
 def read_labels(path: Path, *, values: Collection[int]) -> Volume:
@@ -89,6 +99,11 @@ def write(path: Path, volume: Volume) -> None:
     sform, qform, their codes, pixdim and units are those of the file that the grid came from;
     a volume made in memory gets both forms with code 1 (scanner coordinates).
     """
+    nib.save(as_image(volume), path)
+
+
+def as_image(volume: Volume) -> InMemory:
+    """The volume as a nibabel image, as `write` stores it."""
     if volume.header is None:
         image = nib.Nifti1Image(volume.data, volume.affine)
         image.header.set_xyzt_units("mm")
@@ -98,10 +113,23 @@ def write(path: Path, volume: Volume) -> None:
         header = volume.header.copy()
         header["cal_min"] = header["cal_max"] = 0  # the display window of the scan, not of this
         make = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-        image = make(volume.data, None, header)  # no affine: the header's own forms stay
+        image = make(volume.data, header.get_best_affine(), header)  # the header's own forms stay
     image.header.set_data_dtype(volume.data.dtype)
     image.header.set_slope_inter(1, 0)
-    nib.save(image, path)
+    made: InMemory = image
+    return made
+
+
+def _scan(image: Any, path: Path) -> Volume:
+    data = _voxels(image, path)
+    bad = _not_finite(data)
+    if bad:
+        raise LeukoError(f"{path} has {bad} NaN or infinite voxels; replace them, by 0 say")
+    if not data.any():
+        raise LeukoError(f"{path} is all zeros; is it the right file?")
+    header = image.header.copy()
+    header.set_data_shape(data.shape)
+    return replace(_placed(data, image, path), header=header, name=path.name)
 
 
 def _load(path: Path) -> Any:
@@ -249,7 +277,10 @@ def _not_finite(data: Array) -> int:
 def _labelled(path: Path) -> Volume:
     """A label image, a mask or a probability map. 0 where it has NaN, which means outside; whole
     numbers where its scale could store none that is closer."""
-    image = _load(path)
+    return _as_labels(_load(path), path)
+
+
+def _as_labels(image: Any, path: Path) -> Volume:
     data = _voxels(image, path)
     if _not_finite(data):
         outside = np.isnan(data)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import logging
 import platform
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -57,11 +58,13 @@ class Finding:
 
 @contextmanager
 def kept_findings() -> Iterator[list[Finding]]:
-    """The findings of a run, in order: warnings logged inside, and whatever `tell` adds."""
+    """The findings of a run, in order: warnings logged inside by this thread, and whatever `tell`
+    adds."""
     kept: list[Finding] = []
+    thread = threading.get_ident()
 
     def keep(record: logging.LogRecord) -> None:
-        if not hasattr(record, "finding"):
+        if record.thread == thread and not hasattr(record, "finding"):
             module = record.name.rpartition(".")[2]
             kept.append(Finding("warning", module, record.getMessage()))
 

@@ -5,13 +5,14 @@ lesions of the brain: the tissues around them, and their place in the template. 
 between true and false lesions of real scans (`runs/outside_brain.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.ndimage
 
 from leuko.lesions import mni
 from leuko.lesions.components import find_lesions
+from leuko.lesions.delineation import Delineation
 from leuko.volume import Array, Orientation, Volume, world
 
 GRID_MM = 2.0  # finer grids cost time and change nothing
@@ -75,16 +76,28 @@ def find_outside(mask: Array, brain: Array, place: mni.Place | None, grid: Volum
     return Outside(is_outside[numbers], int(is_outside.sum()))
 
 
-def without_outside(mask: Array, anatomy: Volume, *, threads: int) -> Array:
-    """A mask (X, Y, Z) without its lesions outside the brain; `anatomy` are the tissues as if there
-    were no WMH, stored in any order."""
-    grid = anatomy.canonical()
+def within_brain(
+    drawn: Delineation, brain: Array, place: mni.Place | None
+) -> tuple[Delineation, Outside]:
+    """What is drawn without lesions and rims outside the brain mask (R, A, S), and those lesions,
+    on the grid as it is stored; `place` is that of the brain in the template."""
+    grid, stored = drawn.anatomy.canonical(), Orientation.of(drawn.anatomy.affine)
+    outside, liberal_outside = (
+        find_outside(stored.apply(mask), brain, place, grid) for mask in (drawn.mask, drawn.liberal)
+    )
+    mask = drawn.mask & ~stored.undo(outside.voxels)
+    liberal = mask | drawn.liberal & ~stored.undo(liberal_outside.voxels)
+    rims = None if drawn.rims is None else drawn.rims & stored.undo(brain)
+    removed = Outside(stored.undo(outside.voxels), outside.lesions)
+    return replace(drawn, mask=mask, liberal=liberal, rims=rims), removed
+
+
+def without_outside(drawn: Delineation, *, threads: int) -> Delineation:
+    """`within_brain`, where neither the brain mask nor its place is known yet."""
+    grid = drawn.anatomy.canonical()
     brain = brain_mask(grid)
     place = mni.Place.of(grid.with_data(grid.data * brain), threads=threads)
-    orientation = Orientation.of(anatomy.affine)
-    outside = find_outside(orientation.apply(mask), brain, place, grid)
-    kept: Array = mask & ~orientation.undo(outside.voxels)
-    return kept
+    return within_brain(drawn, brain, place)[0]
 
 
 def _large(mask: Array) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 from leuko.errors import LeukoError
 from leuko.io import inputs, nifti
 from leuko.io.files import find_image, read_json, staged, write_json
+from leuko.io.outputs import refuse_foreign_files, side_output, write_table
 from leuko.io.provenance import (
     OUTPUT,
     RIMS_ARE,
@@ -33,11 +34,8 @@ from leuko.results import (
     RECORD_FILE,
     REPORT_FILE,
     findings_as_record,
-    refuse_foreign_files,
-    side_output,
-    write_table,
 )
-from leuko.segment import segment
+from leuko.segment import SegmentSettings, segment
 from leuko.volume import Volume, require_same_grid
 
 CHANGES_FILE, CHANGE_TABLE_FILE = "changes.nii.gz", "changes.tsv"
@@ -152,7 +150,7 @@ def _segmented(folder: Path, out: Path, *, threads: int) -> Path:
             f"{folder} holds neither {RECORD_FILE} of leuko segment nor FLAIR.nii.gz; give such "
             "folders"
         )
-    segment(flair, t1, out, threads=threads)
+    segment(flair, t1, settings=SegmentSettings(threads=threads)).save(out)
     return out
 
 

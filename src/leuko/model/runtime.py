@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from leuko.errors import LeukoError, require
-from leuko.model.weights import ONNX_FILE, ModelCard, load_card
+from leuko.model.weights import DEFAULT, ONNX_FILE, ModelCard, find, load_card
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, centred
 from leuko.volume import Array
 
@@ -30,6 +30,7 @@ class Model:
 
     card: ModelCard
     network: Callable[[Array], Array]  # uint8 (N, H, W, 3) to float32 (N, C, H, W)
+    folder: Path | None = None  # that it was loaded from
 
     def predict(self, slices: Array, *, batch: int = BATCH) -> Array:
         """Probabilities (N, C, H, W), float32, of colour slices (N, H, W, 3), uint8.
@@ -49,6 +50,23 @@ class Model:
         return probabilities
 
 
+def load_model(
+    name: str | Path = DEFAULT,
+    *,
+    device: Device = "cpu",
+    threads: int | None = None,
+) -> Model:
+    """A model by its name or folder, ready to serve many calls.
+
+    Raises LeukoError where there is no such model, or no such device.
+
+    >>> import leuko
+    >>> leuko.load_model().card.name
+    'leuko-base'
+    """
+    return load(find(str(name)), device=device, threads=threads)
+
+
 def load(
     folder: Path, *, device: Device = "cpu", threads: int | None = None, by_torch: bool = False
 ) -> Model:
@@ -66,9 +84,9 @@ def load(
         session = _session(folder / ONNX_FILE, provider, threads)
         _require_fit(session, card, folder)
         if provider in session.get_providers():  # not if its libraries did not load
-            return Model(card, _onnx_network(session))
+            return Model(card, _onnx_network(session), folder)
     require_device(device)
-    return Model(card, _torch_network(folder, card, device, threads))
+    return Model(card, _torch_network(folder, card, device, threads), folder)
 
 
 def _session(path: Path, provider: str, threads: int) -> onnxruntime.InferenceSession:

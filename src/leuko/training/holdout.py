@@ -117,7 +117,7 @@ def within_brain(drawn: Delineation, model: runtime.Model, *, threads: int) -> A
     tell."""
     if model.card.tissues != quality_checks.TISSUES:
         return drawn.mask
-    return without_outside(drawn.mask, drawn.anatomy, threads=threads)
+    return without_outside(drawn, threads=threads).mask
 
 
 def _tissue(subject: Subject, model: runtime.Model) -> Volume:

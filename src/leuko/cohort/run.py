@@ -1,0 +1,120 @@
+"""Many subjects: those of a table are segmented, each in a process of its own, then gathered."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from leuko.cohort.gather import write_batch
+from leuko.cohort.job import Job, Wanted, perform, settle, split
+from leuko.cohort.subject_table import read_table
+from leuko.cohort.worker import Limits
+from leuko.errors import COHORT_LIBRARIES, require
+from leuko.io.files import require_folder
+from leuko.model.runtime import available_cpus
+from leuko.segment import SegmentSettings
+
+# Told of each subject that has ended: its name, and why it failed or None.
+OnEnd = Callable[[str, str | None], None]
+# Given the number of subjects and, on this machine, of those at once: what is told.
+Progress = Callable[[int, int | None], AbstractContextManager[OnEnd]]
+# One scan of another kind in a thousand must not pass for a patient.
+STRICT = SegmentSettings(strict=True)
+
+
+@dataclass(frozen=True)
+class CohortRun:
+    """How the subjects of a cohort went."""
+
+    jobs: Sequence[Job]
+    failed: Mapping[str, str]  # by name, why
+    earlier: int  # subjects that an earlier run had finished
+    written: Mapping[str, Path]  # table, dictionary, report, ratings
+
+    @property
+    def done(self) -> list[Job]:
+        """Those that have results."""
+        return [job for job in self.jobs if job.name not in self.failed]
+
+
+def segment_cohort(
+    table: str | Path,
+    out: str | Path,
+    *,
+    settings: SegmentSettings = STRICT,
+    processors: int | None = None,
+    memory_gb: float = 4.0,
+    minutes: float = 30.0,
+    scheduler: str | None = None,
+    work_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> CohortRun:
+    """Segment the subjects of a table (TSV or CSV: id, flair; t1, exclude) into `out`/id.
+
+    Each is segmented in a process of its own with at most `memory_gb` and `minutes`; subjects that
+    are done already are not done again. Then the cohort's table and page are written. `processors`
+    are by default all that this process may use; `scheduler` is the address of a dask scheduler.
+    Needs the extra `cohort`. Raises LeukoError for a table, settings or a folder that cannot be
+    used; a subject that fails is named in the result.
+
+    >>> import leuko
+    >>> run = leuko.segment_cohort("cohort.tsv", "OUT")
+    >>> run.failed
+    {}
+    """
+    require(*COHORT_LIBRARIES, extra="cohort")
+    out = Path(out).absolute()
+    work = Path(work_dir).absolute() if work_dir else out
+    jobs = [
+        Job(
+            name=row.name,
+            flair=row.flair.absolute(),
+            t1=row.t1 and row.t1.absolute(),
+            exclude=row.exclude and row.exclude.absolute(),
+            folder=out / row.name,
+            root=out,
+            work=work,
+            settings=portable(settings),
+            limits=Limits(memory_gb, 60 * minutes, threads=1),
+        )
+        for row in read_table(Path(table))
+    ]
+    run = run_jobs(jobs, processors=processors, scheduler=scheduler, progress=progress)
+    return replace(run, written=write_batch(out))
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    processors: int | None = None,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+) -> CohortRun:
+    """Do the jobs that are not done yet. Raises LeukoError for settings that do not fit the model
+    and where no scheduler answers."""
+    from leuko.cohort import executor
+
+    wanted = Wanted.of(jobs[0].settings)
+    require_folder(jobs[0].root)
+    done, left = split(jobs, wanted)
+    processors, limits, workers = processors or available_cpus(), jobs[0].limits, None
+    if scheduler is None:
+        fitting = executor.fitting_workers(processors, limits.memory_gb)
+        workers = max(1, min(fitting, len(left)))
+        limits = replace(limits, threads=max(1, processors // workers))
+    left = [replace(j, limits=limits, weights_sha256=wanted.weights_sha256) for j in left]
+    failed: dict[str, str] = {}
+    shown = progress(len(left), workers) if progress else nullcontext(lambda *_: None)
+    with shown as on_end:
+        for job, outcome in executor.run(perform, left, workers=workers, scheduler=scheduler):
+            settle(job, outcome)
+            on_end(job.name, outcome.reason)
+            if outcome.reason is not None:
+                failed[job.name] = outcome.reason
+    return CohortRun(jobs, failed, len(done), {})
+
+
+def portable(settings: SegmentSettings) -> SegmentSettings:
+    """A model's folder by its whole path, since workers may run elsewhere; a name as it is."""
+    folder = Path(settings.model)
+    return replace(settings, model=str(folder.absolute())) if folder.is_dir() else settings

@@ -1,0 +1,67 @@
+"""Folders of results: what they may replace, files that they can do without, tables."""
+
+import csv
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from leuko.errors import LeukoError, in_one_line
+from leuko.io.files import read_json
+from leuko.io.inputs import Scan
+from leuko.io.provenance import OUTPUT, Finding
+
+Tell = Callable[[Finding], None]
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def side_output(folder: Path, name: str, tell: Tell) -> Iterator[None]:
+    """Write a file that a result can do without: if that fails, delete it and `tell` a warning."""
+    try:
+        yield
+    except Exception as error:  # whatever a library raises, the mask is worth more
+        (folder / name).unlink(missing_ok=True)
+        log.debug("%s", name, exc_info=error)
+        tell(Finding("warning", OUTPUT, f"{name} could not be written ({in_one_line(error)})"))
+
+
+def refuse_foreign_files(
+    out: Path,
+    *scans: Path | Scan | None,
+    files: Sequence[str],
+    record: str,
+    command: str,
+) -> None:
+    """Raises LeukoError where `files`, unless a `record` of `command` is with them, are in the way:
+    an expert's labels, a training run; for the name of an image, and for the scans' own folder."""
+    if out.name.endswith((".nii", ".nii.gz")):
+        raise LeukoError(f"{out} names an image; give -o a folder, the mask will be in it")
+    paths = [scan.path if isinstance(scan, Scan) else scan for scan in scans]
+    if any(folder.is_dir() and folder.resolve() == out.resolve() for folder in paths if folder):
+        raise LeukoError(f"{out} holds the scans; choose another folder with -o")
+    about = out / record
+    ours = about.is_file() and read_json(about, what="record").get("command") == command
+    there = [name for name in files if (out / name).exists()]
+    if there and not ours:
+        raise LeukoError(
+            f"{out / there[0]} is there and was not written by leuko {command}; "
+            "choose another folder with -o"
+        )
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows under their columns, tab-separated; n/a where a number is not known."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(columns)
+        table.writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else "n/a"
+    return str(value)

@@ -1,0 +1,73 @@
+"""From two scans to probabilities: bias correction, registration of the T1, the network."""
+
+from dataclasses import dataclass
+
+from leuko.errors import LeukoError
+from leuko.io.provenance import Finding, Level, Stopwatch, tell
+from leuko.model.predict import predict_pair
+from leuko.model.runtime import Model
+from leuko.preprocessing.registration import Alignment, Mode, align
+from leuko.preprocessing.simpleitk import without_bias
+from leuko.preprocessing.slices import Pair
+from leuko.volume import Array, Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """What a model says of one brain, before masks are drawn."""
+
+    flair: Volume  # as the model looked at it
+    t1: Volume | None  # likewise, aligned
+    pair: Pair
+    probabilities: Array  # (C, X, Y, Z), float32, on the FLAIR's grid as it is stored
+    alignment: Alignment | None  # of the T1, where the model looked at one
+
+
+def infer(
+    flair: Volume,
+    t1: Volume | None,
+    model: Model,
+    *,
+    alignment: Mode,
+    bias_correction: bool,
+    threads: int,
+    findings: list[Finding],
+    watch: Stopwatch,
+) -> Inference:
+    """What a model says of two scans; N4 corrects their bias fields first, if that is asked for.
+
+    Warnings are added to `findings`, seconds to `watch`. Raises LeukoError where the T1 could not
+    be registered, and as `Pair.of`.
+    """
+    preparation = model.card.preparation
+    if bias_correction:
+        with watch.stage("correct bias"):
+            flair = without_bias(flair, threads=threads)
+            t1 = t1 and without_bias(t1, threads=threads)
+    moved = None
+    if t1 is not None and preparation.uses_t1:
+        with watch.stage("align"):
+            moved = _alignment(flair, t1, alignment, threads, findings)
+            t1 = moved.apply(t1)
+    with watch.stage("prepare"):
+        pair = Pair.of(flair, t1, preparation)
+    return Inference(flair, t1, pair, predict_pair(pair, model, watch), moved)
+
+
+def _alignment(
+    flair: Volume, t1: Volume, mode: Mode, threads: int, findings: list[Finding]
+) -> Alignment:
+    """Raises LeukoError when the T1 could not be registered to the FLAIR and `mode` asks for it."""
+    found = align(flair, t1, mode=mode, threads=threads)
+    doubt = found.doubt()
+    if doubt is None:
+        return found
+    verb = "is not registered" if mode == "never" else "could not be registered"
+    text = f"{t1.name} {verb} to {flair.name}: {doubt}; are both of one person, and not swapped?"
+    if mode == "never":
+        level: Level = "do not use" if found.is_hopeless else "warning"
+        tell(findings, Finding(level, "alignment", text))
+        return found
+    raise LeukoError(
+        f"{text} Give the FLAIR alone, or --align never if you know that they are aligned"
+    )
