@@ -23,11 +23,12 @@ from typing import Any
 import psutil
 
 from leuko.cohort import executor, gather
-from leuko.cohort.job import Job, Settings, Wanted, settle, split
+from leuko.cohort.job import Job, Wanted, settle, split
 from leuko.cohort.worker import Limits, Outcome
 from leuko.io.files import staged, write_json
 from leuko.io.inputs import as_file
 from leuko.results import MASK_FILE, RECORD_FILE
+from leuko.segment import SegmentSettings
 
 HEADER = b"\0" * 352  # as long as that of a NIfTI file
 THREADS = 4  # of each worker
@@ -47,7 +48,7 @@ def jobs(folder: Path, subjects: int) -> list[Job]:
             folder=out / f"s{number:06}",
             root=out,
             work=out,
-            settings=Settings(),
+            settings=SegmentSettings(),
             limits=Limits(memory_gb=4, seconds=60, threads=1),
         )
         for number in range(subjects)
@@ -94,10 +95,10 @@ def record(job: Job) -> dict[str, Any]:
     }
 
 
-_WANTED: dict[Settings, Wanted] = {}
+_WANTED: dict[SegmentSettings, Wanted] = {}
 
 
-def wanted_of(settings: Settings) -> Wanted:
+def wanted_of(settings: SegmentSettings) -> Wanted:
     if settings not in _WANTED:
         _WANTED[settings] = Wanted.of(settings)
     return _WANTED[settings]

@@ -14,6 +14,7 @@ from leuko.cli.main import main
 from leuko.model.weights import load_card, save_card
 from leuko.preprocessing.slices import Preparation
 from leuko.results import PICTURE_FILE, RECORD_FILE, REPORT_FILE
+from leuko.segment import SegmentSettings, segment
 from leuko.training import loop, plan
 from leuko.training.plan import Settings
 from leuko.training.recipes import MODERN, Phase
@@ -31,6 +32,15 @@ SMALL = {"shape": (48, 56, 12), "spacing_mm": (3.0, 3.0, 8.0), "lesions": 10}
 settings.register_profile("usual", deadline=None, max_examples=100, derandomize=True)
 settings.register_profile("thorough", deadline=None, max_examples=1000, derandomize=False)
 settings.load_profile("usual")
+
+
+def segmented(flair, t1, out, *, model=None, exclude=None, save_intermediate=False, **settings):
+    """Segment with a model, its name or its folder, and save the result in `out`."""
+    if isinstance(model, str | Path):
+        model, settings = None, {"model": str(model), **settings}
+    found = segment(flair, t1, model=model, exclude=exclude, settings=SegmentSettings(**settings))
+    found.save(out, save_intermediate=save_intermediate)
+    return found
 
 
 def pytest_collection_modifyitems(items):

@@ -7,10 +7,10 @@ import pytest
 import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 from scipy.spatial.transform import Rotation
 
+from conftest import segmented
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.preprocessing.registration import Alignment, align, rough_brain
-from leuko.segment import segment
 from leuko.volume import Volume, resample_onto
 from phantoms import make_phantom
 
@@ -146,8 +146,8 @@ def test_segmenting_brings_the_t1_and_says_so(model, tmp_path, pair):
     for name, volume in (("flair", flair), ("t1", t1), ("off", moved(t1, matrix))):
         nifti.write(tmp_path / f"{name}.nii.gz", volume)
     paths = {name: tmp_path / f"{name}.nii.gz" for name in ("flair", "t1", "off")}
-    straight = segment(paths["flair"], paths["t1"], tmp_path / "a", model=model)
-    brought = segment(
+    straight = segmented(paths["flair"], paths["t1"], tmp_path / "a", model=model)
+    brought = segmented(
         paths["flair"], paths["off"], tmp_path / "b", model=model, save_intermediate=True
     )
     assert straight.alignment.moved_mm == 0
@@ -156,7 +156,7 @@ def test_segmenting_brings_the_t1_and_says_so(model, tmp_path, pair):
     kept = nifti.read(tmp_path / "b" / "t1_aligned.nii.gz")
     assert kept.shares_grid_with(flair)
     assert (tmp_path / "b" / "t1_to_flair.tfm").is_file()
-    segment(paths["flair"], paths["t1"], tmp_path / "b", model=model)
+    segmented(paths["flair"], paths["t1"], tmp_path / "b", model=model)
     assert not (tmp_path / "b" / "t1_aligned.nii.gz").exists()  # of the run before
 
 
@@ -167,9 +167,9 @@ def test_a_t1_that_does_not_fit_is_an_error_and_nothing_is_written(model, tmp_pa
     nifti.write(tmp_path / "t1.nii.gz", t1.with_data(noise))
     refused = r"t1.nii.gz could not be registered to flair.nii.gz: .*--align never"
     with pytest.raises(LeukoError, match=refused):
-        segment(tmp_path / "flair.nii.gz", tmp_path / "t1.nii.gz", tmp_path / "out", model=model)
+        segmented(tmp_path / "flair.nii.gz", tmp_path / "t1.nii.gz", tmp_path / "out", model=model)
     assert not (tmp_path / "out").exists()
-    result = segment(
+    result = segmented(
         tmp_path / "flair.nii.gz", tmp_path / "t1.nii.gz", tmp_path / "out", model=model,
         alignment="never",
     )  # fmt: skip

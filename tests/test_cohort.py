@@ -14,7 +14,8 @@ import pytest
 
 from cohorts import REASONS, awaited, command, mere_mortal, spoil, stopped, table, written
 from leuko.cohort import executor
-from leuko.cohort.job import Job, Settings, perform
+from leuko.cohort.job import Job, perform
+from leuko.cohort.run import STRICT
 from leuko.cohort.worker import Limits
 from leuko.io.files import read_json
 from leuko.results import MASK_FILE, RECORD_FILE, REPORT_FILE
@@ -250,7 +251,7 @@ def test_a_worker_with_another_model_of_the_same_name_does_nothing(scans, tmp_pa
         folder=tmp_path / "a",
         root=tmp_path,
         work=tmp_path,
-        settings=Settings(),
+        settings=STRICT,
         limits=Limits(memory_gb=4, seconds=60, threads=1),
         weights_sha256="ab" * 32,
     )

@@ -10,11 +10,10 @@ from scipy.spatial.transform import Rotation
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
-from conftest import SMALL  # noqa: E402, after the check that its libraries are there
+from conftest import SMALL, segmented  # noqa: E402, after the check for the extra
 from leuko.errors import LeukoError  # noqa: E402
 from leuko.io import dicom, inputs, nifti  # noqa: E402
 from leuko.io.dicom_seg import write_segmentation  # noqa: E402
-from leuko.segment import segment  # noqa: E402
 from leuko.volume import Volume  # noqa: E402
 from phantoms import make_phantom  # noqa: E402
 
@@ -358,7 +357,7 @@ def test_a_t1_in_place_of_the_flair_is_told_by_its_header(tmp_path):
 def test_results_do_not_go_into_the_folder_of_a_series(tmp_path, model):
     folder = write_series(tmp_path / "flair", lopsided(grid()))
     with pytest.raises(LeukoError, match="holds the scans; choose another folder"):
-        segment(folder, None, folder, model=model)
+        segmented(folder, None, folder, model=model)
 
 
 # --- out ---
@@ -420,7 +419,9 @@ def test_a_mask_comes_back_on_the_series_that_it_is_of(leuko, model, tmp_path, h
     assert code == 0, err
     assert ("FLAIR       series 2 (t2_flair_tra, 12 files)" in printed) == (how == "a study")
 
-    segment(write(head.flair, tmp_path), write(head.t1, tmp_path), tmp_path / "known", model=model)
+    segmented(
+        write(head.flair, tmp_path), write(head.t1, tmp_path), tmp_path / "known", model=model
+    )
     known, found = (
         nifti.read_mask(tmp_path / name / "wmh.nii.gz").canonical() for name in ("known", "out")
     )

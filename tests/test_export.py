@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
-from conftest import small_settings
+from conftest import segmented, small_settings
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import compare, evaluate
 from leuko.evaluation.labels import LABEL_VALUES
@@ -23,7 +23,6 @@ from leuko.model.network import SpecialisedVGG
 from leuko.model.onnx_export import export, read_network, to_onnx
 from leuko.model.weights import CARD_FILE, ONNX_FILE, load_card, save_card
 from leuko.preprocessing.slices import centred
-from leuko.segment import segment
 from leuko.training import cross_validation, holdout, loop, plan
 from leuko.training.dataset import find_subjects
 from leuko.training.loop import training_slices
@@ -183,7 +182,7 @@ def test_a_tampered_model_is_refused(exported, heads, tmp_path):
     weights[len(weights) // 2] ^= 1
     (copy / ONNX_FILE).write_bytes(weights)
     with pytest.raises(LeukoError, match="is not the file that its card describes"):
-        segment(heads / "head0" / "FLAIR.nii.gz", None, tmp_path / "out", model=copy)
+        segmented(heads / "head0" / "FLAIR.nii.gz", None, tmp_path / "out", model=copy)
 
 
 def test_a_file_that_is_no_network_is_refused(exported, tmp_path):

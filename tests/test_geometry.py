@@ -9,9 +9,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 from scipy.spatial.transform import Rotation
 
-from conftest import SMALL, stored
+from conftest import SMALL, segmented, stored
 from leuko.io import nifti
-from leuko.segment import segment
 from leuko.volume import Volume
 from phantoms import make_phantom
 
@@ -41,7 +40,7 @@ def found(flair, t1, model, folder):
 
 
 def masked(flair, t1, model, folder):
-    segment(flair, t1, folder / "out", model=model)
+    segmented(flair, t1, folder / "out", model=model)
     return nifti.read_mask(folder / "out" / "wmh.nii.gz")
 
 

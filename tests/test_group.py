@@ -10,7 +10,8 @@ import pytest
 
 from leuko.cli.cohort import look_at
 from leuko.cohort import gather, ratings, summary
-from leuko.cohort.job import Job, Settings, Wanted, is_done
+from leuko.cohort.job import Job, Wanted, is_done
+from leuko.cohort.run import STRICT
 from leuko.cohort.worker import Limits
 from leuko.errors import LeukoError
 from leuko.io.inputs import as_file
@@ -138,8 +139,7 @@ def test_a_cohort_of_useless_results_alone_has_a_page(cohort):
 def test_the_exit_code_of_a_cohort_tells_of_results_to_look_at(cohort, capsys, found, code):
     out = cohort(a={}, b={"findings": found})
     jobs = [
-        Job(name, Path("F"), None, out / name, out, out, Settings(), Limits(1, 1, 1))
-        for name in "ab"
+        Job(name, Path("F"), None, out / name, out, out, STRICT, Limits(1, 1, 1)) for name in "ab"
     ]
     assert look_at(jobs) == code
     said = capsys.readouterr().out
@@ -433,5 +433,5 @@ def test_a_result_that_lacks_a_file_is_made_again(cohort, tmp_path, changes, don
     }
     out = cohort(a=own | changes)
     (out / "a" / MASK_FILE).touch()
-    job = Job("a", flair, None, out / "a", out, out, Settings(), Limits(1, 1, 1))
+    job = Job("a", flair, None, out / "a", out, out, STRICT, Limits(1, 1, 1))
     assert is_done(job, Wanted("w", {"threshold": 0.5})) == done

@@ -20,10 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SMALL
+from conftest import SMALL, segmented
 from leuko.errors import LeukoError
 from leuko.io import inputs, nifti
-from leuko.segment import segment
 from phantoms import make_phantom
 
 SECONDS, BYTES = 10, 2 << 30
@@ -184,7 +183,7 @@ def test_what_can_be_read_is_segmented_or_refused(model, head, tmp_path_factory,
     flair.write_bytes(damaged(content[:348], changes)[:348].ljust(348, b"\0") + content[348:])
     with watched():
         try:
-            segment(flair, head / "T1.nii.gz", out, model=model)
+            segmented(flair, head / "T1.nii.gz", out, model=model)
         except LeukoError as error:
             assert len(str(error).splitlines()) == 1  # noqa: PT017, either outcome is right
             assert not out.exists()
@@ -244,7 +243,7 @@ def test_links_are_followed(model, head, tmp_path):
         (tmp_path / name).symlink_to(head / name)
     (tmp_path / "store").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "store")
-    segment(tmp_path / "FLAIR.nii.gz", tmp_path / "T1.nii.gz", tmp_path / "out", model=model)
+    segmented(tmp_path / "FLAIR.nii.gz", tmp_path / "T1.nii.gz", tmp_path / "out", model=model)
     assert (tmp_path / "out").is_symlink()
     assert (tmp_path / "store" / "wmh.nii.gz").is_file()
 
@@ -253,9 +252,9 @@ def test_links_that_lead_nowhere_are_errors(model, head, tmp_path):
     gone = tmp_path / "gone"
     gone.symlink_to(tmp_path / "nowhere")
     with pytest.raises(LeukoError, match="does not exist"):
-        segment(gone, None, tmp_path / "out", model=model)
+        segmented(gone, None, tmp_path / "out", model=model)
     with pytest.raises(LeukoError, match=r"gone is there and is no folder"):
-        segment(head / "FLAIR.nii.gz", head / "T1.nii.gz", gone, model=model)
+        segmented(head / "FLAIR.nii.gz", head / "T1.nii.gz", gone, model=model)
     assert {path.name for path in tmp_path.iterdir()} == {"gone"}
 
 
@@ -281,7 +280,7 @@ def test_a_full_disk_is_an_error_and_earlier_results_stay(model, head, small_dis
     out = folder / "out"
     scans = head / "FLAIR.nii.gz", head / "T1.nii.gz"
     if before:
-        segment(*scans, out, model=model)
+        segmented(*scans, out, model=model)
     kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     filler = folder / "filler"
     with suppress(OSError), filler.open("wb") as file:
@@ -291,7 +290,7 @@ def test_a_full_disk_is_an_error_and_earlier_results_stay(model, head, small_dis
     with filler.open("ab") as file:
         file.truncate(size - 12288)
     with pytest.raises(LeukoError, match="No space left on device"):
-        segment(*scans, out, model=model, threshold=0.1)
+        segmented(*scans, out, model=model, threshold=0.1)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p != filler} == kept
     assert out.exists() == before
 
@@ -300,4 +299,4 @@ def test_a_disk_that_cannot_be_written_is_an_error(model, head, small_disk):
     folder, mount = small_disk
     assert mount("-o", "remount,ro").returncode == 0
     with pytest.raises(LeukoError, match=r"cannot write into .*Read-only file system"):
-        segment(head / "FLAIR.nii.gz", head / "T1.nii.gz", folder / "out", model=model)
+        segmented(head / "FLAIR.nii.gz", head / "T1.nii.gz", folder / "out", model=model)

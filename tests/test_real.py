@@ -8,11 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from conftest import small_settings
+from conftest import segmented, small_settings
 from leuko.evaluation.evaluate import evaluate
 from leuko.io import nifti
 from leuko.preprocessing.slices import Preparation, prepare, tissue_level
-from leuko.segment import segment
 from leuko.training import loop, plan
 
 pytestmark = pytest.mark.real
@@ -44,7 +43,7 @@ def run(real, tmp_path_factory):
 
 def test_a_seen_patient_is_segmented_and_measured(real, run, tmp_path):
     patient = real / "real" / "tabriz_104252"
-    segment(patient / "FLAIR.nii.gz", patient / "T1.nii.gz", tmp_path, model=run)
+    segmented(patient / "FLAIR.nii.gz", patient / "T1.nii.gz", tmp_path, model=run)
     command = [sys.executable, "-m", "leuko.cli", "evaluate", "--json"]
     printed = subprocess.run(
         [*command, str(patient / "lesions.nii.gz"), str(tmp_path / "wmh.nii.gz")],
@@ -60,7 +59,7 @@ def test_a_seen_patient_is_segmented_and_measured(real, run, tmp_path):
 
 def test_a_raw_clinical_pair_is_segmented_on_its_own_grid(real, run, tmp_path):
     patient = real / "raw_clinical" / "patient04_study1"
-    result = segment(patient / "FLAIR.nii.gz", patient / "T1.nii.gz", tmp_path, model=run)
+    result = segmented(patient / "FLAIR.nii.gz", patient / "T1.nii.gz", tmp_path, model=run)
     flair, mask = (nib.load(p) for p in (patient / "FLAIR.nii.gz", tmp_path / "wmh.nii.gz"))
     assert mask.shape == flair.shape
     np.testing.assert_array_equal(mask.affine, flair.affine)
@@ -93,7 +92,7 @@ def test_the_tissue_level_ignores_scalp_and_skull(real):
 def test_the_bundled_model_finds_real_lesions(real, tmp_path, patient, with_t1):
     folder = real / "real" / patient
     t1 = folder / "T1.nii.gz" if with_t1 else None
-    segment(folder / "FLAIR.nii.gz", t1, tmp_path)
+    segmented(folder / "FLAIR.nii.gz", t1, tmp_path)
     row = evaluate(folder / "lesions.nii.gz", tmp_path / "wmh.nii.gz")
     assert row["dsc"] > 0.55
     assert row["lesion_recall"] > 0.3
@@ -102,7 +101,7 @@ def test_the_bundled_model_finds_real_lesions(real, tmp_path, patient, with_t1):
 def test_the_bundled_model_knows_a_brain_from_a_head(real, tmp_path):
     """A raw scan: about as much brain as people have, and no scalp taken for lesion."""
     folder = real / "raw_clinical" / "patient04_study1"
-    segment(folder / "FLAIR.nii.gz", folder / "T1.nii.gz", tmp_path)
+    segmented(folder / "FLAIR.nii.gz", folder / "T1.nii.gz", tmp_path)
     volumes = json.loads((tmp_path / "run.json").read_text())["tissue_ml"]
     assert 900 < volumes["grey"] + volumes["white"] + volumes["wmh"] < 1600
     assert 5 < volumes["ventricle"] < 100

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from leuko import segment
+from conftest import segmented
 from leuko.cli.text import findings_as_text
 from leuko.cohort import derivatives, summary
-from leuko.cohort.job import Settings as CohortSettings
 from leuko.cohort.job import Wanted
 from leuko.errors import LeukoError
 from leuko.io import nifti
@@ -19,9 +18,12 @@ from leuko.io.files import read_json
 from leuko.lesions.delineation import delineate
 from leuko.lesions.quality_checks import TISSUES
 from leuko.longitudinal.compare import compare
+from leuko.model import inference
 from leuko.model.calibration import Calibration
+from leuko.model.runtime import Model
 from leuko.model.weights import DEFAULT, ModelCard, find, load_card
 from leuko.preprocessing.slices import Preparation
+from leuko.segment import SegmentSettings
 from leuko.training.plan import start
 from leuko.training.settings import Settings
 from phantoms import AIR, CSF, FAT, GREY, SKULL, WHITE, make_phantom
@@ -82,10 +84,9 @@ def runs(tmp_path_factory):
 
     def run(out, card=CARD, probabilities=p, **options):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(segment.weights, "find", lambda _: folder)
-            patch.setattr(segment.runtime, "load", lambda *_, **__: SimpleNamespace(card=card))
-            patch.setattr(segment, "predict_pair", lambda *_: probabilities)
-            return segment.segment(folder / "FLAIR.nii.gz", None, folder / out, **options)
+            patch.setattr(inference, "predict_pair", lambda *_: probabilities)
+            model = Model(card, network=None)
+            return segmented(folder / "FLAIR.nii.gz", None, folder / out, model=model, **options)
 
     results = {name: run(name, rims=name) for name in CONVENTIONS}
     excluding = {
@@ -97,7 +98,7 @@ def runs(tmp_path_factory):
 
 
 def mask_of(result):
-    return result.mask.data > 0
+    return result.maps.mask.data > 0
 
 
 def record_of(runs, name):
@@ -107,12 +108,12 @@ def record_of(runs, name):
 @pytest.mark.parametrize("part", ["results", "excluding"])
 def test_a_mask_with_rims_is_wmh_and_rims_and_without_them_it_is_wmh(runs, part):
     separate, include, exclude = (getattr(runs, part)[name] for name in CONVENTIONS)
-    assert separate.rims.data.any()
-    assert not (mask_of(separate) & separate.rims.data).any()
-    np.testing.assert_array_equal(mask_of(include), mask_of(separate) | separate.rims.data)
+    assert separate.maps.rims.data.any()
+    assert not (mask_of(separate) & separate.maps.rims.data).any()
+    np.testing.assert_array_equal(mask_of(include), mask_of(separate) | separate.maps.rims.data)
     np.testing.assert_array_equal(mask_of(exclude), mask_of(separate))
-    np.testing.assert_array_equal(include.rims.data, separate.rims.data)
-    assert exclude.rims is None
+    np.testing.assert_array_equal(include.maps.rims.data, separate.maps.rims.data)
+    assert exclude.maps.rims is None
 
 
 @pytest.mark.parametrize("part", ["results", "excluding"])
@@ -137,7 +138,7 @@ def test_lesions_and_regions_follow_the_mask(runs):
 
 def test_the_mask_is_where_the_probability_is_high(runs):
     for result in runs.results.values():
-        high = result.probability.data >= CARD.threshold
+        high = result.maps.probability.data >= CARD.threshold
         assert not (mask_of(result) & ~high).any()
         outside = high & ~mask_of(result)
         assert not (outside & (runs.p[:5].argmax(axis=0) > 0)).any()  # in the scalp alone
@@ -148,8 +149,8 @@ def test_rims_outside_the_brain_and_in_an_exclusion_mask_are_left_out(runs):
     assert (delineate(runs.p, flair, CARD).rims & runs.scalp).any()
     assert "lesions outside the brain" in runs.results["separate"].checks
     assert runs.results["separate"].outside.lesions > 0
-    assert not (runs.results["separate"].rims.data & runs.scalp).any()
-    assert not runs.excluding["separate"].rims.data[:45].any()
+    assert not (runs.results["separate"].maps.rims.data & runs.scalp).any()
+    assert not runs.excluding["separate"].maps.rims.data[:45].any()
     taken = {name: runs.excluding[name].excluded.wmh_ml for name in CONVENTIONS}
     assert taken["include"] > taken["separate"] == taken["exclude"]
 
@@ -157,10 +158,10 @@ def test_rims_outside_the_brain_and_in_an_exclusion_mask_are_left_out(runs):
 def test_rims_are_a_file_and_a_class_of_the_tissues_where_they_are_apart(runs):
     rims = nifti.read_labels(runs.folder / "separate" / "wmh_rims.nii.gz", values=(0, 1))
     assert rims.data.dtype == np.uint8
-    np.testing.assert_array_equal(rims.data > 0, runs.results["separate"].rims.data)
+    np.testing.assert_array_equal(rims.data > 0, runs.results["separate"].maps.rims.data)
     for name, result in runs.results.items():
         tissue = nifti.read_labels(runs.folder / name / "tissue.nii.gz", values=range(7)).data
-        apart = result.rims.data if name == "separate" else np.zeros(tissue.shape, bool)
+        apart = result.maps.rims.data if name == "separate" else np.zeros(tissue.shape, bool)
         np.testing.assert_array_equal(tissue == CLASSES.index("rim"), apart)
         np.testing.assert_array_equal(tissue == CLASSES.index("wmh"), mask_of(result))
         assert (runs.folder / name / "wmh_rims.nii.gz").exists() == (name == "separate")
@@ -270,7 +271,7 @@ def test_bids_derivatives_name_the_rims_and_say_the_convention(runs, tmp_path):
 
 def test_another_convention_is_another_result():
     wanted = [
-        Wanted.of(CohortSettings(rims=name)).settings
+        Wanted.of(SegmentSettings(rims=name)).settings
         for name in ("separate", "exclude", "separate")
     ]
     assert wanted[0] == wanted[2] != wanted[1]

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from conftest import segmented
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import evaluate
 from leuko.io import nifti
@@ -23,7 +24,6 @@ from leuko.model.calibration import TYPICAL_CONTRAST, Calibration, DiceLine, cal
 from leuko.model.weights import CARD_FILE, WEIGHTS_FILE, Limits, load_card, save_card
 from leuko.preprocessing.simpleitk import without_bias
 from leuko.preprocessing.slices import prepare
-from leuko.segment import segment
 from leuko.volume import Volume
 
 
@@ -41,12 +41,12 @@ def unseen(tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(unseen, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("result")
-    segment(unseen / "FLAIR.nii.gz", unseen / "T1.nii.gz", out, model=model)
+    segmented(unseen / "FLAIR.nii.gz", unseen / "T1.nii.gz", out, model=model)
     return out
 
 
 def run(unseen, model, out, **changes):
-    return segment(unseen / "FLAIR.nii.gz", unseen / "T1.nii.gz", out, model=model, **changes)
+    return segmented(unseen / "FLAIR.nii.gz", unseen / "T1.nii.gz", out, model=model, **changes)
 
 
 def test_lesions_of_an_unseen_head_are_found(unseen, result):
@@ -279,12 +279,12 @@ def test_parents_that_were_made_go_when_it_fails(unseen, model, tmp_path):
 def test_a_name_that_is_no_utf8_is_no_obstacle(unseen, model, tmp_path):
     flair = tmp_path / os.fsdecode(b"FLAIR_\xfc.nii.gz")
     flair.write_bytes((unseen / "FLAIR.nii.gz").read_bytes())
-    segment(flair, unseen / "T1.nii.gz", tmp_path / "out", model=model)
+    segmented(flair, unseen / "T1.nii.gz", tmp_path / "out", model=model)
     assert "FLAIR_" in (tmp_path / "out" / "run.json").read_text()
 
 
 def test_the_tissues_of_another_model_do_not_stay(unseen, model, tmp_path):
-    segment(unseen / "FLAIR.nii.gz", unseen / "T1.nii.gz", tmp_path)
+    segmented(unseen / "FLAIR.nii.gz", unseen / "T1.nii.gz", tmp_path)
     assert (tmp_path / "tissue.nii.gz").is_file()
     run(unseen, model, tmp_path)
     assert not (tmp_path / "tissue.nii.gz").exists()
@@ -304,9 +304,9 @@ def test_what_is_excluded_is_no_wmh_and_is_reported_apart(unseen, model, result,
     exclude[: found.shape[0] // 2] = 1
     nifti.write(tmp_path / "infarct.nii.gz", flair.with_data(exclude))
     answer = run(unseen, model, tmp_path / "out", exclude=tmp_path / "infarct.nii.gz")
-    assert not (answer.mask.data[exclude > 0]).any()
+    assert not (answer.maps.mask.data[exclude > 0]).any()
     inside, outside = found[exclude > 0].sum(), found[exclude == 0].sum()
-    assert answer.mask.data.sum() == outside
+    assert answer.maps.mask.data.sum() == outside
     ml = flair.voxel_mm3 / 1000
     assert answer.excluded.volume_ml == pytest.approx(exclude.sum() * ml)
     assert answer.excluded.wmh_ml == pytest.approx(inside * ml)
@@ -360,7 +360,7 @@ def test_findings_are_kept_in_the_record(unseen, model, tmp_path):
         nib.save(nib.Nifti1Image(np.asarray(scan.dataobj), None, scan.header),
                  tmp_path / f"{name}.nii.gz")  # fmt: skip
     answer = run(tmp_path, model, tmp_path / "out")
-    assert image.shape == answer.mask.data.shape
+    assert image.shape == answer.maps.mask.data.shape
     assert any("neither sform nor qform" in found.text for found in answer.findings)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert [Finding(**found) for found in record["findings"]] == answer.findings
@@ -428,17 +428,19 @@ def test_a_calibrated_model_says_how_sure_it_is(unseen, calibrated_model, tmp_pa
     scale = (0.5 - low) / 0.1 / (TYPICAL_CONTRAST - 1)  # it knows no white matter
     assert factor == pytest.approx(np.exp(0.01 * scale), abs=1e-2)
     bits = nifti.read(out / "wmh_entropy.nii.gz").data
-    np.testing.assert_allclose(bits, entropy(calibrated(result.probability.data, 2.0)), atol=1.1e-3)
+    np.testing.assert_allclose(
+        bits, entropy(calibrated(result.maps.probability.data, 2.0)), atol=1.1e-3
+    )
 
 
 def test_maps_are_rounded_down_and_draw_the_same_mask(unseen, model, tmp_path):
     for threshold in (0.4, 0.9, 0.1234):
         result = run(unseen, model, tmp_path / "out", threshold=threshold, smallest_lesion_mm3=0)
         stored = nifti.read(tmp_path / "out" / "wmh_prob.nii.gz").data
-        lost = result.probability.data - stored
+        lost = result.maps.probability.data - stored
         assert lost.min() > -1.1e-7
         assert lost.max() < 1.01e-4
-        np.testing.assert_array_equal(stored >= threshold, result.mask.data > 0)
+        np.testing.assert_array_equal(stored >= threshold, result.maps.mask.data > 0)
 
 
 def test_another_threshold_than_the_models_own_has_no_interval(unseen, calibrated_model, tmp_path):

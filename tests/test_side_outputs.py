@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from leuko import results, segment
+from conftest import segmented
+from leuko import results
 from leuko.cohort import gather
 from leuko.io import nifti
 from leuko.io.provenance import OUTPUT
@@ -26,9 +27,7 @@ def run(heads, model, tmp_path):
     def run_(**changes):
         head = heads / "head0"
         out = tmp_path / "out"
-        result = segment.segment(
-            head / "FLAIR.nii.gz", head / "T1.nii.gz", out, model=model, **changes
-        )
+        result = segmented(head / "FLAIR.nii.gz", head / "T1.nii.gz", out, model=model, **changes)
         return result, {path.name for path in out.iterdir()}, out
 
     return run_
@@ -144,7 +143,7 @@ def test_a_comparison_survives_its_page(heads, model, tmp_path, monkeypatch):
     folders = []
     for name in ("first", "second"):
         head = heads / "head0"
-        segment.segment(head / "FLAIR.nii.gz", head / "T1.nii.gz", tmp_path / name, model=model)
+        segmented(head / "FLAIR.nii.gz", head / "T1.nii.gz", tmp_path / name, model=model)
         folders.append(tmp_path / name)
     monkeypatch.setattr(compare, "change_report", broken)
     monkeypatch.setattr(compare, "_meet", _same)  # phantoms are too small to register

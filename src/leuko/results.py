@@ -16,11 +16,11 @@ from leuko.io.outputs import Tell, refuse_foreign_files, side_output, write_tabl
 from leuko.io.provenance import LEVELS, RIMS_ARE, Finding, Stopwatch, tell, versions
 from leuko.lesions.brain import Outside
 from leuko.lesions.delineation import Rims
-from leuko.lesions.location import REGIONS, RULES, SECTORS, SHELLS
-from leuko.lesions.measure import Analysis, Lesion, Regions
+from leuko.lesions.location import REGIONS
+from leuko.lesions.measure import Analysis, Lesion
 from leuko.model.calibration import Judgement, interval_text
 from leuko.model.weights import ModelCard
-from leuko.preprocessing.registration import FAR_MM, Alignment
+from leuko.preprocessing.registration import Alignment
 from leuko.preprocessing.slices import Pair
 from leuko.report.viewer import RIM_KIND, Pane, as_jpeg
 from leuko.volume import Array, Orientation, Volume, resample_onto
@@ -319,7 +319,7 @@ def _numbers(result: Segmentation) -> dict[str, Any]:
         "volume_interval_ml": judgement
         and judgement.volume_interval_ml
         and [round(ml, 3) for ml in judgement.volume_interval_ml],
-        "quality": judgement and _quality(judgement),
+        "quality": judgement and judgement.quality_as_record(),
         "rims": result.convention,
         "wmh_ml": _rounded(result.wmh_ml),
         "rims_ml": _rounded(result.rims_ml),
@@ -334,8 +334,8 @@ def _numbers(result: Segmentation) -> dict[str, Any]:
         },
         "excluded_ml": result.excluded and asdict(result.excluded),
         "tissue_ml": _tissues_ml(result),
-        "regions": analysis.regions and _regions(analysis.regions),
-        "alignment": result.alignment and _alignment(result.alignment),
+        "regions": analysis.regions and analysis.regions.as_record(),
+        "alignment": result.alignment and result.alignment.as_record(),
         "seconds": result.seconds,
     }
 
@@ -362,46 +362,6 @@ def _cut(image: Volume, step: float) -> Volume:
     """Rounded down, so that a threshold that is a multiple of the step draws the same mask."""
     steps = np.floor(image.data.astype(np.float64) / step + ROUNDING)
     return image.with_data((steps * step).astype(np.float32))
-
-
-def _regions(regions: Regions) -> dict[str, Any]:
-    """For JSON: rounded, with the rule in words and the names of the bullseye's parts."""
-    volumes = {
-        name: round(value, 4) if isinstance(value, float) else value
-        for name, value in asdict(regions).items()
-        if name.endswith("_ml") and name != "bullseye_ml"
-    }
-    bullseye = regions.bullseye_ml and {
-        "shells": SHELLS,
-        "sectors": SECTORS,
-        "ml": [[round(ml, 4) for ml in row] for row in regions.bullseye_ml],
-    }
-    return {
-        "rule": regions.rule,
-        "rule_text": RULES[regions.rule],
-        **volumes,
-        "bullseye": bullseye,
-    }
-
-
-def _quality(judgement: Judgement) -> dict[str, Any] | None:
-    if judgement.predicted_dice is None or judgement.dice_interval is None:
-        return None
-    return {
-        "predicted_dice": round(judgement.predicted_dice, 6),
-        "interval": [round(dice, 6) for dice in judgement.dice_interval],
-    }
-
-
-def _alignment(alignment: Alignment) -> dict[str, Any]:
-    return {
-        "moved_mm": round(alignment.moved_mm, 3),
-        "off_mm": round(alignment.off_mm, 3) if alignment.off_mm < FAR_MM else None,
-        "sharpness": round(alignment.sharpness, 4),
-        "mutual_information_before": round(alignment.information_before, 4),
-        "mutual_information": round(alignment.information, 4),
-        "flair_to_t1": alignment.matrix.round(6).tolist(),
-    }
 
 
 def _tissues_ml(result: Segmentation) -> dict[str, float | None] | None:

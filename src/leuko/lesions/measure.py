@@ -3,14 +3,15 @@
 All arrays run R, A, S. See `regions` for the rules.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import scipy.ndimage
 
 from leuko.lesions import mni
 from leuko.lesions.components import TOUCHING, find_lesions
-from leuko.lesions.location import REGIONS, Rule, Where, locate
+from leuko.lesions.location import REGIONS, RULES, SECTORS, SHELLS, Rule, Where, locate
 from leuko.lesions.mni import LOBES
 from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Array, Volume, world
@@ -64,6 +65,20 @@ class Regions:
     left_ml: float | None
     right_ml: float | None
     bullseye_ml: list[list[float]] | None  # by SHELLS and SECTORS
+
+    def as_record(self) -> dict[str, Any]:
+        """For JSON: rounded, with the rule in words and the names of the bullseye's parts."""
+        volumes = {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in asdict(self).items()
+            if name.endswith("_ml") and name != "bullseye_ml"
+        }
+        bullseye = self.bullseye_ml and {
+            "shells": SHELLS,
+            "sectors": SECTORS,
+            "ml": [[round(ml, 4) for ml in row] for row in self.bullseye_ml],
+        }
+        return {"rule": self.rule, "rule_text": RULES[self.rule], **volumes, "bullseye": bullseye}
 
 
 @dataclass(frozen=True, eq=False)

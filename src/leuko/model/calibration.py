@@ -103,6 +103,15 @@ class Judgement:
     predicted_dice: float | None  # None also where nothing was found
     dice_interval: tuple[float, float] | None
 
+    def quality_as_record(self) -> dict[str, Any] | None:
+        """The expected Dice for JSON, rounded; None if it is not known."""
+        if self.predicted_dice is None or self.dice_interval is None:
+            return None
+        return {
+            "predicted_dice": round(self.predicted_dice, 6),
+            "interval": [round(dice, 6) for dice in self.dice_interval],
+        }
+
 
 def judge(calibration: Calibration, seen: Seen) -> Judgement:
     """Judge a segmentation by what is seen of it.

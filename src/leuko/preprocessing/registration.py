@@ -68,6 +68,17 @@ class Alignment:
         shift = f"{self.off_mm:.1f} mm" if self.off_mm < FAR_MM else f"above {FAR_MM:.0f} mm"
         return f"residual shift {shift}, limit {LOST_MM:.1f} mm"
 
+    def as_record(self) -> dict[str, Any]:
+        """For JSON, rounded."""
+        return {
+            "moved_mm": round(self.moved_mm, 3),
+            "off_mm": round(self.off_mm, 3) if self.off_mm < FAR_MM else None,
+            "sharpness": round(self.sharpness, 4),
+            "mutual_information_before": round(self.information_before, 4),
+            "mutual_information": round(self.information, 4),
+            "flair_to_t1": self.matrix.round(6).tolist(),
+        }
+
     def apply(self, t1: Volume) -> Volume:
         """The same voxels at their place in the world of the FLAIR."""
         return replace(t1, affine=np.linalg.inv(self.matrix) @ t1.affine)
