@@ -284,7 +284,7 @@ def test_the_readme_gives_the_means_of_the_card(patients):
         )
 
 
-def test_the_readme_gives_the_figures_of_the_benchmark():
+def test_the_methods_give_the_figures_of_the_benchmark():
     peers = text("benchmarks/README.md").split("## Peers")[1]
     blocks = [block.splitlines() for block in peers.split("\n\n") if block.startswith("| ")]
     rows = {}  # by the first words of the table and of the row
@@ -293,7 +293,7 @@ def test_the_readme_gives_the_figures_of_the_benchmark():
             name, *values = cells(line)
             rows[cells(head)[0], name] = values
     starts = ("Leuko", "leuko-base", "2-D", "3-D", "FLAIR")
-    shown = [row for start in starts for row in table("README.md", start)]
+    shown = [row for start in starts for row in table("docs/methods.md", start)]
     assert len(shown) == 8
     for name, *scores, seconds, peak in shown:
         _, measured_seconds, *_, measured_peak = rows["one pair", name]
@@ -322,7 +322,7 @@ def test_the_intervals_of_the_page_are_those_of_the_model():
 
 
 def test_the_card_says_what_the_model_is():
-    card = json.loads((ROOT / "src/leuko/models/leuko-base/card.json").read_text())
+    card = json.loads((find(DEFAULT) / "card.json").read_text())
     page = text("docs/model-card.md")
     assert f"{card['training']['steps']:,} steps" in page
     assert f"the mean of {card['training']['mean_of_runs']} such trainings" in page
@@ -332,5 +332,5 @@ def test_the_card_says_what_the_model_is():
         assert name in page.lower()
     assert str([stage[0] for stage in card["stages"]])[1:-1] in page
     assert f"{card['smallest_lesion_mm3']:g} mm³" in page
-    size = (ROOT / "src/leuko/models/leuko-base/model.onnx").stat().st_size
+    size = (find(DEFAULT) / "model.onnx").stat().st_size
     assert f"{size / 1e6:.1f} MB" in page
