@@ -125,7 +125,7 @@ class Segmentation:
     @property
     def volume_interval_ml(self) -> tuple[float, float] | None:
         """The 90 % interval of the volume; None without a calibration for these settings."""
-        interval = self.judgement and self.judgement.volume_interval_ml
+        interval = self.judgement.volume_interval_ml if self.judgement else None
         return None if interval is None else (float(interval[0]), float(interval[1]))
 
     @property
