@@ -12,7 +12,8 @@ import pytest
 from leuko.cohort.bids_names import Image
 from leuko.cohort.derivatives import is_stripped
 from leuko.io import nifti
-from leuko.model.weights import DEFAULT, find, load_card
+from leuko.model.card import load_card
+from leuko.model.weights import DEFAULT, find
 from phantoms import make_phantom
 
 SHAPE, SPACING = (90, 110, 18), (1.9, 1.9, 7.0)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from leuko.io import nifti
-from leuko.model.weights import load_card
+from leuko.model.card import load_card
 from phantoms import make_phantom
 
 

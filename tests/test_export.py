@@ -19,9 +19,9 @@ from leuko.evaluation.labels import LABEL_VALUES
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
 from leuko.model import runtime
+from leuko.model.card import CARD_FILE, ONNX_FILE, load_card, save_card
 from leuko.model.network import SpecialisedVGG
 from leuko.model.onnx_export import export, read_network, to_onnx
-from leuko.model.weights import CARD_FILE, ONNX_FILE, load_card, save_card
 from leuko.preprocessing.slices import centred
 from leuko.segment import segment
 from leuko.training import cross_validation, holdout, loop, plan

@@ -20,7 +20,8 @@ from leuko.lesions.delineation import delineate
 from leuko.lesions.quality_checks import TISSUES
 from leuko.longitudinal.compare import compare
 from leuko.model.calibration import Calibration
-from leuko.model.weights import DEFAULT, ModelCard, find, load_card
+from leuko.model.card import ModelCard, load_card
+from leuko.model.weights import DEFAULT, find
 from leuko.preprocessing.slices import Preparation
 from leuko.training.plan import start
 from leuko.training.settings import Settings

@@ -20,7 +20,7 @@ from leuko.io.provenance import Finding
 from leuko.lesions.delineation import lesions_of
 from leuko.model import runtime
 from leuko.model.calibration import TYPICAL_CONTRAST, Calibration, DiceLine, calibrated, entropy
-from leuko.model.weights import CARD_FILE, WEIGHTS_FILE, Limits, load_card, save_card
+from leuko.model.card import CARD_FILE, WEIGHTS_FILE, Limits, load_card, save_card
 from leuko.preprocessing.simpleitk import without_bias
 from leuko.preprocessing.slices import prepare
 from leuko.segment import segment

@@ -14,9 +14,9 @@ from leuko.evaluation.evaluate import compare_classes
 from leuko.evaluation.labels import IGNORED, tissue_labels
 from leuko.io import nifti
 from leuko.model import runtime
+from leuko.model.card import load_card
 from leuko.model.network import vgg16
 from leuko.model.predict import predict, to_tissue
-from leuko.model.weights import load_card
 from leuko.preprocessing.slices import Preparation
 from leuko.training import loop, plan
 from leuko.training.dataset import Subject, find_subjects, load, read_classes

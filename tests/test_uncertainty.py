@@ -19,7 +19,8 @@ from leuko.model.calibration import (
     interval_text,
     judge,
 )
-from leuko.model.weights import CARD_FILE, ModelCard, find, load_card
+from leuko.model.card import CARD_FILE, ModelCard, load_card
+from leuko.model.weights import find
 from leuko.report.figures import reliability_figure
 
 CALIBRATION = Calibration(

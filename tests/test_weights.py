@@ -9,7 +9,8 @@ import pytest
 from leuko.errors import LeukoError
 from leuko.io.files import sha256
 from leuko.model import weights
-from leuko.model.weights import CARD_FILE, WEIGHTS_FILE, find, installed, load_card, pull
+from leuko.model.card import CARD_FILE, WEIGHTS_FILE, load_card
+from leuko.model.weights import find, installed, pull
 
 
 @pytest.fixture(autouse=True)

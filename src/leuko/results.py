@@ -21,7 +21,7 @@ from leuko.lesions.delineation import Rims
 from leuko.lesions.location import REGIONS, RULES, SECTORS, SHELLS
 from leuko.lesions.measure import Analysis, Lesion, Regions
 from leuko.model.calibration import Judgement
-from leuko.model.weights import ModelCard
+from leuko.model.card import ModelCard
 from leuko.preprocessing.registration import FAR_MM, Alignment
 from leuko.preprocessing.slices import Pair
 from leuko.report.viewer import RIM_KIND, Pane, as_jpeg

@@ -21,6 +21,7 @@ from leuko.lesions.measure import Case, analyse
 from leuko.lesions.mni import Place
 from leuko.model import runtime, weights
 from leuko.model.calibration import calibrated, entropy, judge
+from leuko.model.card import ModelCard
 from leuko.model.predict import predict_pair
 from leuko.preprocessing.registration import Alignment, Mode, align
 from leuko.preprocessing.simpleitk import without_bias
@@ -219,7 +220,7 @@ def _allowed(
     return kept, excluded
 
 
-def _case(flair: Volume, pair: Pair, drawn: Delineation, card: weights.ModelCard) -> Case:
+def _case(flair: Volume, pair: Pair, drawn: Delineation, card: ModelCard) -> Case:
     """A segmented scan with its axes running R, A, S."""
     turned = Orientation.of(flair.affine).apply
     tissue = None

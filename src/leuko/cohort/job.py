@@ -24,6 +24,7 @@ from leuko.io.provenance import OUTPUT, Finding, exit_code, read_findings, stder
 from leuko.lesions.delineation import Rims
 from leuko.lesions.location import Rule
 from leuko.model import weights
+from leuko.model.card import load_card
 from leuko.model.runtime import Device
 from leuko.preprocessing.registration import Mode
 
@@ -113,7 +114,7 @@ class Wanted:
     def of(cls, settings: Settings) -> Self:
         """Raises LeukoError where there is no such model, it finds no WMH or not the rims that are
         asked for, or a limit is none."""
-        card = weights.load_card(weights.find(settings.model))
+        card = load_card(weights.find(settings.model))
         card.require_wmh()
         if settings.rims == "include":
             card.require_rims()

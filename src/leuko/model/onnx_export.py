@@ -31,9 +31,9 @@ from safetensors.torch import load_file
 
 from leuko.errors import LeukoError
 from leuko.io.files import staged
+from leuko.model.card import ONNX_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.model.network import SpecialisedVGG
 from leuko.model.quantisation import rounded
-from leuko.model.weights import ONNX_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.preprocessing.slices import centred
 from leuko.volume import Array
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from leuko.errors import LeukoError, require
-from leuko.model.weights import ONNX_FILE, ModelCard, load_card
+from leuko.model.card import ONNX_FILE, ModelCard, load_card
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, centred
 from leuko.volume import Array
 
