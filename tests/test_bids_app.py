@@ -234,7 +234,7 @@ def test_what_is_asked_for_and_not_there_stops_before_anything_is_made(leuko, ra
     for arguments, reason in (
         (("--participant-label", "09"), "has no participant 09"),
         (("--bids-filter-file", tmp_path / "absent.json"), "absent.json cannot be read"),
-        (("--model", "nope"), "nope is neither a model folder nor a model known here"),
+        (("--model", "nope"), "nope is neither a model folder nor an installed model"),
         (("--participant-label",), "--participant-label"),
     ):
         code, told, said = leuko("bids", raw, out, "participant", *arguments)

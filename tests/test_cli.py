@@ -351,7 +351,7 @@ def with_voxels(change):
 SPOILT = {
     "does not exist": lambda path: path.unlink(),
     "cannot be read as an image": lambda path: path.write_text("This is no image."),
-    "damaged or cut short": lambda path: path.write_bytes(path.read_bytes()[:-2000]),
+    "damaged or truncated": lambda path: path.write_bytes(path.read_bytes()[:-2000]),
     "has shape 48x56x12x2; expected one 3-D image": with_voxels(lambda v: np.stack([v, v], -1)),
     "has shape 48x56; expected one 3-D image": with_voxels(lambda v: v[..., 5]),
     "2 NaN or infinite": with_voxels(

@@ -182,16 +182,16 @@ def unplaced(ds, k):
 
 
 REFUSED = {
-    "colours": (colour, "no grey image"),
-    "no direction": (unplaced, "does not say where it lies"),
+    "colours": (colour, "expected a grey-value image"),
+    "no direction": (unplaced, "no valid position: ImageOrientationPatient"),
     "gantry tilt": (tilt, "tilted gantry (7.6 degrees)"),
-    "a missing slice": (lambda _, k: k != 4, "lacks 1 of its slices, the first after slice 4"),
+    "a missing slice": (lambda _, k: k != 4, "has missing slices: 1, the first after slice 4"),
     "two missing slices": (
         lambda _, k: k not in {4, 7},
-        "lacks 2 of its slices, the first after slice 4",
+        "has missing slices: 2, the first after slice 4",
     ),
     "uneven slices": (lambda ds, k: shift(ds, 2, 1.0 * (k > 5)), "uneven distances"),
-    "two images at one place": (twice, "several images at one place"),
+    "two images at one place": (twice, "several images at one position"),
     "several directions": (turn, "several directions"),
     "several sizes": (enlarge, "several sizes"),
     "damaged pixels": (scramble, "cannot be read"),
@@ -228,8 +228,8 @@ def test_a_damaged_file_is_left_out_with_a_warning(tmp_path, caplog):
     first.write_bytes(b"no DICOM")
     last.write_bytes(last.read_bytes()[:200])
     assert series_in(folder).data.shape[2] == SHAPE[2] - 2
-    assert f"{first} is left out: it does not begin as a DICOM file" in caplog.text
-    assert f"{last} is left out" in caplog.text
+    assert f"{first} is skipped: it is not a DICOM file" in caplog.text
+    assert f"{last} is skipped" in caplog.text
 
 
 def test_copies_of_a_slice_are_one_slice(tmp_path):
@@ -241,7 +241,7 @@ def test_copies_of_a_slice_are_one_slice(tmp_path):
 
 def test_one_slice_and_a_mixed_folder_ask_for_a_folder_of_dicom(tmp_path):
     folder = write_series(tmp_path / "flair", lopsided(grid()))
-    with pytest.raises(LeukoError, match=r"is one file of DICOM; give its folder"):
+    with pytest.raises(LeukoError, match=r"is a single DICOM file; give the folder"):
         inputs.read(min(folder.iterdir()))
     nifti.write(folder / "mask.nii.gz", lopsided(grid()))
     with pytest.raises(
@@ -326,7 +326,7 @@ def test_a_study_without_a_t1_says_what_was_left_out(tmp_path, caplog):
                  EchoTime=15, InversionTime=0)  # fmt: skip
     assert dicom.find_pair(tmp_path)[1] is None
     assert "no T1 was found" in caplog.text
-    assert "left out: 4 (ax, 12 files)" in caplog.text
+    assert "other series: 4 (ax, 12 files)" in caplog.text
 
 
 def pair_in(tmp_path, **t1):

@@ -182,7 +182,7 @@ def test_a_tampered_model_is_refused(exported, heads, tmp_path):
     weights = bytearray((copy / ONNX_FILE).read_bytes())
     weights[len(weights) // 2] ^= 1
     (copy / ONNX_FILE).write_bytes(weights)
-    with pytest.raises(LeukoError, match="is not the file that its card describes"):
+    with pytest.raises(LeukoError, match="its card expects"):
         segment(heads / "head0" / "FLAIR.nii.gz", None, tmp_path / "out", model=copy)
 
 
@@ -190,7 +190,7 @@ def test_a_file_that_is_no_network_is_refused(exported, tmp_path):
     card = load_card(exported)
     (tmp_path / ONNX_FILE).write_bytes(b"no network")
     save_card(tmp_path, card)
-    with pytest.raises(LeukoError, match="cannot be used by onnxruntime"):
+    with pytest.raises(LeukoError, match="cannot be loaded by onnxruntime"):
         runtime.load(tmp_path)
 
 
@@ -204,10 +204,10 @@ def test_a_file_that_is_no_network_is_refused(exported, tmp_path):
 def test_a_card_of_another_network_is_refused(exported, tmp_path, change):
     (tmp_path / ONNX_FILE).write_bytes((exported / ONNX_FILE).read_bytes())
     card = save_card(tmp_path, replace(load_card(exported), **change))
-    with pytest.raises(LeukoError, match="do not describe one network"):
+    with pytest.raises(LeukoError, match="do not fit its card"):
         read_network(tmp_path, card)
     if "classes" in change:
-        with pytest.raises(LeukoError, match="do not describe one network"):
+        with pytest.raises(LeukoError, match="do not fit its card"):
             runtime.load(tmp_path)
 
 

@@ -428,7 +428,7 @@ def write_text(path):
 
 
 UNREADABLE = "cannot be read as an image"
-DAMAGED = "is damaged or cut short"
+DAMAGED = "is damaged or truncated"
 SINGULAR = "singular voxel-to-world matrix"
 BAD = {
     "missing": ("scan.nii.gz", lambda _: None, "does not exist"),
@@ -439,12 +439,12 @@ BAD = {
     "empty": ("scan.nii.gz", lambda path: path.touch(), UNREADABLE),
     "empty, uncompressed": ("scan.nii", lambda path: path.touch(), UNREADABLE),
     "hdr alone": ("scan.hdr", half, "put scan.img beside it"),
-    "img alone": ("scan.img", half, "put scan.hdr beside it"),
-    "Analyze": ("scan.img", analyze, "which side is left"),
+    "img alone": ("scan.img", half, "put scan.hdr in the same folder"),
+    "Analyze": ("scan.img", analyze, "does not store left and right"),
     "100 GB claimed": (
         "scan.nii.gz",
         lambda path: claiming(path, (2300,) * 3),
-        "bytes more than there are",
+        "bytes more than the file has",
     ),
     "not FreeSurfer's": ("scan.mgz", write_text, UNREADABLE),
     "4-D": ("scan.nii", lambda path: save(path, grey(shape=(*SHAPE, 2))), "5x6x7x2"),
@@ -471,7 +471,7 @@ BAD = {
     "colour": (
         "scan.nii",
         lambda path: save(path, np.ones(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])),
-        "expected plain grey values",
+        "expected grey values",
     ),
     "complex": ("scan.nii", lambda path: save(path, grey(np.complex64)), "complex64"),
     "huge offset": ("scan.nii", lambda path: patch(save(path), 108, "<f", 1e30), "again"),
@@ -482,7 +482,7 @@ for _size in (0.0, -1.5, np.nan, np.inf):
         BAD[f"voxel size {_size} of axis {_axis}"] = (
             "scan.nii",
             lambda path, size=_size, axis=_axis: patch(save(path), PIXDIM + 4 * axis, "<f", size),
-            "declares voxel sizes",
+            "voxel sizes must be positive",
         )
 
 

@@ -208,7 +208,7 @@ def fewer(p, *names):
 @pytest.mark.parametrize("lacking", [("rim",), CLASSES[1:-1]], ids=["six classes", "two classes"])
 def test_a_model_without_rims_has_none_and_cannot_count_them(runs, lacking):
     card, p = fewer(runs.p, *lacking)
-    with pytest.raises(LeukoError, match="the model seven knows no caps and rims"):
+    with pytest.raises(LeukoError, match="the model seven has no class rim"):
         runs.run("refused", card, p, rims="include")
     assert not (runs.folder / "refused").exists()
     result = runs.run("unknown", card, p)
@@ -285,7 +285,7 @@ def test_commands_refuse_rims_that_the_model_does_not_know(leuko, heads, model, 
         out = tmp_path / "out"
         code, _, err = leuko(*command, "-o", out, "--model", model, "--rims", "include")
         assert code == 2
-        assert "knows no caps and rims: its classes are background, wmh; leave" in err
+        assert "has no class rim; its classes are background, wmh: omit" in err
         assert not out.exists()
 
 

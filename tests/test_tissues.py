@@ -159,7 +159,7 @@ def test_a_model_without_wmh_segments_none_and_says_so(leuko, tissue_model, head
     ):
         code, _, err = leuko(*command, "--model", tissue_model, "-o", tmp_path / "out")
         assert code == 2
-        assert "finds no WMH: its classes are background, csf, grey, white" in err
+        assert "has no class wmh; its classes are background, csf, grey, white" in err
         assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Scans as they are given: an image file, a folder of DICOM files, or a whole study."""
+"""Reads scans from an image file, a folder of DICOM files, or a whole DICOM study."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ class Scan:
     path: Path
     volume: Volume
     files: Sequence[Path]
-    series: "Series | None" = None  # of a scan from DICOM
-    findings: Sequence[Finding] = ()  # of reading it
+    series: "Series | None" = None  # if read from DICOM
+    findings: Sequence[Finding] = ()  # warnings while it was read
 
     def sha256(self) -> str:
-        """Of the file; of several, of their hashes in the order of their names."""
+        """SHA-256 of the file; of several files, the SHA-256 of their hashes, sorted by name."""
         if len(self.files) == 1:
             return sha256(self.files[0])
         hashes = "".join(sha256(file) for file in sorted(self.files))
@@ -37,10 +37,10 @@ class Scan:
 
 
 def read(path: Path) -> Scan:
-    """An image file, or the one series in a folder of DICOM files; its background is 0.
+    """An image file, or the only series in a folder of DICOM files, with its background set to 0.
 
-    Raises LeukoError as `nifti.read`, `dicom.read_series` and `without_background` do, and without
-    the extra dicom.
+    Raises LeukoError as `nifti.read`, `dicom.read_series` and `without_background` do, and if a
+    DICOM folder is given without the extra dicom.
     """
     if not path.is_dir():
         twin = nifti.other_half(path)
@@ -49,8 +49,8 @@ def read(path: Path) -> Scan:
     images = find_images(path)
     if images:
         raise LeukoError(
-            f"{path} is a folder that holds {images[0].name}; give the image, or a folder of DICOM "
-            "alone"
+            f"{path} is a folder that holds {images[0].name}; give the image file, or a folder of "
+            "DICOM files only"
         )
     return _from_series(path, _dicom().the_series(path))
 
@@ -60,7 +60,8 @@ def read_study(
 ) -> tuple[Scan, Scan | None]:
     """The FLAIR and the T1 in a folder of DICOM files of one visit.
 
-    `flair` and `t1` are numbers of series that decide. Raises LeukoError as `dicom.find_pair`.
+    `flair` and `t1` are series numbers that override automatic selection. Raises LeukoError as
+    `dicom.find_pair` does.
     """
     with kept_findings() as findings:
         first, second = _dicom().find_pair(folder, flair=flair, t1=t1)
@@ -69,7 +70,7 @@ def read_study(
 
 
 def as_record(**scans: Scan | None) -> dict[str, dict[str, Any]]:
-    """The scans, for the record of a run."""
+    """Path, series, hash, size and modification time of each scan, for the record of a run."""
     return {
         name: {"path": str(scan.path), "series": str(scan.series) if scan.series else None}
         | {"sha256": scan.sha256()}
@@ -80,15 +81,15 @@ def as_record(**scans: Scan | None) -> dict[str, dict[str, Any]]:
 
 
 def as_file(path: Path) -> dict[str, Any]:
-    """A file, for the record of a run."""
+    """Path, hash, size and modification time of a file, for the record of a run."""
     return {"path": str(path), "sha256": sha256(path), **_stamp(path)}
 
 
 def is_same(path: Path, was: Mapping[str, Any]) -> bool:
-    """Whether a scan holds what it held when the record of a run was written.
+    """Whether a scan is unchanged since the record of a run was written.
 
-    It is read only if its path, its size or its time of change have become others, or it has many
-    files.
+    Its content is compared only if its path, size or modification time changed, or if it has
+    several files.
     """
     try:
         seen = {"path": str(path), **_stamp(path)}
@@ -105,8 +106,8 @@ def _stamp(path: Path) -> dict[str, int]:
 
 
 def require_pair(flair: Scan, t1: Scan | None) -> None:
-    """What headers of DICOM tell beforehand: LeukoError for a FLAIR that is a T1 and for two
-    patients, a warning for two visits."""
+    """Raises LeukoError if DICOM headers identify the FLAIR as a T1 or show two patients; warns of
+    two studies."""
     if flair.series is not None:
         _dicom().require_flair(flair.series)
         if t1 is not None and t1.series is not None:
@@ -114,9 +115,9 @@ def require_pair(flair: Scan, t1: Scan | None) -> None:
 
 
 def write_dicom(path: Path, mask: Volume, source: Scan) -> None:
-    """A mask as a DICOM segmentation of the scan that it is of, if that came from DICOM.
+    """Write a mask as a DICOM segmentation of its scan; nothing if the scan is not from DICOM.
 
-    Raises LeukoError as `dicom_seg.write_segmentation` does, and without highdicom.
+    Raises LeukoError as `dicom_seg.write_segmentation` does.
     """
     if source.series is not None:
         from leuko.io.dicom_seg import write_segmentation

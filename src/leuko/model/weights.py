@@ -1,7 +1,6 @@
-"""Where models are: bundled, in the cache or in a folder; and how one is pulled into the cache.
+"""Finds, lists and pulls models: folders that hold weights and their card.
 
-A model is a folder with the weights and their card; it is named by its folder, or by its name if
-it is bundled or in the cache.
+A model is identified by its folder, or by its name if it is bundled or in the cache.
 """
 
 import http.client
@@ -21,14 +20,14 @@ from leuko.errors import LeukoError
 from leuko.io.files import sha256, staged
 from leuko.model.card import CARD_FILE, ONNX_FILE, WEIGHTS_FILE, load_card
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a model that is pulled: a folder's
-LARGEST_BYTES = 1_000_000_000  # of an archive and of each file in it; the largest VGG-16 is 0.5 GB
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a pulled model's name becomes a folder name
+LARGEST_BYTES = 1_000_000_000  # limit for an archive and each file in it; VGG-16 has 0.5 GB
 BUNDLED = Path(__file__).parents[1] / "data" / "models"
 DEFAULT = "leuko-base"
 
 
 def cache_folder() -> Path:
-    """Where pulled models are kept: `LEUKO_CACHE`, or the user's cache folder."""
+    """The folder of pulled models: in `LEUKO_CACHE`, or else in the user's cache folder."""
     return Path(os.environ.get("LEUKO_CACHE") or platformdirs.user_cache_dir("leuko")) / "models"
 
 
@@ -36,36 +35,36 @@ def installed() -> dict[str, Path]:
     """The folders of all bundled and pulled models, by name."""
     return {
         path.parent.name: path.parent
-        for root in (cache_folder(), BUNDLED)  # a bundled name stands for the bundled model
+        for root in (cache_folder(), BUNDLED)  # bundled models take precedence
         for path in sorted(root.glob(f"*/{CARD_FILE}"))
     }
 
 
 def find(model: str) -> Path:
     """The folder of a model, given by name or as a path. Raises LeukoError if there is none, or
-    if it could be either of two."""
+    if a folder here has the name of an installed model."""
     named = installed()
     if model in named:
         if (Path(model) / CARD_FILE).is_file():
             raise LeukoError(
-                f"{model} is a model folder here and also the name of a model; "
-                f"write ./{model} for the folder, or go elsewhere"
+                f"{model} is both a model folder here and the name of an installed model; write "
+                f"./{model} for the folder, or run elsewhere for the installed model"
             )
         return named[model]
     if Path(model).is_dir():
         return Path(model)
     raise LeukoError(
-        f"{model} is neither a model folder nor a model known here ({', '.join(named) or 'none'}); "
-        "see leuko models list"
+        f"{model} is neither a model folder nor an installed model "
+        f"({', '.join(named) or 'none'}); see leuko models list"
     )
 
 
 def pull(source: str, *, sha256_expected: str | None = None) -> Path:
-    """Fetch a model, a zip archive at a URL or on disk, into the cache; its folder there.
+    """Install a model from a zip archive, at a URL or on disk, into the cache; returns its folder.
 
-    The archive holds the card and the weights, at its top or in one folder. Raises LeukoError,
-    and leaves the cache as it was, if it cannot be read, has another SHA-256 than expected, holds
-    no whole model, or has the name of a model that is there.
+    The archive holds the card and the weights, at its top level or in one folder. Raises
+    LeukoError, with the cache unchanged, if the archive cannot be read, has an unexpected SHA-256,
+    holds no complete model, or its model's name is already installed.
     """
     with TemporaryDirectory() as temporary:
         archive = Path(temporary) / "model.zip"
@@ -73,19 +72,25 @@ def pull(source: str, *, sha256_expected: str | None = None) -> Path:
         found = sha256(archive)
         if sha256_expected and found != sha256_expected.lower():
             raise LeukoError(
-                f"{source} has the SHA-256 {found}, not {sha256_expected}; it was damaged or "
-                "changed, so it was not installed"
+                f"{source} has SHA-256 {found}, expected {sha256_expected}; it is damaged or "
+                "changed and was not installed: download it again"
             )
         unpacked = Path(temporary) / "model"
         _unpack(archive, unpacked, source)
         try:
             card = load_card(unpacked)
         except LeukoError as error:
-            raise LeukoError(f"{source} holds no whole model: {error}") from error
+            raise LeukoError(f"{source} holds no complete model: {error}") from error
         if not NAME.fullmatch(card.name):
-            raise LeukoError(f"{source} has a model name that cannot be a folder's: {card.name!r}")
+            raise LeukoError(
+                f"{source} has the model name {card.name!r}; expected up to 64 letters, digits, "
+                "dots, dashes and underscores: rename it in card.json"
+            )
         if card.name in installed():
-            raise LeukoError(f"a model {card.name} is there already: {installed()[card.name]}")
+            raise LeukoError(
+                f"a model {card.name} is installed already: {installed()[card.name]}; use it, or "
+                "delete that folder first"
+            )
         target = cache_folder() / card.name
         with staged(target) as scratch:
             for file in unpacked.iterdir():
@@ -102,11 +107,13 @@ def _fetch(source: str, target: Path) -> None:
             with Path(source).open("rb") as file:
                 _save(file.read, target, source)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise LeukoError(f"{source} could not be fetched ({error})") from error
+        raise LeukoError(
+            f"{source} could not be fetched ({error}); check the address or path"
+        ) from error
 
 
 def _unpack(archive: Path, target: Path, source: str) -> None:
-    """The card and the weights of an archive, and nothing else of it, into a folder."""
+    """Extract only the card and the weights of an archive into a folder."""
     target.mkdir()
     try:
         with zipfile.ZipFile(archive) as content:
@@ -116,15 +123,20 @@ def _unpack(archive: Path, target: Path, source: str) -> None:
                     with content.open(name) as stored:
                         _save(stored.read, target / file, source)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
-        raise LeukoError(f"{source} is no zip archive of a model ({error})") from error
+        raise LeukoError(
+            f"{source} is not a readable zip archive ({error}); give a zip archive of a model"
+        ) from error
     if not (target / CARD_FILE).is_file():
-        raise LeukoError(f"{source} holds no {CARD_FILE}: it is no model")
+        raise LeukoError(f"{source} holds no {CARD_FILE}; give a zip archive of a model")
 
 
 def _save(read: Callable[[int], bytes], target: Path, source: str) -> None:
-    """Write what is read in pieces. Raises LeukoError when it is more than any model has."""
+    """Copy from `read` in pieces. Raises LeukoError beyond LARGEST_BYTES."""
     with target.open("wb") as file:
         while piece := read(1 << 20):
             if file.tell() + len(piece) > LARGEST_BYTES:
-                raise LeukoError(f"{source} is larger than any model: it was not installed")
+                raise LeukoError(
+                    f"{source} is larger than {LARGEST_BYTES / 1e6:.0f} MB, the limit; it was not "
+                    "installed: give a zip archive of a model"
+                )
             file.write(piece)
