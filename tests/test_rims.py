@@ -219,7 +219,7 @@ def test_a_model_without_rims_has_none_and_cannot_count_them(runs, lacking):
     assert summary.row(record)["rims"] == "n/a"
     assert not (runs.folder / "unknown" / "wmh_rims.nii.gz").exists()
     page = (runs.folder / "unknown" / "report.html").read_text()
-    assert "Normal caps and rims of the ventricles are not told from WMH." in page
+    assert "Normal caps and rims of the ventricles are not distinguished from WMH." in page
     assert "#cc79a7" not in page
     assert "caps and rims" not in findings_as_text(result)
 

@@ -16,7 +16,7 @@ class LeukoError(Exception):
 
 
 def in_one_line(error: BaseException) -> str:
-    """The message of another library's exception in one line; its type where it has no message."""
+    """The message of another library's exception in one line; its type if the message is empty."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     return re.sub(r":;", ":", "; ".join(lines)) or type(error).__name__
 

@@ -254,7 +254,7 @@ def _has_position(header: Any) -> bool:
 def _series_key(path: Path, header: Any) -> tuple[str, ...]:
     """UID (or folder), number and description, which the files of one series share.
 
-    One alone is not enough: anonymisation may remove the UID or give all series the same one, and
+    None of them is enough: anonymisation may remove the UID or give all series the same one, and
     may empty the number or set it to 0.
     """
     place = text_of(header, "SeriesInstanceUID") or str(path.parent)

@@ -112,8 +112,8 @@ def as_mask(data: Array, name: Path) -> Array:
 
 def as_prediction(data: Array, name: Path) -> Array:
     """A predicted mask, bool, by the rule of the WMH challenge: integers count from 1 to 1000,
-    floating-point numbers from 0.5 to 1000. Warns if the values are not 0 and one other that
-    counts."""
+    floating-point numbers from 0.5 to 1000. Warns if the values are not 0 and one positive value
+    in that range."""
     lowest = 1 if np.issubdtype(data.dtype, np.integer) else 0.5
     counted: Array = (data >= lowest) & (data <= 1000)
     if data.any() and not (_is_one_value(data) and counted.any()):

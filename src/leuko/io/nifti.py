@@ -24,7 +24,7 @@ UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI's codes: unknown, m,
 GZIP = b"\x1f\x8b"
 MGH = bytes((0, 0, 0, 1))  # version number at the start of every FreeSurfer file
 
-# At or below these, axis lengths and the determinant of the directions make an affine singular.
+# Limits of a singular affine: length of an axis, and determinant of the axis directions.
 TINY_MM, FLAT = 1e-9, 1e-6
 
 # Direction cosines stored as float32 or as quaternions are off by up to 1e-6; an error between

@@ -25,7 +25,7 @@ RIMS_ARE: dict[str | None, str] = {
     "separate": "not in the mask",
     "include": "in the mask",
     "exclude": "not in the mask",
-    None: "not told from WMH",
+    None: "not distinguished from WMH",
 }
 
 log = logging.getLogger(__name__)

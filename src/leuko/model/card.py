@@ -1,6 +1,6 @@
 """The model card: classes, preparation, thresholds, training and licence of a model.
 
-It lies as `card.json` beside the weights: `model.safetensors`, written by training, or
+A model folder holds `card.json` and the weights: `model.safetensors`, written by training, or
 `model.onnx`, written by export.
 """
 

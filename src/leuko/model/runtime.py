@@ -1,4 +1,4 @@
-"""Runs a model on slices with onnxruntime, or with torch where onnxruntime cannot.
+"""Runs a model on slices, with onnxruntime or torch.
 
 torch runs models that are not exported, and GPUs that onnxruntime does not support; it is imported
 only then.
@@ -55,8 +55,8 @@ def load(
     """The model in a folder, on a device, after its weights are verified.
 
     `threads` limits CPU threads; by default all processors that this process may use. `by_torch`
-    uses torch in float32 in any case, as training does. Raises LeukoError for a folder that is no
-    model, a device that is not available, and if torch is needed but not installed.
+    always uses torch, in float32, as training does. Raises LeukoError if the folder is no model,
+    the device is not available, or torch is needed but not installed.
     """
     card = load_card(folder)
     threads = threads or available_cpus()

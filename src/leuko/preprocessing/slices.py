@@ -91,7 +91,7 @@ class Pair:
 
     scan: Volume  # the FLAIR as it was stored
     flair: Array  # uint8 (X, Y, Z), axes running R, A, S
-    t1: Array  # likewise; 0 without a T1
+    t1: Array  # uint8 (X, Y, Z), on the same grid; 0 without a T1
     preparation: Preparation
 
     @classmethod
