@@ -425,7 +425,7 @@ def test_an_empty_training_folder_is_refused(leuko, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_that_is_absent_is_refused(leuko, heads, model, tmp_path):
     answer = leuko("train", heads, "-o", tmp_path / "run", "--device", "cuda")
-    assert_one_line_error(answer, "no cuda device was found here; use --device with one of: cpu")
+    assert_one_line_error(answer, "no cuda device was found; use --device with one of: cpu")
     assert not (tmp_path / "run").exists()
     flair = heads / "head0" / "FLAIR.nii.gz"
     answer = leuko(

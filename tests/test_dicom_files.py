@@ -46,7 +46,7 @@ def test_slices_without_a_uid_of_their_own_are_all_kept_and_it_is_said(tmp_path,
 
     folder = write_series(tmp_path / "flair", MADE, change=change)
     assert np.array_equal(series_in(folder).data, MADE.data)
-    assert "12 of 12 slices have no SOPInstanceUID of their own; all are kept" in caplog.text
+    assert "12 of 12 slices have no unique SOPInstanceUID; all are kept" in caplog.text
 
 
 @pytest.mark.parametrize("uid", ["same UIDs", "other UIDs"])
@@ -230,7 +230,7 @@ def test_links_without_a_target_are_counted(tmp_path, caplog, target):
         path.symlink_to(path.name if target == "itself" else "../.git/annex/objects/x")
     assert series_in(folder).data.shape[2] == SHAPE[2] - 3
     (record,) = caplog.records
-    assert f"links without a target: 3, the first is {files[0].name}" in record.getMessage()
+    assert f"holds 3 links without a target, the first is {files[0].name}" in record.getMessage()
 
 
 # --- numbers as text ---
@@ -362,7 +362,7 @@ def test_without_a_decoder_the_message_says_in_full_what_to_install(tmp_path, mo
 
     monkeypatch.setattr(dicom_slices, "get_decoder", no_decoder)
     folder = rewritten(write_series(tmp_path / "flair", MADE), squeezed)
-    with pytest.raises(LeukoError, match=r"JPEG Lossless.*pip install .*python-gdcm.*--raw\)$"):
+    with pytest.raises(LeukoError, match=r"JPEG Lossless.*pip install .*python-gdcm.*--raw$"):
         series_in(folder)
 
 

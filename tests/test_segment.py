@@ -148,11 +148,11 @@ def test_probabilities_do_not_depend_on_the_other_slices(unseen, model):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"threshold": 0.0}, "threshold 0 is not between 0 and 1"),
+        ({"threshold": 0.0}, "threshold is 0; give a number between 0 and 1"),
         ({"threshold": 1.5}, "threshold 1.5 is not between"),
-        ({"smallest_lesion_mm3": -1.0}, "smallest lesion is -1; it must be a number of mm3"),
-        ({"smallest_lesion_mm3": float("nan")}, "smallest lesion is nan; it must be"),
-        ({"device": "cuda"}, "no cuda device was found here; use --device with one of: cpu"),
+        ({"smallest_lesion_mm3": -1.0}, "smallest lesion is -1 mm3; give a finite volume"),
+        ({"smallest_lesion_mm3": float("nan")}, "smallest lesion is nan mm3; give a finite volume"),
+        ({"device": "cuda"}, "no cuda device was found; use --device with one of: cpu"),
     ],
 )
 def test_settings_that_cannot_be_are_errors(unseen, model, tmp_path, changes, message):
