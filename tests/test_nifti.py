@@ -438,7 +438,7 @@ BAD = {
     "text, named as text": ("scan.txt", write_text, UNREADABLE),
     "empty": ("scan.nii.gz", lambda path: path.touch(), UNREADABLE),
     "empty, uncompressed": ("scan.nii", lambda path: path.touch(), UNREADABLE),
-    "hdr alone": ("scan.hdr", half, "put scan.img beside it"),
+    "hdr alone": ("scan.hdr", half, "put scan.img in the same folder"),
     "img alone": ("scan.img", half, "put scan.hdr in the same folder"),
     "Analyze": ("scan.img", analyze, "does not store left and right"),
     "100 GB claimed": (
