@@ -22,7 +22,7 @@ from leuko.io.files import read_json
 from leuko.lesions.components import drop_small, find_lesions
 from leuko.lesions.delineation import delineate
 from leuko.model import predict, runtime, weights
-from leuko.model.weights import ModelCard, load_card
+from leuko.model.card import ModelCard, load_card
 from leuko.preprocessing.slices import requantise
 from leuko.volume import Array, Volume
 

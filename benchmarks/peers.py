@@ -43,6 +43,7 @@ from leuko.evaluation.labels import LABEL_VALUES
 from leuko.io import nifti
 from leuko.io.files import read_json, staged, write_json
 from leuko.model import runtime, weights
+from leuko.model.card import load_card
 from leuko.model.network import VGG16, SpecialisedVGG, Stages, vgg16
 from leuko.model.onnx_export import export
 from leuko.training.dataset import Subject, find_subjects
@@ -273,7 +274,7 @@ def speed(out: Path, rounds: int) -> dict[str, dict[str, Any]]:
 
 def parameters() -> dict[str, int]:
     """Numbers that each method has learnt."""
-    card = weights.load_card(weights.find(weights.DEFAULT))
+    card = load_card(weights.find(weights.DEFAULT))
     base = SpecialisedVGG(len(card.classes), card.stages, card.side_maps)
     networks = {name: SpecialisedVGG(len(CLASSES), stages) for name, stages in LEUKOS.items()}
     networks |= {"leuko-base": base, "unet": peer_unet.UNet()}

@@ -33,8 +33,8 @@ from leuko.io.files import read_json
 from leuko.lesions import mni, quality_checks
 from leuko.lesions.measure import Case, analyse
 from leuko.model import runtime, weights
+from leuko.model.card import WEIGHTS_FILE, ModelCard, save_card
 from leuko.model.network import SIDE_MAPS, VGG16, SpecialisedVGG
-from leuko.model.weights import WEIGHTS_FILE, ModelCard, save_card
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Preparation, area_residue, prepare, requantise
 from leuko.training.settings import CLASSES

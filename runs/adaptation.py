@@ -22,8 +22,9 @@ from tables import interval
 from leuko.evaluation.evaluate import Row, from_json, json_ready
 from leuko.io.files import read_json, write_json
 from leuko.model import runtime
+from leuko.model.card import load_card
 from leuko.model.onnx_export import export
-from leuko.model.weights import DEFAULT, find, load_card
+from leuko.model.weights import DEFAULT, find
 from leuko.training import holdout, loop, plan
 from leuko.training.dataset import find_subjects
 from leuko.training.recipes import ADAPT, Recipe

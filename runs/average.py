@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors.torch
 from train_base import save_weights
 
-from leuko.model.weights import WEIGHTS_FILE, load_card
+from leuko.model.card import WEIGHTS_FILE, load_card
 
 
 def main() -> None:

@@ -19,8 +19,9 @@ from synthetic_slices import HELD_OUT
 
 from leuko.evaluation.metrics import dice
 from leuko.model import runtime
+from leuko.model.card import WEIGHTS_FILE, load_card, save_card
 from leuko.model.onnx_export import export, read_network
-from leuko.model.weights import WEIGHTS_FILE, find, load_card, save_card
+from leuko.model.weights import find
 from leuko.preprocessing.slices import Preparation
 from leuko.synthesis.anatomy import load_head
 from leuko.synthesis.images import synthesise

@@ -42,10 +42,10 @@ from leuko.lesions.brain import without_outside
 from leuko.lesions.delineation import delineate, seen
 from leuko.model import runtime, weights
 from leuko.model.calibration import DROP_ML, Calibration, DiceLine, Seen, judge
+from leuko.model.card import ModelCard, load_card, save_card
 from leuko.model.conformal import conformal_width, likeness, median_line
 from leuko.model.predict import predict_pair
 from leuko.model.runtime import Model
-from leuko.model.weights import ModelCard, load_card, save_card
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair
 from leuko.report.figures import reliability_figure

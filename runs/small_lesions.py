@@ -29,9 +29,9 @@ from leuko.io import nifti
 from leuko.io.files import image_stem
 from leuko.lesions.components import drop_small
 from leuko.model import runtime
+from leuko.model.card import WEIGHTS_FILE, load_card
 from leuko.model.onnx_export import read_network
 from leuko.model.predict import predict
-from leuko.model.weights import WEIGHTS_FILE, load_card
 from leuko.preprocessing.slices import Preparation
 from leuko.synthesis.anatomy import WMH, load_head
 from leuko.synthesis.images import synthesise

@@ -37,9 +37,10 @@ from torch import Tensor
 
 from leuko.io.files import staged
 from leuko.io.provenance import versions
+from leuko.model.card import WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.model.network import SIDE_MAPS, SpecialisedVGG, Stages, vgg16
 from leuko.model.onnx_export import read_network
-from leuko.model.weights import WEIGHTS_FILE, ModelCard, find, load_card, save_card
+from leuko.model.weights import find
 from leuko.synthesis.anatomy import CLASSES
 
 LICENCE = "Apache-2.0"

@@ -22,9 +22,9 @@ from tables import interval
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from leuko.io.files import read_json, staged
+from leuko.model.card import WEIGHTS_FILE, load_card, save_card
 from leuko.model.network import SpecialisedVGG, vgg16
 from leuko.model.onnx_export import read_network
-from leuko.model.weights import WEIGHTS_FILE, load_card, save_card
 from leuko.preprocessing.slices import Preparation
 from leuko.training import loop, plan, tensorboard_log
 from leuko.training.recipes import FROM_NOTHING, MODERN, XU2017

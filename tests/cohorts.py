@@ -23,7 +23,7 @@ REASONS = {
     "four": "expected one 3-D image",
     "swapped": "does not look like a FLAIR",
     "alone": "T1.nii.gz does not exist",
-    "forbidden": "may not be read; check its permissions",
+    "forbidden": "cannot be read; check its permissions",
     "huge": "of memory",
     "endless": "took longer than",
 }

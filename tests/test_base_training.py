@@ -20,9 +20,9 @@ from base_losses import losses, real_loss
 from real_slices import IGNORED, NOT_WMH, PREPARATION, RIM, WMH, Slices
 
 from leuko.io import nifti
+from leuko.model.card import ModelCard, load_card
 from leuko.model.network import SIDE_MAPS, SpecialisedVGG, vgg16
 from leuko.model.onnx_export import read_network
-from leuko.model.weights import ModelCard, load_card
 from leuko.synthesis.anatomy import CLASSES
 from phantoms import label_map, make_phantom
 

@@ -10,8 +10,8 @@ from torch import nn
 from conftest import small_settings
 from leuko.errors import LeukoError
 from leuko.model import runtime
+from leuko.model.card import WEIGHTS_FILE
 from leuko.model.network import SpecialisedVGG
-from leuko.model.weights import WEIGHTS_FILE
 from leuko.training import batch_norm, loop, plan, processes
 from leuko.training.batch_norm import BatchNorm, folded, normalised
 

@@ -12,7 +12,8 @@ import pytest
 from leuko.cohort.bids_names import Image
 from leuko.cohort.derivatives import is_stripped
 from leuko.io import nifti
-from leuko.model.weights import DEFAULT, find, load_card
+from leuko.model.card import load_card
+from leuko.model.weights import DEFAULT, find
 from phantoms import make_phantom
 
 SHAPE, SPACING = (90, 110, 18), (1.9, 1.9, 7.0)
@@ -233,7 +234,7 @@ def test_what_is_asked_for_and_not_there_stops_before_anything_is_made(leuko, ra
     for arguments, reason in (
         (("--participant-label", "09"), "has no participant 09"),
         (("--bids-filter-file", tmp_path / "absent.json"), "absent.json cannot be read"),
-        (("--model", "nope"), "nope is neither a model folder nor a model known here"),
+        (("--model", "nope"), "nope is neither a model folder nor an installed model"),
         (("--participant-label",), "--participant-label"),
     ):
         code, told, said = leuko("bids", raw, out, "participant", *arguments)

@@ -413,5 +413,5 @@ def test_the_same_image_twice_is_refused(order, number_type):
 
 def test_a_grid_beyond_any_head_is_refused(phantom):
     flat = Volume(phantom.flair.data, np.diag([40.0, 35, 0.05, 1]), name="flat")
-    with pytest.raises(LeukoError, match=r"flat would need .* million pixels of 0\.02 mm"):
+    with pytest.raises(LeukoError, match=r"flat needs .* million pixels of 0\.02 mm"):
         prepare(flat, None, Preparation(channels="flair-3-slices", pixel_mm=0.02))

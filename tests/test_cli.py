@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from leuko.io import nifti
-from leuko.model.weights import load_card
+from leuko.model.card import load_card
 from phantoms import make_phantom
 
 
@@ -351,7 +351,7 @@ def with_voxels(change):
 SPOILT = {
     "does not exist": lambda path: path.unlink(),
     "cannot be read as an image": lambda path: path.write_text("This is no image."),
-    "damaged or cut short": lambda path: path.write_bytes(path.read_bytes()[:-2000]),
+    "damaged or truncated": lambda path: path.write_bytes(path.read_bytes()[:-2000]),
     "has shape 48x56x12x2; expected one 3-D image": with_voxels(lambda v: np.stack([v, v], -1)),
     "has shape 48x56; expected one 3-D image": with_voxels(lambda v: v[..., 5]),
     "2 NaN or infinite": with_voxels(
@@ -425,7 +425,7 @@ def test_an_empty_training_folder_is_refused(leuko, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_that_is_absent_is_refused(leuko, heads, model, tmp_path):
     answer = leuko("train", heads, "-o", tmp_path / "run", "--device", "cuda")
-    assert_one_line_error(answer, "no cuda device was found here; use --device with one of: cpu")
+    assert_one_line_error(answer, "no cuda device was found; use --device with one of: cpu")
     assert not (tmp_path / "run").exists()
     flair = heads / "head0" / "FLAIR.nii.gz"
     answer = leuko(

@@ -283,7 +283,7 @@ def test_an_output_that_is_a_file_stops_all_before_it_starts(leuko, scans, tmp_p
     pairs = pairs_of(tmp_path / "pairs.tsv", scans, "a")
     code, told, said = leuko("batch", pairs, "-o", tmp_path / "out")
     assert (code, told) == (2, "")
-    assert "out is there and is no folder; choose another output folder" in said
+    assert "out exists and is not a folder; choose another output folder" in said
 
 
 def test_missing_files_are_named_first(leuko, scans, tmp_path):

@@ -18,7 +18,7 @@ from leuko.lesions.delineation import (
     white_level,
 )
 from leuko.model.calibration import TYPICAL_CONTRAST
-from leuko.model.weights import Limits, ModelCard
+from leuko.model.card import Limits, ModelCard
 from leuko.preprocessing.slices import Preparation
 from leuko.volume import Volume
 

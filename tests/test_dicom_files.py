@@ -46,7 +46,7 @@ def test_slices_without_a_uid_of_their_own_are_all_kept_and_it_is_said(tmp_path,
 
     folder = write_series(tmp_path / "flair", MADE, change=change)
     assert np.array_equal(series_in(folder).data, MADE.data)
-    assert "12 of 12 slices have no SOPInstanceUID of their own; all are kept" in caplog.text
+    assert "12 of 12 slices have no unique SOPInstanceUID; all are kept" in caplog.text
 
 
 @pytest.mark.parametrize("uid", ["same UIDs", "other UIDs"])
@@ -55,14 +55,14 @@ def test_copies_are_left_out_and_counted(tmp_path, caplog, uid):
     other = {} if uid == "same UIDs" else {"uid": "1.2.9", "SeriesInstanceUID": "1.2.3.4"}
     write_series(tmp_path / "flair" / "b", MADE, **other)
     assert np.array_equal(series_in(tmp_path / "flair").data, MADE.data)
-    assert "12 images are copies of others (same place, same pixels)" in caplog.text
+    assert "12 images are copies of others (same position and pixels)" in caplog.text
     assert "SOPInstanceUID" not in caplog.text
 
 
 def test_two_images_of_one_uid_at_one_place_are_no_copies(tmp_path):
     write_series(tmp_path / "flair" / "a", MADE)
     write_series(tmp_path / "flair" / "b", MADE.with_data(MADE.data + 1))
-    with pytest.raises(LeukoError, match="several images at one place"):
+    with pytest.raises(LeukoError, match="several images at one position"):
         series_in(tmp_path / "flair")
 
 
@@ -73,7 +73,7 @@ def test_two_times_in_one_enhanced_file_are_refused(tmp_path):
     half = len(image.PixelData) // 2
     image.PixelData = image.PixelData[:half] + bytes(half)
     image.save_as(image.filename)
-    with pytest.raises(LeukoError, match="several images at one place"):
+    with pytest.raises(LeukoError, match="several images at one position"):
         series_in(folder)
 
 
@@ -174,7 +174,7 @@ def test_files_that_only_look_like_dicom_are_named(tmp_path, caplog):
     (folder / "empty.dcm").touch()
     (folder / "note.txt").write_text("no image")
     assert series_in(folder).data.shape == SHAPE
-    assert [record.getMessage().split(" is left out")[0] for record in caplog.records] == [
+    assert [record.getMessage().split(" is skipped")[0] for record in caplog.records] == [
         str(folder / "empty.dcm"),
         str(folder / "note.dcm"),
     ]
@@ -187,7 +187,7 @@ def test_dicom_without_a_position_is_called_so(tmp_path, caplog):
 
     folder = write_series(tmp_path / "some", MADE, change=unplaced)
     assert series_in(folder).data.shape[2] == 10
-    assert "2 more files have no image position and are left out" in caplog.text
+    assert "2 more files have no image position and are skipped" in caplog.text
     folder = write_series(tmp_path / "all", MADE, ImagePositionPatient=None)
     with pytest.raises(LeukoError, match="holds 12 DICOM files without an image position"):
         series_in(folder)
@@ -200,7 +200,7 @@ def test_a_series_wholly_without_positions_is_named_beside_others(tmp_path, capl
         dicom.find_pair(tmp_path)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "series 2 (t2_flair_tra, 12 files): its files have no image position; it is left out"
+        "series 2 (t2_flair_tra, 12 files): its files have no image position; it is skipped"
     )
 
 
@@ -230,7 +230,7 @@ def test_links_without_a_target_are_counted(tmp_path, caplog, target):
         path.symlink_to(path.name if target == "itself" else "../.git/annex/objects/x")
     assert series_in(folder).data.shape[2] == SHAPE[2] - 3
     (record,) = caplog.records
-    assert f"links without a target: 3, the first is {files[0].name}" in record.getMessage()
+    assert f"holds 3 links without a target, the first is {files[0].name}" in record.getMessage()
 
 
 # --- numbers as text ---
@@ -248,7 +248,7 @@ def test_a_sixth_digit_makes_no_other_size_or_direction(tmp_path, element):
 
 def test_directions_that_are_not_at_right_angles_are_refused(tmp_path):
     folder = write_series(tmp_path / "flair", MADE, ImageOrientationPatient=[1, 0, 0, 0.1, 1, 0])
-    with pytest.raises(LeukoError, match="not at right angles"):
+    with pytest.raises(LeukoError, match="does not hold perpendicular unit vectors"):
         series_in(folder)
 
 
@@ -362,7 +362,7 @@ def test_without_a_decoder_the_message_says_in_full_what_to_install(tmp_path, mo
 
     monkeypatch.setattr(dicom_slices, "get_decoder", no_decoder)
     folder = rewritten(write_series(tmp_path / "flair", MADE), squeezed)
-    with pytest.raises(LeukoError, match=r"JPEG Lossless.*pip install .*python-gdcm.*--raw\)$"):
+    with pytest.raises(LeukoError, match=r"JPEG Lossless.*pip install .*python-gdcm.*--raw$"):
         series_in(folder)
 
 

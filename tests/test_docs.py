@@ -20,7 +20,8 @@ from leuko.cohort.bids_names import read_filter
 from leuko.evaluation.evaluate import COLUMNS
 from leuko.evaluation.metrics import MEASURES
 from leuko.model.calibration import Seen, judge
-from leuko.model.weights import DEFAULT, find, load_card
+from leuko.model.card import load_card
+from leuko.model.weights import DEFAULT, find
 from phantoms import make_phantom
 
 ROOT = Path(__file__).parents[1]

@@ -100,8 +100,8 @@ def test_a_subject_without_partner_is_named(tmp_path, caplog):
     save(tmp_path / "p" / "anna" / "wmh.nii.gz", HALF)
     save(tmp_path / "p" / "carl" / "wmh.nii.gz", HALF)
     assert list(evaluate_folders(tmp_path / "r", tmp_path / "p")) == ["anna"]
-    assert "p lacks 1 subject: bert" in caplog.text
-    assert "r lacks 1 subject: carl" in caplog.text
+    assert "p has no mask of 1 subject: bert" in caplog.text
+    assert "r has no mask of 1 subject: carl" in caplog.text
 
 
 def test_every_subject_without_prediction_is_named(tmp_path, caplog):
@@ -123,8 +123,8 @@ def test_folders_whose_masks_have_another_name_are_named(tmp_path, caplog):
     assert list(evaluate_folders(tmp_path / "r", tmp_path / "p")) == ["anna"]
     told = [record.getMessage() for record in caplog.records]
     assert told == [
-        f"{tmp_path}/r/bert holds no mask named wmh or lesions; it is left out",
-        f"{tmp_path}/p/bert holds no mask named wmh or result; it is left out",
+        f"{tmp_path}/r/bert holds no mask named wmh or lesions; it is skipped",
+        f"{tmp_path}/p/bert holds no mask named wmh or result; it is skipped",
     ]
 
 

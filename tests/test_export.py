@@ -19,9 +19,9 @@ from leuko.evaluation.labels import LABEL_VALUES
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
 from leuko.model import runtime
+from leuko.model.card import CARD_FILE, ONNX_FILE, load_card, save_card
 from leuko.model.network import SpecialisedVGG
 from leuko.model.onnx_export import export, read_network, to_onnx
-from leuko.model.weights import CARD_FILE, ONNX_FILE, load_card, save_card
 from leuko.preprocessing.slices import centred
 from leuko.training import cross_validation, holdout, loop, plan
 from leuko.training.dataset import find_subjects
@@ -181,7 +181,7 @@ def test_a_tampered_model_is_refused(exported, heads, tmp_path):
     weights = bytearray((copy / ONNX_FILE).read_bytes())
     weights[len(weights) // 2] ^= 1
     (copy / ONNX_FILE).write_bytes(weights)
-    with pytest.raises(LeukoError, match="is not the file that its card describes"):
+    with pytest.raises(LeukoError, match="its card expects"):
         segmented(heads / "head0" / "FLAIR.nii.gz", None, tmp_path / "out", model=copy)
 
 
@@ -189,7 +189,7 @@ def test_a_file_that_is_no_network_is_refused(exported, tmp_path):
     card = load_card(exported)
     (tmp_path / ONNX_FILE).write_bytes(b"no network")
     save_card(tmp_path, card)
-    with pytest.raises(LeukoError, match="cannot be used by onnxruntime"):
+    with pytest.raises(LeukoError, match="cannot be loaded by onnxruntime"):
         runtime.load(tmp_path)
 
 
@@ -203,10 +203,10 @@ def test_a_file_that_is_no_network_is_refused(exported, tmp_path):
 def test_a_card_of_another_network_is_refused(exported, tmp_path, change):
     (tmp_path / ONNX_FILE).write_bytes((exported / ONNX_FILE).read_bytes())
     card = save_card(tmp_path, replace(load_card(exported), **change))
-    with pytest.raises(LeukoError, match="do not describe one network"):
+    with pytest.raises(LeukoError, match="do not fit its card"):
         read_network(tmp_path, card)
     if "classes" in change:
-        with pytest.raises(LeukoError, match="do not describe one network"):
+        with pytest.raises(LeukoError, match="do not fit its card"):
             runtime.load(tmp_path)
 
 

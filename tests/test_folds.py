@@ -15,8 +15,8 @@ from leuko.evaluation.labels import LABEL_VALUES
 from leuko.io import nifti
 from leuko.io.files import sha256
 from leuko.model import runtime
+from leuko.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.model.network import SpecialisedVGG
-from leuko.model.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.preprocessing.slices import Preparation
 from leuko.report.figures import Example, before_after_figure, change_figure
 from leuko.synthesis.anatomy import CLASSES

@@ -253,7 +253,7 @@ def test_links_that_lead_nowhere_are_errors(model, head, tmp_path):
     gone.symlink_to(tmp_path / "nowhere")
     with pytest.raises(LeukoError, match="does not exist"):
         segmented(gone, None, tmp_path / "out", model=model)
-    with pytest.raises(LeukoError, match=r"gone is there and is no folder"):
+    with pytest.raises(LeukoError, match=r"gone exists and is not a folder"):
         segmented(head / "FLAIR.nii.gz", head / "T1.nii.gz", gone, model=model)
     assert {path.name for path in tmp_path.iterdir()} == {"gone"}
 

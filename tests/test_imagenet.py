@@ -203,7 +203,7 @@ def test_a_file_of_more_convolutions_than_vgg16_has_is_refused(state, tmp_path, 
     more = {f"features.{20 + 2 * k}.weight": torch.ones(8, 8, 3, 3) for k in range(9)}
     torch.save(state | more, tmp_path / "vgg19.pth")
     network = SpecialisedVGG(2, STAGES[:stages])
-    with pytest.raises(LeukoError, match=r"16 convolutions of 3x3; expected the 13 of VGG-16"):
+    with pytest.raises(LeukoError, match=r"16 3x3 convolutions; give weights of VGG-16, with 13"):
         imagenet.transfer(network, str(tmp_path / "vgg19.pth"))
 
 

@@ -91,10 +91,13 @@ def test_a_white_reference_is_its_mask_and_a_warning_says_so(tmp_path, caplog, v
     [
         (-1.0 * LESION, "values -1; .* values below 0 are background"),
         (2.0 * LESION - 1, "values -1; .* values below 0 are background"),
-        (3 * LESION, "values 3; .* if 3 means 1, put 1 in its place"),
-        (0.3 * LESION, "values 0.3; .* if 0.3 means 1, put 1 in its place"),
-        (np.where(LESION, 1, 70000 * (np.indices(SHAPE)[0] > 16)), "values 70000; .* declared"),
-        (np.where(LESION, 0.4, 0.1), "values 0.1, 0.4; .* or a probability map"),
+        (3 * LESION, "values 3; .* if 3 means 1, replace it by 1"),
+        (0.3 * LESION, "values 0.3; .* if 0.3 means 1, replace it by 1"),
+        (
+            np.where(LESION, 1, 70000 * (np.indices(SHAPE)[0] > 16)),
+            "values 70000; .* check that this is the label file, or replace",
+        ),
+        (np.where(LESION, 0.4, 0.1), "values 0.1, 0.4; .* not a probability map"),
         (np.where(LESION, np.inf, 0), "infinite voxels"),
     ],
 )
@@ -107,9 +110,9 @@ def test_labels_that_mean_nothing_known_are_refused_with_the_reason(tmp_path, da
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (np.where(LESION, 0.8, 0.01), "holds probabilities; 0.5 and more counts"),
-        (np.where(LESION, 1.1, -0.1) + 0.01 * np.indices(SHAPE)[0] / 20, "0.5 and more counts"),
-        (np.where(LESION, np.arange(SHAPE[2]) // 6 + 1, 0), "all of its 2 labels count"),
+        (np.where(LESION, 0.8, 0.01), "holds probabilities, not a mask; 0.5 or more counts"),
+        (np.where(LESION, 1.1, -0.1) + 0.01 * np.indices(SHAPE)[0] / 20, "0.5 or more counts"),
+        (np.where(LESION, np.arange(SHAPE[2]) // 6 + 1, 0), "holds 2 labels above 0; all count"),
         (np.where(LESION, 1, -1), "values below 0 (from -1) are read as background"),
     ],
 )
@@ -187,7 +190,7 @@ def test_a_label_map_of_few_labels_is_a_mask(tmp_path, caplog, kind):
     }[kind]()
     path = stored(tmp_path / "labels.nii.gz", labels, np.uint8)
     np.testing.assert_array_equal(nifti.read_mask(path).data, labels > 0)
-    assert f"all of its {len(np.unique(labels)) - 1} labels count" in caplog.text
+    assert f"holds {len(np.unique(labels)) - 1} labels above 0; all count" in caplog.text
 
 
 def tissues(spacing_mm):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from conftest import small_settings
 from leuko.errors import LeukoError
 from leuko.io.files import sha256
-from leuko.model.weights import WEIGHTS_FILE, load_card, save_card
+from leuko.model.card import WEIGHTS_FILE, load_card, save_card
 from leuko.training import loop, plan, processes
 from leuko.training.recipes import Phase
 

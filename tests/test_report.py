@@ -270,7 +270,8 @@ def test_rims_have_a_colour_of_their_own_and_are_no_lesion(head, tmp_path):
         ({"rims": "exclude", "rims_ml": None, "wmh_and_rims_ml": None},
               ["ventricles are not in the mask."], ["Caps and rims 1.50", "(not in the mask)"]),
         ({"rims": None, "wmh_ml": None, "rims_ml": None, "wmh_and_rims_ml": None},
-              ["ventricles are not told from WMH."], ["Caps and rims 1.50", "(not in the mask)"]),
+              ["ventricles are not distinguished from WMH."],
+              ["Caps and rims 1.50", "(not in the mask)"]),
     ],
     ids=["separate", "include", "exclude", "unknown"],
 )  # fmt: skip

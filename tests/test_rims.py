@@ -20,8 +20,9 @@ from leuko.lesions.quality_checks import TISSUES
 from leuko.longitudinal.compare import compare
 from leuko.model import inference
 from leuko.model.calibration import Calibration
+from leuko.model.card import ModelCard, load_card
 from leuko.model.runtime import Model
-from leuko.model.weights import DEFAULT, ModelCard, find, load_card
+from leuko.model.weights import DEFAULT, find
 from leuko.preprocessing.slices import Preparation
 from leuko.segment import SegmentSettings
 from leuko.training.plan import start
@@ -208,7 +209,7 @@ def fewer(p, *names):
 @pytest.mark.parametrize("lacking", [("rim",), CLASSES[1:-1]], ids=["six classes", "two classes"])
 def test_a_model_without_rims_has_none_and_cannot_count_them(runs, lacking):
     card, p = fewer(runs.p, *lacking)
-    with pytest.raises(LeukoError, match="the model seven knows no caps and rims"):
+    with pytest.raises(LeukoError, match="the model seven has no class rim"):
         runs.run("refused", card, p, rims="include")
     assert not (runs.folder / "refused").exists()
     result = runs.run("unknown", card, p)
@@ -219,7 +220,7 @@ def test_a_model_without_rims_has_none_and_cannot_count_them(runs, lacking):
     assert summary.row(record)["rims"] == "n/a"
     assert not (runs.folder / "unknown" / "wmh_rims.nii.gz").exists()
     page = (runs.folder / "unknown" / "report.html").read_text()
-    assert "Normal caps and rims of the ventricles are not told from WMH." in page
+    assert "Normal caps and rims of the ventricles are not distinguished from WMH." in page
     assert "#cc79a7" not in page
     assert "caps and rims" not in findings_as_text(result)
 
@@ -285,7 +286,7 @@ def test_commands_refuse_rims_that_the_model_does_not_know(leuko, heads, model, 
         out = tmp_path / "out"
         code, _, err = leuko(*command, "-o", out, "--model", model, "--rims", "include")
         assert code == 2
-        assert "knows no caps and rims: its classes are background, wmh; leave" in err
+        assert "has no class rim; its classes are background, wmh: omit" in err
         assert not out.exists()
 
 

@@ -21,7 +21,7 @@ from leuko.io.provenance import Finding
 from leuko.lesions.delineation import lesions_of
 from leuko.model import runtime
 from leuko.model.calibration import TYPICAL_CONTRAST, Calibration, DiceLine, calibrated, entropy
-from leuko.model.weights import CARD_FILE, WEIGHTS_FILE, Limits, load_card, save_card
+from leuko.model.card import CARD_FILE, WEIGHTS_FILE, Limits, load_card, save_card
 from leuko.preprocessing.simpleitk import without_bias
 from leuko.preprocessing.slices import prepare
 from leuko.volume import Volume
@@ -148,11 +148,11 @@ def test_probabilities_do_not_depend_on_the_other_slices(unseen, model):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"threshold": 0.0}, "threshold 0 is not between 0 and 1"),
+        ({"threshold": 0.0}, "threshold is 0; give a number between 0 and 1"),
         ({"threshold": 1.5}, "threshold 1.5 is not between"),
-        ({"smallest_lesion_mm3": -1.0}, "smallest lesion is -1; it must be a number of mm3"),
-        ({"smallest_lesion_mm3": float("nan")}, "smallest lesion is nan; it must be"),
-        ({"device": "cuda"}, "no cuda device was found here; use --device with one of: cpu"),
+        ({"smallest_lesion_mm3": -1.0}, "smallest lesion is -1 mm3; give a finite volume"),
+        ({"smallest_lesion_mm3": float("nan")}, "smallest lesion is nan mm3; give a finite volume"),
+        ({"device": "cuda"}, "no cuda device was found; use --device with one of: cpu"),
     ],
 )
 def test_settings_that_cannot_be_are_errors(unseen, model, tmp_path, changes, message):
@@ -176,7 +176,7 @@ def test_a_model_without_card_is_refused(unseen, model, tmp_path):
     with pytest.raises(LeukoError, match=r"copy has no card.json; give the folder that"):
         run(unseen, copy, tmp_path / "out")
     (copy / "run.json").write_text("{}")
-    with pytest.raises(LeukoError, match=r"not finished: leuko train --resume"):
+    with pytest.raises(LeukoError, match=r"not finished; run leuko train --resume"):
         run(unseen, copy, tmp_path / "out")
 
 
@@ -185,7 +185,7 @@ def test_weights_that_are_not_the_cards_are_refused(unseen, model, tmp_path):
     weights = bytearray((copy / WEIGHTS_FILE).read_bytes())
     weights[-1] ^= 1
     (copy / WEIGHTS_FILE).write_bytes(weights)
-    with pytest.raises(LeukoError, match="is not the file that its card describes"):
+    with pytest.raises(LeukoError, match="its card expects"):
         run(unseen, copy, tmp_path / "out")
     (copy / WEIGHTS_FILE).unlink()
     with pytest.raises(LeukoError, match=r"a card but no model\.safetensors"):
@@ -195,27 +195,27 @@ def test_weights_that_are_not_the_cards_are_refused(unseen, model, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "newer than this Leuko; update"),
-        ({"preparation": {"pixel": 1}}, "is no model card"),
-        ({"preparation": {"channels": "bogus"}}, "is no model card .no such preparation"),
-        ({"preparation": {"pixel_mm": 0}}, "is no model card"),
-        ({"preparation": {"pixel_mm": "1"}}, "is no model card"),
-        ({"threshold": "0.5"}, "is no model card"),
-        ({"threshold": 2}, "is no model card"),
-        ({"side_maps": None}, "is no model card"),
-        ({"weights_sha256": None}, "wrong weights_sha256"),
-        ({"classes": ["wmh", "background"]}, "wrong classes"),
-        ({"classes": [1, "wmh"]}, "wrong classes"),
-        ({"stages": []}, "wrong stages"),
-        ({"stages": [[8], []]}, "wrong stages"),
-        ({"stages": [[8, -1]]}, "wrong maps"),
-        ({"side_maps": 2.5}, "wrong maps"),
-        ({"three_planes": "false"}, "wrong three_planes"),
-        ({"licence": "free\u001b[2J"}, "wrong licence"),
-        ({"training": None}, "wrong training"),
-        ({"smallest_lesion_mm3": float("inf")}, "wrong smallest_lesion_mm3"),
-        ({"format": "new"}, "is no model card"),
-        ({"stages": [[8, 8]]}, "do not describe one network"),
+        ({"format": 99}, "reads up to 1: update"),
+        ({"preparation": {"pixel": 1}}, "is not a valid model card"),
+        ({"preparation": {"channels": "bogus"}}, "is not a valid model card .invalid preparation"),
+        ({"preparation": {"pixel_mm": 0}}, "is not a valid model card"),
+        ({"preparation": {"pixel_mm": "1"}}, "is not a valid model card"),
+        ({"threshold": "0.5"}, "is not a valid model card"),
+        ({"threshold": 2}, "is not a valid model card"),
+        ({"side_maps": None}, "is not a valid model card"),
+        ({"weights_sha256": None}, "invalid weights_sha256"),
+        ({"classes": ["wmh", "background"]}, "invalid classes"),
+        ({"classes": [1, "wmh"]}, "invalid classes"),
+        ({"stages": []}, "invalid stages"),
+        ({"stages": [[8], []]}, "invalid stages"),
+        ({"stages": [[8, -1]]}, "invalid maps"),
+        ({"side_maps": 2.5}, "invalid maps"),
+        ({"three_planes": "false"}, "invalid three_planes"),
+        ({"licence": "free\u001b[2J"}, "invalid licence"),
+        ({"training": None}, "invalid training"),
+        ({"smallest_lesion_mm3": float("inf")}, "invalid smallest_lesion_mm3"),
+        ({"format": "new"}, "is not a valid model card"),
+        ({"stages": [[8, 8]]}, "do not fit its card"),
     ],
 )
 def test_a_card_that_cannot_be_used_is_refused(unseen, model, tmp_path, change, message):

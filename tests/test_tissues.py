@@ -14,9 +14,9 @@ from leuko.evaluation.evaluate import compare_classes
 from leuko.evaluation.labels import IGNORED, tissue_labels
 from leuko.io import nifti
 from leuko.model import runtime
+from leuko.model.card import load_card
 from leuko.model.network import vgg16
 from leuko.model.predict import predict, to_tissue
-from leuko.model.weights import load_card
 from leuko.preprocessing.slices import Preparation
 from leuko.training import loop, plan
 from leuko.training.dataset import Subject, find_subjects, load, read_classes
@@ -159,7 +159,7 @@ def test_a_model_without_wmh_segments_none_and_says_so(leuko, tissue_model, head
     ):
         code, _, err = leuko(*command, "--model", tissue_model, "-o", tmp_path / "out")
         assert code == 2
-        assert "finds no WMH: its classes are background, csf, grey, white" in err
+        assert "has no class wmh; its classes are background, csf, grey, white" in err
         assert not (tmp_path / "out").exists()
 
 

@@ -21,8 +21,8 @@ from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import evaluate_folders
 from leuko.io import nifti
 from leuko.io.files import sha256
+from leuko.model.card import WEIGHTS_FILE, load_card
 from leuko.model.network import SpecialisedVGG
-from leuko.model.weights import WEIGHTS_FILE, load_card
 from leuko.preprocessing.slices import Preparation
 from leuko.training import holdout, loop, plan
 from leuko.training.recipes import MODERN, XU2017, Phase

@@ -19,7 +19,8 @@ from leuko.model.calibration import (
     interval_text,
     judge,
 )
-from leuko.model.weights import CARD_FILE, ModelCard, find, load_card
+from leuko.model.card import CARD_FILE, ModelCard, load_card
+from leuko.model.weights import find
 from leuko.report.figures import reliability_figure
 
 CALIBRATION = Calibration(
@@ -175,14 +176,14 @@ def test_a_calibration_comes_back_from_json(change):
 )
 def test_a_card_with_a_broken_calibration_is_refused(tmp_path, change):
     content = asdict(load_card(find("leuko-base"))) | {"calibration": asdict(CALIBRATION) | change}
-    with pytest.raises(LeukoError, match=r"card\.json is no model card"):
+    with pytest.raises(LeukoError, match=r"card\.json is not a valid model card"):
         ModelCard.from_json(content, source=tmp_path / CARD_FILE)
 
 
 @pytest.mark.parametrize("calibration", [{}, [], "none", 3], ids=str)
 def test_a_card_with_something_else_for_a_calibration_is_refused(tmp_path, calibration):
     content = asdict(load_card(find("leuko-base"))) | {"calibration": calibration}
-    with pytest.raises(LeukoError, match=r"card\.json is no model card"):
+    with pytest.raises(LeukoError, match=r"card\.json is not a valid model card"):
         ModelCard.from_json(content, source=tmp_path / CARD_FILE)
 
 

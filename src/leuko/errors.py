@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person who runs Leuko, and libraries that are missing."""
+"""LeukoError, the exception for the person who runs Leuko, and the check for missing libraries."""
 
 import re
 from importlib.util import find_spec
@@ -16,16 +16,16 @@ class LeukoError(Exception):
 
 
 def in_one_line(error: BaseException) -> str:
-    """All that another library's exception says, in one line; its type where it says nothing."""
+    """The message of another library's exception in one line; its type if the message is empty."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     return re.sub(r":;", ":", "; ".join(lines)) or type(error).__name__
 
 
 def require(*libraries: str, extra: str) -> None:
-    """Raises LeukoError where one of the libraries is not installed, naming the extra to install.
+    """Raises LeukoError, naming the extra to install, if one of the libraries is not installed.
 
-    None of them is imported.
+    No library is imported.
     """
     missing = [name for name in libraries if find_spec(name) is None]
     if missing:
-        raise LeukoError(f'this needs {", ".join(missing)}; pip install "leuko[{extra}]"')
+        raise LeukoError(f'{", ".join(missing)} not installed; pip install "leuko[{extra}]"')

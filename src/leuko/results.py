@@ -19,7 +19,7 @@ from leuko.lesions.delineation import Rims
 from leuko.lesions.location import REGIONS
 from leuko.lesions.measure import Analysis, Lesion
 from leuko.model.calibration import Judgement, interval_text
-from leuko.model.weights import ModelCard
+from leuko.model.card import ModelCard
 from leuko.preprocessing.registration import Alignment
 from leuko.preprocessing.slices import Pair
 from leuko.report.viewer import RIM_KIND, Pane, as_jpeg

@@ -19,9 +19,9 @@ from leuko.lesions.measure import Case, analyse
 from leuko.lesions.mni import Place
 from leuko.model import runtime, weights
 from leuko.model.calibration import Judgement, calibrated, entropy, judge
+from leuko.model.card import Limits, ModelCard
 from leuko.model.inference import Inference, infer
 from leuko.model.runtime import Model, load_model
-from leuko.model.weights import Limits, ModelCard
 from leuko.preprocessing.registration import Mode
 from leuko.results import Excluded, Maps, Segmentation, Source
 from leuko.volume import Array, Orientation, Volume, require_same_grid, resample_onto

@@ -1,7 +1,7 @@
-"""A brain image that never loses its place: an array with the affine that puts it in the world.
+"""Volumes: a 3-D image with its voxel-to-world affine, and operations on its grid.
 
-Everything here is numpy and scipy; files are the business of `nifti`.
-World coordinates are millimetres, running right, anterior, superior (RAS).
+Pure numpy and scipy; `nifti` reads and writes files. World coordinates are in mm, in RAS order:
+right, anterior, superior.
 """
 
 from dataclasses import dataclass, replace
@@ -16,26 +16,26 @@ from leuko.errors import LeukoError
 
 Array = NDArray[Any]
 
-# Two grids are one when no corner differs by more than this part of a voxel: float32 headers
-# round in the sixth digit, and a tenth of a voxel is below what any reader can see.
+# Two grids are the same if no corner differs by more than this fraction of a voxel: float32 headers
+# round in the sixth digit, and no reader sees a tenth of a voxel.
 SAME_GRID_VOXELS = 0.1
 
-# What no head in a scanner is beyond; voxel sizes in another unit than the header says are.
+# Limits for a scan of a head; a wrong unit in the header exceeds them.
 SMALLEST_VOXEL_MM, LARGEST_MM = 0.05, 2000.0
 LARGEST_VOXELS = 1 << 27  # a head at 0.4 mm
 
-ROUNDING = 1e-3  # voxels: more than any arithmetic on affines, less than anything to see
+ROUNDING = 1e-3  # voxels: above the rounding of affine arithmetic, below any visible shift
 
-# Below this ratio of coarsest to finest spacing a scan has no thick-slice direction of its own.
+# Below this ratio of coarsest to finest spacing a scan has no thick slices.
 NEAR_ISOTROPIC = 1.5
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How an array's axes turn into right, anterior, superior; and back.
+    """Reorients an array to right, anterior, superior (RAS), and back.
 
-    `order[k]` is the array axis that runs closest to world axis k; `flips[k]` tells that it
-    runs the other way.
+    `order[k]` is the array axis closest to world axis k; `flips[k]` is true if it runs in the
+    opposite direction.
     """
 
     order: tuple[int, ...]
@@ -52,7 +52,7 @@ class Orientation:
         return cls(order, tuple(bool(directions[k, axis] < 0) for k, axis in enumerate(order)))
 
     def apply(self, array: Array) -> Array:
-        """An array (X, Y, Z) as stored, turned so that its axes run R, A, S."""
+        """The stored array (X, Y, Z) with its axes in RAS order."""
         return np.flip(array.transpose(self.order), self._flipped_axes)
 
     def undo(self, array: Array) -> Array:
@@ -68,8 +68,8 @@ class Orientation:
 class Volume:
     """An image (X, Y, Z) and its voxel-to-world affine (4, 4), in mm.
 
-    `header` is what the file said of its grid, kept opaque here so that `nifti` can write it
-    back unchanged; `name` is what messages call the image.
+    `header` is the file's header, which `nifti` writes back unchanged; `name` identifies the image
+    in messages.
     """
 
     data: Array
@@ -97,10 +97,10 @@ class Volume:
 
     @property
     def through_plane_axis(self) -> int:
-        """The array axis across the slices.
+        """The array axis perpendicular to the slices.
 
-        That of the coarsest spacing; on a nearly isotropic grid the one closest to
-        superior-inferior, so that slices are axial.
+        It is the axis of coarsest spacing; on a nearly isotropic grid, the axis closest to
+        superior-inferior, which gives axial slices.
         """
         if self.is_nearly_isotropic:
             return Orientation.of(self.affine).order[2]
@@ -108,7 +108,7 @@ class Volume:
 
     @property
     def is_nearly_isotropic(self) -> bool:
-        """Whether no spacing is half as large again as another: then any axis may be sliced."""
+        """Whether the coarsest spacing is under 1.5 times the finest; any axis may be sliced."""
         return max(self.spacing_mm) < NEAR_ISOTROPIC * min(self.spacing_mm)
 
     def with_data(self, data: Array) -> Self:
@@ -118,7 +118,7 @@ class Volume:
         return replace(self, data=data)
 
     def canonical(self) -> "Volume":
-        """The same image stored with its axes running R, A, S; no voxel value changes."""
+        """The same image with its axes in RAS order; voxel values do not change."""
         orientation = Orientation.of(self.affine)
         to_stored = np.zeros((4, 4))  # canonical index -> stored index
         to_stored[3, 3] = 1
@@ -128,7 +128,7 @@ class Volume:
         return Volume(orientation.apply(self.data), self.affine @ to_stored, name=self.name)
 
     def shares_grid_with(self, other: "Volume") -> bool:
-        """Whether every voxel of both stands at the same place in the world."""
+        """Whether both have the same shape and world coordinates, within 0.1 voxel."""
         if self.data.shape != other.data.shape:
             return False
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.data.shape])).reshape(3, -1)
@@ -137,11 +137,11 @@ class Volume:
 
 
 def require_head_size(volume: Volume) -> None:
-    """Raises LeukoError for voxels or a field of view of a size that no scan of a head has."""
+    """Raises LeukoError if the voxel size, field of view or voxel count does not fit a head."""
     if volume.data.size > LARGEST_VOXELS:
         raise LeukoError(
-            f"{volume.name} has {volume.data.size / 1e6:.0f} million voxels; expected a head of at "
-            f"most {LARGEST_VOXELS / 1e6:.0f} million: resample it"
+            f"{volume.name} has {volume.data.size / 1e6:.0f} million voxels; expected a head with "
+            f"at most {LARGEST_VOXELS / 1e6:.0f} million: resample it"
         )
     extent_mm = np.array(volume.spacing_mm) * volume.data.shape
     if min(volume.spacing_mm) < SMALLEST_VOXEL_MM or extent_mm.max() > LARGEST_MM:
@@ -153,7 +153,7 @@ def require_head_size(volume: Volume) -> None:
 
 
 def require_same_grid(first: Volume, second: Volume) -> None:
-    """Raises LeukoError unless both images stand on one grid, whatever their storage order."""
+    """Raises LeukoError unless both images have the same grid, in any storage order."""
     if first.canonical().shares_grid_with(second.canonical()):
         return
     raise LeukoError(
@@ -163,9 +163,9 @@ def require_same_grid(first: Volume, second: Volume) -> None:
 
 
 def resample_onto(moving: Volume, fixed: Volume) -> Volume:
-    """`moving`, linearly interpolated at the voxels of `fixed` by way of both affines.
+    """`moving` resampled onto the grid of `fixed` by linear interpolation.
 
-    Exact where the grids agree; 0 outside the field of view of `moving`.
+    Values do not change if the grids are the same; 0 outside the field of view of `moving`.
     """
     if moving.shares_grid_with(fixed):
         return fixed.with_data(moving.data)
@@ -182,18 +182,18 @@ def resample_onto(moving: Volume, fixed: Volume) -> Volume:
 
 
 def world(grid: Volume, voxels: Array) -> Array:
-    """Voxel indices (N, 3) as places in the world, mm."""
+    """World coordinates (N, 3), in mm, of voxel indices (N, 3)."""
     return apply_affine(grid.affine, voxels)
 
 
 def apply_affine(matrix: Array, points: Array) -> Array:
-    """Points (N, 3) moved by a (4, 4) matrix."""
+    """Points (N, 3) transformed by a (4, 4) affine matrix."""
     moved: Array = points @ matrix[:3, :3].T + matrix[:3, 3]
     return moved
 
 
 def coverage(fixed: Volume, moving: Volume) -> float:
-    """Part of the non-zero voxels of `fixed` that lie in the field of view of `moving`, 0 to 1.
+    """Fraction of the non-zero voxels of `fixed` in the field of view of `moving`, 0 to 1.
 
     No non-zero voxel: nan.
     """
@@ -209,7 +209,7 @@ def in_view(fixed: Volume, moving: Volume) -> Array:
     x, y, z = np.ogrid[tuple(slice(n) for n in fixed.data.shape)]
     inside: Array = np.array(True)
     for (a, b, c, start), count in zip(to_moving[:3], moving.data.shape, strict=True):
-        index = start + a * x + b * y + c * z  # an open grid is 3-D in the last sum alone
+        index = start + a * x + b * y + c * z  # broadcasts to 3-D only here, to save memory
         inside = inside & (index >= -0.5 - ROUNDING) & (index <= count - 0.5 + ROUNDING)
     return inside
 

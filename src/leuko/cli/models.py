@@ -12,7 +12,8 @@ models = typer.Typer(help="List, find, check and fetch models.", no_args_is_help
 @models.command("list")
 def list_models() -> None:
     """The models that --model knows by name, with their licences."""
-    from leuko.model.weights import installed, load_card
+    from leuko.model.card import load_card
+    from leuko.model.weights import installed
 
     for name, folder in installed().items():
         try:
@@ -36,7 +37,8 @@ def verify_model(
     name: Annotated[str | None, typer.Argument(help="Name or folder; by default all.")] = None,
 ) -> None:
     """Check that the weights of models are those that their cards describe."""
-    from leuko.model.weights import find, installed, load_card
+    from leuko.model.card import load_card
+    from leuko.model.weights import find, installed
 
     damaged = []
     for model in [name] if name else list(installed()):
@@ -55,7 +57,8 @@ def pull_model(
     sha256: Annotated[str | None, typer.Option(help="The archive's SHA-256, to be sure.")] = None,
 ) -> None:
     """Fetch a model into the user's cache, so that --model knows its name."""
-    from leuko.model.weights import load_card, pull
+    from leuko.model.card import load_card
+    from leuko.model.weights import pull
 
     folder = pull(source, sha256_expected=sha256)
     card = load_card(folder)

@@ -178,8 +178,8 @@ def export(
 ) -> None:
     """Turn a trained model into 8-bit ONNX: a quarter of the size, faster, and without torch."""
     require(*TRAINING_LIBRARIES, extra="train")
+    from leuko.model.card import ONNX_FILE
     from leuko.model.onnx_export import export, require_exportable
-    from leuko.model.weights import ONNX_FILE
     from leuko.training.loop import rounding, training_slices
 
     require_exportable(run, out)
@@ -238,8 +238,9 @@ def _network(
 ) -> dict[str, Any]:
     """The settings that say what is trained, which a model to start from decides."""
     from leuko.evaluation.labels import WMH_LABELS, tissue_labels
+    from leuko.model.card import load_card
     from leuko.model.network import vgg16
-    from leuko.model.weights import find, load_card
+    from leuko.model.weights import find
     from leuko.preprocessing.slices import Preparation
     from leuko.training.settings import NO_MODELS
 

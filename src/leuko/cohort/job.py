@@ -22,6 +22,7 @@ from leuko.io.files import private, read_json, replace_text, staged
 from leuko.io.inputs import is_same
 from leuko.io.provenance import OUTPUT, Finding, exit_code, read_findings, stderr_handler
 from leuko.model import weights
+from leuko.model.card import load_card
 from leuko.segment import SegmentSettings, segment
 
 FETCH = "fetch it: datalad get, git annex get or git lfs pull"
@@ -95,7 +96,7 @@ class Wanted:
     def of(cls, settings: SegmentSettings) -> Self:
         """Raises LeukoError where there is no such model, it finds no WMH or not the rims that are
         asked for, or a limit is none."""
-        card = weights.load_card(weights.find(settings.model))
+        card = load_card(weights.find(settings.model))
         card.require_wmh()
         if settings.rims == "include":
             card.require_rims()

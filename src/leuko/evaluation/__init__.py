@@ -1,1 +1,1 @@
-"""Masks against references: labels, measures, tables."""
+"""Evaluation of masks against references: labels, measures, tables."""

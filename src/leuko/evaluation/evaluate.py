@@ -1,4 +1,4 @@
-"""Masks against references: one pair, or folders of them as one table with intervals."""
+"""Evaluates predicted masks against references: one pair, or folders as a table with intervals."""
 
 import csv
 import logging
@@ -18,7 +18,7 @@ from leuko.volume import Volume, require_same_grid
 
 log = logging.getLogger(__name__)
 
-PREDICTION_NAMES = ("wmh", "result")  # `leuko segment` writes the one, the challenge the other
+PREDICTION_NAMES = ("wmh", "result")  # as `leuko segment` and the WMH challenge name them
 RESAMPLES = 10_000
 
 COLUMNS = (
@@ -35,16 +35,15 @@ Row = dict[str, float]
 def evaluate(reference: Path, prediction: Path) -> Row:
     """All measures, volumes and lesion counts of one predicted mask, by `COLUMNS`.
 
-    The reference holds 0, 1 and 2 (other pathology, not counted); the mask is what is not 0, as
-    `nifti.read_mask` has it. Both may be stored in different axis orders. Raises LeukoError if they
-    are not on one grid.
+    The reference holds 0, 1 and 2 (other pathology, not counted); `nifti.read_mask` reads the
+    prediction. Their axis orders may differ. Raises LeukoError if their grids differ.
     """
     truth = nifti.read_labels(reference, values=LABEL_VALUES)
     return compare(truth, nifti.read_mask(prediction))
 
 
 def compare(truth: Volume, mask: Volume) -> Row:
-    """As `evaluate`, of labels (0, 1, 2) and a boolean mask in memory."""
+    """As `evaluate`, for labels (0, 1, 2) and a boolean mask in memory."""
     require_same_grid(truth, mask)
     canonical = truth.canonical()
     predicted, expected = without_other_pathology(
@@ -66,10 +65,10 @@ def compare(truth: Volume, mask: Volume) -> Row:
 
 
 def compare_classes(truth: Volume, found: Volume, classes: Sequence[str]) -> Row:
-    """The measures of each class but the first, background, by columns such as `csf_dsc`, and its
-    volumes; lesions are counted for `wmh` alone.
+    """Measures and volumes of each class except background, the first, by columns such as
+    `csf_dsc`; lesions are counted for `wmh` only.
 
-    `truth` and `found` hold numbers of classes; where the truth is `IGNORED`, nothing counts.
+    `truth` and `found` hold class numbers; voxels where the truth is `IGNORED` are not counted.
     """
     require_same_grid(truth, found)
     canonical = truth.canonical()
@@ -88,7 +87,7 @@ def compare_classes(truth: Volume, found: Volume, classes: Sequence[str]) -> Row
 
 
 def evaluate_folders(references: Path, predictions: Path) -> dict[str, Row]:
-    """One row for each subject that both folders hold, by subject; see `match_folders`."""
+    """One row for each subject in both folders, by subject; see `match_folders`."""
     matched, _ = match_folders(references, predictions)
     return {subject: evaluate(*masks) for subject, masks in matched.items()}
 
@@ -96,12 +95,12 @@ def evaluate_folders(references: Path, predictions: Path) -> dict[str, Row]:
 def match_folders(
     references: Path, predictions: Path
 ) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
-    """Reference and prediction of each subject that both folders hold; those without prediction.
+    """Reference and prediction of each subject in both folders; subjects without a prediction.
 
-    A subject is a folder with a mask (`wmh`, `lesions`; predictions: `wmh`, `result`), named by
-    its path, or a file directly in the folder, named by its stem. What is in one folder alone is
-    named in a warning, and so are folders of images without such a mask. Raises LeukoError if the
-    folders share no subject.
+    A subject is a subfolder with a mask (`wmh`, `lesions`; predictions: `wmh`, `result`), named by
+    its path, or a file directly in the folder, named by its stem. Subjects in only one folder and
+    folders of images without a mask are listed in warnings. Raises LeukoError if the folders share
+    no subject.
     """
     truths = _find_masks(references, LABEL_NAMES)
     masks = _find_masks(predictions, PREDICTION_NAMES)
@@ -109,7 +108,7 @@ def match_folders(
     if not shared:
         raise LeukoError(
             f"{references} ({_some(truths)}) and {predictions} ({_some(masks)}) share no subject; "
-            "expected the same subject folders or file names in both"
+            "give the subject folders or files the same names in both"
         )
     lacking = sorted(truths.keys() - masks.keys())
     for folder, missing in (
@@ -118,14 +117,14 @@ def match_folders(
     ):
         if missing:
             subjects = "1 subject" if len(missing) == 1 else f"{len(missing)} subjects"
-            log.warning("%s lacks %s: %s", folder, subjects, ", ".join(missing))
+            log.warning("%s has no mask of %s: %s", folder, subjects, ", ".join(missing))
     return {subject: (truths[subject], masks[subject]) for subject in shared}, lacking
 
 
 def mean_with_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Mean and its 95 % percentile-bootstrap interval (Efron 1979).
+    """Mean and limits of its 95 % percentile-bootstrap interval (Efron 1979).
 
-    Values that are nan are left out. No value: three nans. One value: no interval, nan.
+    nan values are omitted. No value: three nans. One value: the limits are nan.
     """
     known = np.array([v for v in values if not math.isnan(v)])
     if not len(known):
@@ -138,7 +137,7 @@ def mean_with_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
 
 
 def summarise(rows: Mapping[str, Row]) -> dict[str, Row]:
-    """The rows `mean`, `ci95_low` and `ci95_high` of a table."""
+    """The rows `mean`, `ci95_low` and `ci95_high` of a table: mean and 95 % interval."""
     by_column = {c: mean_with_interval([row[c] for row in rows.values()]) for c in COLUMNS}
     return {
         name: {column: triple[k] for column, triple in by_column.items()}
@@ -147,7 +146,7 @@ def summarise(rows: Mapping[str, Row]) -> dict[str, Row]:
 
 
 def write_table(path: Path, rows: Mapping[str, Row]) -> None:
-    """Tab-separated, a row a subject, then mean and interval; n/a where a measure is undefined."""
+    """Write a tab-separated table, one row per subject, then mean and interval; nan is n/a."""
     with (
         staged(path.parent) as scratch,
         (scratch / path.name).open(
@@ -161,12 +160,12 @@ def write_table(path: Path, rows: Mapping[str, Row]) -> None:
 
 
 def json_ready(row: Row) -> dict[str, float | None]:
-    """A row for JSON, which has no nan: an undefined measure is null."""
+    """The row with None for nan, which JSON does not have."""
     return {key: None if math.isnan(value) else value for key, value in row.items()}
 
 
 def from_json(row: Mapping[str, float | None]) -> Row:
-    """The row that `json_ready` gave."""
+    """The inverse of `json_ready`."""
     return {key: math.nan if value is None else value for key, value in row.items()}
 
 
@@ -176,7 +175,7 @@ def _cell(value: float) -> str:
 
 def _find_masks(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
     masks: dict[str, Path] = {}
-    others: set[Path] = set()  # folders of images that are no masks
+    others: set[Path] = set()  # folders of images with other names
     for path in find_images(folder):
         stem = image_stem(path)
         if path.parent == folder and stem not in names:
@@ -192,7 +191,7 @@ def _find_masks(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
     for other in sorted(others):
         places = (other.relative_to(folder), *other.relative_to(folder).parents)
         if not any(place.as_posix() in masks for place in places):
-            log.warning("%s holds no mask named %s; it is left out", other, " or ".join(names))
+            log.warning("%s holds no mask named %s; it is skipped", other, " or ".join(names))
     return masks
 
 

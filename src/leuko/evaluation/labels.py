@@ -1,4 +1,4 @@
-"""Reference labels: how their files are named, and what their values mean."""
+"""Reference labels: file names and the meaning of label values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ from leuko.volume import Array
 LABEL_NAMES = ("wmh", "lesions")
 LABEL_VALUES = (0, 1, OTHER_PATHOLOGY)
 BACKGROUND, WMH, UNKNOWN = "background", "wmh", "unknown"  # names of labels
-IGNORED = 255  # in slices: of unknown class, left out of the loss
+IGNORED = 255  # voxels of unknown class, excluded from loss and measures
 
 
 @dataclass(frozen=True)
 class Labelling:
-    """What label files are called, and the names of their values 0, 1, 2, ...
+    """File names of label images, and the names of their values 0, 1, 2, ...
 
-    Values of one name are one class; those called `UNKNOWN` are left out of loss and measures.
+    Values with the same name are one class; those named `UNKNOWN` are excluded from loss and
+    measures.
     """
 
     files: tuple[str, ...]
@@ -30,21 +31,21 @@ class Labelling:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Each name once, in order of the values, but WMH last."""
+        """Each name once, without `UNKNOWN`, in order of the values, but WMH last."""
         others = dict.fromkeys(name for name in self.names if name not in (WMH, UNKNOWN))
         return (*others, WMH) if WMH in self.names else tuple(others)
 
     def classified(self, values: Array) -> Array:
-        """The numbers of the classes, or `IGNORED`, of label values; uint8."""
+        """The class number, or `IGNORED`, of each label value; uint8."""
         numbers = {name: number for number, name in enumerate(self.classes)}
         table = np.array([numbers.get(name, IGNORED) for name in self.names], dtype=np.uint8)
         return table[values.astype(np.intp)]
 
 
-# The challenge's: 2 is other pathology.
+# Labels of the WMH challenge; 2 is other pathology.
 WMH_LABELS = Labelling(LABEL_NAMES, (BACKGROUND, WMH, UNKNOWN))
 
 
 def tissue_labels(names: Sequence[str]) -> Labelling:
-    """Label maps of several classes: `tissue.nii.gz`, as `leuko segment` and `synth` write it."""
+    """Labels of tissue maps, `tissue.nii.gz`, as `leuko segment` and `leuko synth` write them."""
     return Labelling(("tissue",), tuple(names))

@@ -1,8 +1,8 @@
 """The measures of the WMH Segmentation Challenge, in plain numpy and scipy.
 
 The definition is the challenge's own `evaluation.py` (Kuijf et al., IEEE TMI 2019,
-doi 10.1109/TMI.2019.2905770); this module states it again, corner cases included, and says nan
-where that script crashes. Masks are boolean arrays (X, Y, Z) on one grid.
+doi 10.1109/TMI.2019.2905770); results are equal, corner cases included, but nan where that script
+crashes. Masks are boolean arrays (X, Y, Z) on one grid.
 """
 
 import math
@@ -15,12 +15,12 @@ import scipy.spatial
 from leuko.lesions.components import find_lesions
 from leuko.volume import Array
 
-OTHER_PATHOLOGY = 2  # the challenge's label for what is neither background nor WMH
+OTHER_PATHOLOGY = 2  # the challenge's label for lesions other than WMH
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How a measure is shown: its key, its name, its unit, and which way is better."""
+    """A measure for display: key, name, unit, and whether higher or lower is better."""
 
     key: str
     name: str
@@ -41,10 +41,10 @@ MEASURES = (
 def without_other_pathology(*, prediction: Array, reference: Array) -> tuple[Array, Array]:
     """Prediction and reference masks, from a predicted mask and a reference of labels 0, 1, 2.
 
-    Voxels of other pathology are taken out of the prediction alone, before its lesions are
-    found, so that a predicted lesion can be cut in two. The reference may have any number type:
-    it is compared with whole numbers, whereas the challenge's thresholds at 0.5 and 1.5, cast to
-    the integers 0 and 1 on an integer image, call background a lesion.
+    Voxels of other pathology are removed from the prediction before its lesions are found, which
+    can split a predicted lesion. The reference may have any number type: its values are rounded.
+    The challenge's thresholds 0.5 and 1.5 become 0 and 1 for an integer image, where background
+    then counts as lesion.
     """
     label = np.rint(reference)
     return prediction & (label != OTHER_PATHOLOGY), label == 1
@@ -79,10 +79,10 @@ def dice(*, prediction: Array, reference: Array) -> float:
 def hausdorff95(
     *, prediction: Array, reference: Array, affine: Array, through_plane_axis: int
 ) -> float:
-    """Larger of the two directed 95th percentiles of surface distances, in mm.
+    """95 % Hausdorff distance, mm: the larger 95th percentile of the two surface distances.
 
-    A surface is a mask without its erosion by a 3x3 box within each slice; beyond the image
-    counts as mask. A mask without surface, empty or filling the image: nan.
+    The surface is the mask minus its erosion by a 3x3 box within each slice; outside the image
+    counts as mask. A mask without a surface (empty or filling the image): nan.
     """
     box = np.ones((3, 3, 3), dtype=bool)
     outside = [i for i in range(3) if i != 1]
@@ -110,8 +110,8 @@ def volume_difference(*, prediction: Array, reference: Array) -> float:
 def log_volume_difference(*, prediction: Array, reference: Array) -> float:
     """Absolute log-transformed volume difference, |ln(P / R)|. An empty mask: nan.
 
-    Named among the measures in Kuijf et al. 2019; unlike the AVD it punishes half and double
-    the volume alike.
+    One of the measures in Kuijf et al. 2019; unlike the AVD it is equal for half and double the
+    volume.
     """
     predicted, expected = int(prediction.sum()), int(reference.sum())
     return abs(math.log(predicted / expected)) if predicted and expected else math.nan
@@ -120,9 +120,9 @@ def log_volume_difference(*, prediction: Array, reference: Array) -> float:
 def lesion_detection(*, prediction: Array, reference: Array) -> tuple[float, float]:
     """Lesion recall and lesion F1, each in [0, 1].
 
-    Recall: part of the reference lesions that hold a predicted voxel (no reference lesion: 1).
-    F1: harmonic mean of recall and precision, the part of the predicted lesions that hold a
-    reference voxel (none predicted: 1); 0 if both are 0.
+    Recall: fraction of reference lesions with a predicted voxel (no reference lesion: 1).
+    Precision: fraction of predicted lesions with a reference voxel (no predicted lesion: 1).
+    F1: harmonic mean of the two; 0 if both are 0.
     """
     recall = _touched_part(prediction, lesions_of=reference)
     precision = _touched_part(reference, lesions_of=prediction)

@@ -1,1 +1,1 @@
-"""Files in and out: NIfTI, DICOM, label images, what a run records."""
+"""Reading and writing: NIfTI, DICOM, label images and the record of a run."""

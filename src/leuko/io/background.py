@@ -1,6 +1,6 @@
-"""The background of a scan: 0, whatever grey value a tool gave it. And what is no scan any more.
+"""Sets the background of a scan to 0 and refuses standardised (z-scored) images.
 
-Judged by signal, not by the number of voxels: most voxels lie outside the brain.
+Both are judged by the sum of grey values, not the voxel count: most voxels lie outside the brain.
 """
 
 import numpy as np
@@ -9,29 +9,30 @@ import scipy.ndimage
 from leuko.errors import LeukoError
 from leuko.volume import Volume
 
-# Of the step from background to tissue: splines ring by less far from the brain, air is noisier.
+# Fractions of the step from background to tissue. A constant background varies less than
+# CONSTANT (spline ringing far from the brain); noisy air varies more.
 CONSTANT = 1e-3
-# Likewise, all but the first rings; those, and partial volume, lie within some voxels of the edge.
+# Spline ringing is below RINGING, except for the first rings within EDGE_VOXELS of an edge.
 RINGING, EDGE_VOXELS = 0.1, 3
-# Likewise: a positive background as dark as that is no more than noisy air is.
+# A positive background below DARK is as dark as noisy air and is kept.
 DARK = 0.01
-# Of a positive background: its ringing is no darker tissue.
+# Fraction of a positive background's grey value: ringing stays below it, tissue above.
 ABOVE = 0.05
-# Of a scan's signal: a positive background lies below as much, or it hides tissue.
+# Fraction of a scan's signal that must be brighter than a positive background.
 ABOVE_SIGNAL = 0.75
-# Of a scan's signal: real scans have 0.0004 below zero, standardised images 0.5.
+# Fraction of a scan's signal below zero: 0.0004 in real scans, 0.5 in standardised images.
 NEGATIVE_SIGNAL = 0.1
-# Mean and standard deviation of a standardised image are 0 and 1, by as much.
+# Tolerance for the mean 0 and standard deviation 1 of a standardised image.
 STANDARD = 0.05
 
 
 def without_background(scan: Volume) -> Volume:
-    """The scan with 0 as its background, where most edges of its slices have one grey value: -1,
-    -1024, the smallest of the brain, or 0 with the ringing of splines.
+    """The scan with its background set to 0.
 
-    A scan whose background is 0 or nearly as dark, or noisy air, is returned as it is. Raises
-    LeukoError for an image that was standardised to zero mean, where no grey value means tissue,
-    and for a background as bright as tissue.
+    The background is the grey value of most voxels on the edges of the slices: -1, -1024, the
+    lowest grey value of the brain, or 0 with spline ringing. A scan whose background is about 0 or
+    noisy air is returned unchanged. Raises LeukoError for a standardised image, whose grey values
+    do not identify tissue, and for a background as bright as tissue.
     """
     data = scan.data
     in_plane = [axis for axis in range(3) if axis != scan.through_plane_axis]
@@ -55,19 +56,20 @@ def without_background(scan: Volume) -> Volume:
 
 
 def _require_darker(scan: Volume, level: float, ringing: float) -> None:
-    """Raises LeukoError for a background as bright as tissue. What differs from it by no more than
-    `ringing` may be either."""
+    """Raises LeukoError for a background as bright as tissue. Voxels within `ringing` of the
+    background may be either and are not counted."""
     tissue = scan.data[(scan.data > 0) & (np.abs(scan.data - level) > ringing)].astype(float)
     if tissue.sum(where=tissue > level) < ABOVE_SIGNAL * tissue.sum():
         raise LeukoError(
-            f"{scan.name}: its background ({level:g}) is as bright as its tissue or brighter "
-            f"(median {np.median(tissue):g}); set the background to 0"
+            f"{scan.name} has a background ({level:g}) as bright as its tissue "
+            f"(median {np.median(tissue):g}) or brighter; set the background to 0"
         )
 
 
 def _require_signal(scan: Volume, background: float) -> None:
-    """Raises LeukoError for a standardised image. What lies close to a background below zero is no
-    signal, nor is the lowest grey value, which may fill what lies outside the field of view."""
+    """Raises LeukoError for a standardised image. Voxels close to a negative background do not
+    count as signal, nor does the lowest grey value, which may fill the outside of the field of
+    view."""
     data = scan.data
     mean, spread = float(data.mean(dtype=float)), float(data.std(dtype=float))
     bright = float(np.percentile(data, 99))
@@ -83,10 +85,10 @@ def _require_signal(scan: Volume, background: float) -> None:
         seen = "grey values of mean 0 and standard deviation 1"
     elif below > NEGATIVE_SIGNAL * (below + above):
         part = below / (below + above)
-        seen = f"{part:.0%} of its signal below 0 (expected {NEGATIVE_SIGNAL:.0%} at most)"
+        seen = f"{part:.0%} of its signal below 0 (limit {NEGATIVE_SIGNAL:.0%})"
     else:
         return
     raise LeukoError(
         f"{scan.name} has {seen}: its grey values were standardised (z-scores) or shifted; give "
-        "the scan as it was before standardisation"
+        "the scan before standardisation"
     )

@@ -1,7 +1,6 @@
-"""Folders of DICOM files become Volumes; needs the extra `dicom`.
+"""Reads DICOM series as Volumes; needs the extra `dicom`.
 
-What a Volume cannot describe truly, such as a tilted gantry or a missing slice, is refused with the
-reason.
+A series that is no regular grid, such as one with a tilted gantry or missing slices, is refused.
 """
 
 import logging
@@ -33,14 +32,14 @@ from leuko.volume import Array, Volume, require_head_size
 log = logging.getLogger(__name__)
 
 DICOM_ENDINGS = (".dcm", ".ima")
-FEWEST_SLICES = 8  # fewer are a localiser, or a stack that was not sent whole
-UNEVEN = 0.05  # of the spacing: text rounds positions to about a hundredth of a millimetre
-LARGEST_GAP = 0.35  # of a slice's thickness
+FEWEST_SLICES = 8  # fewer are a localiser or an incomplete series
+UNEVEN = 0.05  # fraction of the spacing: headers round positions to about 0.01 mm
+LARGEST_GAP = 0.35  # fraction of the slice thickness
 TILT = 0.01  # sine of the angle between the stack and the normal of its slices
 
 FLAIR_NAMES = re.compile(r"flair|tirm|dark.?fluid|fluid.attenuated", re.IGNORECASE)
 T1_NAMES = re.compile(r"t1|mp-?rage|bravo|spgr|fspgr|tfl", re.IGNORECASE)
-CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where another word begins: AxDWI, HeadScout
+CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")  # word boundaries in AxDWI, HeadScout
 OTHER_NAMES = re.compile(  # whole words: "en bloc", "different" and "diffuse" name no sequence
     r"""(?:(?<![a-z])|(?<=[23]d))(?:
         (?:p|pl|planes?|head|brain)?loc[as]? | locali[sz](?!ation|ed)[a-z]*
@@ -57,9 +56,9 @@ ENHANCED_NAMES = re.compile(r"\+ ?c\b|\bgd\b|gad|post|contrast|\bkm\b|\bce\b", r
 
 
 def find_series(folder: Path) -> list[Series]:
-    """The image series in a folder and the folders below it, by their number.
+    """The image series in a folder and its subfolders, sorted by series number.
 
-    Linked folders are entered. Raises LeukoError when there is none.
+    Links to folders are followed. Raises LeukoError if there is no series.
     """
     groups: dict[tuple[str, ...], list[tuple[Path, Any]]] = defaultdict(list)
     unplaced: dict[tuple[str, ...], list[tuple[Path, Any]]] = defaultdict(list)
@@ -77,13 +76,13 @@ def find_series(folder: Path) -> list[Series]:
         seen = f"{sum(map(len, unplaced.values()))} DICOM files without an image position"
         raise LeukoError(
             f"{folder} holds {seen if unplaced else 'no DICOM images'}; "
-            "give other scans as files, by --flair, --t1"
+            "give scans in other formats as files with --flair and --t1"
         )
     for key, series in left_out.items():
         if key in found:
-            reason = f"{len(series.paths)} more files have no image position and are left out"
+            reason = f"{len(series.paths)} more files have no image position and are skipped"
         else:
-            reason = "its files have no image position; it is left out"
+            reason = "its files have no image position; it is skipped"
         log.warning("series %s: %s", found.get(key, series), reason)
     return sorted(found.values(), key=lambda series: series.number)
 
@@ -91,10 +90,10 @@ def find_series(folder: Path) -> list[Series]:
 def find_pair(
     folder: Path, *, flair: int | None = None, t1: int | None = None
 ) -> tuple[Series, Series | None]:
-    """The FLAIR and the T1 of a study, by the names and the parameters of its sequences.
+    """The FLAIR and the T1 of a study, identified by sequence names and parameters.
 
-    `flair` and `t1` are numbers of series that decide. A T1 without contrast medium is preferred.
-    Raises LeukoError when there is no FLAIR, or when several series could be meant.
+    `flair` and `t1` are series numbers that override this. A T1 without contrast medium is
+    preferred. Raises LeukoError if there is no FLAIR or several series qualify.
     """
     series = find_series(folder)
     first = _the_one(series, "flair", flair, folder)
@@ -107,15 +106,15 @@ def find_pair(
     second = _the_one(series, "t1", t1, folder)
     if second is None:
         listed = "; ".join(str(s) for s in series if s is not first)
-        log.warning("no T1 was found in %s; left out: %s", folder, listed or "nothing")
+        log.warning("no T1 was found in %s; other series: %s", folder, listed or "none")
     return first, second
 
 
 def require_one_visit(flair: Series, t1: Series) -> None:
-    """Raises LeukoError for series of two patients; warns of series of two visits."""
+    """Raises LeukoError if the series are of two patients; warns if they are of two studies."""
     if flair.patient and t1.patient and flair.patient != t1.patient:
         raise LeukoError(
-            f"series {flair} and {t1} have different patient IDs; expected two scans of one person"
+            f"series {flair} and {t1} have different patient IDs; give two scans of one person"
         )
     if flair.visit != t1.visit:
         dates = [series.visit[1] or "no date" for series in (flair, t1)]
@@ -123,48 +122,53 @@ def require_one_visit(flair: Series, t1: Series) -> None:
 
 
 def require_flair(series: Series) -> None:
-    """Raises LeukoError for what is, by its headers, a T1."""
+    """Raises LeukoError if the headers identify the series as a T1."""
     if series.kind == "t1":
         raise LeukoError(
-            f"series {series} is a T1 by its headers; expected a FLAIR: were the two swapped?"
+            f"series {series} is a T1 by its headers; expected a FLAIR: check that the two are not "
+            "swapped"
         )
 
 
 def the_series(folder: Path) -> Series:
-    """The one series in a folder. Raises LeukoError when there is none, or several."""
+    """The only series in a folder. Raises LeukoError if there is none or several."""
     series = find_series(folder)
     if len(series) > 1:
         listed = "; ".join(str(s) for s in series)
         raise LeukoError(
-            f"{folder} holds {len(series)} series: {listed}; give one series' folder, or all of "
-            "them with --study"
+            f"{folder} holds {len(series)} series: {listed}; give the folder of one series, or all "
+            "of them with --study"
         )
     return series[0]
 
 
 def read_series(series: Series) -> Volume:
-    """A series as a Volume (columns, rows, slices), rescaled grey values, affine to RAS mm.
+    """A series as a Volume (columns, rows, slices) with rescaled grey values; affine in RAS mm.
 
-    Raises LeukoError for a stack that is no regular grid: tilted, with slices missing or uneven,
-    or several images at one place.
+    Raises LeukoError if the slices are no regular grid: tilted, missing, uneven, or several at one
+    position.
     """
     name = f"series {series}"
     if series.declared_bytes > LARGEST_BYTES:
         raise LeukoError(
-            f"{name} declares {series.declared_bytes >> 20} MB; expected one 3-D image"
+            f"{name} declares {series.declared_bytes >> 20} MB (limit {LARGEST_BYTES >> 20} MB); "
+            "give one 3-D image"
         )
     slices = stack(series, pixels=True)
     first, last = slices[0], slices[-1]
     if len(slices) < FEWEST_SLICES:
-        raise LeukoError(f"{name} has {len(slices)} slices; expected a whole head")
+        raise LeukoError(
+            f"{name} has {len(slices)} slices; expected a whole head, {FEWEST_SLICES} or more: "
+            "check that the series is complete"
+        )
     step = (last.position - first.position) / (len(slices) - 1)
     _require_regular(np.array([each.position @ first.normal for each in slices]), name)
     lateral = np.linalg.norm(step - first.normal * (step @ first.normal))
     if lateral > TILT * np.linalg.norm(step):
         angle = np.degrees(np.arcsin(lateral / np.linalg.norm(step)))
         raise LeukoError(
-            f"{name} was taken with a tilted gantry ({angle:.1f} degrees); resample it onto a "
-            "straight grid first (dcm2niix does)"
+            f"{name} has a tilted gantry ({angle:.1f} degrees); expected none: resample it onto a "
+            "straight grid (dcm2niix does)"
         )
     _warn_of_shared_uids(slices, name)
     _warn_of_gaps(float(np.linalg.norm(step)), first.thickness_mm, name)
@@ -174,14 +178,14 @@ def read_series(series: Series) -> Volume:
     affine[:3, 2], affine[:3, 3] = step, first.position
     data = np.stack([each.pixels.T for each in slices if each.pixels is not None], axis=-1)
     if not data.any():
-        raise LeukoError(f"{name} is all zeros; is it the right series?")
+        raise LeukoError(f"{name} is all zeros; check that it is the right series")
     volume = Volume(data, LPS_TO_RAS @ affine, name=name)
     require_head_size(volume)
     return volume
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files in a folder and the folders below it, each once, however often it is linked."""
+    """The files in a folder and its subfolders; each once, even if several links lead to it."""
     seen = {folder.resolve()}
     lost: list[Path] = []
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_warn_of_folder):
@@ -193,8 +197,8 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield path
     if lost:
         log.warning(
-            "%s holds links without a target: %d, the first is %s; fetch their files "
-            "(datalad get, git annex get), or the series may be incomplete",
+            "%s holds %d links without a target, the first is %s; the series may be incomplete: "
+            "fetch the files (datalad get, git annex get)",
             folder,
             len(lost),
             lost[0].relative_to(folder),
@@ -202,7 +206,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_lost(path: Path) -> bool:
-    """Whether a path leads to no file or folder, or to one that may not be reached."""
+    """Whether a path is a broken link or cannot be accessed."""
     try:
         path.stat()
     except OSError:
@@ -218,26 +222,26 @@ def _is_new(path: Path, seen: set[Path]) -> bool:
 
 
 def _warn_of_folder(error: OSError) -> None:
-    log.warning("%s is left out: %s", error.filename, error.strerror)
+    log.warning("%s is skipped: %s", error.filename, error.strerror)
 
 
 def _header(path: Path) -> Any:
-    """All but the pixels of a DICOM image; None for any other file, and for a damaged one."""
+    """The header of a DICOM image; None for any other file and for a damaged one."""
     try:
         if not begins_as_dicom(path):
             if path.suffix.lower() in DICOM_ENDINGS:
-                log.warning("%s is left out: it does not begin as a DICOM file", path)
+                log.warning("%s is skipped: it is not a DICOM file", path)
             return None
         header = read_data_set(path, pixels=False)
-        data_sets_of(header)  # fails here where its functional groups are damaged
+        data_sets_of(header)  # fails here if its functional groups are damaged
     except Exception as error:  # noqa: BLE001, a damaged file fails in more ways than documented
-        log.warning("%s is left out: it cannot be read (%s)", path, in_one_line(error))
+        log.warning("%s is skipped: it cannot be read (%s)", path, in_one_line(error))
         return None
     if "Rows" in header and "Columns" in header:
         return header
     kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
-    if "Image" in getattr(kind, "name", "Image"):  # others, such as reports, hold none by design
-        log.warning("%s is left out: it holds no image, or was cut short", path)
+    if "Image" in getattr(kind, "name", "Image"):  # reports and others hold no image by design
+        log.warning("%s is skipped: it holds no image or is truncated", path)
     return None
 
 
@@ -248,8 +252,11 @@ def _has_position(header: Any) -> bool:
 
 
 def _series_key(path: Path, header: Any) -> tuple[str, ...]:
-    """What the files of one series share; not the UID alone, which an anonymiser may have removed
-    or given to all series, nor the number, which it may have emptied or set to 0."""
+    """UID (or folder), number and description, which the files of one series share.
+
+    None of them is enough: anonymisation may remove the UID or give all series the same one, and
+    may empty the number or set it to 0.
+    """
     place = text_of(header, "SeriesInstanceUID") or str(path.parent)
     return place, text_of(header, "SeriesNumber"), text_of(header, "SeriesDescription")
 
@@ -259,16 +266,20 @@ def _require_regular(heights: Array, name: str) -> None:
     usual = float(np.median(gaps))
     if gaps.min() <= 0.01 * max(usual, 0.01):
         raise LeukoError(
-            f"{name} has several images at one place (echoes, times or phases); separate them"
+            f"{name} has several images at one position (echoes, time points or phases); expected "
+            "one: separate them"
         )
     missing = np.rint(gaps / usual) - 1
     if np.abs(gaps - usual * (missing + 1)).max() > UNEVEN * usual:
-        raise LeukoError(f"{name} has uneven distances between slices; resample it first")
+        raise LeukoError(
+            f"{name} has uneven distances between slices (limit {UNEVEN:.0%} of the spacing); "
+            "resample it"
+        )
     if missing.any():
         first = int(np.flatnonzero(missing)[0]) + 1
         raise LeukoError(
-            f"{name} lacks {int(missing.sum())} of its slices, the first after slice {first}; "
-            "send it again"
+            f"{name} has missing slices: {int(missing.sum())}, the first after slice {first}; "
+            "send the series again"
         )
 
 
@@ -277,7 +288,7 @@ def _warn_of_shared_uids(slices: Sequence[Slice], name: str) -> None:
     unnamed = sum(times for (uid, _), times in images.items() if times > 1 or not uid)
     if unnamed:
         log.warning(
-            "%s: %d of %d slices have no SOPInstanceUID of their own; all are kept, by position",
+            "%s: %d of %d slices have no unique SOPInstanceUID; all are kept, ordered by position",
             name,
             unnamed,
             len(slices),
@@ -287,7 +298,7 @@ def _warn_of_shared_uids(slices: Sequence[Slice], name: str) -> None:
 def _warn_of_gaps(apart_mm: float, thickness_mm: float, name: str) -> None:
     if apart_mm > (1 + LARGEST_GAP) * thickness_mm > 0:
         log.warning(
-            "%s: slices of %.2g mm lie %.2g mm apart; what lies between them was not seen",
+            "%s: slices of %.2g mm thickness are %.2g mm apart; lesions in the gaps are not imaged",
             name,
             thickness_mm,
             apart_mm,
@@ -295,8 +306,8 @@ def _warn_of_gaps(apart_mm: float, thickness_mm: float, name: str) -> None:
 
 
 def _protocols_of_the_examination(groups: Collection[Sequence[tuple[Path, Any]]]) -> set[str]:
-    """The protocol names that stand in series of different descriptions: GE writes the name of the
-    whole examination into all of them, which tells nothing about one."""
+    """Protocol names shared by series of different descriptions: GE writes the name of the whole
+    examination into every series, which does not identify the sequence."""
     descriptions: dict[str, set[str]] = defaultdict(set)
     for (_, header), *_ in groups:
         descriptions[text_of(header, "ProtocolName")].add(text_of(header, "SeriesDescription"))
@@ -304,7 +315,7 @@ def _protocols_of_the_examination(groups: Collection[Sequence[tuple[Path, Any]]]
 
 
 def _described(files: Sequence[tuple[Path, Any]], protocols: Collection[str]) -> Series:
-    """`protocols` are names of whole examinations."""
+    """The Series of some files; `protocols` are names of whole examinations."""
     header = files[0][1]
     description = text_of(header, "SeriesDescription")
     frames = sum(int(number_of([h], "NumberOfFrames") or 1) for _, h in files)
@@ -323,7 +334,7 @@ def _described(files: Sequence[tuple[Path, Any]], protocols: Collection[str]) ->
 
 
 def _kind(header: Any, slices: int, protocols: Collection[str]) -> str:
-    """What a series is: by its echo and inversion times where they are given, else by its names."""
+    """ "flair", "t1" or "other": by echo and inversion time, or by names if those are missing."""
     names = _names(header, protocols)
     if slices < FEWEST_SLICES or OTHER_NAMES.search(_in_words(names)):
         return "other"
@@ -339,9 +350,9 @@ def _kind(header: Any, slices: int, protocols: Collection[str]) -> str:
 
 
 def _names(header: Any, protocols: Collection[str]) -> str:
-    """What names a sequence: the description of the series and, where it says nothing, the others.
+    """The first text that names a sequence: series description, sequence name, protocol name.
 
-    `protocols` are names of whole examinations, which say nothing about one series.
+    `protocols` are names of whole examinations, which do not identify a sequence.
     """
     own = ("SeriesDescription",), ("SequenceName", "PulseSequenceName", "AcquisitionContrast")
     for elements in own:
@@ -354,7 +365,7 @@ def _names(header: Any, protocols: Collection[str]) -> str:
 
 
 def _in_words(names: str) -> str:
-    """The names as they are, as in mIP, and with spaces between words, as in AxDWI."""
+    """The names unchanged (for mIP), then with spaces at capitals (for AxDWI)."""
     return f"{names} {CAMEL_CASE.sub(' ', names)}"
 
 
@@ -368,7 +379,7 @@ def _the_one(
             listed = "; ".join(f"{s} in {s.paths[0].parent}" for s in same or series)
             raise LeukoError(
                 f"{folder} has {len(same) or 'no'} series {number}: {listed}; "
-                f"give the folder of one study, or of the series alone with --{kind}"
+                f"give the folder of one study, or the folder of the series with --{kind}"
             )
         return meant[0]
     meant = [s for s in series if s.kind == kind]

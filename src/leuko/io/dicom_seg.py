@@ -1,7 +1,7 @@
-"""A mask becomes a DICOM segmentation of the series that it is of; needs the extra `dicom`.
+"""Writes a mask as a DICOM segmentation (SEG) of its source series; needs the extra `dicom`.
 
-highdicom is given slices that are cleaned of what the standard does not allow, in the order of the
-mask; the result is read back and compared with the mask before it is written.
+highdicom gets slice headers without values that the standard forbids, in the order of the mask. The
+result is read back and compared with the mask before it is written.
 """
 
 import copy
@@ -27,23 +27,25 @@ from leuko.volume import Volume
 
 log = logging.getLogger(__name__)
 
-TEXT = {"AE", "AS", "CS", "DA", "DS", "IS", "LO", "PN", "SH", "TM", "UI"}  # VRs of one line
-MAY_BE_EMPTY = (  # of type 2: the standard wants the element, with or without a value
+TEXT = {"AE", "AS", "CS", "DA", "DS", "IS", "LO", "PN", "SH", "TM", "UI"}  # one-line text VRs
+MAY_BE_EMPTY = (  # type 2: the standard requires the element, but it may be empty
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
     "StudyTime", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 SEXES = {"M", "F", "O"}
-OFF_GRID_VOXELS = 0.25  # what is nearer to a voxel than this is not taken for its neighbour
+OFF_GRID_VOXELS = 0.25  # largest distance of a frame from the grid of the mask
 
 
 def write_segmentation(path: Path, mask: Volume, source: Series) -> None:
-    """Write a mask, on the grid that `read_series` gave for `source`, as a DICOM SEG of WMH.
+    """Write a mask, on the grid of `read_series(source)`, as a DICOM SEG of WMH.
 
-    Raises LeukoError, and writes nothing, where the segmentation would not mark the mask's voxels.
+    Raises LeukoError, and writes nothing, if the segmentation does not mark the voxels of the mask.
     """
     slices = stack(source, pixels=False)
     if (*slices[0].size[::-1], len(slices)) != mask.data.shape:
-        raise LeukoError(f"series {source} is not as it was read: were its files changed?")
+        raise LeukoError(
+            f"series {source} changed since it was read; run again when its files are complete"
+        )
     file = BytesIO()
     try:
         with warnings.catch_warnings(action="ignore"):  # pydicom's, on values that are left out
@@ -51,11 +53,13 @@ def write_segmentation(path: Path, mask: Volume, source: Series) -> None:
             marked = _marked(pydicom.dcmread(BytesIO(file.getvalue())), mask)
     except Exception as error:  # highdicom documents few of its errors
         raise LeukoError(
-            f"series {source} allows no DICOM segmentation ({in_one_line(error)})"
+            f"no DICOM segmentation of series {source} can be made ({in_one_line(error)}); "
+            "use the NIfTI mask"
         ) from error
     if not np.array_equal(marked, mask.data > 0):
         raise LeukoError(
-            f"a DICOM segmentation of series {source} would not mark the voxels of the mask"
+            f"the DICOM segmentation of series {source} does not match the mask and is not "
+            "written; use the NIfTI mask"
         )
     path.write_bytes(file.getvalue())
 
@@ -89,7 +93,7 @@ def _segmentation(mask: Volume, source: Series, slices: Sequence[Slice]) -> Any:
         device_serial_number="none",
         content_label="WMH",
         series_description=f"WMH (Leuko {version})",
-        specific_character_set="ISO_IR 192",  # UTF-8, into which every other can be turned
+        specific_character_set="ISO_IR 192",  # UTF-8, which holds every other character set
         omit_empty_frames=bool(mask.data.any()),
     )
     uids = [image.SOPInstanceUID for image in images]
@@ -98,10 +102,10 @@ def _segmentation(mask: Volume, source: Series, slices: Sequence[Slice]) -> Any:
 
 
 def _images(source: Series, slices: Sequence[Slice]) -> list[Any]:
-    """Headers of single-frame MR images, one a slice, in the order of the slices.
+    """Headers of single-frame MR images, one per slice, in the order of the slices.
 
-    They hold what is valid in the header of the series, what else the standard demands, and a
-    SOPInstanceUID of their own.
+    They hold the valid elements of the series header, the other elements that the standard
+    requires, and new SOPInstanceUIDs.
     """
     clean = _clean(read_data_set(source.paths[0], pixels=False))
     made = {
@@ -114,8 +118,8 @@ def _images(source: Series, slices: Sequence[Slice]) -> list[Any]:
     }
     if made:
         log.warning(
-            "series %s has no valid %s; its DICOM segmentation has a new one, and viewers may not "
-            "show it over the series",
+            "series %s has no valid %s; its DICOM segmentation gets a new one, and viewers may not "
+            "overlay it on the series",
             source,
             " and no valid ".join(made),
         )
@@ -143,14 +147,14 @@ def _images(source: Series, slices: Sequence[Slice]) -> list[Any]:
 
 
 def _clean(header: Any) -> Any:
-    """The texts of a header that the standard allows; "" for the others that must be there."""
+    """The valid text elements of a header; "" for required elements without a valid text."""
     clean = pydicom.Dataset()
     for tag in header.keys():  # noqa: SIM118, iterating would convert values that cannot be
         try:
             element = header[tag]
             if element.VR in TEXT and not tag.is_private and dictionary_VM(tag) == "1":
                 clean.add_new(tag, element.VR, _valid(element))
-        except Exception:  # noqa: BLE001, S112, what cannot be read is not allowed
+        except Exception:  # noqa: BLE001, S112, an element that cannot be read is not valid
             continue
     if clean.get("PatientSex") not in SEXES:
         clean.PatientSex = ""
@@ -163,10 +167,10 @@ def _clean(header: Any) -> Any:
 
 
 def _valid(element: Any) -> str:
-    """The text of an element. Raises ValueError for what the standard does not allow."""
+    """The text of an element. Raises ValueError if the standard does not allow it."""
     value = str("" if element.value is None else element.value)
     if not value.isprintable() or "\ufffd" in value or "\\" in value:
-        raise ValueError(f"{element.keyword} has characters that it may not have")
+        raise ValueError(f"{element.keyword} has characters that DICOM does not allow")
     validate_value(element.VR, value, pydicom.config.RAISE)
     convert: dict[str, Callable[[str], Any]] = {"DA": DA, "TM": TM}
     convert.get(element.VR, str)(value)
@@ -174,10 +178,10 @@ def _valid(element: Any) -> str:
 
 
 def _name_sources(segmentation: Any, origins: Mapping[str, Source]) -> None:
-    """Put the images that the slices come from in place of those that highdicom was given.
+    """Replace the references to the images given to highdicom by references to the source images.
 
-    `origins` has the source by the UID given. Where identifiers do not tell the images apart none
-    are named, which the standard allows where frames have a place of their own.
+    `origins` maps the UID of each given image to its source. If the sources have no unique
+    identifiers, no references are written; the standard allows that for frames with a position.
     """
     named = _are_identified(origins.values())
     for item in segmentation.PerFrameFunctionalGroupsSequence:
@@ -200,7 +204,7 @@ def _name_sources(segmentation: Any, origins: Mapping[str, Source]) -> None:
 
 
 def _are_identified(sources: Collection[Source]) -> bool:
-    """Whether all sources can be named: of one series, with valid UIDs of their own."""
+    """Whether all sources are of one series and have valid, unique UIDs."""
     return (
         len({(source.study, source.series) for source in sources}) == 1
         and len({(source.instance, source.frame) for source in sources}) == len(sources)
@@ -223,9 +227,9 @@ def _is_uid(text: str) -> bool:
 
 
 def _marked(segmentation: Any, grid: Volume) -> Any:
-    """What a segmentation marks on a grid, by its own geometry alone: (columns, rows, slices).
+    """The voxels of `grid` that a segmentation marks, from its own geometry, bool (X, Y, Z).
 
-    Raises ValueError where a frame does not lie on the voxels of the grid.
+    Raises ValueError if a frame does not lie on the voxels of the grid.
     """
     shared = segmentation.SharedFunctionalGroupsSequence[0]
     cosines = shared.PlaneOrientationSequence[0].ImageOrientationPatient
@@ -244,6 +248,8 @@ def _marked(segmentation: Any, grid: Volume) -> Any:
         k = round(float(voxels[:, 2].mean()))
         off = np.abs(voxels - np.column_stack([corners, np.full(4, k)])).max()
         if off > OFF_GRID_VOXELS:
-            raise ValueError(f"a slice lies {off:.1f} voxels off the grid of the others")
+            raise ValueError(
+                f"a slice is {off:.1f} voxels off the grid (limit {OFF_GRID_VOXELS:g})"
+            )
         marked[:, :, k] = frame.T
     return marked

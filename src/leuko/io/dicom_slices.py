@@ -1,6 +1,6 @@
-"""The slices of a DICOM series: each file read, each slice at its place in LPS mm.
+"""Reads the slices of a DICOM series, each with its position in LPS mm.
 
-A series is stacked here for all who read it, so that its order is one.
+Images and segmentations both take their slice order from `stack`.
 """
 
 import logging
@@ -32,25 +32,25 @@ from leuko.volume import Array
 log = logging.getLogger(__name__)
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-SAME_DIRECTION = 1e-3  # between slices, cosines as text differ in the fourth digit
-SAME_SPACING = 1e-4  # of it: text rounds, and over 512 pixels this is a twentieth of one
+SAME_DIRECTION = 1e-3  # cosines stored as text differ in the fourth digit between slices
+SAME_SPACING = 1e-4  # relative, for rounding in text: 0.05 pixels over 512 pixels
 SAME_PLACE_MM = 1e-3
-ORTHONORMAL = 5e-3  # off right angles and length 1; cosines of three digits are off by 2e-3
-LONGEST_FIRST_ELEMENT = 1024  # bytes, in a file that begins with its data elements
+ORTHONORMAL = 5e-3  # error of cosine products; three-digit cosines are off by 2e-3
+LONGEST_FIRST_ELEMENT = 1024  # bytes, in a file without preamble
 
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one series and what its headers say of the sequence."""
+    """The files of one series and its sequence, as described in the headers."""
 
     paths: tuple[Path, ...]
     number: int
     description: str
     kind: str  # "flair", "t1" or "other"
-    enhanced: bool  # with contrast medium, as far as the headers tell
-    declared_bytes: int  # of its pixels, as float32
-    patient: str  # "" where it is not said
-    visit: tuple[str, str]  # the study's UID and date
+    enhanced: bool  # with contrast medium, according to the headers
+    declared_bytes: int  # size of its pixels as float32
+    patient: str  # patient ID; "" if missing
+    visit: tuple[str, str]  # study UID and date
 
     def __str__(self) -> str:
         return f"{self.number} ({self.description or 'no description'}, {len(self.paths)} files)"
@@ -58,24 +58,24 @@ class Series:
 
 @dataclass(frozen=True)
 class Source:
-    """The image that a slice comes from, as its header identifies it; "" where it does not."""
+    """The identifiers of the image that a slice comes from; "" where they are missing."""
 
     study: str
     series: str
     frame_of_reference: str
     sop_class: str
     instance: str
-    frame: int | None = None  # from 1, of a multi-frame image
+    frame: int | None = None  # from 1, in a multi-frame image
 
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One slice: its place in LPS mm, its image, its grey values (rows, columns)."""
+    """One slice: its position in LPS mm, its source image, its grey values (rows, columns)."""
 
     position: Array
-    directions: Array  # (2, 3), orthonormal: of increasing columns, of increasing rows
+    directions: Array  # (2, 3), orthonormal: increasing column index, increasing row index
     spacing_mm: Array  # between rows, between columns
-    thickness_mm: float  # nan where it is not given
+    thickness_mm: float  # nan if missing
     size: tuple[int, int]  # rows, columns
     source: Source
     pixels: Array | None = None
@@ -86,7 +86,7 @@ class Slice:
         return normal
 
     def is_copy_of(self, other: "Slice") -> bool:
-        """Whether place and grey values are the same; the place alone where none were read."""
+        """Whether position and grey values are the same; grey values only if both were read."""
         if np.abs(self.position - other.position).max() > SAME_PLACE_MM:
             return False
         if self.pixels is None or other.pixels is None:
@@ -95,10 +95,10 @@ class Slice:
 
 
 def stack(series: Series, *, pixels: bool) -> list[Slice]:
-    """The slices of a series in the order in which `read_series` stacks them: along their normal.
+    """The slices of a series, sorted along their normal.
 
-    Of several copies of a slice only the first is kept. Raises LeukoError when a file cannot be
-    read or decoded or has no place, and for slices of several directions or sizes.
+    Only the first of several copies of a slice is kept. Raises LeukoError if a file cannot be read
+    or decoded or has no position, and for slices of several directions or sizes.
     """
     name = f"series {series}"
     with warnings.catch_warnings(action="ignore"):  # pydicom's, on values that are not used
@@ -106,16 +106,16 @@ def stack(series: Series, *, pixels: bool) -> list[Slice]:
     first = found[0]
     for other in found:
         if np.abs(other.directions - first.directions).max() > SAME_DIRECTION:
-            raise LeukoError(f"{name} mixes slices of several directions; separate them")
+            raise LeukoError(f"{name} has slices of several orientations; separate them")
         if other.size != first.size or not np.allclose(
             other.spacing_mm, first.spacing_mm, rtol=SAME_SPACING, atol=0
         ):
-            raise LeukoError(f"{name} mixes slices of several sizes; separate them")
+            raise LeukoError(f"{name} has slices of several sizes; separate them")
     found.sort(key=lambda each: float(each.position @ first.normal))
     kept = found[:1] + [new for last, new in pairwise(found) if not new.is_copy_of(last)]
     if pixels and len(kept) < len(found):
         log.warning(
-            "%s: %d images are copies of others (same place, same pixels) and are left out",
+            "%s: %d images are copies of others (same position and pixels) and are skipped",
             name,
             len(found) - len(kept),
         )
@@ -123,10 +123,10 @@ def stack(series: Series, *, pixels: bool) -> list[Slice]:
 
 
 def read_data_set(path: Path, *, pixels: bool) -> Any:
-    """A DICOM file, with or without the preamble and the meta information of the standard.
+    """The data set of a DICOM file, with or without preamble and file meta information.
 
-    Raises ValueError for a deflated one that unpacks beyond LARGEST_BYTES, and whatever pydicom
-    raises for a damaged one.
+    Raises ValueError for a deflated file that unpacks to more than LARGEST_BYTES; a damaged file
+    raises pydicom's own exceptions.
     """
     has_preamble = _has_preamble(path)
     if has_preamble:
@@ -142,7 +142,7 @@ def read_data_set(path: Path, *, pixels: bool) -> Any:
 
 
 def begins_as_dicom(path: Path) -> bool:
-    """Whether a file has the mark of the standard, or begins with a data element at once."""
+    """Whether a file has the DICOM preamble, or begins with a data element."""
     if _has_preamble(path):
         return True
     with path.open("rb") as file:
@@ -153,20 +153,20 @@ def begins_as_dicom(path: Path) -> bool:
 
 
 def text_of(header: Any, name: str) -> str:
-    """In one line; "" where there is none, or it cannot be read."""
+    """The value of an element as one line; "" if it is missing or cannot be read."""
     try:
         return " ".join(str(header.get(name) or "").split())
-    except Exception:  # noqa: BLE001, pydicom documents no error of conversion
+    except Exception:  # noqa: BLE001, pydicom does not document its conversion errors
         return ""
 
 
 def number_of(data_sets: Sequence[Any], *names: str) -> float:
-    """The first of the names that is given; of several values the first; 0 where there is none."""
+    """The first value of the first element that is present and not 0; 0 if there is none."""
     for data_set in data_sets:
         for name in names:
             try:
                 number = float(np.ravel(data_set.get(name) or 0)[0])
-            except Exception:  # noqa: BLE001, S112, what is no number is not given
+            except Exception:  # noqa: BLE001, S112, a value that is no number counts as missing
                 continue
             if number and math.isfinite(number):
                 return number
@@ -174,7 +174,7 @@ def number_of(data_sets: Sequence[Any], *names: str) -> float:
 
 
 def data_sets_of(image: Any, k: int = 0) -> list[Any]:
-    """The data sets that describe frame `k` of an image; the first that has an element decides."""
+    """The data sets that describe frame `k` of an image, the most specific first."""
     frames = image.get("PerFrameFunctionalGroupsSequence")
     if not frames:
         return [image]
@@ -204,7 +204,7 @@ def _require_moderate_inflation(path: Path, meta: Any) -> None:
 
 
 def _slices(series: Series, name: str, *, pixels: bool) -> Iterator[Slice]:
-    """Raises LeukoError when a file cannot be decoded or has no place."""
+    """The slices, unsorted. Raises LeukoError if a file cannot be decoded or has no position."""
     for path in series.paths:
         try:
             image = read_data_set(path, pixels=pixels)
@@ -214,7 +214,9 @@ def _slices(series: Series, name: str, *, pixels: bool) -> Iterator[Slice]:
         except LeukoError:
             raise
         except Exception as error:  # a damaged file fails in more ways than pydicom documents
-            raise LeukoError(f"{name}: {path} cannot be read ({in_one_line(error)})") from error
+            raise LeukoError(
+                f"{name}: {path} cannot be read ({in_one_line(error)}); copy or export it again"
+            ) from error
 
 
 def _require_decoder(image: Any, name: str) -> None:
@@ -228,8 +230,8 @@ def _require_decoder(image: Any, name: str) -> None:
         pass
     raise LeukoError(
         f"{name} is compressed as {syntax.name}, which no installed library decodes; "
-        'pip install "leuko[dicom]" brings python-gdcm, or decompress the files first '
-        "(gdcmconv --raw)"
+        'pip install "leuko[dicom]" installs a decoder, python-gdcm; or decompress the files: '
+        "gdcmconv --raw"
     )
 
 
@@ -249,7 +251,7 @@ def _slices_of(image: Any, *, pixels: bool) -> Iterator[Slice]:
         data_sets = data_sets_of(image, k)
         spacing_mm = _numbers(data_sets, "PixelSpacing", 2)
         if spacing_mm.min() <= 0:
-            raise ValueError(f"its pixel spacing is {spacing_mm.tolist()} mm; expected above 0")
+            raise ValueError(f"pixel spacing is {spacing_mm.tolist()} mm; it must be positive")
         yield Slice(
             position=_numbers(data_sets, "ImagePositionPatient", 3),
             directions=_orthonormal(_numbers(data_sets, "ImageOrientationPatient", 6)),
@@ -262,7 +264,7 @@ def _slices_of(image: Any, *, pixels: bool) -> Iterator[Slice]:
 
 
 def _grey_values(image: Any, count: int) -> Array:
-    """(frames, rows, columns)."""
+    """Stored pixel values (frames, rows, columns)."""
     for name, usual in (("SamplesPerPixel", 1), ("PhotometricInterpretation", "MONOCHROME2")):
         if not image.get(name):
             setattr(image, name, usual)
@@ -273,28 +275,28 @@ def _grey_values(image: Any, count: int) -> Array:
         if not syntax.is_compressed:
             raise
         raise ValueError(
-            f"its pixels, compressed as {syntax.name}, are damaged or of a kind that cannot be "
-            "decoded; copy it again, or decompress it first: gdcmconv --raw"
+            f"its pixels, compressed as {syntax.name}, are damaged or not supported; "
+            "copy it again, or decompress it: gdcmconv --raw"
         ) from error
     if image.SamplesPerPixel != 1 or grey.size != count * image.Rows * image.Columns:
-        raise ValueError("it is no grey image of one slice a frame")
+        raise ValueError("expected a grey-value image with one slice per frame")
     return grey.reshape(count, image.Rows, image.Columns)
 
 
 def _numbers(data_sets: Sequence[Any], name: str, count: int) -> Array:
-    """Raises ValueError where they are not given as they must be to place a slice."""
+    """The `count` values of a position element. Raises ValueError if they are not all given."""
     value = next((data_set[name].value for data_set in data_sets if data_set.get(name)), None)
     numbers = np.array(value, dtype=float)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise ValueError(f"it does not say where it lies: {name} is {value or 'missing'}")
+        raise ValueError(f"no valid position: {name} is {value or 'missing'}")
     return numbers
 
 
 def _orthonormal(cosines: Array) -> Array:
-    """Raises ValueError for two vectors that are no direction cosines, even roughly."""
+    """The direction cosines (2, 3) made orthonormal. Raises ValueError if far from it."""
     directions = cosines.reshape(2, 3)
     if np.abs(directions @ directions.T - np.eye(2)).max() > ORTHONORMAL:
-        raise ValueError("the two directions of its pixels are not at right angles")
+        raise ValueError("ImageOrientationPatient does not hold perpendicular unit vectors")
     across = directions[0] / np.linalg.norm(directions[0])
     down = directions[1] - across * (across @ directions[1])
     return np.stack([across, down / np.linalg.norm(down)])

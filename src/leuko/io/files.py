@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and what identifies them."""
+"""Writing files atomically, walking folders, finding images, hashes and JSON."""
 
 import errno
 import hashlib
@@ -21,23 +21,23 @@ except ImportError:  # Windows
 
 UMASK = os.umask(0)  # asking for it sets it: once, before there are threads
 os.umask(UMASK)
-LARGEST_BYTES = 600 << 20  # of an image: a head at half a millimetre in float64 fits
+LARGEST_BYTES = 600 << 20  # limit for an image: a head at 0.5 mm in float64 fits
 
 
 def require_folder(path: Path) -> None:
-    """Raises LeukoError where something else than a folder is there."""
+    """Raises LeukoError if the path exists and is not a folder."""
     if os.path.lexists(path) and not path.is_dir():
-        raise LeukoError(f"{path} is there and is no folder; choose another output folder")
+        raise LeukoError(f"{path} exists and is not a folder; choose another output folder")
 
 
 @contextmanager
 def staged(folder: Path, *, record: str = "*.json") -> Iterator[Path]:
-    """A scratch folder that becomes `folder`, or whose files move into it, once all are written.
+    """A scratch folder that is published as `folder` at the end: outputs are written atomically.
 
-    A new folder appears whole, in one step. In one that is there already the old records (what
-    the pattern `record` names) go first and the new ones come last: without a record a result is
-    not whole. If anything fails inside, `folder` keeps what it held (and is not there if it was
-    not). Raises LeukoError when `folder` cannot be made or written.
+    A new folder appears in one step. In an existing folder the old records (files that match
+    `record`) are deleted first and the new ones are moved last, since a result without a record
+    counts as incomplete. If the body fails, `folder` is unchanged, or still missing. Raises
+    LeukoError if `folder` cannot be made or written.
     """
     require_folder(folder)
     made = [path for path in folder.parents if not path.exists()]
@@ -45,7 +45,7 @@ def staged(folder: Path, *, record: str = "*.json") -> Iterator[Path]:
         stack.callback(_remove_empty, made)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            # What is there may be a mounted volume in a file system that is read-only.
+            # An existing folder may be a mounted volume whose parent is read-only.
             home = folder if folder.is_dir() else folder.parent
             scratch = stack.enter_context(private(home, folder.name))
             scratch.chmod(0o777 & ~UMASK)
@@ -84,16 +84,17 @@ def _publish(scratch: Path, folder: Path, record: str) -> None:
 
 @contextmanager
 def private(home: Path, name: str) -> Iterator[Path]:
-    """A folder in `home` for scratch, deleted at the end.
+    """A scratch folder in `home`, deleted at the end.
 
-    Those of the same name whose makers were killed are deleted too, where the system can tell.
+    Scratch folders of the same name that a killed process left are deleted too, where the system
+    has file locks.
     """
     home.mkdir(parents=True, exist_ok=True)
     for older in home.glob(f".leuko-{escape(name)}-*"):
         if _is_abandoned(older):
             shutil.rmtree(older, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=".leuko-", dir=home))
-    with _locked(fresh):  # before others know it by its name
+    with _locked(fresh):  # before it has a name that other processes look for
         own = fresh.rename(home / f".leuko-{name}-{fresh.name.removeprefix('.leuko-')}")
         try:
             yield own
@@ -119,7 +120,7 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file in one step, over an older one: others see the one or the other."""
+    """Write a text file atomically: readers see the old text or the new one."""
     handle, name = tempfile.mkstemp(prefix=".leuko-", dir=path.parent)
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
@@ -129,13 +130,13 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Other processes that would lock the folder wait, where the system can do that."""
+    """Lock the folder against other Leuko processes, where the system has file locks."""
     if fcntl is None:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # of file systems without locks
+        with suppress(OSError):  # raised by file systems without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -145,12 +146,12 @@ def _locked(folder: Path) -> Iterator[None]:
 def walk(
     folder: Path, *, on_error: Callable[[OSError], None], above: Sequence[tuple[int, int]] = ()
 ) -> Iterator[tuple[Path, list[Path], list[Path]]]:
-    """A folder and all below it, each with its folders and files, sorted, as os.walk does.
+    """Each folder at and below `folder` with its subfolders and files, sorted; like os.walk.
 
-    Hidden files and folders are skipped. Links to folders are followed, as cohorts often consist
-    of links, except in a circle. Folders that are removed from the list are not entered. A link
-    without a target counts as a file. Errors of reading a folder, or the target of a link, are
-    given to `on_error`.
+    Hidden files and folders are skipped. Links to folders are followed, since cohorts often consist
+    of links, but not in a circle. Folders that the caller removes from the list are not entered. A
+    link without a target counts as a file. `on_error` gets the errors of reading a folder or the
+    target of a link.
     """
     try:
         about = folder.stat()
@@ -174,7 +175,7 @@ def walk(
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder; False where that cannot be told."""
+    """Whether a path is a folder; False if it cannot be accessed."""
     try:
         return path.is_dir()
     except OSError:  # PermissionError, before Python 3.14
@@ -191,8 +192,10 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def refuse(error: OSError) -> None:
-    """For `walk`: raises LeukoError for what cannot be read."""
-    raise LeukoError(f"{error.filename} cannot be read: {error.strerror}") from error
+    """An `on_error` for `walk`: raises LeukoError."""
+    raise LeukoError(
+        f"{error.filename} cannot be read: {error.strerror}; check its permissions"
+    ) from error
 
 
 def find_image(folder: Path, stem: str) -> Path | None:
@@ -202,9 +205,9 @@ def find_image(folder: Path, stem: str) -> Path | None:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The .nii and .nii.gz files in a folder and below it, sorted; hidden ones are skipped.
+    """The .nii and .nii.gz files in a folder and its subfolders, sorted; hidden ones are skipped.
 
-    Raises LeukoError where a folder cannot be read.
+    Raises LeukoError if a folder cannot be read.
     """
     return sorted(
         path
@@ -226,7 +229,7 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Readable JSON; nan and infinity, which JSON does not know, are refused."""
+    """Write indented JSON. Raises ValueError for nan and infinity, which JSON does not have."""
     path.write_text(
         json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
         encoding="utf-8",
@@ -235,13 +238,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, *, what: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises LeukoError when it is missing or is no JSON object."""
+    """The object in a JSON file. Raises LeukoError if the file is missing or no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise LeukoError(f"{what} {path} cannot be read: {error.strerror}") from error
+        raise LeukoError(
+            f"{what} {path} cannot be read: {error.strerror}; check the path"
+        ) from error
     except ValueError as error:
-        raise LeukoError(f"{what} {path} is not valid JSON: {error}") from error
+        raise LeukoError(
+            f"{what} {path} is not valid JSON: {error}; correct or replace it"
+        ) from error
     if not isinstance(content, dict):
-        raise LeukoError(f"{what} {path} holds no JSON object")
+        raise LeukoError(f"{what} {path} holds no JSON object; correct or replace it")
     return content

@@ -1,4 +1,4 @@
-"""Scans as they are given: an image file or in memory, a folder of DICOM files, a whole study."""
+"""Reads scans: image files, images in memory, folders of DICOM files, whole DICOM studies."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ class Scan:
     path: Path | None  # None: from memory
     volume: Volume
     files: Sequence[Path]
-    series: "Series | None" = None  # of a scan from DICOM
-    findings: Sequence[Finding] = ()  # of reading it
+    series: "Series | None" = None  # if read from DICOM
+    findings: Sequence[Finding] = ()  # warnings while it was read
 
     def sha256(self) -> str:
-        """Of the file; of several, of their hashes in the order of their names; of an image in
-        memory, of its affine and its voxels."""
+        """SHA-256 of the file; of several files, the SHA-256 of their hashes, sorted by name; of an
+        image in memory, that of its affine and its voxels."""
         if not self.files:
             grid = np.ascontiguousarray(self.volume.affine).tobytes()
             return hashlib.sha256(
@@ -71,10 +71,10 @@ def opened_mask(image: Image) -> Scan:
 
 
 def read(path: Path) -> Scan:
-    """An image file, or the one series in a folder of DICOM files; its background is 0.
+    """An image file, or the only series in a folder of DICOM files, with its background set to 0.
 
-    Raises LeukoError as `nifti.read`, `dicom.read_series` and `without_background` do, and without
-    the extra dicom.
+    Raises LeukoError as `nifti.read`, `dicom.read_series` and `without_background` do, and if a
+    DICOM folder is given without the extra dicom.
     """
     if not path.is_dir():
         twin = nifti.other_half(path)
@@ -83,8 +83,8 @@ def read(path: Path) -> Scan:
     images = find_images(path)
     if images:
         raise LeukoError(
-            f"{path} is a folder that holds {images[0].name}; give the image, or a folder of DICOM "
-            "alone"
+            f"{path} is a folder that holds {images[0].name}; give the image file, or a folder of "
+            "DICOM files only"
         )
     return _from_series(path, _dicom().the_series(path))
 
@@ -94,7 +94,8 @@ def read_study(
 ) -> tuple[Scan, Scan | None]:
     """The FLAIR and the T1 in a folder of DICOM files of one visit.
 
-    `flair` and `t1` are numbers of series that decide. Raises LeukoError as `dicom.find_pair`.
+    `flair` and `t1` are series numbers that override automatic selection. Raises LeukoError as
+    `dicom.find_pair` does.
     """
     with kept_findings() as findings:
         first, second = _dicom().find_pair(folder, flair=flair, t1=t1)
@@ -103,7 +104,7 @@ def read_study(
 
 
 def as_record(scans: Mapping[str, Scan]) -> dict[str, dict[str, Any]]:
-    """The scans, for the record of a run."""
+    """Path, series, hash, size and modification time of each scan, for the record of a run."""
     return {
         name: {"series": str(scan.series) if scan.series else None} | as_file(scan)
         for name, scan in scans.items()
@@ -111,16 +112,16 @@ def as_record(scans: Mapping[str, Scan]) -> dict[str, dict[str, Any]]:
 
 
 def as_file(scan: Scan) -> dict[str, Any]:
-    """Where a scan came from, for the record of a run."""
+    """Path, hash, size and modification time of a scan, for the record of a run."""
     stamp = _stamp(scan.path) if scan.path and len(scan.files) == 1 else {}
     return {"path": scan.path and str(scan.path), "sha256": scan.sha256(), **stamp}
 
 
 def is_same(path: Path, was: Mapping[str, Any]) -> bool:
-    """Whether a scan holds what it held when the record of a run was written.
+    """Whether a scan is unchanged since the record of a run was written.
 
-    It is read only if its path, its size or its time of change have become others, or it has many
-    files.
+    Its content is compared only if its path, size or modification time changed, or if it has
+    several files.
     """
     try:
         seen = {"path": str(path), **_stamp(path)}
@@ -137,8 +138,8 @@ def _stamp(path: Path) -> dict[str, int]:
 
 
 def require_pair(flair: Scan, t1: Scan | None) -> None:
-    """What headers of DICOM tell beforehand: LeukoError for a FLAIR that is a T1 and for two
-    patients, a warning for two visits."""
+    """Raises LeukoError if DICOM headers identify the FLAIR as a T1 or show two patients; warns of
+    two studies."""
     if flair.series is not None:
         _dicom().require_flair(flair.series)
         if t1 is not None and t1.series is not None:
@@ -146,9 +147,9 @@ def require_pair(flair: Scan, t1: Scan | None) -> None:
 
 
 def write_dicom(path: Path, mask: Volume, source: Scan) -> None:
-    """A mask as a DICOM segmentation of the scan that it is of, if that came from DICOM.
+    """Write a mask as a DICOM segmentation of its scan; nothing if the scan is not from DICOM.
 
-    Raises LeukoError as `dicom_seg.write_segmentation` does, and without highdicom.
+    Raises LeukoError as `dicom_seg.write_segmentation` does.
     """
     if source.series is not None:
         from leuko.io.dicom_seg import write_segmentation

@@ -1,7 +1,7 @@
-"""What the numbers of a label image, a mask or a probability map mean, as tools store them.
+"""Interprets stored values as labels, a mask or probabilities.
 
-Floating-point numbers are never compared exactly. Arrays are (X, Y, Z) and finite; `name` is what
-messages call the image.
+Floating-point numbers are never compared exactly. Arrays are (X, Y, Z) and finite; `name`
+identifies the image in messages.
 """
 
 import logging
@@ -15,34 +15,34 @@ from leuko.volume import Array
 
 log = logging.getLogger(__name__)
 
-# Labels that were stored as integers with a scale come back as 1.00000006 or 0.9999999998.
+# Labels stored as integers with a scale are read as 1.00000006 or 0.9999999998.
 WHOLE, WHOLE_RELATIVE = 1e-3, 1e-6
-WHITE = 255  # the least that can only mean "yes": what image editors write into masks
+WHITE = 255  # image editors write masks of 0 and 255; no label set has so many labels
 FEW_LABELS = 16
-# Part of neighbours that have one value, weighed by it: more in label maps (0.68 and more in coarse
-# tissue maps of up to 8 labels), less in scans (up to 0.69 with 9 to 16 grey values, with more of
-# them hardly any).
+# Fraction of neighbouring voxels with the same value, weighted by the value: at least 0.68 in
+# coarse tissue maps of up to 8 labels; in scans at most 0.69 with 9 to 16 grey values, and about
+# 0 with more.
 SAME_NEIGHBOURS, SAME_NEIGHBOURS_OF_9_TO_16 = 0.5, 0.7
-# Of all voxels a scan shows more. Sums of several raters' lesions show less; they are no scans.
+# Fraction of voxels above 0: larger in scans; smaller in sums of several raters' lesion masks.
 SHOWN_PART = 0.05
-# Between these values lie 15 % and more of the voxels of a scan that was scaled to 0 to 1, and
-# 0.4 % of a probability map of WMH. Of maps that fill the brain most lies above, of scans nothing.
+# Fraction of voxels in this range: at least 15 % in a scan scaled to 0 to 1, 0.4 % in a probability
+# map of WMH. Maps that fill the brain have most voxels above the range, scans none.
 BETWEEN, BETWEEN_PART, BETWEEN_OF_SHOWN = (0.02, 0.9), 0.05, 0.8
-RINGING = 0.25  # a mask that splines resampled reaches as far below 0 and above 1
+RINGING = 0.25  # how far spline resampling takes a mask below 0 and above 1
 
 
 def as_labels(data: Array, name: Path, *, values: Collection[int]) -> Array:
-    """Labels, uint8: what is within 1e-3 of a whole number is that number. A mask of 0 and 255 (or
-    more) has that as its 1, with a warning.
+    """Labels, uint8: values within 1e-3 of a whole number are rounded to it. A mask of 0 and 255
+    (or more) is read as 0 and 1, with a warning.
 
-    Raises LeukoError for values other than the declared ones.
+    Raises LeukoError for values that are not in `values`.
     """
     found = np.unique(data)
     whole = np.rint(found)
     strange = found[~(_are_whole(found) & np.isin(whole, list(values)))]
     highest = float(whole[-1])
     if 0 not in whole:
-        log.warning("%s has no voxel of 0: is 0 its background?", name)
+        log.warning("%s has no voxel of value 0; check that its background is 0", name)
     if not len(strange):
         return np.rint(data).astype(np.uint8)
     if highest >= WHITE and _is_one_value(data):
@@ -51,33 +51,33 @@ def as_labels(data: Array, name: Path, *, values: Collection[int]) -> Array:
     shown = ", ".join(f"{v:g}" for v in strange[:5]) + (", ..." if len(strange) > 5 else "")
     expected = ", ".join(str(v) for v in sorted(values))
     if found[0] < 0:
-        advice = "if values below 0 are background, put 0 in their place"
+        advice = "if values below 0 are background, replace them by 0"
     elif _is_one_value(data):
         lesion = min(v for v in values if v)
-        advice = f"if {found[-1]:g} means {lesion}, put {lesion} in its place"
+        advice = f"if {found[-1]:g} means {lesion}, replace it by {lesion}"
     elif _are_whole(found).all():
-        advice = "is this the label file? Put declared values in the place of the others"
+        advice = "check that this is the label file, or replace the other values"
     else:
-        advice = "is this the label file, or a probability map?"
+        advice = "check that this is the label file, not a probability map"
     raise LeukoError(f"{name} holds the label values {shown}; expected only {expected}: {advice}")
 
 
 def as_probability(data: Array, name: Path) -> Array:
-    """Probabilities, 0 to 1. Raises LeukoError for values outside, but not by rounding."""
+    """Probabilities, 0 to 1. Raises LeukoError for values outside by more than 1e-3."""
     if data.min() < -WHOLE or data.max() > 1 + WHOLE:
         raise LeukoError(
-            f"{name} holds values from {data.min():g} to {data.max():g}; expected probabilities, "
-            "0 to 1"
+            f"{name} holds values from {data.min():g} to {data.max():g}; expected probabilities "
+            "from 0 to 1: check that it is the probability map"
         )
     return np.clip(data, 0, 1)
 
 
 def as_mask(data: Array, name: Path) -> Array:
-    """A mask, bool: what is not 0, whatever the number type. All zeros is a valid mask.
+    """A mask, bool: voxels that are not 0, for any number type. All zeros is a valid mask.
 
-    Of probabilities it is what has 0.5 or more; of several labels, all above 0; values below 0
-    beside a mask are background: warnings say so. Raises LeukoError for grey values, for labels
-    without background, and where nothing is above 0 but something below.
+    Each with a warning: probabilities count from 0.5; of several labels, all above 0 count; values
+    below 0 count as background. Raises LeukoError for grey values, for labels without background,
+    and for negative values without positive ones.
     """
     whole = bool(_are_whole(data).all())
     if whole and data.dtype.kind == "f":
@@ -94,7 +94,7 @@ def as_mask(data: Array, name: Path) -> Array:
         return data > highest / 2
     labels = np.unique(data[data > 0])
     if not whole and lowest >= -RINGING and highest <= 1 + RINGING and not _fills_a_head(data):
-        log.warning("%s is no mask of 0 and 1 but holds probabilities; 0.5 and more counts", name)
+        log.warning("%s holds probabilities, not a mask; 0.5 or more counts as lesion", name)
         return data >= 0.5
     like_scan = _are_grey_values(data, len(labels)) if whole else len(labels) > FEW_LABELS
     if not whole or like_scan:
@@ -106,23 +106,23 @@ def as_mask(data: Array, name: Path) -> Array:
     if lowest < 0:
         log.warning("%s: values below 0 (from %g) are read as background", name, lowest)
     if len(labels) > 1:
-        log.warning("%s is no mask of 0 and 1; all of its %d labels count", name, len(labels))
+        log.warning("%s holds %d labels above 0; all count as lesion", name, len(labels))
     return data > 0
 
 
 def as_prediction(data: Array, name: Path) -> Array:
-    """A predicted mask, bool, by the challenge's rule: integers count from 1 to 1000,
-    floating-point numbers from 0.5 to 1000. A warning says when that is not what is not 0, or
-    there are several values."""
+    """A predicted mask, bool, by the rule of the WMH challenge: integers count from 1 to 1000,
+    floating-point numbers from 0.5 to 1000. Warns if the values are not 0 and one positive value
+    in that range."""
     lowest = 1 if np.issubdtype(data.dtype, np.integer) else 0.5
     counted: Array = (data >= lowest) & (data <= 1000)
     if data.any() and not (_is_one_value(data) and counted.any()):
-        log.warning("%s is no mask of 0 and 1; all from %g to 1000 counts as WMH", name, lowest)
+        log.warning("%s is not a mask of 0 and 1; %g to 1000 counts as WMH", name, lowest)
     return counted
 
 
 def _are_whole(data: Array, *, within: float = WHOLE) -> Array:
-    """Which values are whole numbers, but for rounding; bool."""
+    """Which values are whole numbers, within rounding; bool."""
     if data.dtype.kind != "f":
         return np.ones(data.shape, dtype=bool)
     whole: Array = np.isclose(data, np.rint(data), rtol=WHOLE_RELATIVE, atol=within)
@@ -130,7 +130,7 @@ def _are_whole(data: Array, *, within: float = WHOLE) -> Array:
 
 
 def _is_one_value(data: Array) -> bool:
-    """Whether all voxels are 0 or one value above it, but for rounding."""
+    """Whether all voxels are 0 or one positive value, within rounding."""
     highest = float(data.max())
     if highest <= 0 or data.min() < -WHOLE * highest:
         return False
@@ -158,8 +158,8 @@ def _are_grey_values(data: Array, count: int) -> bool:
 
 
 def _same_neighbours(data: Array) -> float:
-    """Part of pairs of neighbours above 0 that have one value, each pair weighed by the lower; 1
-    without such pairs."""
+    """Fraction of neighbouring positive voxels with equal values, each pair weighted by its lower
+    value; 1 if there is no such pair."""
     alike = total = 0.0
     for axis in range(3):
         ahead, behind = np.moveaxis(data, axis, 0)[1:], np.moveaxis(data, axis, 0)[:-1]

@@ -1,4 +1,4 @@
-"""Image files in, NIfTI files out, the grid kept exactly. The only module that knows nibabel."""
+"""Reads image files and writes NIfTI without changing the grid; the only module with nibabel."""
 
 import gzip
 import logging
@@ -24,29 +24,30 @@ InMemory = nib.spatialimages.SpatialImage
 
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI's codes: unknown, m, mm, micron
 GZIP = b"\x1f\x8b"
-MGH = bytes((0, 0, 0, 1))  # the version that each file of FreeSurfer opens with
+MGH = bytes((0, 0, 0, 1))  # version number at the start of every FreeSurfer file
 
-# A grid whose axes are so short, or whose directions have so small a determinant, has no depth.
+# Limits of a singular affine: length of an axis, and determinant of the axis directions.
 TINY_MM, FLAT = 1e-9, 1e-6
 
-# Direction cosines stored as float32 or as quaternions are off by up to 1e-6; what is off by
-# more, but not by more than 1e-3, is rounding in a converter, not a shear.
+# Direction cosines stored as float32 or as quaternions are off by up to 1e-6; an error between
+# these two limits is rounding in a converter, a larger one is a shear.
 ROUNDING = 1e-5
 NOT_A_SHEAR = 1e-3
 
-# Labels under a header of integers with a scale are off by half a step: 1.004 of 0, 1, 2 in 8 bit.
+# Labels stored as integers with a scale are off by up to half a step: 1.004 for 1 in 8 bit. Larger
+# steps do not identify a label.
 COARSEST_STEP = 0.1
 
 
 def read(path: Path) -> Volume:
-    """A 3-D image (NIfTI in one file or two, or .mgz), stored scaling applied, its affine in mm.
+    """A 3-D image (NIfTI in one file or two, or .mgz) with its scaling applied and affine in mm.
 
-    Values keep the type of the file where it has no scaling (an integer file gives an integer
-    array) and are floating point otherwise. A trailing axis of length 1 is dropped.
+    Values have the file's data type if it has no scaling (an integer file gives an integer array)
+    and are floating point otherwise. Trailing axes of length 1 are dropped.
 
-    Raises LeukoError for what cannot be a brain image: no such file, damaged, not 3-D, all
-    zeros, NaN or infinite voxels, an affine that cannot be inverted, spacing that is not positive,
-    an extent that no head has.
+    Raises LeukoError if the file is missing or damaged, or the image is not 3-D, is all zeros, has
+    NaN or infinite voxels, a singular affine, voxel sizes that are not positive, or a size that
+    does not fit a head.
     """
     return _scan(_load(path), path)
 
@@ -69,35 +70,34 @@ def mask_from_image(image: InMemory) -> Volume:
 
 
 def read_labels(path: Path, *, values: Collection[int]) -> Volume:
-    """A label image as uint8, by `masks.as_labels`; NaN is 0. All zeros is a valid one."""
+    """A label image as uint8, by `masks.as_labels`; NaN becomes 0. All zeros is valid."""
     volume = _labelled(path)
     return volume.with_data(masks.as_labels(volume.data, path, values=values))
 
 
 def read_probability(path: Path) -> Volume:
-    """A probability map; NaN is 0. All zeros is a valid one. Raises LeukoError for values outside
-    0 to 1, but not by rounding."""
+    """A probability map, by `masks.as_probability`; NaN becomes 0. All zeros is valid."""
     volume = _labelled(path)
     return volume.with_data(masks.as_probability(volume.data, path))
 
 
 def read_mask(path: Path) -> Volume:
-    """A mask as bool, by `masks.as_mask`: what is not 0. All zeros is a valid one; NaN is 0."""
+    """A mask as bool, by `masks.as_mask`; NaN becomes 0. All zeros is valid."""
     volume = _labelled(path)
     return volume.with_data(masks.as_mask(volume.data, path))
 
 
 def read_prediction(path: Path) -> Volume:
-    """A predicted mask as bool, by the challenge's rule (`masks.as_prediction`); NaN is 0."""
+    """A predicted mask as bool, by the challenge's rule (`masks.as_prediction`); NaN becomes 0."""
     volume = _labelled(path)
     return volume.with_data(masks.as_prediction(volume.data, path))
 
 
 def write(path: Path, volume: Volume) -> None:
-    """Write the volume in its own data type, without scaling, on the grid that it was read with.
+    """Write the volume in its own data type, without scaling, on its own grid.
 
-    sform, qform, their codes, pixdim and units are those of the file that the grid came from;
-    a volume made in memory gets both forms with code 1 (scanner coordinates).
+    sform, qform, their codes, pixdim and units are those of the file the grid was read from; a
+    volume made in memory gets both forms with code 1 (scanner coordinates).
     """
     nib.save(as_image(volume), path)
 
@@ -111,7 +111,7 @@ def as_image(volume: Volume) -> InMemory:
         image.set_qform(volume.affine, code=1)
     else:
         header = volume.header.copy()
-        header["cal_min"] = header["cal_max"] = 0  # the display window of the scan, not of this
+        header["cal_min"] = header["cal_max"] = 0  # the scan's display window does not fit a result
         make = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
         image = make(volume.data, header.get_best_affine(), header)  # the header's own forms stay
     image.header.set_data_dtype(volume.data.dtype)
@@ -124,9 +124,9 @@ def _scan(image: Any, path: Path) -> Volume:
     data = _voxels(image, path)
     bad = _not_finite(data)
     if bad:
-        raise LeukoError(f"{path} has {bad} NaN or infinite voxels; replace them, by 0 say")
+        raise LeukoError(f"{path} has {bad} NaN or infinite voxels; replace them, for example by 0")
     if not data.any():
-        raise LeukoError(f"{path} is all zeros; is it the right file?")
+        raise LeukoError(f"{path} is all zeros; check that it is the right file")
     header = image.header.copy()
     header.set_data_shape(data.shape)
     return replace(_placed(data, image, path), header=header, name=path.name)
@@ -134,7 +134,7 @@ def _scan(image: Any, path: Path) -> Volume:
 
 def _load(path: Path) -> Any:
     if path.is_dir():
-        raise LeukoError(f"{path} is a folder; give the image in it")
+        raise LeukoError(f"{path} is a folder; give an image file")
     if not path.is_file():
         raise LeukoError(f"{path} does not exist or is not a file; check the path")
     twin = other_half(path)
@@ -148,32 +148,32 @@ def _load(path: Path) -> Any:
         raise LeukoError(
             f"{path} has a damaged header ({in_one_line(error)}); convert or copy it again"
         ) from error
-    if missing > 0:  # nibabel would ask for all that memory first
+    if missing > 0:  # nibabel would allocate all that memory first
         raise LeukoError(
-            f"{path} is damaged or cut short: its header declares {missing} bytes more than there "
-            "are; copy or convert it again"
+            f"{path} is damaged or truncated: its header declares {missing} bytes more than the "
+            "file has; copy or convert it again"
         )
     return _as_nifti(image, path) if kind is nib.MGHImage else image
 
 
 def _kind(content: bytes, path: Path) -> Any:
-    """The nibabel class of an image, by its first bytes."""
+    """The nibabel class of an image, identified by its first bytes."""
     for kind in (nib.Nifti1Image, nib.Nifti2Image):
         if kind.header_class.may_contain_header(content):
-            # Unchecked: nibabel's own check replaces bad voxel sizes, with hardly a word.
+            # Unchecked, because nibabel's own check replaces bad voxel sizes without an error.
             header = kind.header_class(content[: kind.header_class.sizeof_hdr], check=False)
             spacing = header["pixdim"][1:4].astype(float)
             if not (np.isfinite(spacing).all() and (spacing > 0).all()):
                 shown = ", ".join(f"{s:g}" for s in spacing)
                 raise LeukoError(
-                    f"{path} declares voxel sizes {shown} mm; they must be positive: correct "
-                    "pixdim in its header"
+                    f"{path} has voxel sizes {shown} mm; voxel sizes must be positive: correct "
+                    "pixdim in the header"
                 )
             return kind
     if content[:4] == MGH:
         return nib.MGHImage
     if content[128:132] == b"DICM":
-        raise LeukoError(f"{path} is one file of DICOM; give its folder")
+        raise LeukoError(f"{path} is a single DICOM file; give the folder of its series")
     raise LeukoError(
         f"{path} cannot be read as an image; expected NIfTI (.nii, .nii.gz, .img and .hdr) or "
         "FreeSurfer's .mgz: convert it, or copy it again if it is damaged"
@@ -181,7 +181,7 @@ def _kind(content: bytes, path: Path) -> Any:
 
 
 def _as_nifti(image: Any, path: Path) -> Any:
-    """An image of FreeSurfer, whose voxel-to-world matrix becomes both forms."""
+    """A FreeSurfer image as NIfTI; its voxel-to-world matrix becomes both sform and qform."""
     _require_invertible(image.affine, path)
     placed = nib.Nifti1Image(_voxels(image, path), image.affine)
     placed.header.set_xyzt_units("mm")
@@ -191,9 +191,9 @@ def _as_nifti(image: Any, path: Path) -> Any:
 
 
 def other_half(path: Path) -> Path | None:
-    """The file beside a .hdr or .img that holds the rest of the image; None for one-file formats.
+    """The .img that belongs to a .hdr, or the reverse; None for one-file formats.
 
-    Raises LeukoError when it is missing.
+    Raises LeukoError if it is missing.
     """
     for ending, other in ((".hdr", ".img"), (".img", ".hdr")):
         for packed in ("", ".gz"):
@@ -202,12 +202,14 @@ def other_half(path: Path) -> Path | None:
                 for twin in (path.with_name(stem + other + p) for p in ("", ".gz")):
                     if twin.is_file():
                         return twin
-                raise LeukoError(f"{path} stands alone; put {stem}{other} beside it")
+                raise LeukoError(
+                    f"{path} is half of a pair of files; put {stem}{other} in the same folder"
+                )
     return None
 
 
 def _joined(path: Path, twin: Path) -> bytes:
-    """A pair of .hdr and .img as the one file that it would be."""
+    """The bytes of a .hdr and .img pair as one single-file NIfTI."""
     described, pictured = (path, twin) if ".hdr" in path.suffixes else (twin, path)
     start = _content(described)
     for kind in (nib.Nifti1Pair, nib.Nifti2Pair):
@@ -216,17 +218,17 @@ def _joined(path: Path, twin: Path) -> bytes:
             header = kind.header_class(start[:size], check=False)
             voxels = _content(pictured)[max(0, int(header["vox_offset"])) :]
             header["magic"] = kind.header_class.single_magic
-            header["vox_offset"] = size + 4  # four bytes say that no extension follows
+            header["vox_offset"] = size + 4  # four zero bytes: no header extension follows
             described_grid: bytes = header.binaryblock
             return described_grid + bytes(4) + voxels
     raise LeukoError(
-        f"{path} is half of a pair that is not NIfTI (Analyze does not say which side is left); "
-        "convert it to .nii.gz"
+        f"{path} is not NIfTI but possibly Analyze, which does not store left and right; convert "
+        "it to .nii.gz"
     )
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of the file, decompressed; to its very end, since gzip's checksum stands there."""
+    """The decompressed bytes of the file, read to the end, where gzip has its checksum."""
     try:
         with path.open("rb") as file:
             compressed = file.read(2) == GZIP
@@ -237,13 +239,14 @@ def _content(path: Path) -> bytes:
                 size += len(part)
                 if size > LARGEST_BYTES:
                     raise LeukoError(
-                        f"{path} holds more than {LARGEST_BYTES >> 20} MB; expected one 3-D image"
+                        f"{path} holds more than {LARGEST_BYTES >> 20} MB, the limit; give one 3-D "
+                        "image"
                     )
     except PermissionError as error:
-        raise LeukoError(f"{path} may not be read; check its permissions") from error
+        raise LeukoError(f"{path} cannot be read; check its permissions") from error
     except (EOFError, OSError, zlib.error) as error:
         raise LeukoError(
-            f"{path} is damaged or cut short ({in_one_line(error)}); copy or convert it again"
+            f"{path} is damaged or truncated ({in_one_line(error)}); copy or convert it again"
         ) from error
     return b"".join(parts)
 
@@ -254,29 +257,30 @@ def _voxels(image: Any, path: Path) -> Array:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 2:
         seen = "x".join(str(n) for n in image.shape)
-        raise LeukoError(f"{path} has shape {seen}; expected one 3-D image: extract it first")
+        raise LeukoError(f"{path} has shape {seen}; expected one 3-D image: extract it")
     if image.get_data_dtype().kind not in "iuf":
         raise LeukoError(
-            f"{path} holds {image.get_data_dtype()} voxels; expected plain grey values"
+            f"{path} holds {image.get_data_dtype()} voxels; expected grey values, integers or "
+            "floating point: convert it"
         )
     try:
         data = np.asanyarray(image.dataobj).reshape(shape)
-    except Exception as error:  # as above: the header may ask for anything
+    except Exception as error:  # as above, from a damaged header
         raise LeukoError(
-            f"{path} is damaged or cut short ({in_one_line(error)}); copy or convert it again"
+            f"{path} is damaged or truncated ({in_one_line(error)}); copy or convert it again"
         ) from error
     native: Array = data.astype(data.dtype.newbyteorder("="), copy=False)
     return native
 
 
 def _not_finite(data: Array) -> int:
-    """How many voxels are NaN or infinite."""
+    """The number of NaN or infinite voxels."""
     return data.size - int(np.count_nonzero(np.isfinite(data))) if data.dtype.kind == "f" else 0
 
 
 def _labelled(path: Path) -> Volume:
-    """A label image, a mask or a probability map. 0 where it has NaN, which means outside; whole
-    numbers where its scale could store none that is closer."""
+    """A label image, a mask or a probability map. NaN, which means outside, becomes 0; values
+    within half a step of the stored scale of a whole number are rounded to it."""
     return _as_labels(_load(path), path)
 
 
@@ -287,7 +291,9 @@ def _as_labels(image: Any, path: Path) -> Volume:
         data = np.where(outside, 0, data)
         infinite = _not_finite(data)
         if infinite:
-            raise LeukoError(f"{path} has {infinite} infinite voxels; replace them, by 0 say")
+            raise LeukoError(
+                f"{path} has {infinite} infinite voxels; replace them, for example by 0"
+            )
         log.warning("%s: %d NaN voxels are read as background", path, np.count_nonzero(outside))
     step = abs(float(getattr(image.dataobj, "slope", 1)))
     if image.get_data_dtype().kind in "iu" and step < COARSEST_STEP:
@@ -308,7 +314,8 @@ def _affine(image: Any, path: Path) -> Array:
     unit = int(header["xyzt_units"]) % 8  # the other bits are the unit of time
     if unit not in UNIT_MM:
         raise LeukoError(
-            f"{path} has lengths in the unknown unit {unit}; correct xyzt_units in its header"
+            f"{path} has the unknown length unit {unit}; expected 1 (m), 2 (mm) or 3 (micron): "
+            "correct xyzt_units in the header"
         )
     affine[:3] *= UNIT_MM[unit]
     _require_invertible(affine, path)
@@ -321,15 +328,15 @@ def _require_invertible(affine: Array, path: Path) -> None:
     usable = np.abs(affine[:3]).max() < 1 / TINY_MM and np.abs(axes).max(axis=0).min() > TINY_MM
     if not usable or abs(np.linalg.det(axes / np.linalg.norm(axes, axis=0))) <= FLAT:
         raise LeukoError(
-            f"{path} has a singular voxel-to-world matrix; correct its sform or qform "
-            "(nibabel or c3d can set them)"
+            f"{path} has a singular voxel-to-world matrix; correct its sform or qform, with "
+            "nibabel or c3d"
         )
 
 
 def _warn_of_conflict(header: Any, unit_mm: float, path: Path) -> None:
     sform, qform = header.get_sform(coded=True)[0], _qform(header)
     if sform is None and qform is None:
-        log.warning("%s: neither sform nor qform is set; voxel sizes alone place the image", path)
+        log.warning("%s: neither sform nor qform is set; orientation and position unknown", path)
     elif sform is not None and qform is not None:
         corners = np.array(np.meshgrid(*[(0, n) for n in header.get_data_shape()[:3]]))
         apart = np.abs((sform - qform)[:3] @ np.vstack([corners.reshape(3, -1), np.ones(8)])).max()
@@ -347,7 +354,7 @@ def _qform(header: Any) -> Array | None:
 
 
 def _orthonormalised(affine: Array, path: Path) -> Array:
-    """The affine with direction cosines made exactly perpendicular, if they nearly were."""
+    """The affine; direction cosines that are off by rounding are made exactly perpendicular."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     directions = affine[:3, :3] / spacing
     left, _, right = np.linalg.svd(directions)
@@ -356,7 +363,7 @@ def _orthonormalised(affine: Array, path: Path) -> Array:
     if off <= ROUNDING:
         return affine
     if off > NOT_A_SHEAR:
-        log.warning("%s: its axes are not perpendicular (off by %.2g); kept as they are", path, off)
+        log.warning("%s: axes are not perpendicular (off by %.2g); kept unchanged", path, off)
         return affine
     log.warning("%s: direction cosines are off by %.2g; made perpendicular", path, off)
     perpendicular = affine.copy()

@@ -1,4 +1,4 @@
-"""What a run records about itself: versions, seconds, findings of its checks."""
+"""The record of a run: versions, seconds per stage, findings of its checks."""
 
 import importlib.metadata
 import logging
@@ -20,13 +20,13 @@ LEVELS: dict[Level, int] = {
 OUTPUT = "output"  # code of the finding that a file could not be written
 DONE_WITH_WARNINGS = 3  # exit code
 
-# Where the normal caps and rims of the ventricles are, by the convention of a record; None where
-# the model does not know them.
+# Whether the mask holds the normal caps and rims of the ventricles, by the convention of a record;
+# None if the model has no class for them.
 RIMS_ARE: dict[str | None, str] = {
     "separate": "not in the mask",
     "include": "in the mask",
     "exclude": "not in the mask",
-    None: "not told from WMH",
+    None: "not distinguished from WMH",
 }
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Stopwatch:
-    """Seconds by stage, in the order in which the stages were first run."""
+    """Seconds per stage, in the order in which the stages first ran."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str, *, before: float = 0.0) -> Iterator[None]:
-        """Time a stage; `before` are the seconds that an earlier, interrupted try has spent."""
+        """Time a stage; `before` is the seconds that an earlier, interrupted attempt spent."""
         start = time.perf_counter() - before
         yield
         spent = self.seconds.get(name, 0.0) + time.perf_counter() - start
@@ -49,7 +49,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Finding:
-    """A remark on a result: a note to know, a warning to look at, or a reason not to use it."""
+    """A remark on a result: a note, a warning, or a reason not to use the result."""
 
     level: Level
     code: str  # names the check, for programs
@@ -58,8 +58,8 @@ class Finding:
 
 @contextmanager
 def kept_findings() -> Iterator[list[Finding]]:
-    """The findings of a run, in order: warnings logged inside by this thread, and whatever `tell`
-    adds."""
+    """The findings of a run, in order: warnings that this thread logs in the body, and those of
+    `tell`."""
     kept: list[Finding] = []
     thread = threading.get_ident()
 
@@ -90,29 +90,29 @@ def is_useless(findings: Iterable[Finding]) -> bool:
 
 
 def read_findings(record: Mapping[str, Any]) -> list[Finding]:
-    """The findings in the record of a run. Raises KeyError or TypeError where there are none."""
+    """The findings in the record of a run. Raises KeyError or TypeError if it has none."""
     return [Finding(**finding) for finding in record["findings"]]
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """Of a command that is done: DONE_WITH_WARNINGS where a file could not be written or a check
-    found a reason not to use the result, else 0."""
+    """The exit code of a finished command: DONE_WITH_WARNINGS if a file could not be written or a
+    check found a reason not to use the result, else 0."""
     found = list(findings)
     is_whole = not any(finding.code == OUTPUT for finding in found)
     return 0 if is_whole and not is_useless(found) else DONE_WITH_WARNINGS
 
 
 class LevelFormatter(logging.Formatter):
-    """A line for each message, its level first: note, warning or do not use."""
+    """Formats a message as one line with its level first: note, warning or do not use."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """The level and the message."""
         level = [name for name, number in LEVELS.items() if number <= record.levelno][-1:]
         return ": ".join([*level, record.getMessage()])
 
 
 def stderr_handler() -> logging.Handler:
-    """Prints all that Leuko logs, notes too, with its level."""
+    """A handler that prints Leuko's log to stderr with levels; sets its logger to include notes."""
     handler = logging.StreamHandler()
     handler.setFormatter(LevelFormatter())
     logging.getLogger("leuko").setLevel(logging.INFO)
@@ -120,7 +120,7 @@ def stderr_handler() -> logging.Handler:
 
 
 def versions() -> dict[str, str]:
-    """Of Leuko and all that can change its numbers."""
+    """The versions of Python, Leuko and the libraries that can change its numbers."""
     names = (
         "leuko", "numpy", "scipy", "nibabel", "SimpleITK", "diplib", "onnxruntime", "torch",
         "pydicom", "highdicom",

@@ -14,7 +14,7 @@ import scipy.special
 
 from leuko.lesions.components import TOUCHING, drop_small, find_lesions, large
 from leuko.model.calibration import TYPICAL_CONTRAST, Seen
-from leuko.model.weights import Limits, ModelCard
+from leuko.model.card import Limits, ModelCard
 from leuko.volume import Array, Volume
 
 # A lesion's edge, between white matter around it (0) and the lesion (1). The median of readers'

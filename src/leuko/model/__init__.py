@@ -1,1 +1,1 @@
-"""The network: its card, its weights, how it runs, how sure it is."""
+"""Models: network, card, weights, inference, calibration and export."""

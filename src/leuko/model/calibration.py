@@ -1,8 +1,8 @@
-"""How sure a segmentation is: calibrated probabilities, an interval of the volume, expected Dice.
+"""Uncertainty of a segmentation: calibrated probabilities, volume interval, expected Dice.
 
-A model's `Calibration` is measured with it, on real scans of sources that it was trained without
-and on synthetic ones (`runs/calibrate.py`), and stands in its card. See docs/methods.md for what
-the numbers mean and how far they hold.
+A model's `Calibration` is measured on real scans of sources that it was not trained on, and on
+synthetic ones (`runs/calibrate.py`), and is part of its card. docs/methods.md explains the numbers
+and their limits.
 """
 
 import math
@@ -15,22 +15,22 @@ import scipy.special
 
 from leuko.volume import Array
 
-DROP_ML = 0.1  # added to volumes before their logarithm: none found is no infinity
-# Smaller probabilities count as this one. Not larger: below 1e-6 lesions
-# still get rarer ("probabilities clipped at 1e-6" of runs/calibrate.py).
+DROP_ML = 0.1  # added to volumes before taking the logarithm, so that 0 mL stays finite
+# Lower limit of probabilities. Not higher: below 1e-6 lesions still
+# get rarer ("probabilities clipped at 1e-6" of runs/calibrate.py).
 LEAST = 1e-17
-FAINTEST, BRIGHTEST = 1.1, 1.5  # contrasts beyond count as these: few were measured
-TYPICAL_CONTRAST = 1.3  # counts where it is unknown: nothing was found, or no white matter
+FAINTEST, BRIGHTEST = 1.1, 1.5  # contrasts are clipped to this range: few others were measured
+TYPICAL_CONTRAST = 1.3  # used if the contrast is unknown: no lesion or no white matter was found
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a segmentation shows of how sure it is, without a reader."""
+    """Features of a segmentation that predict its error, known without a reference."""
 
     found_ml: float
     conservative_ml: float  # at higher thresholds
     liberal_ml: float  # at lower thresholds
-    contrast: float  # median of FLAIR in lesions by that of white matter around them
+    contrast: float  # median FLAIR of the lesions / median FLAIR of surrounding white matter
 
     @property
     def spread(self) -> float:
@@ -39,18 +39,18 @@ class Seen:
 
     @property
     def volume_scale(self) -> float:
-        """What errors of a log volume grow with: faint lesions, and thresholds that matter."""
+        """Scale of the error of the log volume: larger for faint lesions and a wide spread."""
         return self.dice_scale / (min(max(self.contrast, FAINTEST), BRIGHTEST) - 1)
 
     @property
     def dice_scale(self) -> float:
-        """What errors of an expected Dice grow with."""
+        """Scale of the error of the expected Dice: 1 + spread."""
         return 1 + self.spread
 
 
 @dataclass(frozen=True)
 class DiceLine:
-    """The Dice to expect: `at_zero + slope * spread`, give or take `width * dice_scale`."""
+    """The expected Dice, `at_zero + slope * spread`, plus or minus `width * dice_scale`."""
 
     at_zero: float
     slope: float
@@ -59,9 +59,9 @@ class DiceLine:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a model's probabilities and volumes are worth, at the card's limits.
+    """Calibration of a model's probabilities and volumes, at the thresholds of its card.
 
-    Intervals hold nine values in ten. A part is None where it was not good enough to be shown.
+    Intervals have 90 % coverage. A part is None if it was not accurate enough to be shown.
     """
 
     temperature: float  # log odds are divided by it
@@ -80,11 +80,11 @@ class Calibration:
         if self.dice is not None and not all(map(_is_number, (self.dice.at_zero, self.dice.slope))):
             wrong.append("line of the Dice")
         if wrong:
-            raise ValueError(f"wrong calibration: {', '.join(wrong)}")
+            raise ValueError(f"calibration out of range: {', '.join(wrong)}")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Raises TypeError or ValueError for what is no calibration."""
+        """A calibration from its JSON object. Raises TypeError or ValueError if it is none."""
         known = [f.name for f in fields(cls)]
         if set(content) != set(known):
             raise ValueError(
@@ -97,10 +97,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How sure a segmentation is. Intervals are to hold the truth nine times in ten."""
+    """Uncertainty of a segmentation, with intervals of 90 % nominal coverage."""
 
     volume_interval_ml: tuple[float, float] | None
-    predicted_dice: float | None  # None also where nothing was found
+    predicted_dice: float | None  # None also if no lesion was found
     dice_interval: tuple[float, float] | None
 
     def quality_as_record(self) -> dict[str, Any] | None:
@@ -114,10 +114,10 @@ class Judgement:
 
 
 def judge(calibration: Calibration, seen: Seen) -> Judgement:
-    """Judge a segmentation by what is seen of it.
+    """The uncertainty of a segmentation, from its features.
 
-    The interval of a volume holds the volume. Where no lesion was found it starts at 0, and there
-    is no Dice to expect.
+    The volume interval contains the volume. If no lesion was found it starts at 0, and the expected
+    Dice is None.
     """
     interval_ml = None
     if calibration.volume_width is not None:
@@ -136,7 +136,7 @@ def judge(calibration: Calibration, seen: Seen) -> Judgement:
 
 
 def interval_text(interval_ml: Sequence[float]) -> str:
-    """An interval of volumes as people read it: two digits, whole millilitres from 10 mL on."""
+    """A volume interval for display: two digits, whole millilitres from 10 mL."""
     low, high = (f"{ml:.2g}" if ml < 9.95 else f"{ml:.0f}" for ml in interval_ml)
     return f"{low} to {high} mL"
 
@@ -144,17 +144,17 @@ def interval_text(interval_ml: Sequence[float]) -> str:
 def calibrated(probability: Array, temperature: float) -> Array:
     """The probability with its log odds divided by the temperature (Guo et al. 2017), float32.
 
-    0 stays 0: there the model saw nothing. 1 stays 1.
+    0 stays 0, since the model did not see those voxels; 1 stays 1.
     """
     p = np.clip(probability.astype(np.float32), LEAST, 1)
-    with np.errstate(over="ignore"):  # of a low temperature: then the answer is 0
+    with np.errstate(over="ignore"):  # overflow at low temperatures correctly gives 0
         odds_against = (1 / p - 1) ** np.float32(1 / temperature)
     warm: Array = np.where(probability > 0, 1 / (1 + odds_against), 0).astype(np.float32)
     return warm
 
 
 def entropy(probability: Array) -> Array:
-    """Of each voxel, in bits: 0 where it is sure, 1 where both answers are as likely. float32."""
+    """Binary entropy of each voxel, in bits, 0 (certain) to 1 (probability 0.5), float32."""
     p = probability.astype(np.float32)
     nats = scipy.special.entr(p) + scipy.special.entr(1 - p)
     bits: Array = np.clip(nats / np.float32(math.log(2)), 0, 1)

@@ -1,7 +1,6 @@
-"""Conformal widths: how far intervals must reach to hold a new value, from values that are known.
+"""Weighted conformal prediction (Tibshirani et al. 2019): interval widths with known coverage.
 
-Synthetic scans count as much as they look like real ones (weighted conformal prediction,
-Tibshirani et al. 2019).
+Synthetic scans are weighted by their likeness to real ones.
 """
 
 import numpy as np
@@ -13,24 +12,23 @@ COVERED = 0.9
 
 
 def conformal_width(scores: Array, weights: Array, *, covered: float = COVERED) -> float:
-    """The least of the scores (N,) that, with all below, has the part `covered` of the weight.
+    """The smallest of the scores (N,) at which the cumulative weight reaches `covered`.
 
-    The value to come has the greatest of the weights, and no score yet: it counts as infinite.
-    Raises ValueError where the values are too few.
+    The new value has the largest of the weights and an infinite score. Raises ValueError if there
+    are too few values.
     """
     order = np.argsort(scores)
     reached = np.cumsum(weights[order]) / (weights.sum() + weights.max())
     enough = np.flatnonzero(reached >= covered - 1e-12)
     if not enough.size:
-        raise ValueError(f"too few values for an interval that holds {covered:.0%} of them")
+        raise ValueError(f"too few values for an interval with {covered:.0%} coverage")
     return float(scores[order[enough[0]]])
 
 
 def likeness(synthetic: Array, real: Array, real_weights: Array, *, widths: Array) -> Array:
-    """How much synthetic scans (S, F) look like real ones (R, F), 0 to 1.
+    """Likeness of synthetic scans (S, F) to real ones (R, F), (S,), 0 to 1.
 
-    The ratio of the two densities, means of Gaussian kernels of the `widths` (F,); more than 1
-    counts as 1.
+    It is the ratio of their Gaussian kernel densities, with kernel `widths` (F,), clipped at 1.
     """
 
     def density(scans: Array, weights: Array) -> Array:
@@ -43,13 +41,13 @@ def likeness(synthetic: Array, real: Array, real_weights: Array, *, widths: Arra
 
 
 def median_line(x: Array, y: Array, weights: Array) -> tuple[float, float]:
-    """Value at 0 and slope of the line over x (N,) with the least weighted sum of absolute
-    distances from y (N,) (Koenker and Bassett 1978), as a linear programme."""
+    """Intercept and slope of the weighted median regression of y (N,) on x (N,) (Koenker and
+    Bassett 1978), solved by linear programming."""
     n = len(x)
     cost = np.concatenate([np.zeros(2), weights, weights])
     design = np.column_stack([np.ones(n), x, np.eye(n), -np.eye(n)])
     bounds = [(None, None)] * 2 + [(0, None)] * (2 * n)
     best = scipy.optimize.linprog(cost, A_eq=design, b_eq=y, bounds=bounds).x
     if best is None:
-        raise ValueError("no line can be fitted")
+        raise ValueError("median regression did not converge")
     return float(best[0]), float(best[1])

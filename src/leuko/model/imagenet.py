@@ -1,9 +1,8 @@
-"""The transfer: VGG-16 weights learnt on ImageNet become the network's stages.
+"""Transfer learning: copies ImageNet weights of VGG-16 into the stages of the network.
 
-torchvision publishes two kinds. IMAGENET1K_FEATURES are the original ones, ported from Caffe: they
-expect grey values 0..255 less the mean of each colour, where the paper subtracts 127.
-IMAGENET1K_V1 expect each colour scaled to zero mean and unit spread; that scaling is folded into
-the first convolution.
+torchvision publishes two kinds. IMAGENET1K_FEATURES, ported from Caffe, expects grey values
+0..255 minus the mean of each colour; the paper subtracts 127. IMAGENET1K_V1 expects colours of
+mean 0 and standard deviation 1; that scaling is folded into the first convolution.
 """
 
 import re
@@ -30,7 +29,7 @@ class Published:
 
     file: str
     scaled_input: bool
-    first_biases: tuple[float, ...] = ()  # of the first convolution, to know the weights by
+    first_biases: tuple[float, ...] = ()  # of the first convolution; they identify the weights
 
     @property
     def url(self) -> str:
@@ -45,7 +44,7 @@ PUBLISHED = {
     "IMAGENET1K_FEATURES": Published(
         "vgg16_features-amdegroot-88682ab5.pth",
         scaled_input=False,
-        # Of the Caffe model that they were ported from.
+        # From the Caffe model.
         first_biases=(0.7343, 0.0934, 0.0678, 0.8863, 0.2599, 0.6643, -0.0158, 0.3249),
     ),
     "IMAGENET1K_V1": Published(
@@ -61,28 +60,26 @@ SAME_BIAS = 0.005  # bfloat16 rounds biases of 0.5 to 1 by up to 0.002
 # (torchvision.models.VGG16_Weights).
 V1_MEAN = (0.485, 0.456, 0.406)
 V1_STD = (0.229, 0.224, 0.225)
-# Root mean squares between which the answers of a trained first layer are taken for sensible: wide
-# enough for unit colours and for grey levels, of which 57 make a unit.
+# Plausible range of the root mean square output of a trained first layer, for scaled colours and
+# for grey levels alike.
 ANSWERS = (0.1, 1000.0)
-GREY_PER_UNIT = 255 * 0.225  # grey levels in a unit of a scaled colour
-# Correlation of pixels side by side, and of the colours of a pixel: high, as in photographs.
+GREY_PER_UNIT = 255 * 0.225  # grey levels per unit of a scaled colour, 57
+# Correlation of neighbouring pixels, and of the colours of a pixel, typical of photographs.
 SIDE_BY_SIDE, COLOURS_ALIKE = 0.95, 0.9
 
 
 def transfer(
     model: SpecialisedVGG, source: str, *, kind: Kind | None = None, feature_scale: float = 1.0
 ) -> None:
-    """Copy ImageNet weights into the stages of `model`, in place; its other layers start small.
+    """Copy ImageNet weights into the stages of `model`, in place; other layers get small weights.
 
     `source` is a name in `PUBLISHED`, downloaded once into torch's cache, or the path of a file
     that torch or safetensors reads. Its 3x3 convolutions are taken in the order of the numbers in
-    their names (`features.0.weight`, ...). Which input it expects is told by its values
-    (`told_kind`), or said by `kind`.
+    their names (`features.0.weight`, ...). The input that they expect is `kind`, or else inferred
+    from the values (`inferred_kind`). `feature_scale` divides all feature maps of the stages.
 
-    `feature_scale` divides every map that the stages give.
-
-    Raises LeukoError when the file is missing, damaged or of another architecture, and when its
-    values tell another kind than was said, or none and none was said.
+    Raises LeukoError if the file is missing, damaged or of another architecture, if its values
+    contradict `kind`, or if they do not show the kind and none is given.
     """
     if source in PUBLISHED:
         path, published = _downloaded(source), PUBLISHED[source]
@@ -98,7 +95,7 @@ def transfer(
         _require_vgg16(file, source)
         state = _named(model, file)
         _check(model, state, source)
-        published = PUBLISHED[_agreed(source, said=kind, told=told_kind(file, state))]
+        published = PUBLISHED[_agreed(source, given=kind, inferred=inferred_kind(file, state))]
     if published.scaled_input:
         state = fold_input_scaling(state)
     with torch.no_grad():
@@ -110,13 +107,12 @@ def transfer(
     model.renew_specialised_layers()
 
 
-def told_kind(file: dict[str, Tensor], state: dict[str, Tensor]) -> Kind | None:
-    """The kind of a weight file by its values; None if they do not tell.
+def inferred_kind(file: dict[str, Tensor], state: dict[str, Tensor]) -> Kind | None:
+    """The kind of a weight file, inferred from its values; None if they fit both or neither.
 
-    The published weights are known by their first biases, whatever the names and the number type.
-    torchvision's IMAGENET1K_FEATURES have a classifier of nan. Of others the size of the first
-    filters tells only where one kind would have no sensible answers (`ANSWERS`): in the published
-    files it is about the same.
+    The first biases identify the published weights, for any names and number type; torchvision's
+    IMAGENET1K_FEATURES file has a classifier of nan. For other weights it is the kind whose first
+    layer has an output in the plausible range (`ANSWERS`).
     """
     biases = state["features.0.bias"]
     for name, published in PUBLISHED.items():
@@ -136,8 +132,8 @@ def told_kind(file: dict[str, Tensor], state: dict[str, Tensor]) -> Kind | None:
 
 
 def _answer(filters: Tensor) -> float:
-    """Root mean square of what filters (M, 3, 3, 3) answer to an image like a photograph whose
-    colours have unit spread."""
+    """Root mean square output of filters (M, 3, 3, 3) for an image with the correlations of a
+    photograph and colours of standard deviation 1."""
     place = torch.arange(3.0)
     pixels = SIDE_BY_SIDE ** (place[:, None] - place).abs()
     colours = torch.full((3, 3), COLOURS_ALIKE).fill_diagonal_(1)
@@ -145,28 +141,28 @@ def _answer(filters: Tensor) -> float:
     return float(power.mean().sqrt())
 
 
-def _agreed(source: str, *, said: Kind | None, told: Kind | None) -> Kind:
-    """The kind of a file. Raises LeukoError if its values tell another than was said, or none."""
-    if said and told and said != told:
+def _agreed(source: str, *, given: Kind | None, inferred: Kind | None) -> Kind:
+    """The kind of a file. Raises LeukoError if given and inferred differ or neither is known."""
+    if given and inferred and given != inferred:
         raise LeukoError(
-            f"{source} holds weights like {told}, not {said}; leave --imagenet-kind away"
+            f"{source} holds weights like {inferred}, not {given}; omit --imagenet-kind"
         )
-    found = said or told
+    found = given or inferred
     if found is None:
         raise LeukoError(
-            f"the values of {source} do not show whether it expects grey values from 0 to 255 less "
-            "their mean, or colours scaled to unit spread; give --imagenet-kind "
-            "IMAGENET1K_FEATURES for the first, IMAGENET1K_V1 for the second: with the wrong one "
-            "all maps are 57 times too large or too small"
+            f"the values of {source} do not show whether it expects grey values from 0 to 255 "
+            "minus their mean, or colours scaled to standard deviation 1; give --imagenet-kind "
+            "IMAGENET1K_FEATURES for the first, IMAGENET1K_V1 for the second: the wrong one makes "
+            "all maps 57 times too large or too small"
         )
     return found
 
 
 def fold_input_scaling(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for (x / 255 - mean) / std turned into weights for x - 127, x in 0..255.
+    """Weights for input (x / 255 - mean) / std converted to weights for x - 127, x in 0..255.
 
-    Equal away from the slice's border, where padding means the colour mean for the one and
-    grey 127 for the other.
+    Outputs are equal except at the slice's border, where zero padding stands for the colour mean in
+    the former and for grey 127 in the latter.
     """
     weight = state["features.0.weight"]  # (64, 3, 3, 3)
     mean = torch.tensor(V1_MEAN).view(1, 3, 1, 1)
@@ -179,7 +175,7 @@ def fold_input_scaling(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _indices(model: SpecialisedVGG) -> list[int]:
-    """The numbers of VGG-16's convolutions in torchvision's list, which counts ReLU and pooling."""
+    """The indices of the convolutions in torchvision's list, which includes ReLU and pooling."""
     indices, index = [], 0
     for stage in model.stages:
         for _ in range(len(stage) // 2):  # type: ignore[arg-type]
@@ -199,8 +195,8 @@ def _downloaded(name: str) -> Path:
             )
         except (URLError, OSError, RuntimeError) as error:
             raise LeukoError(
-                f"the ImageNet weights could not be fetched from {url} ({error}); put that file "
-                f"into {folder}, or name it with --imagenet-weights FILE, or start from scratch "
+                f"the ImageNet weights could not be downloaded from {url} ({error}); put that file "
+                f"into {folder}, or give it with --imagenet-weights FILE, or train from scratch "
                 "with --init none"
             ) from error
     return path
@@ -215,32 +211,33 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise LeukoError(f"{path} does not exist; give a VGG-16 weight file") from error
     except Exception as error:  # torch.load raises whatever a damaged or hostile file provokes
         raise LeukoError(
-            f"{path} is not a plain file of weights that torch or safetensors can read; expected "
-            "VGG-16's"
+            f"{path} is not a plain file of weights that torch or safetensors can read; give "
+            "weights of VGG-16"
         ) from error
     if not isinstance(state, dict):
-        raise LeukoError(f"{path} holds no dictionary of weights; expected torchvision's VGG-16")
+        raise LeukoError(f"{path} holds no dictionary of weights; give torchvision's VGG-16")
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _require_vgg16(file: dict[str, Tensor], source: str) -> None:
-    """Raises LeukoError for layers of normalisation, and for more convolutions than VGG-16 has."""
+    """Raises LeukoError for normalisation layers, and for more convolutions than VGG-16 has."""
     for name, value in file.items():
         scales = value.ndim == 1 and name.endswith("weight")
         if scales or name.endswith(("running_mean", "running_var")):
             raise LeukoError(
                 f"{source} has a normalisation layer ({name}), as torchvision's vgg16_bn does; "
-                "expected VGG-16 without normalisation"
+                "give VGG-16 without normalisation"
             )
     found, expected = len(_kernels(file)), sum(map(len, VGG16))
     if found > expected:
         raise LeukoError(
-            f"{source} holds {found} convolutions of 3x3; expected the {expected} of VGG-16 at most"
+            f"{source} holds {found} 3x3 convolutions; give weights of VGG-16, with {expected} at "
+            "most"
         )
 
 
 def _kernels(file: dict[str, Tensor]) -> list[str]:
-    """Names of the 3x3 convolutions, in the order of the numbers in them."""
+    """Names of the 3x3 convolutions, sorted by the numbers in the names."""
     return sorted(
         (name for name, value in file.items() if value.ndim == 4 and value.shape[2:] == (3, 3)),
         key=lambda name: [int(number) for number in re.findall(r"\d+", name)],
@@ -269,4 +266,6 @@ def _check(model: SpecialisedVGG, state: dict[str, Tensor], source: str) -> None
                     f"{tuple(expected.shape)}: ImageNet weights fit the full-width VGG-16 only"
                 )
             if not value.isfinite().all():
-                raise LeukoError(f"{source} has nan or infinity at features.{index}.{part}")
+                raise LeukoError(
+                    f"{source} has nan or infinity at features.{index}.{part}; download it again"
+                )

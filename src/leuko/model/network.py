@@ -14,13 +14,13 @@ Stages = tuple[tuple[int, ...], ...]
 VGG16: Stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # Maps of each specialised layer, K in the paper.
 SIDE_MAPS = 16
-GREY_SPREAD = 64  # of centred grey values, about
-# The root mean square of what ReLU leaves of a Gaussian, by its standard deviation.
+GREY_SPREAD = 64  # standard deviation of centred grey values, about
+# Root mean square of a Gaussian after ReLU, divided by its standard deviation after ReLU.
 SPREAD_ALONE = math.sqrt(math.pi / (math.pi - 1))
 
 
 def vgg16(width: float) -> Stages:
-    """VGG-16 with that part of its maps in every stage: a half is a quarter of the work."""
+    """VGG-16 with a fraction `width` of its maps in every stage; 0.5 is a quarter of the work."""
     return tuple(tuple(int(width * maps) for maps in stage) for stage in VGG16)
 
 
@@ -81,11 +81,11 @@ class SpecialisedVGG(nn.Module):
         return logits
 
     def _initialise(self) -> None:
-        """From nothing: all maps start at the size of one.
+        """Random weights for training from scratch, with all maps at unit scale.
 
-        He et al. 2015 for the stages, each filter less its mean, so that an image's brightness does
-        not outshine what is in it; `SPREAD_ALONE` makes up for the mean that ReLU leaves (Brock et
-        al. 2021). Centred grey values spread over `GREY_SPREAD`, which the first layer takes out.
+        He et al. 2015 for the stages, each filter minus its mean, so that image brightness does not
+        dominate image content; `SPREAD_ALONE` corrects for the mean after ReLU (Brock et al.
+        2021). The first layer divides by `GREY_SPREAD`, the scale of centred grey values.
         """
         for convolution in self.convolutions:
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
@@ -100,15 +100,15 @@ class SpecialisedVGG(nn.Module):
             nn.init.zeros_(module.bias)
 
     def renew_specialised_layers(self) -> None:
-        """Small Gaussians, as is usual for layers added to a trained network."""
+        """Draw small Gaussian weights, as is usual for layers added to a trained network."""
         for module in (*self.sides, self.fusion):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
 
     @torch.no_grad()
     def divide_maps(self, by: float) -> None:
-        """Divide every map of the stages: with ReLU, dividing the first convolution's weights and
-        all biases divides all that follows, exactly."""
+        """Divide all feature maps of the stages: with ReLU it is enough to divide the weights of
+        the first convolution and all biases."""
         self.first_convolution.weight.div_(by)
         for convolution in self.convolutions:
             cast("Tensor", convolution.bias).div_(by)

@@ -1,8 +1,8 @@
-"""A trained network becomes one ONNX file, in 8-bit integers, and the network again.
+"""Exports a trained network to an 8-bit ONNX file, and reads the network back.
 
-The only module that knows onnx. The file takes slices as `prepare` makes them, uint8
-(N, H, W, 3), and gives probabilities, float32 (N, C, H, W); N is free, H and W are multiples
-of 16. The fusion stays in float: it is hardly any work, and its sum decides.
+The only module that uses onnx. The ONNX model takes slices from `prepare`, uint8 (N, H, W, 3), and
+returns probabilities, float32 (N, C, H, W), for any N and for H and W that are multiples of 16.
+The fusion stays in float: it costs little time, and its sum decides the class.
 """
 
 import io
@@ -31,25 +31,25 @@ from safetensors.torch import load_file
 
 from leuko.errors import LeukoError
 from leuko.io.files import staged
+from leuko.model.card import ONNX_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.model.network import SpecialisedVGG
 from leuko.model.quantisation import rounded
-from leuko.model.weights import ONNX_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.preprocessing.slices import centred
 from leuko.volume import Array
 
 OPSET = 17
-# What the calibration sees. All their maps are in memory at once: slices are cut to this size.
+# Calibration keeps the maps of all slices in memory at once, so slices are cropped to this size.
 CALIBRATION_SLICES, CALIBRATION_PIXELS = 32, 160
-# Maps above this percentile are clipped: a rare peak would coarsen all the others.
+# Values above this percentile are clipped: rare peaks would coarsen the steps of all others.
 PERCENTILE = 99.999
-LARGEST = 64  # integer weight, in 7 bits
+LARGEST = 64  # limit of integer weights, for 7 bits
 
 
 def export(model: Path, out: Path, slices: Array) -> ModelCard:
-    """Write the trained model of a folder as 8-bit ONNX with its card into another; the card.
+    """Write the trained model in a folder as 8-bit ONNX, with its card, to `out`; returns the card.
 
-    `slices` (N, H, W, 3), uint8, are to calibrate on: images like those that the model will see.
-    Raises LeukoError when `model` is none or exported already, or `out` is not empty.
+    `slices` (N, H, W, 3), uint8, are calibration images, like those that the model will see.
+    Raises LeukoError if `model` is no model folder or is exported already, or `out` is not empty.
     """
     card = require_exportable(model, out)
     network = read_network(model, card)
@@ -59,17 +59,17 @@ def export(model: Path, out: Path, slices: Array) -> ModelCard:
 
 
 def require_exportable(model: Path, out: Path) -> ModelCard:
-    """The card of a model that can be exported to `out`. Raises LeukoError if it cannot."""
+    """The card of a model. Raises LeukoError if the model cannot be exported to `out`."""
     card = load_card(model)
     if card.weights != WEIGHTS_FILE:
-        raise LeukoError(f"{model} is exported already")
+        raise LeukoError(f"{model} is exported already; give a model folder from leuko train")
     if out.is_dir() and any(out.iterdir()):
         raise LeukoError(f"{out} is not empty; choose a new folder with -o")
     return card
 
 
 def to_onnx(network: SpecialisedVGG) -> onnx.ModelProto:
-    """The network with its centring and softmax as an ONNX graph in float32."""
+    """The network, with centring and softmax, as an ONNX graph in float32."""
     nodes: list[onnx.NodeProto] = []
     constants = {name: value.detach().numpy() for name, value in network.state_dict().items()}
 
@@ -128,11 +128,11 @@ def to_onnx(network: SpecialisedVGG) -> onnx.ModelProto:
 
 
 def quantised(network: SpecialisedVGG, slices: Array) -> onnx.ModelProto:
-    """The network with stages and specialised layers in 8-bit integers (QDQ): maps by their range
-    on `slices`, weights by channel, rounded together (`rounding`).
+    """The network with stages and specialised layers in 8-bit integers (QDQ).
 
-    Weights keep 7 of the 8 bits: processors without VNNI add pairs of products in 16 bits, which
-    would overflow with 8.
+    Maps are scaled by their range on `slices` (N, H, W, 3), uint8; weights are scaled per channel
+    and rounded jointly (`quantisation`). Weights use 7 of the 8 bits: processors without VNNI add
+    pairs of products in 16 bits, which would overflow.
     """
     top, left = (max(0, (n - CALIBRATION_PIXELS) // 2) for n in slices.shape[1:3])
     middle = slices[:, top:, left:][:, :CALIBRATION_PIXELS, :CALIBRATION_PIXELS]
@@ -158,10 +158,10 @@ def quantised(network: SpecialisedVGG, slices: Array) -> onnx.ModelProto:
 
 
 def _nearest(model: onnx.ModelProto, chosen: Array) -> onnx.ModelProto:
-    """In 8 bits by onnxruntime, which takes the nearest integers; `chosen` (N, H, W, 3) tell the
-    ranges of the maps."""
+    """The model quantised by onnxruntime, with weights rounded to the nearest integers and map
+    ranges from `chosen` (N, H, W, 3)."""
     float_nodes = [node.name for node in model.graph.node if node.name.startswith("fusion")]
-    root = logging.getLogger()  # onnxruntime advises through it on every call
+    root = logging.getLogger()  # onnxruntime logs advice to it on every call
     level = root.level
     root.setLevel(logging.ERROR)
     try:
@@ -188,9 +188,9 @@ def _nearest(model: onnx.ModelProto, chosen: Array) -> onnx.ModelProto:
 
 
 def read_network(model: Path, card: ModelCard) -> SpecialisedVGG:
-    """The network of a model folder in float32; of an exported one as near as 7 bits allow.
+    """The network of a model folder in float32; an exported one keeps its 7-bit precision.
 
-    Raises LeukoError when weights and card do not describe one network.
+    Raises LeukoError if the weights do not fit the card.
     """
     try:
         network = SpecialisedVGG(len(card.classes), card.stages, card.side_maps)
@@ -201,7 +201,7 @@ def read_network(model: Path, card: ModelCard) -> SpecialisedVGG:
         network.load_state_dict(state)
     except (KeyError, ValueError, RuntimeError, DecodeError, SafetensorError) as error:
         raise LeukoError(
-            f"{model}: weights and card do not describe one network; copy the folder again"
+            f"{model} has weights that do not fit its card; copy the folder again"
         ) from error
     return network
 
@@ -225,7 +225,7 @@ def _dequantised(stored: dict[str, Array], name: str) -> Array:
 
 
 class _Slices(CalibrationDataReader):  # type: ignore[misc]
-    """Hands slices to onnxruntime's calibration, one at a time."""
+    """Passes slices to onnxruntime's calibration, one at a time."""
 
     def __init__(self, slices: Array) -> None:
         self._slices: Iterator[Array] = iter(slices)

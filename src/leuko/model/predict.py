@@ -1,4 +1,4 @@
-"""A model sees a pair of scans: probabilities on the FLAIR's grid."""
+"""Predicts probabilities on the FLAIR's grid from a FLAIR and an aligned T1."""
 
 import numpy as np
 
@@ -10,16 +10,16 @@ from leuko.volume import Array, Volume
 
 def predict(flair: Volume, t1: Volume | None, model: Model) -> Array:
     """Probabilities (C, X, Y, Z) of the model's classes on the grid of the FLAIR, float32 in
-    [0, 1]; WMH, if one of them, is the last. Where the model saw nothing all are 0. The T1 must be
-    aligned.
+    [0, 1]; WMH is the last class, if the model has it. All are 0 outside the slices that the model
+    saw. The T1 must be aligned.
 
-    A model of three planes sees a nearly isotropic scan along each axis; the mean is returned.
+    A three-plane model predicts a nearly isotropic scan along each axis; the mean is returned.
     """
     return predict_pair(Pair.of(flair, t1, model.card.preparation), model, Stopwatch())
 
 
 def predict_pair(pair: Pair, model: Model, watch: Stopwatch) -> Array:
-    """As `predict`, of scans that are in 8 bit already; the stages are timed."""
+    """As `predict`, for scans already in 8 bit; times the stages."""
     all_planes = model.card.three_planes and pair.scan.is_nearly_isotropic
     axes = range(3) if all_planes else (None,)
     mean = np.zeros((len(model.card.classes), *pair.scan.data.shape), dtype=np.float32)

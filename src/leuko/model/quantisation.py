@@ -1,9 +1,9 @@
-"""Weights become integers, such that what their layers compute changes least.
+"""Rounds weights to integers so that layer outputs change least.
 
-The nearest integers change each weight least, but not the sums: the inputs of a layer go together,
-so that the errors of their weights may cancel or add up. Here weights are rounded one after the
-other, and those that are left make up for what each has lost: the optimal brain surgeon (Hassibi
-and Stork 1992), for rounding GPTQ (Frantar et al. 2022).
+Rounding each weight to the nearest integer is not optimal: the inputs of a layer are correlated, so
+rounding errors cancel or add up. Here weights are rounded in turn, and the remaining ones
+compensate the error of each: optimal brain surgeon (Hassibi and Stork 1992), applied to rounding
+by GPTQ (Frantar et al. 2022).
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,20 +14,20 @@ from torch import Tensor
 
 from leuko.model.network import SpecialisedVGG
 
-POSITIONS = 400  # on each slice, drawn at random, that tell how the inputs of a layer go together
-DAMPING = 0.01  # added to the variance of each input, as part of their mean variance
-BLOCK = 128  # inputs whose errors are passed on to the others at once: for speed alone
+POSITIONS = 400  # random positions per slice from which the covariance of inputs is estimated
+DAMPING = 0.01  # added to the variance of each input, as a fraction of their mean variance
+BLOCK = 128  # inputs whose errors are propagated together, for speed
 
 
 @torch.no_grad()
 def rounded(
     network: SpecialisedVGG, images: Tensor, scales: Mapping[str, Tensor], *, largest: int
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The name of each 3x3 convolution (`stages.0.0`, `sides.0`), its weights (O, I, 3, 3) as
-    integers of at most `largest` in size, and its bias (O,).
+    """Yields for each 3x3 convolution its name (`stages.0.0`, `sides.0`), its weights (O, I, 3, 3)
+    as integers in [-largest, largest], and its bias (O,).
 
     A weight is its integer times the scale (O,) of its convolution. `images` (N, 3, H, W), centred,
-    are like those that the network will see; each layer sees them through the rounded ones below.
+    are like those that the network will see; each layer gets the outputs of the rounded layers.
     """
     state, draw = network.state_dict(), torch.Generator().manual_seed(0)
 
@@ -54,7 +54,7 @@ def rounded(
 
 
 def compensated(weights: Tensor, covariance: Tensor, largest: int) -> Tensor:
-    """Integers (O, K), as float, for weights (O, K) of K inputs with that covariance (K, K)."""
+    """Integers (O, K), as float, for weights (O, K) of K inputs with `covariance` (K, K)."""
     left = weights.clone()
     count = left.shape[1]
     damping = DAMPING * covariance.diagonal().mean().clamp(min=1e-12)
@@ -73,7 +73,7 @@ def compensated(weights: Tensor, covariance: Tensor, largest: int) -> Tensor:
 
 
 def _inputs(maps: Tensor, draw: torch.Generator) -> Tensor:
-    """What a 3x3 convolution of maps (N, C, H, W) sees at some of their positions, (9 C, ...)."""
+    """Inputs (9 C, samples) of a 3x3 convolution of maps (N, C, H, W) at random positions."""
     columns = []
     for image in maps:
         seen = F.unfold(image[None], 3, padding=1)[0]

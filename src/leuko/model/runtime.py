@@ -1,7 +1,7 @@
-"""A model and slices become probabilities: by onnxruntime, or by torch for what it alone can do.
+"""Runs a model on slices, with onnxruntime or torch.
 
-torch computes models that are not exported, and on GPUs that onnxruntime does not reach; it is
-imported for those alone.
+torch runs models that are not exported, and GPUs that onnxruntime does not support; it is imported
+only then.
 """
 
 import os
@@ -14,13 +14,14 @@ import numpy as np
 import onnxruntime
 
 from leuko.errors import LeukoError, require
-from leuko.model.weights import DEFAULT, ONNX_FILE, ModelCard, find, load_card
+from leuko.model.card import ONNX_FILE, ModelCard, load_card
+from leuko.model.weights import DEFAULT, find
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, centred
 from leuko.volume import Array
 
 Device = Literal["cpu", "cuda", "mps"]
 
-# Slices at once: more gains nothing on a CPU and costs memory.
+# Slices per batch: more need more memory and are no faster on a CPU.
 BATCH = 4
 
 
@@ -35,8 +36,8 @@ class Model:
     def predict(self, slices: Array, *, batch: int = BATCH) -> Array:
         """Probabilities (N, C, H, W), float32, of colour slices (N, H, W, 3), uint8.
 
-        They sum to 1 over the model's classes. Slices in which nothing is as bright as a head are
-        background, without a look.
+        They sum to 1 over the model's classes. Slices without a pixel as bright as a head are set
+        to background without running the network.
         """
         dark = HEAD_PART_OF_TISSUE * self.card.preparation.tissue_grey
         shown = np.flatnonzero((slices > dark).any(axis=(1, 2, 3)))
@@ -70,11 +71,11 @@ def load_model(
 def load(
     folder: Path, *, device: Device = "cpu", threads: int | None = None, by_torch: bool = False
 ) -> Model:
-    """The model in a folder, its weights checked, on a device.
+    """The model in a folder, on a device, after its weights are verified.
 
-    `threads` bounds the CPU's; by default those that this process may use. `by_torch`: in float32
-    even where onnxruntime can, as training starts from it. Raises LeukoError for a folder that
-    is no model, for a device that is not there, and where torch is needed and missing.
+    `threads` limits CPU threads; by default all processors that this process may use. `by_torch`
+    always uses torch, in float32, as training does. Raises LeukoError if the folder is no model,
+    the device is not available, or torch is needed but not installed.
     """
     card = load_card(folder)
     threads = threads or available_cpus()
@@ -83,7 +84,7 @@ def load(
     if card.weights == ONNX_FILE and provider in onnxruntime.get_available_providers():
         session = _session(folder / ONNX_FILE, provider, threads)
         _require_fit(session, card, folder)
-        if provider in session.get_providers():  # not if its libraries did not load
+        if provider in session.get_providers():  # missing if its libraries did not load
             return Model(card, _onnx_network(session), folder)
     require_device(device)
     return Model(card, _torch_network(folder, card, device, threads), folder)
@@ -92,15 +93,17 @@ def load(
 def _session(path: Path, provider: str, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors; it warns of what it falls back to on every start
+    options.log_severity_level = 3  # errors only; it warns of fallbacks on every start
     try:
         return onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions have no common class
-        raise LeukoError(f"{path} cannot be used by onnxruntime ({error})") from error
+        raise LeukoError(
+            f"{path} cannot be loaded by onnxruntime ({error}); copy the model folder again"
+        ) from error
 
 
 def _require_fit(session: onnxruntime.InferenceSession, card: ModelCard, folder: Path) -> None:
-    """Raises LeukoError unless the file takes slices and gives the classes of its card."""
+    """Raises LeukoError unless the ONNX file takes slices and returns the classes of its card."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     found = [(value.name, value.type, value.shape[-1:]) for value in inputs] + [
         (value.name, value.type, value.shape[1:2]) for value in outputs
@@ -109,7 +112,7 @@ def _require_fit(session: onnxruntime.InferenceSession, card: ModelCard, folder:
         ("slices", "tensor(uint8)", [3]),
         ("probabilities", "tensor(float)", [len(card.classes)]),
     ]:
-        raise LeukoError(f"{folder}: weights and card do not describe one network; copy it again")
+        raise LeukoError(f"{folder} has weights that do not fit its card; copy the folder again")
 
 
 def _onnx_network(session: onnxruntime.InferenceSession) -> Callable[[Array], Array]:
@@ -146,11 +149,11 @@ def require_device(device: Device) -> None:
     there = torch_devices()
     if not there[device]:
         usable = ", ".join(name for name, found in there.items() if found)
-        raise LeukoError(f"no {device} device was found here; use --device with one of: {usable}")
+        raise LeukoError(f"no {device} device was found; use --device with one of: {usable}")
 
 
 def torch_devices() -> dict[Device, bool]:
-    """Which devices torch can use here. Raises LeukoError without torch."""
+    """Which devices torch can use. Raises LeukoError if torch is not installed."""
     require("torch", extra="train")
     import torch
 
@@ -162,7 +165,7 @@ def torch_devices() -> dict[Device, bool]:
 
 
 def available_cpus() -> int:
-    """Processors that this process may use: its affinity, and the cgroup's quota in containers."""
+    """Number of processors that this process may use, by CPU affinity and cgroup quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

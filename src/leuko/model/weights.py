@@ -1,219 +1,33 @@
-"""Models on disk: a folder with the weights and the `card.json` that says how to use them.
+"""Finds, lists and pulls models: folders that hold weights and their card.
 
-Weights are `model.safetensors`, as training writes them, or `model.onnx`, as export does. A model
-is named by its folder, or by its name if it is bundled or in the cache.
+A model is identified by its folder, or by its name if it is bundled or in the cache.
 """
 
 import http.client
-import math
 import os
 import re
 import shutil
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from itertools import chain
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
 
 import platformdirs
 
 from leuko.errors import LeukoError
-from leuko.io.files import read_json, sha256, staged, write_json
-from leuko.model.calibration import Calibration
-from leuko.preprocessing.slices import Preparation
+from leuko.io.files import sha256, staged
+from leuko.model.card import CARD_FILE, ONNX_FILE, WEIGHTS_FILE, load_card
 
-WEIGHTS_FILE = "model.safetensors"
-ONNX_FILE = "model.onnx"
-CARD_FILE = "card.json"
-FORMAT = 1
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a model that is pulled: a folder's
-LARGEST_BYTES = 1_000_000_000  # of an archive and of each file in it; the largest VGG-16 is 0.5 GB
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a pulled model's name becomes a folder name
+LARGEST_BYTES = 1_000_000_000  # limit for an archive and each file in it; VGG-16 has 0.5 GB
 BUNDLED = Path(__file__).parents[1] / "data" / "models"
 DEFAULT = "leuko-base"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What is called a lesion."""
-
-    threshold: float  # least probability of a voxel, 0 to 1
-    lesion_threshold: float  # least highest probability of a lesion, `threshold` or more
-    smallest_mm3: float
-
-    def shifted(self, log_odds: float) -> "Limits":
-        """Both thresholds moved along the log odds: up for fewer voxels, down for more."""
-        first, second = (
-            1 / (1 + math.exp(-_log_odds(p) - log_odds))
-            for p in (self.threshold, self.lesion_threshold)
-        )
-        return Limits(first, second, self.smallest_mm3)
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """Everything that using a model needs, so that no setting is repeated at inference."""
-
-    name: str
-    classes: tuple[str, ...]  # one of many; "wmh" is the last, where it is one of them
-    preparation: Preparation
-    stages: tuple[tuple[int, ...], ...]  # maps after each convolution, stage by stage
-    side_maps: int  # K, maps of each specialised layer
-    training: Mapping[str, Any]  # recipe, start, steps, seed, subjects, commit of the synthesis
-    weights: str = WEIGHTS_FILE  # or ONNX_FILE
-    three_planes: bool = False  # scans that are nearly isotropic are seen along all three axes
-    threshold: float = 0.5  # of the WMH probability: the commoner class wins
-    lesion_threshold: float | None = None  # of a lesion's highest; None: that of its voxels
-    edges: bool = False  # lesions end where the FLAIR says that readers draw their edges
-    smallest_lesion_mm3: float = 5.0  # a speck of a voxel or two at common resolutions
-    calibration: Calibration | None = None  # measured with the model; none: no intervals
-    licence: str = "not stated; set by whoever trained the model and owns the scans"
-    weights_sha256: str = ""
-    format: int = FORMAT
-    leuko_version: str = ""
-
-    def __post_init__(self) -> None:
-        right = {
-            "name": _is_line(self.name),
-            "licence": _is_line(self.licence),
-            "weights": self.weights in (WEIGHTS_FILE, ONNX_FILE),
-            "weights_sha256": isinstance(self.weights_sha256, str),
-            "classes": all(map(_is_line, self.classes))
-            and len(self.classes) == len(set(self.classes)) > 1
-            and "wmh" not in self.classes[:-1]
-            and ("rim" not in self.classes or are_rims(self.classes)),
-            "stages": all(map(_is_count, [len(self.stages), *map(len, self.stages)])),
-            "maps": all(map(_is_count, [self.side_maps, *chain(*self.stages)])),
-            "three_planes": isinstance(self.three_planes, bool),
-            "threshold": 0 < self.threshold < 1,
-            "lesion_threshold": self.lesion_threshold is None
-            or self.threshold <= self.lesion_threshold < 1,
-            "edges": isinstance(self.edges, bool),
-            "smallest_lesion_mm3": 0 <= self.smallest_lesion_mm3 < math.inf,
-            "training": isinstance(self.training, Mapping),
-        }
-        wrong = [name for name, is_right in right.items() if not is_right]
-        if wrong:
-            raise ValueError(f"wrong {', '.join(wrong)}")
-
-    @property
-    def knows_wmh(self) -> bool:
-        return self.classes[-1] == "wmh"
-
-    def require_wmh(self) -> None:
-        """Raises LeukoError for a model of tissues alone, which finds no WMH."""
-        if not self.knows_wmh:
-            raise LeukoError(
-                f"the model {self.name} finds no WMH: its classes are {', '.join(self.classes)}; "
-                "give a model with the class wmh, or call leuko.model.predict from Python"
-            )
-
-    @property
-    def knows_rims(self) -> bool:
-        """Whether normal caps and rims of the ventricles are a class of their own."""
-        return "rim" in self.classes
-
-    def require_rims(self) -> None:
-        """Raises LeukoError for a model that does not tell caps and rims from WMH."""
-        if not self.knows_rims:
-            raise LeukoError(
-                f"the model {self.name} knows no caps and rims: its classes are "
-                f"{', '.join(self.classes)}; leave --rims include out, or give a model with the "
-                "class rim"
-            )
-
-    @property
-    def tissues(self) -> tuple[str, ...]:
-        """The classes without caps and rims, which are white matter."""
-        return tuple(name for name in self.classes if name != "rim")
-
-    def limits(
-        self, threshold: float | None = None, smallest_lesion_mm3: float | None = None
-    ) -> Limits:
-        """What is called a lesion, by default the model's own limits. The lesion threshold moves
-        with the threshold, by the same log odds.
-
-        Raises LeukoError for a threshold outside (0, 1) and for a negative or infinite volume.
-        """
-        own = Limits(
-            self.threshold, self.lesion_threshold or self.threshold, self.smallest_lesion_mm3
-        )
-        smallest = own.smallest_mm3 if smallest_lesion_mm3 is None else smallest_lesion_mm3
-        if not 0 <= smallest < math.inf:
-            raise LeukoError(
-                f"the smallest lesion is {smallest:g}; it must be a number of mm3, 0 or more"
-            )
-        if threshold is None:
-            return replace(own, smallest_mm3=smallest)
-        if not 0 < threshold < 1:
-            raise LeukoError(f"the threshold {threshold:g} is not between 0 and 1")
-        moved = own.shifted(_log_odds(threshold) - _log_odds(own.threshold))
-        return Limits(threshold, max(threshold, moved.lesion_threshold), smallest)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], *, source: Path) -> Self:
-        """A card from its JSON object. Raises LeukoError when it does not read as one."""
-        known = {f.name for f in fields(cls)}
-        try:
-            if int(content["format"]) > FORMAT:
-                raise LeukoError(
-                    f"{source} has format {content['format']}, newer than this Leuko; update Leuko"
-                )
-            return cls(
-                **{k: v for k, v in content.items() if k in known}
-                | {
-                    "preparation": Preparation(**content["preparation"]),
-                    "classes": tuple(content["classes"]),
-                    "stages": tuple(tuple(widths) for widths in content["stages"]),
-                    "calibration": Calibration.from_json(content["calibration"])
-                    if content.get("calibration") is not None
-                    else None,
-                }
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise LeukoError(f"{source} is no model card ({error}); copy it again") from error
-
-
-def save_card(folder: Path, card: ModelCard) -> ModelCard:
-    """Write the card beside the weights that lie in `folder`, with their hash; returns it."""
-    hashed = replace(card, weights_sha256=sha256(folder / card.weights))
-    write_json(folder / CARD_FILE, asdict(hashed))
-    return hashed
-
-
-def load_card(folder: Path) -> ModelCard:
-    """The card of a model folder whose weights have been checked against their hash.
-
-    Raises LeukoError when the folder is no model, or the weights are not those of the card.
-    """
-    if not folder.is_dir():
-        raise LeukoError(f"{folder} does not exist; give a model folder, as leuko train makes it")
-    card_path = folder / CARD_FILE
-    if not card_path.is_file():
-        hint = (
-            f"its training is not finished: leuko train --resume {folder}"
-            if (folder / "run.json").is_file()
-            else "give the folder that leuko train or leuko export wrote"
-        )
-        raise LeukoError(f"{folder} has no {CARD_FILE}; {hint}")
-    card = ModelCard.from_json(read_json(card_path, what="model card"), source=card_path)
-    weights_path = folder / card.weights
-    if not weights_path.is_file():
-        raise LeukoError(f"{folder} has a card but no {card.weights}; copy the whole folder again")
-    found = sha256(weights_path)
-    if found != card.weights_sha256:
-        raise LeukoError(
-            f"{weights_path} is not the file that its card describes (SHA-256 {found[:12]}..., "
-            f"expected {card.weights_sha256[:12]}...); copy the model folder again"
-        )
-    return card
-
-
 def cache_folder() -> Path:
-    """Where pulled models are kept: `LEUKO_CACHE`, or the user's cache folder."""
+    """The folder of pulled models: in `LEUKO_CACHE`, or else in the user's cache folder."""
     return Path(os.environ.get("LEUKO_CACHE") or platformdirs.user_cache_dir("leuko")) / "models"
 
 
@@ -221,36 +35,36 @@ def installed() -> dict[str, Path]:
     """The folders of all bundled and pulled models, by name."""
     return {
         path.parent.name: path.parent
-        for root in (cache_folder(), BUNDLED)  # a bundled name stands for the bundled model
+        for root in (cache_folder(), BUNDLED)  # bundled models take precedence
         for path in sorted(root.glob(f"*/{CARD_FILE}"))
     }
 
 
 def find(model: str) -> Path:
     """The folder of a model, given by name or as a path. Raises LeukoError if there is none, or
-    if it could be either of two."""
+    if a folder here has the name of an installed model."""
     named = installed()
     if model in named:
         if (Path(model) / CARD_FILE).is_file():
             raise LeukoError(
-                f"{model} is a model folder here and also the name of a model; "
-                f"write ./{model} for the folder, or go elsewhere"
+                f"{model} is both a model folder here and the name of an installed model; write "
+                f"./{model} for the folder, or run elsewhere for the installed model"
             )
         return named[model]
     if Path(model).is_dir():
         return Path(model)
     raise LeukoError(
-        f"{model} is neither a model folder nor a model known here ({', '.join(named) or 'none'}); "
-        "see leuko models list"
+        f"{model} is neither a model folder nor an installed model "
+        f"({', '.join(named) or 'none'}); see leuko models list"
     )
 
 
 def pull(source: str, *, sha256_expected: str | None = None) -> Path:
-    """Fetch a model, a zip archive at a URL or on disk, into the cache; its folder there.
+    """Install a model from a zip archive, at a URL or on disk, into the cache; returns its folder.
 
-    The archive holds the card and the weights, at its top or in one folder. Raises LeukoError,
-    and leaves the cache as it was, if it cannot be read, has another SHA-256 than expected, holds
-    no whole model, or has the name of a model that is there.
+    The archive holds the card and the weights, at its top level or in one folder. Raises
+    LeukoError, with the cache unchanged, if the archive cannot be read, has an unexpected SHA-256,
+    holds no complete model, or its model's name is already installed.
     """
     with TemporaryDirectory() as temporary:
         archive = Path(temporary) / "model.zip"
@@ -258,19 +72,25 @@ def pull(source: str, *, sha256_expected: str | None = None) -> Path:
         found = sha256(archive)
         if sha256_expected and found != sha256_expected.lower():
             raise LeukoError(
-                f"{source} has the SHA-256 {found}, not {sha256_expected}; it was damaged or "
-                "changed, so it was not installed"
+                f"{source} has SHA-256 {found}, expected {sha256_expected}; it is damaged or "
+                "changed and was not installed: download it again"
             )
         unpacked = Path(temporary) / "model"
         _unpack(archive, unpacked, source)
         try:
             card = load_card(unpacked)
         except LeukoError as error:
-            raise LeukoError(f"{source} holds no whole model: {error}") from error
+            raise LeukoError(f"{source} holds no complete model: {error}") from error
         if not NAME.fullmatch(card.name):
-            raise LeukoError(f"{source} has a model name that cannot be a folder's: {card.name!r}")
+            raise LeukoError(
+                f"{source} has the model name {card.name!r}; expected up to 64 letters, digits, "
+                "dots, dashes and underscores: rename it in card.json"
+            )
         if card.name in installed():
-            raise LeukoError(f"a model {card.name} is there already: {installed()[card.name]}")
+            raise LeukoError(
+                f"a model {card.name} is installed already: {installed()[card.name]}; use it, or "
+                "delete that folder first"
+            )
         target = cache_folder() / card.name
         with staged(target) as scratch:
             for file in unpacked.iterdir():
@@ -287,11 +107,13 @@ def _fetch(source: str, target: Path) -> None:
             with Path(source).open("rb") as file:
                 _save(file.read, target, source)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise LeukoError(f"{source} could not be fetched ({error})") from error
+        raise LeukoError(
+            f"{source} could not be fetched ({error}); check the address or path"
+        ) from error
 
 
 def _unpack(archive: Path, target: Path, source: str) -> None:
-    """The card and the weights of an archive, and nothing else of it, into a folder."""
+    """Extract only the card and the weights of an archive into a folder."""
     target.mkdir()
     try:
         with zipfile.ZipFile(archive) as content:
@@ -301,32 +123,20 @@ def _unpack(archive: Path, target: Path, source: str) -> None:
                     with content.open(name) as stored:
                         _save(stored.read, target / file, source)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
-        raise LeukoError(f"{source} is no zip archive of a model ({error})") from error
+        raise LeukoError(
+            f"{source} is not a readable zip archive ({error}); give a zip archive of a model"
+        ) from error
     if not (target / CARD_FILE).is_file():
-        raise LeukoError(f"{source} holds no {CARD_FILE}: it is no model")
+        raise LeukoError(f"{source} holds no {CARD_FILE}; give a zip archive of a model")
 
 
 def _save(read: Callable[[int], bytes], target: Path, source: str) -> None:
-    """Write what is read in pieces. Raises LeukoError when it is more than any model has."""
+    """Copy from `read` in pieces. Raises LeukoError beyond LARGEST_BYTES."""
     with target.open("wb") as file:
         while piece := read(1 << 20):
             if file.tell() + len(piece) > LARGEST_BYTES:
-                raise LeukoError(f"{source} is larger than any model: it was not installed")
+                raise LeukoError(
+                    f"{source} is larger than {LARGEST_BYTES / 1e6:.0f} MB, the limit; it was not "
+                    "installed: give a zip archive of a model"
+                )
             file.write(piece)
-
-
-def are_rims(classes: tuple[str, ...]) -> bool:
-    """Whether rims stand before WMH, with white matter to see them by."""
-    return classes[-2:] == ("rim", "wmh") and "white" in classes
-
-
-def _is_line(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable()
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and 0 < value <= 4096
-
-
-def _log_odds(p: float) -> float:
-    return math.log(p / (1 - p))

@@ -1,1 +1,1 @@
-"""Before the network: registration, SimpleITK, and scans as slices."""
+"""Preprocessing: registration of T1 to FLAIR, bias correction, and slices for the network."""

@@ -1,7 +1,7 @@
-"""A T1 is brought to its FLAIR: rigidly, by mutual information, and judged before it is believed.
+"""Registers the T1 to the FLAIR, rigidly by mutual information, and checks the result.
 
-No voxel changes: what moves is the T1's affine, so that it is resampled once, by `channels`. Points
-are millimetres in the world, RAS, throughout.
+Only the T1's affine changes; `slices` resamples its voxels once. Points are world coordinates in
+mm, RAS.
 """
 
 from collections.abc import Iterator
@@ -24,44 +24,45 @@ Mode = Literal["auto", "always", "never"]
 PROBE_SPACING_MM, COARSE_MM, FINE_MM = 3.0, 4.0, 1.5
 PROBE_MM, PROBE_DEGREES = 2.0, 2.0
 BRAIN_RADIUS_MM = 50.0
-ALIGNED_MM = 0.6  # what a registration of thick slices would not find again either
-LOST_MM = 1.0  # a registration that ends so far from the best place has failed
-FAR_MM = 3.0  # what a parabola says beyond its three values is no measure
+ALIGNED_MM = 0.6  # below the reproducibility of registration with thick slices
+LOST_MM = 1.0  # a registration with this residual shift has failed
+FAR_MM = 3.0  # beyond this the parabola extrapolates and its value is not reliable
 AWAY_MM = 4.0
-LEAST_SHARPNESS = 0.3  # two scans of one brain have more, of two brains less: runs/registration.py
-ANOTHER_BRAIN = 0.24  # two brains have less; poor pairs of one brain lie between it and the limit
-TURN_DEGREES = 15  # between starts: half of it lies within reach of a descent
-TRIED = 3  # of the starts, the best, are followed
-TRIES = 4  # to settle
+LEAST_SHARPNESS = 0.3  # above it two scans of one brain, below it two brains: runs/registration.py
+ANOTHER_BRAIN = 0.24  # below it two brains; between the two limits poor pairs of one brain
+TURN_DEGREES = 15  # between starts: the optimiser recovers half of it
+TRIED = 3  # number of best starts that are optimised
+TRIES = 4  # number of fine registrations, each from the result of the last
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """How a T1 lies to its FLAIR, and what speaks for it. Mutual information is in nats."""
+    """A rigid registration of a T1 to its FLAIR and its quality. Mutual information is in nats."""
 
-    matrix: Array  # (4, 4): where a point of the FLAIR's world lies in the T1's
-    moved_mm: float  # by how much the T1 was, mean over the brain
-    off_mm: float  # by how much it still is, as far as the mutual information around tells
-    information_before: float  # mutual information within the brain, as the headers say
-    information: float
-    sharpness: float  # the part of it that is lost 4 mm away, mean over six ways
+    matrix: Array  # (4, 4): FLAIR world coordinates to T1 world coordinates
+    moved_mm: float  # displacement of the T1, mean over the brain
+    off_mm: float  # residual shift, estimated from the mutual information at nearby positions
+    information_before: float  # mutual information within the brain, by the headers alone
+    information: float  # the same, after registration
+    sharpness: float  # fraction of it lost by a shift of 4 mm, mean over six directions
 
     @property
     def is_sure(self) -> bool:
-        """Whether these are two scans of one brain, and lie on each other."""
+        """Whether the two scans show one brain and are registered."""
         return self.sharpness >= LEAST_SHARPNESS and self.off_mm < LOST_MM
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether the two show different brains, or lie far apart."""
+        """Whether the two scans show different brains, or are 3 mm or more apart."""
         return self.sharpness < ANOTHER_BRAIN or self.off_mm >= FAR_MM
 
     def doubt(self) -> str | None:
-        """Why it is not sure that these are two scans of one brain on each other, or None."""
+        """The reason why the registration is not sure, with its limit; None if it is sure."""
         if self.sharpness < LEAST_SHARPNESS:
             return (
-                f"moved by {AWAY_MM:g} mm they lose {100 * max(0, self.sharpness):.0f} % of their "
-                f"mutual information, expected {100 * LEAST_SHARPNESS:.0f} % or more"
+                f"a shift of {AWAY_MM:g} mm lowers their mutual information by "
+                f"{100 * max(0, self.sharpness):.0f} %, expected {100 * LEAST_SHARPNESS:.0f} % or "
+                "more for one brain"
             )
         if self.off_mm < LOST_MM:
             return None
@@ -80,27 +81,26 @@ class Alignment:
         }
 
     def apply(self, t1: Volume) -> Volume:
-        """The same voxels at their place in the world of the FLAIR."""
+        """The T1 with its affine in the world coordinates of the FLAIR; voxels do not change."""
         return replace(t1, affine=np.linalg.inv(self.matrix) @ t1.affine)
 
     def write(self, path: Path) -> None:
-        """As a transform of ITK, which counts LPS: points of the FLAIR to points of the T1."""
+        """Write an ITK transform (LPS) from FLAIR points to T1 points."""
         lps = np.diag([-1.0, -1.0, 1.0, 1.0])
         turned = lps @ self.matrix @ lps
         transform = sitk.AffineTransform(turned[:3, :3].ravel().tolist(), turned[:3, 3].tolist())
-        with TemporaryDirectory() as folder:  # ITK ends the process for a path that is not UTF-8
+        with TemporaryDirectory() as folder:  # ITK aborts the process if a path is not UTF-8
             written = Path(folder) / "transform.tfm"
             sitk.WriteTransform(transform, str(written))
             path.write_bytes(written.read_bytes())
 
 
 def align(flair: Volume, t1: Volume, *, mode: Mode = "auto", threads: int = 2) -> Alignment:
-    """Find where the T1 lies to its FLAIR.
+    """Register the T1 to the FLAIR.
 
-    "auto" registers where a look at the mutual information around the place that the headers say
-    tells that it is needed, "always" without a look; "never" takes the headers at their word. What
-    the headers say also stays where registration finds no better. Whoever calls decides what to do
-    with an alignment that is not sure.
+    "auto" registers only if mutual information near the header position shows a shift, "always" in
+    any case; "never" keeps the header position, as do the others if registration does not increase
+    mutual information. The caller decides what to do with an alignment that is not sure.
     """
     probe = _Probe(flair, t1)
     stay = sitk.Euler3DTransform(probe.centre.tolist(), 0.0, 0.0, 0.0)
@@ -117,7 +117,7 @@ def align(flair: Volume, t1: Volume, *, mode: Mode = "auto", threads: int = 2) -
 
 
 class _Probe:
-    """A FLAIR and a T1 in blocks of some millimetres, and what they share if one is moved."""
+    """Mutual information of a FLAIR and a T1, averaged to 3 mm, for any rigid transform."""
 
     def __init__(self, flair: Volume, t1: Volume) -> None:
         fixed, moving = (
@@ -147,10 +147,11 @@ class _Probe:
         return _information(self._method, *self._images, transform)
 
     def _off_mm(self, transform: Any, here: float) -> float:
-        """How far the best place is: a parabola through three values along each of six ways.
+        """Distance in mm to the maximum of mutual information, by a parabola through three values
+        for each of the six rigid parameters.
 
-        Turns count as the way of a point at the radius of the brain. Infinite where the place is
-        no hilltop at all.
+        Rotations count as the path of a point at the radius of the brain. Infinite if a parabola
+        has no maximum.
         """
         way_mm = []
         for k in range(6):
@@ -173,8 +174,8 @@ class _Probe:
 
 
 def _registered(flair: Volume, t1: Volume, threads: int) -> Iterator[Any]:
-    """Rigid transforms, from what the headers say or from brain upon brain; each starts from the
-    one before, should that have got stuck."""
+    """Rigid transforms, from starts at the header position and at matched brain centres; each
+    fine registration starts from the last, which may have stopped early."""
     grids = [scan.canonical() for scan in (flair, t1)]
     small = [_in_8_bit(_averaged(scan, COARSE_MM)) for scan in grids]
     centres = [_centre(rough_brain(scan)) for scan in small]
@@ -204,8 +205,8 @@ def _registered(flair: Volume, t1: Volume, threads: int) -> Iterator[Any]:
 
 
 def _rounded(transform: Any) -> Any:
-    """To 0.0001 radians and 0.01 mm: ITK's sums differ in the last digits from run to run, with
-    the turns that its threads take, and a mask must not."""
+    """The transform rounded to 0.0001 radians and 0.01 mm, so that masks are reproducible: the
+    last digits of ITK's sums depend on thread order."""
     parameters = np.array(transform.GetParameters())
     rounded = sitk.Euler3DTransform(transform)
     rounded.SetParameters([*parameters[:3].round(4), *parameters[3:].round(2)])
@@ -213,10 +214,10 @@ def _rounded(transform: Any) -> Any:
 
 
 def rough_brain(scan: Volume) -> Volume:
-    """The brain and what lies within 8 mm of it, uint8, of a scan in 8 bit whose tissue is at 100.
+    """A mask, uint8, of the brain and the 8 mm around it, from an 8-bit scan with tissue at 100.
 
-    The largest body of tissue once all that is less than 8 mm thick is gone: skull parts the brain
-    from scalp and face.
+    The brain is the largest component of tissue after everything thinner than 8 mm is removed: the
+    skull separates it from scalp and face.
     """
     tissue = np.pad(scan.data > 55, 1)
     depth = scipy.ndimage.distance_transform_edt(tissue, sampling=scan.spacing_mm)
@@ -233,7 +234,7 @@ def _in_8_bit(scan: Volume) -> Volume:
 
 
 def _averaged(scan: Volume, mm: float) -> Volume:
-    """Blocks of voxels, as many along each axis as make about `mm`, become one; float32."""
+    """Means of blocks of voxels with edges of about `mm`, float32."""
     blocks = np.array([max(1, round(mm / s)) for s in scan.spacing_mm])
     count = np.array(scan.data.shape) // blocks
     kept = scan.data[tuple(slice(n) for n in count * blocks)]
@@ -257,7 +258,8 @@ def _points(brain: Volume) -> Array:
 
 
 def _starts(fixed: Array, moving: Array) -> list[Any]:
-    """Turns about the FLAIR's brain, where the headers place the T1 and brain upon brain."""
+    """Rotations about the FLAIR's brain centre, at the header position and with the brain centres
+    matched."""
     turns = [np.zeros(3)] + [
         side * np.radians(TURN_DEGREES) * np.eye(3)[axis]
         for axis, side in product(range(3), (-1, 1))
@@ -273,8 +275,8 @@ def _method(bins: int, part: float, threads: int, seed: int = 1) -> Any:
     method.SetMetricAsMattesMutualInformation(bins)
     method.SetMetricSamplingStrategy(method.RANDOM if part < 1 else method.NONE)
     method.SetMetricSamplingPercentage(part, seed=seed)
-    # The filter would smooth by the largest spacing before it differentiates: wrong for thick
-    # slices, and slower than differences between neighbours.
+    # The gradient filter smooths by the largest spacing: wrong for thick slices, and slower than
+    # differences between neighbours.
     method.SetMetricUseFixedImageGradientFilter(False)
     method.SetMetricUseMovingImageGradientFilter(False)
     method.SetInterpolator(sitk.sitkLinear)
@@ -290,7 +292,7 @@ def _information(method: Any, fixed: Any, moving: Any, transform: Any) -> float:
     except RuntimeError as error:
         if "outside" not in str(error):
             raise
-        return 0.0  # the images do not meet
+        return 0.0  # the images do not overlap
 
 
 def _descend(method: Any, fixed: Any, moving: Any, start: Any) -> Any:
@@ -301,7 +303,7 @@ def _descend(method: Any, fixed: Any, moving: Any, start: Any) -> Any:
     except RuntimeError as error:
         if "outside" not in str(error):
             raise
-        return start  # it left the image
+        return start  # the optimiser moved the images apart
     return transform
 
 

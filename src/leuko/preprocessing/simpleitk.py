@@ -1,4 +1,4 @@
-"""What SimpleITK does for us: images as its own, bias fields, affines. See also `align`."""
+"""SimpleITK: conversion of images, bias correction, affine registration. See `registration`."""
 
 from typing import Any
 
@@ -7,13 +7,15 @@ import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 
 from leuko.volume import Array, Volume
 
-N4_SHRINK_MM = 4.0  # the field is smooth: it is sought on a grid of about this spacing
-HEAD = 0.25  # of the mean of what is not air
+N4_SHRINK_MM = 4.0  # spacing of the grid on which the smooth bias field is estimated
+HEAD = 0.25  # lower limit of the head, as a fraction of the mean of positive voxels
 
 
 def as_image(scan: Volume) -> Any:
-    """The volume as SimpleITK's; axes that are not perpendicular are made so. World RAS, not LPS:
-    only distances between such images have a meaning."""
+    """The volume as a SimpleITK image, with axes made perpendicular.
+
+    World coordinates stay RAS, not ITK's LPS: use such images only with each other.
+    """
     image = sitk.GetImageFromArray(np.ascontiguousarray(scan.data.transpose(2, 1, 0)))
     left, _, right = np.linalg.svd(scan.affine[:3, :3] / scan.spacing_mm)
     image.SetDirection((left @ right).ravel().tolist())
@@ -37,8 +39,8 @@ def without_bias(scan: Volume, *, threads: int) -> Volume:
 
 
 def affine(fixed: Volume, moving: Volume, *, threads: int) -> Array:
-    """World of `fixed` to world of `moving`, (4, 4): the affine of least mean square difference,
-    from the one that lays centre of mass on centre of mass."""
+    """The affine (4, 4) from world coordinates of `fixed` to those of `moving` with the least mean
+    square difference, optimised from matched centres of mass."""
     images = as_image(fixed), as_image(moving)
     start = sitk.CenteredTransformInitializer(
         *images, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
@@ -47,7 +49,7 @@ def affine(fixed: Volume, moving: Volume, *, threads: int) -> Array:
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMeanSquares()
     method.SetInterpolator(sitk.sitkLinear)
-    # The default tolerance of the gradient would stop before the first step.
+    # The default gradient tolerance stops before the first step.
     method.SetOptimizerAsRegularStepGradientDescent(
         4.0, 0.05, 200, relaxationFactor=0.8, gradientMagnitudeTolerance=1e-9
     )
@@ -62,4 +64,4 @@ def affine(fixed: Volume, moving: Volume, *, threads: int) -> Array:
     matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     centre = np.array(transform.GetCenter())
     matrix[:3, 3] = centre + transform.GetTranslation() - matrix[:3, :3] @ centre
-    return matrix.round(5)  # what differs by the turns that threads take lies beyond
+    return matrix.round(5)  # removes the digits that depend on thread order

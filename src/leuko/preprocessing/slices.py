@@ -1,8 +1,8 @@
-"""Two volumes become the colour slices that the network sees, and `Placement` undoes it.
+"""Converts a FLAIR and a T1 to the network's colour slices; `Placement` is the inverse.
 
-The colour image is that of Xu et al. 2017: red is the area-opening residue of FLAIR, green is
-FLAIR, blue is T1, 8 bit each. The recipe of Xu et al., ICIP 2017, takes three successive slices
-of one modality instead. What those papers leave open is a field of `Preparation`.
+The colours follow Xu et al. 2017: red is the area-opening residue of FLAIR, green is FLAIR, blue
+is T1, 8 bit each. Xu et al., ICIP 2017, use three successive slices of one modality instead.
+`Preparation` holds the parameters that these papers do not give.
 """
 
 import logging
@@ -26,24 +26,24 @@ Channels = Literal["flair-t1-residue", "flair-3-slices", "t1-3-slices"]
 
 @dataclass(frozen=True)
 class Preparation:
-    """How scans become slices. A model carries its own, so that use repeats training."""
+    """Settings for converting scans to slices; each model card holds those of its training."""
 
     channels: Channels = "flair-t1-residue"
-    # A common spacing in plane.
+    # A common in-plane spacing.
     pixel_mm: float = 1.0
-    # Two and a half times the tissue still fits 8 bit, which leaves room for lesions. A scale set
-    # by the brightest voxels would depend on the fat of the scalp.
+    # 8 bits hold up to 2.5 times the tissue's grey value, enough for lesions. A scale set by the
+    # brightest voxels would depend on scalp fat.
     tissue_grey: int = 100
-    # Structures up to this area stay in the residue. So large an area departs from the paper, in
-    # whose residue large lesions do not appear; see the figures in EXPERIMENTS.md.
+    # Structures up to this area stay in the residue. The paper's smaller area removes large lesions
+    # from the residue; see EXPERIMENTS.md.
     opening_mm2: float = 1000.0
-    # Whether the model was also trained without T1: that channel is then 0.
+    # Whether the model was also trained without T1, with that channel set to 0.
     t1_optional: bool = False
 
     def __post_init__(self) -> None:
         numbers = (self.pixel_mm, self.tissue_grey, self.opening_mm2)
         if self.channels not in get_args(Channels) or not all(number > 0 for number in numbers):
-            raise ValueError(f"no such preparation: {self}")
+            raise ValueError(f"invalid preparation: {self}")
 
     @property
     def uses_t1(self) -> bool:
@@ -56,29 +56,31 @@ class Preparation:
 
 # The network's four poolings halve the slice four times.
 MULTIPLE = 16
-# Air and noise lie below a quarter of the tissue's grey value.
+# Air and noise are below this fraction of the tissue's grey value.
 HEAD_PART_OF_TISSUE = 0.25
-# A scan whose T1 covers less of the FLAIR's head than this has the wrong T1, or none that helps.
+# Fractions of the FLAIR's head that the T1 covers: below the first it is refused as the wrong T1,
+# below the second a warning is logged.
 SMALLEST_COVERAGE, WHOLE_COVERAGE = 0.5, 0.985
-# Of the histogram of log grey values: 5 % is wider than its noise and narrower than grey to white.
+# Histogram of log grey values: smoothing by 5 % exceeds its noise and keeps grey and white matter
+# apart.
 LOG_BIN, LOG_SMOOTHING = 0.01, 0.05
-# A part of a per cent of the in-plane spacing: resampling would blur and gain nothing.
+# Pixel sizes within 0.5 % count as equal: resampling would only blur.
 SAME_PIXEL = 0.005
-# A mask has no voxels but these between its two values: by so little its one value may vary, and of
-# its voxels so few.
+# A mask, not a scan: at most FEWEST_BETWEEN of its bright voxels differ by more than ONE_VALUE from
+# the brightest (both are fractions).
 ONE_VALUE, FEWEST_BETWEEN = 1e-3, 0.01
 
 
 def prepare(
     flair: Volume, t1: Volume | None, preparation: Preparation
 ) -> tuple[Array, "Placement"]:
-    """Colour slices (N, H, W, 3), uint8, and the placement that takes results back.
+    """Colour slices (N, H, W, 3), uint8, and the placement that maps results back to the scan.
 
-    The N slices are the FLAIR's own; H and W are multiples of 16 that hold the head at `pixel_mm`;
-    beyond the scan is 0. `t1` may stand on another grid; it is resampled through both affines.
+    The N slices are those of the FLAIR; H and W are multiples of 16 that hold the head at
+    `pixel_mm`; 0 beyond the scan. `t1` may have another grid; it is resampled onto the FLAIR's.
 
-    Raises LeukoError if the channels need a T1 that is missing, is the FLAIR itself, or lies
-    elsewhere.
+    Raises LeukoError if the channels need a T1 and it is missing, is the FLAIR itself, or does not
+    cover the head.
     """
     return Pair.of(flair, t1, preparation).slices()
 
@@ -89,7 +91,7 @@ class Pair:
 
     scan: Volume  # the FLAIR as it was stored
     flair: Array  # uint8 (X, Y, Z), axes running R, A, S
-    t1: Array  # likewise; 0 without a T1
+    t1: Array  # uint8 (X, Y, Z), on the same grid; 0 without a T1
     preparation: Preparation
 
     @classmethod
@@ -97,19 +99,19 @@ class Pair:
         """Raises LeukoError as `prepare` does."""
         if preparation.needs_t1 and t1 is None:
             raise LeukoError(
-                f"this model needs a T1 (its channels are {preparation.channels}) and none was "
-                "given; give one with --t1"
+                f"this model needs a T1 (its channels are {preparation.channels}); none was given: "
+                "give one with --t1"
             )
         grey = flair.with_data(requantise(flair, preparation.tissue_grey)).canonical()
         t1_grey = np.zeros_like(grey.data)
         if t1 is not None and not preparation.uses_t1:
-            log.warning("the model looks at the FLAIR alone: %s is not used", t1.name)
+            log.warning("the model uses only the FLAIR: %s is not used", t1.name)
         elif t1 is not None:
             t1_grey = _matched_t1(grey, t1, preparation)
         return cls(flair, grey.data, t1_grey, preparation)
 
     def slices(self, across: int | None = None) -> tuple[Array, "Placement"]:
-        """Those of `prepare`, across an axis of R, A, S; by default the FLAIR's thick one."""
+        """As `prepare`, perpendicular to a RAS axis; by default the FLAIR's through-plane axis."""
         preparation = self.preparation
         placement = place(
             self.scan, _head(self.flair, preparation), preparation.pixel_mm, across=across
@@ -127,14 +129,14 @@ class Pair:
 
 
 def centred(slices: Array) -> Array:
-    """8-bit slices as the network wants them: float32, minus 127."""
+    """8-bit slices minus 127, float32: the network's input."""
     return slices.astype(np.float32) - 127
 
 
 def requantise(volume: Volume, tissue_grey: int) -> Array:
-    """The whole volume in 8 bit, scaled so that the tissue has `tissue_grey`.
+    """The volume as uint8, scaled so that tissue has the grey value `tissue_grey`.
 
-    The background is 0, and so are negative voxels (resampling artefacts); 255 is the ceiling.
+    Background and negative voxels (resampling artefacts) become 0; values are clipped at 255.
     Raises LeukoError as `without_background` and `tissue_level` do.
     """
     scan = without_background(volume)
@@ -144,12 +146,11 @@ def requantise(volume: Volume, tissue_grey: int) -> Array:
 
 
 def tissue_level(volume: Volume) -> float:
-    """The grey value at which the volume has most of its signal, in its own units.
+    """The grey value of brain tissue, in the volume's own units.
 
-    That is the peak of the histogram of log grey values, each voxel weighed by its grey value. The
-    logarithm makes the answer independent of the scanner's scale; the weight keeps noisy air from
-    winning, and fat is too spread out to: the peak lies in the brain's tissue, on whole heads
-    and extracted brains alike.
+    It is the peak of the histogram of log grey values, each voxel weighted by its grey value. The
+    logarithm makes it independent of the scanner's scale, and the weight suppresses noisy air; fat
+    is too spread out to form a peak. It holds for whole heads and extracted brains.
 
     Raises LeukoError as `without_background` does, and for an image of one grey value.
     """
@@ -157,15 +158,15 @@ def tissue_level(volume: Volume) -> float:
 
 
 def _tissue_level(scan: Volume) -> float:
-    """As `tissue_level`, of a scan whose background is 0."""
+    """As `tissue_level`, for a scan whose background is 0."""
     data = scan.data
     positive = data[data > 0]
     bright = float(np.percentile(positive, 99)) if len(positive) else 0.0
     head = positive[positive > bright / 4]
     if np.count_nonzero(head < (1 - ONE_VALUE) * bright) <= FEWEST_BETWEEN * len(head):
         raise LeukoError(
-            f"{scan.name} shows one grey value at most besides its background; expected a scan: "
-            "is it a mask?"
+            f"{scan.name} has at most one grey value besides its background; expected a scan: "
+            "check that it is not a mask"
         )
     positive = positive[positive < data.max()]  # the maximum may be a clipped peak
     top = math.log(float(np.percentile(positive, 99)))
@@ -175,10 +176,10 @@ def _tissue_level(scan: Volume) -> float:
 
 
 def area_residue(slices: Array, pixels: int) -> Array:
-    """What an area opening takes from each slice (N, H, W), uint8: slice minus its opening.
+    """Area-opening residue of each slice (N, H, W), uint8: the slice minus its area opening.
 
     The opening (Vincent 1993) removes bright 8-connected structures smaller than `pixels`; the
-    residue keeps just those, at their height above the surround.
+    residue holds only those structures, as their height above their surroundings.
     """
     opened = [
         np.asarray(diplib.AreaOpening(image, filterSize=pixels, connectivity=2)) for image in slices
@@ -189,9 +190,9 @@ def area_residue(slices: Array, pixels: int) -> Array:
 
 @dataclass(frozen=True)
 class Line:
-    """Where the model's pixels lie along one in-plane axis of the scan.
+    """Positions of the model's pixels along one in-plane axis of the scan.
 
-    Model pixel k has its centre at voxel `start + k * step`.
+    The centre of model pixel k is at voxel `start + k * step`.
     """
 
     voxels: int
@@ -200,14 +201,14 @@ class Line:
     step: float
 
     def to_model(self, array: Array, axis: int) -> Array:
-        """One axis of an array, from the scan's voxels to the model's pixels."""
+        """The array with one axis resampled from the scan's voxels to the model's pixels."""
         if self.step == 1:
             return _window(array, axis, int(self.start), self.pixels)
         positions = self.start + self.step * np.arange(self.pixels)
         return _along(_interpolation(positions, self.voxels, max(1.0, self.step)), array, axis)
 
     def to_scan(self, array: Array, axis: int) -> Array:
-        """One axis of an array, from the model's pixels to the scan's voxels."""
+        """The array with one axis resampled from the model's pixels to the scan's voxels."""
         if self.step == 1:
             return _window(array, axis, -int(self.start), self.voxels)
         positions = (np.arange(self.voxels) - self.start) / self.step
@@ -216,10 +217,10 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where slices came from: turns arrays on the scan's grid into slices, and back.
+    """The model's grid in a scan: converts arrays on the scan's grid to slices, and back.
 
-    `across` is the canonical axis of the slices; `rows` and `columns` are the two others.
-    `pixel_mm` is the size of the model's pixels along rows and columns.
+    `across` is the RAS axis perpendicular to the slices; `rows` and `columns` are the other two.
+    `pixel_mm` is the model's pixel size along rows and columns.
     """
 
     scan: Volume
@@ -229,9 +230,9 @@ class Placement:
     pixel_mm: tuple[float, float]
 
     def slices(self, canonical: Array) -> Array:
-        """Slices (N, H, W) of an array whose axes run R, A, S; its type is kept, integers rounded.
+        """Slices (N, H, W) of an array in RAS order, in its data type; integers are rounded.
 
-        0 where the model's grid reaches beyond the scan.
+        0 outside the scan.
         """
         stack = np.moveaxis(canonical, self.across, 0)
         moved = self.columns.to_model(self.rows.to_model(stack, 1), 2)
@@ -240,10 +241,9 @@ class Placement:
         return moved.astype(canonical.dtype)
 
     def restore(self, slices: Array) -> Array:
-        """Slices (N, H, W) back on the scan's grid (X, Y, Z) as it was stored, float32.
+        """Slices (N, H, W) restored to the scan's stored grid (X, Y, Z), float32.
 
-        0 outside the box that the slices cover. Where the model's pixels are the scan's, every
-        value comes back exactly.
+        0 outside the slices. If the model's pixels are the scan's, values are restored exactly.
         """
         stack = self.columns.to_scan(self.rows.to_scan(slices, 1), 2)
         canonical = np.moveaxis(stack, 0, self.across)
@@ -251,9 +251,9 @@ class Placement:
 
 
 def place(flair: Volume, head: Array, pixel_mm: float, *, across: int | None = None) -> Placement:
-    """The model's grid over the box of the head, a canonical mask on the grid of `flair`.
+    """The model's grid over the bounding box of `head`, a mask in RAS order on the grid of `flair`.
 
-    Raises LeukoError where that would be larger than a head can be.
+    Raises LeukoError if that grid has more pixels than a head needs.
     """
     grid = flair.canonical()
     across = grid.through_plane_axis if across is None else across
@@ -261,14 +261,14 @@ def place(flair: Volume, head: Array, pixel_mm: float, *, across: int | None = N
     lines = []
     for axis in axes:
         profile = head.sum(axis=tuple(k for k in range(3) if k != axis))
-        inside = np.flatnonzero(profile > 0.002 * profile.max())  # specks of noise are no head
+        inside = np.flatnonzero(profile > 0.002 * profile.max())  # excludes specks of noise
         low, high = int(inside[0]), int(inside[-1]) + 1
         lines.append(_line(head.shape[axis], low, high, pixel_mm / grid.spacing_mm[axis]))
     pixels = head.shape[across] * lines[0].pixels * lines[1].pixels
     if pixels > LARGEST_VOXELS:
         raise LeukoError(
-            f"{flair.name} would need {pixels / 1e6:.0f} million pixels of {pixel_mm:g} mm; "
-            "expected a head: correct its voxel sizes"
+            f"{flair.name} needs {pixels / 1e6:.0f} million pixels of {pixel_mm:g} mm (limit "
+            f"{LARGEST_VOXELS / 1e6:.0f} million); expected a head: correct its voxel sizes"
         )
     rows_mm, columns_mm = (
         line.step * grid.spacing_mm[axis] for line, axis in zip(lines, axes, strict=True)
@@ -286,11 +286,11 @@ def _line(voxels: int, low: int, high: int, step: float) -> Line:
 
 
 def _interpolation(positions: Array, samples: int, width: float) -> scipy.sparse.csr_array:
-    """Weights (positions, samples) of linear interpolation; none beyond the samples' footprint.
+    """Sparse weights (positions, samples) of linear interpolation; 0 beyond the outermost samples.
 
-    `width` above 1 widens the triangle to that many samples, so that none is skipped when the
-    positions are farther apart than the samples. Sparse and summed in a fixed order: the number
-    of threads cannot change a result.
+    `width` above 1 widens the triangular kernel to that many samples, so that none is skipped when
+    positions are farther apart than samples. Sums have a fixed order, so that the number of threads
+    does not change a result.
     """
     reach = math.ceil(width)
     neighbours = np.floor(positions)[:, None] + np.arange(1 - reach, reach + 1)
@@ -307,7 +307,7 @@ def _interpolation(positions: Array, samples: int, width: float) -> scipy.sparse
 
 
 def _window(array: Array, axis: int, start: int, length: int) -> Array:
-    """From `start` on, `length` entries of one axis of an array; 0 beyond it."""
+    """`length` entries of one axis of an array from index `start`; 0 outside the array."""
     low, high = max(0, start), min(array.shape[axis], start + length)
     shape = list(array.shape)
     shape[axis] = length
@@ -327,19 +327,19 @@ def _along(matrix: scipy.sparse.csr_array, array: Array, axis: int) -> Array:
 
 
 def _with_neighbours(slices: Array) -> Array:
-    """Slices n-1, n, n+1 as colours (N, H, W, 3); the end slices stand in for what lies beyond."""
+    """Slices n-1, n, n+1 as colours (N, H, W, 3); end slices are repeated."""
     padded = np.pad(slices, ((1, 1), (0, 0), (0, 0)), mode="edge")
     return np.stack([padded[:-2], padded[1:-1], padded[2:]], axis=-1)
 
 
 def _head(flair: Array, preparation: Preparation) -> Array:
-    """What is as bright as a head, as bool, of a FLAIR in 8 bit."""
+    """Mask, bool, of the voxels of an 8-bit FLAIR that are brighter than air and noise."""
     head: Array = flair > HEAD_PART_OF_TISSUE * preparation.tissue_grey
     return head
 
 
 def _matched_t1(flair: Volume, t1: Volume, preparation: Preparation) -> Array:
-    """The T1 in 8 bit on the canonical grid of the FLAIR, which is in 8 bit already, uint8."""
+    """The T1, uint8, on the grid of the FLAIR, which is uint8 in RAS order."""
     moving = t1.canonical()
     grey = moving.with_data(requantise(moving, preparation.tissue_grey))
     if moving.shares_grid_with(flair) and _differ_by_rounding(grey.data, flair.data):
@@ -347,12 +347,12 @@ def _matched_t1(flair: Volume, t1: Volume, preparation: Preparation) -> Array:
     covered = coverage(flair.with_data(_head(flair.data, preparation)), moving)
     if covered < SMALLEST_COVERAGE:
         raise LeukoError(
-            f"{t1.name} covers {covered:.0%} of the head in {flair.name}; the two must show the "
-            "same brain: check that they belong together"
+            f"{t1.name} covers {covered:.0%} of the head in {flair.name} (at least "
+            f"{SMALLEST_COVERAGE:.0%} needed); check that they show the same brain"
         )
     if covered < WHOLE_COVERAGE:
         log.warning(
-            "%s covers only %.0f %% of the head in %s; elsewhere the FLAIR alone decides",
+            "%s covers only %.0f %% of the head in %s; elsewhere only the FLAIR is used",
             t1.name,
             100 * covered,
             flair.name,
@@ -361,5 +361,5 @@ def _matched_t1(flair: Volume, t1: Volume, preparation: Preparation) -> Array:
 
 
 def _differ_by_rounding(first: Array, second: Array) -> bool:
-    """Whether no voxel of two images in 8 bit differs by more than one grey level."""
+    """Whether two 8-bit images differ by at most one grey level in every voxel."""
     return bool((np.maximum(first, second) - np.minimum(first, second)).max() <= 1)

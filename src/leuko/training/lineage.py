@@ -11,7 +11,7 @@ import numpy as np
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.files import sha256
-from leuko.model.weights import ModelCard
+from leuko.model.card import ModelCard
 from leuko.training.dataset import Subject
 
 Described = Mapping[str, Any]  # a subject: its name, its files from DATA on, and their hashes

@@ -26,8 +26,8 @@ from leuko.evaluation.metrics import dice
 from leuko.io.files import staged, write_json
 from leuko.io.provenance import Stopwatch
 from leuko.model import runtime
+from leuko.model.card import WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.model.network import SpecialisedVGG
-from leuko.model.weights import WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.preprocessing.slices import centred
 from leuko.training import holdout, losses, plan, processes
 from leuko.training.batch_norm import folded

@@ -17,9 +17,9 @@ from leuko.evaluation.labels import WMH
 from leuko.io.files import read_json, staged, write_json
 from leuko.io.provenance import versions
 from leuko.model import imagenet, runtime
+from leuko.model.card import CARD_FILE, ModelCard, load_card
 from leuko.model.network import SpecialisedVGG
 from leuko.model.onnx_export import read_network
-from leuko.model.weights import CARD_FILE, ModelCard, load_card
 from leuko.synthesis.anatomy import Anatomy, from_mni152, load_heads
 from leuko.training import lineage, processes
 from leuko.training.batch_norm import normalised

@@ -6,8 +6,8 @@ from typing import Any
 from leuko.errors import LeukoError
 from leuko.evaluation.labels import BACKGROUND, UNKNOWN, WMH, WMH_LABELS, Labelling, tissue_labels
 from leuko.model import imagenet
+from leuko.model.card import are_rims
 from leuko.model.network import SIDE_MAPS, VGG16, Stages
-from leuko.model.weights import are_rims
 from leuko.preprocessing.slices import Preparation
 from leuko.synthesis.anatomy import CLASSES as MADE
 from leuko.training.recipes import MODERN, Augmentation, Phase, Recipe
