@@ -1,0 +1,195 @@
+"""The Python interface: what `import leuko` gives."""
+
+import doctest
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import leuko
+from conftest import segmented
+from leuko.results import FILES
+
+PUBLIC = [
+    "LeukoError", "SegmentSettings", "Segmentation", "__version__", "compare", "evaluate",
+    "load_model", "measure", "segment", "segment_cohort",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scans(heads):
+    return [heads / "head0" / f"{name}.nii.gz" for name in ("FLAIR", "T1")]
+
+
+@pytest.fixture(scope="module")
+def loaded(model):
+    return leuko.load_model(model, threads=1)
+
+
+@pytest.fixture(scope="module")
+def found(scans, loaded):
+    return leuko.segment(str(scans[0]), t1=scans[1], model=loaded)
+
+
+def voxels(image):
+    return np.asarray(image.dataobj)
+
+
+def test_the_public_names_are_few_and_there():
+    assert dir(leuko) == PUBLIC
+    assert all(getattr(leuko, name) is not None for name in PUBLIC)
+    with pytest.raises(AttributeError, match="no attribute 'predict'"):
+        leuko.predict  # noqa: B018
+
+
+def test_import_loads_nothing_heavy():
+    code = (
+        "import sys, leuko\n"
+        "print([name for name in ('numpy', 'nibabel', 'scipy', 'torch') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout == "[]\n"
+
+
+def test_segment_stays_the_function_when_its_module_is_imported():
+    code = (
+        "import leuko, leuko.segment, leuko.evaluation.evaluate, leuko.longitudinal.compare\n"
+        "print([callable(f) for f in (leuko.segment, leuko.evaluate, leuko.compare)])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout == "[True, True, True]\n"
+
+
+def test_the_result_is_what_the_command_writes(run_leuko, scans, model, found, tmp_path):
+    found.save(tmp_path / "door")
+    run_leuko("segment", "--flair", scans[0], "--t1", scans[1], "--model", model, "-o", tmp_path / "b")
+    for name in FILES:
+        if name.endswith((".nii.gz", ".tsv")) and (tmp_path / "b" / name).exists():
+            first, second = (tmp_path / folder / name for folder in ("door", "b"))
+            if name.endswith(".tsv"):
+                assert first.read_text() == second.read_text()
+            else:
+                np.testing.assert_array_equal(voxels(nib.load(first)), voxels(nib.load(second)))
+    records = [json.loads((tmp_path / f / "run.json").read_text()) for f in ("door", "b")]
+    for record in records:
+        del record["seconds"]
+    assert records[0] == records[1]
+
+
+def test_images_in_memory_give_the_same_mask_as_their_files(scans, loaded, found, tmp_path):
+    images = [nib.load(path) for path in scans]
+    memory = leuko.segment(images[0], t1=images[1], model=loaded)
+    np.testing.assert_array_equal(voxels(memory.mask), voxels(found.mask))
+    np.testing.assert_array_equal(memory.mask.affine, images[0].affine)
+    memory.save(tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["inputs"]["flair"]["path"] is None
+    assert len(record["inputs"]["flair"]["sha256"]) == 64
+    stored = nib.load(tmp_path / "out" / "wmh.nii.gz")
+    np.testing.assert_array_equal(voxels(stored), voxels(found.mask))
+
+
+def test_an_image_in_memory_without_a_header_of_nifti_is_refused(scans, loaded):
+    image = nib.spatialimages.SpatialImage(np.ones((4, 4, 4), np.float32), np.eye(4))
+    with pytest.raises(leuko.LeukoError, match="is a SpatialImage; expected a NIfTI or MGH image"):
+        leuko.segment(image, model=loaded)
+
+
+def test_numbers_and_images_agree(found):
+    mask, probability = voxels(found.mask), voxels(found.probability)
+    assert set(np.unique(mask)) == {0, 1}
+    assert probability.dtype == np.float32
+    assert (probability[mask > 0] > 0).all()
+    voxel_ml = abs(np.linalg.det(found.mask.affine[:3, :3])) / 1000
+    assert found.volume_ml == pytest.approx(mask.sum() * voxel_ml)
+    assert sum(row.volume_ml for row in found.analysis.lesions) == pytest.approx(found.volume_ml)
+
+
+def test_lesions_are_rows_and_with_pandas_a_table(found, monkeypatch):
+    assert found.lesions == found.analysis.lesions  # pandas is not installed here
+    made = []
+    stand_in = type(sys)("pandas")
+    stand_in.DataFrame = lambda rows, columns: made.append((rows, columns)) or "table"
+    stand_in.__spec__ = object()
+    monkeypatch.setitem(sys.modules, "pandas", stand_in)
+    assert found.lesions == "table"
+    ((rows, columns),) = made
+    assert list(rows[0]) == columns
+    assert len(rows) == len(found.analysis.lesions)
+
+
+def test_a_result_prints_in_a_few_lines(found):
+    lines = repr(found).splitlines()
+    assert lines[0].startswith("FLAIR.nii.gz, model ")
+    assert f"WMH {found.volume_ml:.2f} mL" in lines[1]
+    assert len(lines) <= 5 + len(found.findings)
+    html = found._repr_html_()
+    assert html.count("data:image/png;base64,") == 1
+    assert f"{found.volume_ml:.2f} mL" in html
+
+
+def test_nothing_is_printed_written_or_left_behind(scans, loaded, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    handlers, threads = list(logging.getLogger().handlers), threading.enumerate()
+    level = logging.getLogger("leuko").level
+    leuko.segment(*scans, model=loaded)
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+    assert logging.getLogger().handlers == handlers
+    assert logging.getLogger("leuko").level == level
+    assert threading.enumerate() == threads
+
+
+def test_calls_in_threads_do_not_mix(heads, loaded):
+    flairs = [heads / f"head{k}" / "FLAIR.nii.gz" for k in range(3)]
+    alone = [leuko.segment(flair, model=loaded) for flair in flairs]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda flair: leuko.segment(flair, model=loaded), flairs))
+    for first, second in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(voxels(first.mask), voxels(second.mask))
+        assert first.findings == second.findings
+
+
+def test_the_own_mask_measured_gives_the_own_numbers(scans, loaded, found, tmp_path):
+    measured = leuko.measure(found.mask, *scans, model=loaded)
+    assert measured.volume_ml == found.volume_ml
+    assert measured.analysis.regions == found.analysis.regions
+    assert measured.analysis.lesions == found.analysis.lesions
+    assert measured.volume_interval_ml is None
+    measured.save(tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["command"] == "measure"
+    assert set(record["inputs"]) == {"flair", "t1", "mask"}
+
+
+def test_a_mask_on_another_grid_is_brought_to_the_flair(scans, loaded, found):
+    mask = nib.as_closest_canonical(found.mask)
+    turned = nib.Nifti1Image(voxels(mask)[::-1, :, ::-1], mask.affine @ flipped(mask.shape))
+    measured = leuko.measure(turned, *scans, model=loaded)
+    np.testing.assert_array_equal(voxels(measured.mask), voxels(found.mask))
+
+
+def flipped(shape):
+    matrix = np.diag([-1.0, 1.0, -1.0, 1.0])
+    matrix[:3, 3] = shape[0] - 1, 0, shape[2] - 1
+    return matrix
+
+
+@pytest.mark.parametrize("name", ["segment", "measure", "evaluate", "compare", "load_model", "segment_cohort"])
+def test_the_examples_run(name, heads, tmp_path, monkeypatch):
+    for k, folder in enumerate(("", "BASELINE", "FOLLOWUP")):
+        shutil.copytree(heads / f"head{min(k, 1)}", tmp_path / folder, dirs_exist_ok=True)
+    shutil.copy(tmp_path / "wmh.nii.gz", tmp_path / "reference.nii.gz")
+    (tmp_path / "cohort.tsv").write_text("id\tflair\tt1\na\tFLAIR.nii.gz\tT1.nii.gz\n")
+    monkeypatch.chdir(tmp_path)
+    (example,) = doctest.DocTestFinder(recurse=False).find(getattr(leuko, name), name, globs={})
+    assert example.examples
+    results = doctest.DocTestRunner().run(example)
+    assert results.failed == 0
