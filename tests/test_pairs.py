@@ -54,7 +54,7 @@ def test_a_quote_in_a_tsv_swallows_nothing(tmp_path):
 def test_a_csv_whose_quotes_or_commas_do_not_fit_is_refused(tmp_path):
     with pytest.raises(LeukoError, match="cannot be read: unexpected end of data"):
         rows(tmp_path, 'id,flair\na,"x\nb,y\n', name="pairs.csv")
-    with pytest.raises(LeukoError, match="a cell with a comma needs quotes"):
+    with pytest.raises(LeukoError, match="put a cell that contains a comma in quotes"):
         rows(tmp_path, "id,flair,t1\na,my scans, all/F.nii,T.nii\n", name="pairs.csv")
 
 
@@ -66,7 +66,7 @@ def test_a_csv_whose_quotes_or_commas_do_not_fit_is_refused(tmp_path):
         ("ID\tscan\na\tb\n", "has the columns ID | scan; expected id, flair"),
         ("id\tflair\tflair\na\tb\tc\n", "expected id, flair"),
         ("id\tflair\n", "names no subject"),
-        ("id\tflair\na\tx\nA\ty\n", "line 3: the id A is there already"),
+        ("id\tflair\na\tx\nA\ty\n", "line 3: the id A is not unique"),
         ("id\tflair\n../a\tx\n", "line 2: the id '../a' cannot name a folder"),
         ("id\tflair\n\tx\n", "the id '' cannot name a folder"),
         ("id\tflair\nlogs\tx\n", "the id 'logs' is reserved"),
@@ -74,9 +74,9 @@ def test_a_csv_whose_quotes_or_commas_do_not_fit_is_refused(tmp_path):
         ("id\tflair\nreport.html\tx\n", "the id 'report.html' is reserved"),
         ("id\tflair\nnul\tx\n", "the id 'nul' is reserved"),
         ("id\tflair\na.\tx\n", "the id 'a.' cannot name a folder"),
-        ("id\tflair\na\tx\ty\n", "line 2: 3 cells below 2 columns"),
-        ("id\tflair\nanna\t\n", "line 2: anna has no flair"),
-        ("id\tflair\nanna\n", "line 2: anna has no flair"),
+        ("id\tflair\na\tx\ty\n", "line 2: 3 cells, expected 2"),
+        ("id\tflair\nanna\t\n", "line 2: anna has no FLAIR"),
+        ("id\tflair\nanna\n", "line 2: anna has no FLAIR"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused_with_the_line(tmp_path, text, said):

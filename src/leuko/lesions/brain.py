@@ -1,8 +1,8 @@
-"""The brain in a model's tissues, and lesions outside it. All arrays run R, A, S.
+"""The brain mask from a model's tissues, and lesions outside the brain. Array axes run R, A, S.
 
-Lesions are found in the neck, the orbits and at the skull base too. Two witnesses tell them from
-lesions of the brain: the tissues around them, and their place in the template. The limits lie
-between true and false lesions of real scans (`runs/outside_brain.py`).
+The network also finds false lesions in the neck, the orbits and at the skull base. Two criteria
+separate them from lesions of the brain: the tissues around them, and their place in the template.
+The limits lie between true and false lesions of real scans (`runs/outside_brain.py`).
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from leuko.lesions import mni
 from leuko.lesions.components import find_lesions
 from leuko.volume import Array, Orientation, Volume, world
 
-GRID_MM = 2.0  # finer grids cost time and change nothing
+GRID_MM = 2.0  # finer grids take longer and give the same result
 BRIDGE_MM = 4.0  # half the width of nerves and vessels that join other tissue to the brain
-REGROWTH_MM = 6.0  # gives back what cutting those bridges took
-LARGE_PART = 0.05  # of the largest piece: others as large are brain too, beyond a black slice
-INSIDE_PART = 0.5  # of a lesion of the brain lies in the brain mask, or more
-DEEP_MM = 12.0  # in the template's brain: nothing there is outside, whatever the tissues
-BEYOND_TEMPLATE_MM = 1.0  # true lesions lie 3.5 mm and more inside the template
+REGROWTH_MM = 6.0  # restores the brain's edge after cutting those bridges
+LARGE_PART = 0.05  # of the largest piece; a black slice splits the brain into several large ones
+INSIDE_PART = 0.5  # of a lesion in the brain mask: no more means outside the brain
+DEEP_MM = 12.0  # a lesion deeper than this in the template's brain is never outside
+BEYOND_TEMPLATE_MM = 1.0  # beyond it a lesion is outside; true lesions lie at least 3.5 mm inside
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +34,8 @@ class Outside:
 def brain_mask(tissue: Volume) -> Array:
     """The brain with its CSF, bool (X, Y, Z): the large pieces of the model's tissues.
 
-    Give the tissues as if there were no WMH, lest a lesion be brain by itself. Bridges thinner than
-    8 mm are cut, holes within slices are filled. No tissue: all False.
+    `tissue` must not contain WMH: a lesion alone would count as brain. Bridges thinner than 8 mm
+    are cut, holes within slices are filled. No tissue: all False.
     """
     steps = tuple(max(1, int(GRID_MM / mm)) for mm in tissue.spacing_mm)
     spacing_mm = np.multiply(tissue.spacing_mm, steps)
@@ -55,9 +55,9 @@ def brain_mask(tissue: Volume) -> Array:
 def find_outside(mask: Array, brain: Array, place: mni.Place | None, grid: Volume) -> Outside:
     """The lesions of a mask (X, Y, Z) that lie outside the brain.
 
-    At most half of such a lesion is in the brain mask. Where the brain's place in the template is
-    known, its voxels lie on average less than 12 mm inside the template's brain; more than 1 mm
-    outside it they are outside by that alone.
+    At most half of such a lesion is in the brain mask. If the brain's place in the template is
+    known, the mean depth of its voxels in the template's brain must also be below 12 mm; a lesion
+    whose voxels lie on average more than 1 mm outside the template's brain is always outside.
     """
     numbers, count = find_lesions(mask)
     lesion = numbers[mask]
@@ -76,8 +76,8 @@ def find_outside(mask: Array, brain: Array, place: mni.Place | None, grid: Volum
 
 
 def without_outside(mask: Array, anatomy: Volume, *, threads: int) -> Array:
-    """A mask (X, Y, Z) without its lesions outside the brain; `anatomy` are the tissues as if there
-    were no WMH, stored in any order."""
+    """A mask (X, Y, Z) without its lesions outside the brain; `anatomy` holds the tissues without
+    WMH, in any orientation."""
     grid = anatomy.canonical()
     brain = brain_mask(grid)
     place = mni.Place.of(grid.with_data(grid.data * brain), threads=threads)
@@ -88,7 +88,7 @@ def without_outside(mask: Array, anatomy: Volume, *, threads: int) -> Array:
 
 
 def _large(mask: Array) -> Array:
-    """The pieces of a mask that are not much smaller than the largest."""
+    """The pieces of a mask that are larger than `LARGE_PART` of the largest."""
     pieces, _ = scipy.ndimage.label(mask)
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
