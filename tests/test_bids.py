@@ -329,7 +329,7 @@ def test_a_choice_among_runs_of_the_t1_is_said(dataset):
     folder = dataset("sub-01_FLAIR", "sub-01_run-1_T1w", "sub-01_run-2_T1w")
     assert taken(folder) == [("sub-01_FLAIR", "sub-01_run-1_T1w")]
     assert find_pairs(folder).notes == [
-        "sub-01: sub-01_run-1_T1w.nii.gz is used, of 2 T1w; choose with --bids-filter-file"
+        "sub-01: sub-01_run-1_T1w.nii.gz is used, one of 2 T1w; choose one by --bids-filter-file"
     ]
 
 

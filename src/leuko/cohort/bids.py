@@ -18,7 +18,7 @@ from leuko.io.files import is_folder, read_json, replace_text, require_folder, w
 
 VERSION = "1.10.0"
 EXTENSIONS = (".nii.gz", ".nii")
-FORMATS = (  # of files that may be images
+FORMATS = (  # extensions of files that may be images
     *EXTENSIONS, ".nii.bz2", ".nii.xz", ".nii.zst", ".img", ".img.gz", ".mgz", ".mgh", ".mnc",
     ".mif", ".mif.gz", ".nrrd", ".mha", ".mhd", ".rec", ".dcm", ".ima",
 )  # fmt: skip
@@ -127,7 +127,7 @@ def find_pairs(
     left_out += [f"{path} {why}" for path, why in unreadable.items()]
     left_out += _without_image(files, dataset, filters)
     for other, flair in copies:
-        taken = f"{flair.path.name} is used for this scan; choose with --bids-filter-file"
+        taken = f"{flair.path.name} is used for this scan; --bids-filter-file can choose another"
         lines = left_out if other.entities == flair.entities else notes
         lines.append(_said(other.path, taken, dataset))
     if not pairs:
@@ -241,7 +241,7 @@ def _is_entered(parts: Sequence[str]) -> bool:
 
 def _is_in(sessions: Sequence[str], path: Path, dataset: Path) -> bool:
     """Whether a file belongs to one of the sessions, by its folder, or else by its name. A file
-    whose session is unknown, because its name is not a BIDS name, does."""
+    without a BIDS name, whose session is unknown, counts as belonging to them."""
     image = Image.of(path)
     found = _place_labels(path, dataset).get("ses")
     if found is None and image is not None:
@@ -394,5 +394,5 @@ def _choice(pair: Pair, t1s: Sequence[Image]) -> list[str]:
     among = [t1 for t1 in t1s if t1.entities.get("run") == run] or t1s
     if pair.t1 is None or len(among) < 2:
         return []
-    taken = f"{pair.name}: {pair.t1.path.name} is used, of {len(among)} T1w"
-    return [f"{taken}; choose with --bids-filter-file"]
+    taken = f"{pair.name}: {pair.t1.path.name} is used, one of {len(among)} T1w"
+    return [f"{taken}; choose one by --bids-filter-file"]

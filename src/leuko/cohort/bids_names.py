@@ -164,7 +164,7 @@ def _require_patterns(by_entity: Filter, where: str) -> None:
 
 
 def label(text: str, entity: str) -> str:
-    """A label without its entity, which people may write or not: 01 for sub-01."""
+    """A label without its entity, whichever way it was written: 01 for sub-01 and for 01."""
     return text.removeprefix(f"{entity}-")
 
 

@@ -57,7 +57,7 @@ def run(
                 ended.update(submit(1))
                 yield of_key.pop(future.key), _outcome(future)
         except (KeyboardInterrupt, GeneratorExit):
-            worker.stop()  # ends the processes on this machine, whose outcomes nobody awaits
+            worker.stop()  # ends the processes on this machine
             raise
 
 

@@ -67,7 +67,7 @@ def write_batch(out: Path) -> dict[str, Path]:
 
 
 def write_dataset(out: Path) -> dict[str, Path]:
-    """Collect a derivative dataset as `write_batch` does, and write its table for BIDS, too.
+    """Collect a derivative dataset as `write_batch` does, and also write its table for BIDS.
 
     In phenotype/wmh.tsv a participant may have only one row: with several visits or runs each
     visit and run has a file, such as phenotype/wmh_ses-b_run-2.tsv.

@@ -105,7 +105,7 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
     yield "expected_dice", ("Expected overlap with a reader's mask (Dice)", "")
     for end in ("low", "high"):
         yield f"expected_dice_{end}", (f"The {end} end of its 90 % interval", "")
-    places = {name: f"Volume of {name} WMH, by the column rule" for name in REGIONS[1:]}
+    places = {name: f"Volume of {name} WMH, by the rule in `rule`" for name in REGIONS[1:]}
     places["confluent"] = "Volume of lesions from within 2 mm of the ventricles to beyond 10 mm"
     places |= {side: f"Volume of WMH in the {side} hemisphere" for side in SIDES}
     for name, text in places.items():

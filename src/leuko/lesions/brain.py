@@ -18,9 +18,9 @@ GRID_MM = 2.0  # finer grids take longer and give the same result
 BRIDGE_MM = 4.0  # half the width of nerves and vessels that join other tissue to the brain
 REGROWTH_MM = 6.0  # restores the brain's edge after cutting those bridges
 LARGE_PART = 0.05  # of the largest piece; a black slice splits the brain into several large ones
-INSIDE_PART = 0.5  # of a lesion in the brain mask: no more means outside the brain
+INSIDE_PART = 0.5  # a lesion with no more of its voxels in the brain mask is outside
 DEEP_MM = 12.0  # a lesion deeper than this in the template's brain is never outside
-BEYOND_TEMPLATE_MM = 1.0  # beyond it a lesion is outside; true lesions lie at least 3.5 mm inside
+BEYOND_TEMPLATE_MM = 1.0  # farther out a lesion is outside; true ones lie 3.5 mm or more inside
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ def large(lesion: Array, count: int, *, voxel_mm3: float, smallest_mm3: float) -
     `lesion` (N,) holds the lesion number of each voxel, from 0 (no lesion) to `count`.
     """
     volumes_mm3 = np.bincount(lesion, minlength=count + 1) * voxel_mm3
-    # The margin keeps lesions of exactly this size, whatever the rounding of their spacing.
+    # The margin keeps lesions of exactly this size, despite rounding of the spacing.
     kept: Array = volumes_mm3 >= smallest_mm3 * (1 - 1e-6)
     kept[0] = False
     return kept

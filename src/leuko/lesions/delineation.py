@@ -205,8 +205,8 @@ def _percentiles(values: Array, group: Array, count: int) -> Array:
 
 
 def lesions_of(probability: Array, limits: Limits, *, voxel_mm3: float) -> Array:
-    """Voxels at or above the threshold, bool (X, Y, Z), in lesions that have the smallest volume
-    and whose highest probability reaches `lesion_threshold`."""
+    """Voxels at or above the threshold, bool (X, Y, Z), in lesions of at least `smallest_mm3`
+    whose highest probability reaches `lesion_threshold`."""
     marked = probability >= limits.threshold
     numbers, count = find_lesions(marked)
     lesion, values = numbers[marked], probability[marked]

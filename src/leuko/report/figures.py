@@ -151,7 +151,7 @@ def mosaic_figure(
 
 
 def _chosen(ranks: Sequence[int], most: int) -> list[int]:
-    """At most `most` slices, in order: the highest ranks are chosen first, each evenly spaced."""
+    """At most `most` slices, in order: highest ranks first, evenly spaced within a rank."""
     chosen: list[int] = []
     for wanted in sorted(set(ranks), reverse=True):
         group = [k for k, rank in enumerate(ranks) if rank == wanted]

@@ -109,7 +109,7 @@ class Validation:
 
     @property
     def kept(self) -> Change | None:
-        """The change of Dice on synthetic scans, except those that both models miss."""
+        """The change of Dice on synthetic scans, without those that both models miss."""
         if self.synthetic is None:
             return None
         scans = enumerate(zip(*self.synthetic, strict=True))
