@@ -99,15 +99,15 @@ def test_every_acquisition_reconstruction_run_and_echo_is_a_pair_with_a_name_of_
 
 
 LEFT_OUT = {
-    "sub-01/sub-01_acq-a_FLAIR.nii.gz": "by its name it belongs in sub-01/anat",
-    "sub-01/Anat/sub-01_acq-a_FLAIR.nii.gz": "by its name it belongs in sub-01/anat",
-    "sub-01/ses-1/sub-01_ses-1_FLAIR.nii.gz": "by its name it belongs in sub-01/ses-1/anat",
-    "sub-01/perf/sub-01_acq-a_FLAIR.nii": "by its name it belongs in sub-01/anat",
-    "sub-01/anat/sub-02_FLAIR.nii.gz": "by its name it belongs in sub-02/anat",
-    "sub-01/anat/sub-01_ses-2_FLAIR.nii.gz": "by its name it belongs in sub-01/ses-2/anat",
+    "sub-01/sub-01_acq-a_FLAIR.nii.gz": "its name requires the folder sub-01/anat",
+    "sub-01/Anat/sub-01_acq-a_FLAIR.nii.gz": "its name requires the folder sub-01/anat",
+    "sub-01/ses-1/sub-01_ses-1_FLAIR.nii.gz": "its name requires the folder sub-01/ses-1/anat",
+    "sub-01/perf/sub-01_acq-a_FLAIR.nii": "its name requires the folder sub-01/anat",
+    "sub-01/anat/sub-02_FLAIR.nii.gz": "its name requires the folder sub-02/anat",
+    "sub-01/anat/sub-01_ses-2_FLAIR.nii.gz": "its name requires the folder sub-01/ses-2/anat",
     "sub-01/anat/derivatives/sub-01_acq-a_FLAIR.nii.gz": "it belongs in sub-01/anat",
-    "sub-07_FLAIR.nii.gz": "by its name it belongs in sub-07/anat",
-    "rawdata/sub-01/anat/sub-01_FLAIR.nii.gz": "by its name it belongs in sub-01/anat",
+    "sub-07_FLAIR.nii.gz": "its name requires the folder sub-07/anat",
+    "rawdata/sub-01/anat/sub-01_FLAIR.nii.gz": "its name requires the folder sub-01/anat",
     "sub-01/anat/sub-01_flair.nii.gz": "its suffix is flair; expected FLAIR",
     "sub-01/anat/sub-01_T2FLAIR.nii.gz": "its suffix is T2FLAIR; expected FLAIR",
     "sub-01/anat/sub-01_acq-FLAIR_T2w.nii.gz": "its suffix is T2w; expected FLAIR",
@@ -126,14 +126,14 @@ LEFT_OUT = {
     "sub-01/anat/sub-01_colour-red_FLAIR.nii.gz": "entities as in sub-01_FLAIR.nii.gz",
     "sub-01/anat/acq-a_FLAIR.nii.gz": "its name is not a BIDS name",
     "sub-01/anat/sub-01_acq-c_part-phase_FLAIR.nii.gz": "part-phase is not a magnitude image",
-    "sub-01/anat/sub-01_acq-b_FLAIR.json": "there is no image beside it",
+    "sub-01/anat/sub-01_acq-b_FLAIR.json": "this sidecar has no image",
 }
 NOTED = {
     "sub-01_part-phase_FLAIR": "part-phase is not a magnitude image",
     "sub-01_part-real_FLAIR": "part-real is not a magnitude image",
     "sub-01_part-imag_space-MNI_FLAIR": "part-imag is not a magnitude image",
-    "sub-01_space-MNI_FLAIR": "sub-01_FLAIR.nii.gz is taken for this scan",
-    "sub-01_desc-brain_FLAIR": "sub-01_FLAIR.nii.gz is taken for this scan",
+    "sub-01_space-MNI_FLAIR": "sub-01_FLAIR.nii.gz is used for this scan",
+    "sub-01_desc-brain_FLAIR": "sub-01_FLAIR.nii.gz is used for this scan",
 }
 
 
@@ -193,7 +193,7 @@ def test_of_one_image_in_two_files_one_is_taken_and_the_other_named(dataset):
     found = find_pairs(folder)
     assert [pair.flair.path.name for pair in found.pairs] == ["sub-01_FLAIR.nii"]
     (said,) = found.left_out
-    assert said.startswith("sub-01/anat/sub-01_FLAIR.nii.gz: sub-01_FLAIR.nii is taken")
+    assert said.startswith("sub-01/anat/sub-01_FLAIR.nii.gz: sub-01_FLAIR.nii is used")
 
 
 def test_every_file_whose_name_speaks_of_flair_is_in_a_pair_or_named(dataset):
@@ -270,7 +270,7 @@ def test_datasets_that_lie_apart_are_named_as_such(dataset):
     found = find_pairs(folder)
     assert found.left_out == []
     derived, source = found.notes
-    assert derived.startswith("derivatives is no part of a raw dataset")
+    assert derived.startswith("derivatives is not part of a raw dataset")
     assert "derivatives/prep/sub-00/anat/sub-00_FLAIR.nii.gz" in derived
     assert "sourcedata/sub-02/ses-1/anat/sub-02_ses-1_FLAIR.nii.gz" in source
 
@@ -329,7 +329,7 @@ def test_a_choice_among_runs_of_the_t1_is_said(dataset):
     folder = dataset("sub-01_FLAIR", "sub-01_run-1_T1w", "sub-01_run-2_T1w")
     assert taken(folder) == [("sub-01_FLAIR", "sub-01_run-1_T1w")]
     assert find_pairs(folder).notes == [
-        "sub-01: of 2 T1w sub-01_run-1_T1w.nii.gz is taken; --bids-filter-file decides otherwise"
+        "sub-01: sub-01_run-1_T1w.nii.gz is used, one of 2 T1w; choose one by --bids-filter-file"
     ]
 
 
@@ -391,7 +391,7 @@ def test_what_a_filter_says_of_other_images_is_left_alone(tmp_path, caplog):
     assert caplog.text == ""
     (tmp_path / "filter.json").write_text('{"falir": {"session": "1"}}')
     assert read_filter(tmp_path / "filter.json") == {}
-    assert "not used: falir; Leuko reads flair and t1w" in caplog.text
+    assert "not used: falir; expected flair or t1w" in caplog.text
 
 
 def test_an_image_that_is_null_in_a_filter_file_has_no_filter(tmp_path, caplog):
@@ -415,7 +415,7 @@ def test_arguments_of_pybids_that_are_no_entities_are_left_alone_with_a_warning(
     (tmp_path / "filter.json").write_text(json.dumps(content))
     assert read_filter(tmp_path / "filter.json") == {image: {"acq": ["3d"]}}
     (record,) = caplog.records
-    assert f"{image}: not used: {argument}; Leuko filters by entities" in record.getMessage()
+    assert f"{image}: not used: {argument}; expected entities of BIDS" in record.getMessage()
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_arguments_of_pybids_that_are_no_entities_are_left_alone_with_a_warning(
         ({"t1w": {"run": {"is": 1}}}, "t1w: run is {'is': 1}; expected a label, a list of labels"),
         ({"t1w": {"run": [True]}}, "t1w: run is True; expected a label"),
         ({"flair": {"regex_search": "yes"}}, "regex_search is 'yes'; expected true or false"),
-        ({"flair": {"acq": "(", "regex_search": True}}, "flair: acq '(' is no pattern"),
+        ({"flair": {"acq": "(", "regex_search": True}}, "flair: acq '(' is not a regular"),
     ],
 )
 def test_a_filter_that_is_none_is_refused(tmp_path, content, said):
@@ -438,7 +438,7 @@ def test_a_filter_that_is_none_is_refused(tmp_path, content, said):
 
 
 def test_what_is_not_there_is_named(dataset, tmp_path):
-    with pytest.raises(LeukoError, match="does not exist or is no folder"):
+    with pytest.raises(LeukoError, match="does not exist or is not a folder"):
         find_pairs(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(LeukoError, match="holds no sub-\\* folder"):
@@ -450,7 +450,7 @@ def test_what_is_not_there_is_named(dataset, tmp_path):
         find_pairs(folder, sessions=["a", "b", "ses-c"])
     with pytest.raises(LeukoError, match="holds no FLAIR such as"):
         find_pairs(folder, participants=["02"])
-    with pytest.raises(LeukoError, match="holds no FLAIR that the filter lets pass"):
+    with pytest.raises(LeukoError, match="holds no FLAIR that passes the filter"):
         find_pairs(folder, filters={"flair": {"acq": "x"}})
 
 

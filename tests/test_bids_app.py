@@ -278,7 +278,7 @@ def test_a_filter_chooses_among_copies_of_one_scan_and_the_run_is_complete(leuko
     assert (code, "left out" in said) == (0, False)
     code, _, said = leuko(*command)
     assert (code, "left out" in said) == (0, False)
-    assert "sub-01/anat/sub-01_desc-b_FLAIR.nii.gz: sub-01_desc-a_FLAIR.nii.gz is taken" in said
+    assert "sub-01/anat/sub-01_desc-b_FLAIR.nii.gz: sub-01_desc-a_FLAIR.nii.gz is used" in said
 
 
 def test_stripped_images_are_told_from_whole_heads():

@@ -8,6 +8,7 @@ import pytest
 from conftest import stored
 from leuko.lesions import mni
 from leuko.lesions.brain import brain_mask, find_outside, without_outside
+from leuko.lesions.delineation import Delineation
 from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Orientation, Volume
 
@@ -75,8 +76,10 @@ def test_a_mask_in_any_order_loses_what_is_outside(flips):
         stored(tissue.with_data(array), (2, 0, 1), flips)
         for array in (tissue.data, inside | outside, inside)
     ]
-    kept = without_outside(turned[1].data, turned[0], threads=1)
-    np.testing.assert_array_equal(kept, turned[2].data)
+    mask = turned[1].data
+    drawn = Delineation(mask, mask, mask, rims=None, anatomy=turned[0], level=None)
+    kept = without_outside(drawn, threads=1)
+    np.testing.assert_array_equal(kept.mask, turned[2].data)
 
 
 def test_no_tissue_is_no_brain():

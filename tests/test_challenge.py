@@ -243,5 +243,5 @@ def test_undefined_measures_are_left_out_of_means(tmp_path):
 @pytest.mark.parametrize("content", ["team\tdsc\na\t0.5\n", "a,b\n1,2\n", "team\tdsc\th95_mm\n"])
 def test_a_table_of_teams_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "teams.tsv").write_text(content)
-    with pytest.raises(LeukoError, match=r"is no table of teams|names no team"):
+    with pytest.raises(LeukoError, match=r"is not a table of teams|lists no team"):
         read_teams(tmp_path / "teams.tsv")

@@ -309,7 +309,7 @@ def test_resume_needs_the_scans(leuko, heads, foreign_model, tmp_path):
     plan.start(tmp_path / "run", small_settings(data, steps=1, init=str(foreign_model)))
     data.rename(tmp_path / "moved")
     answer = leuko("train", "--resume", tmp_path / "run")
-    assert_one_line_error(answer, data, "is gone; put it back")
+    assert_one_line_error(answer, data, "does not exist; restore it")
 
 
 def test_resume_stands_alone(leuko, heads, tmp_path):

@@ -217,7 +217,7 @@ def test_a_stopped_cross_validation_goes_on(adapted, heads, foreign_model, tmp_p
 
 def test_a_finished_cross_validation_is_not_done_again(adapted):
     run, _ = adapted
-    with pytest.raises(LeukoError, match=r"is finished; what it found is in .*validation.json"):
+    with pytest.raises(LeukoError, match=r"is finished; its results are in .*validation.json"):
         cross_validation.fit(run)
 
 
@@ -525,7 +525,8 @@ def test_a_model_that_finds_wmh_where_there_are_none_is_not_better():
     found = validation(LOW + healthy[:2], HIGH + healthy[2:])
     assert found.change("dsc").low > 0
     assert found.verdict == "no clear difference"
-    assert "In 2 without WMH it finds 0.60 mL on average, leuko-base 0.00." in found.sentences()
+    said = "In 2 people without WMH it finds 0.60 mL on average, leuko-base 0.00 mL."
+    assert said in found.sentences()
     assert validation(LOW + healthy[:2], HIGH + healthy[:2]).verdict == "better"
 
 
@@ -534,13 +535,13 @@ def test_forgetting_is_said():
     lost = validation(LOW, HIGH, ([0.8, 0.7], [0.75, 0.66]))
     assert not kept.has_forgotten
     assert lost.has_forgotten
-    assert "It has forgotten: for other scans keep leuko-base." in lost.sentences()
+    assert "It has become worse on other scans: keep leuko-base for them." in lost.sentences()
     assert "Use ours for scans like these." in lost.sentences()
 
 
 def test_scans_that_are_doubted_are_named_in_the_report():
     found = validation(LOW, HIGH, doubts={"sub-2": "were FLAIR and T1 swapped?"})
-    said = "Look at the scans of sub-2: were FLAIR and T1 swapped?"
+    said = "Check the scans of sub-2: were FLAIR and T1 swapped?"
     assert found.sentences()[-1] == said
     assert said in as_html(found, [], {})
     assert said in as_markdown(found, {})
@@ -555,9 +556,8 @@ def test_synthetic_scans_that_both_miss_hide_no_loss():
 
 
 def test_few_subjects_are_said():
-    assert (
-        "3 people are few: the interval says little." in validation(LOW[:3], HIGH[:3]).sentences()
-    )
+    said = "With 3 people, below 6, the interval is unreliable."
+    assert said in validation(LOW[:3], HIGH[:3]).sentences()
 
 
 def test_examples_are_the_extremes_and_the_middle():

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import leuko
-from conftest import segmented
 from leuko.results import FILES
 
 PUBLIC = [
@@ -38,6 +37,11 @@ def found(scans, loaded):
     return leuko.segment(str(scans[0]), t1=scans[1], model=loaded)
 
 
+def run(code):
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def voxels(image):
     return np.asarray(image.dataobj)
 
@@ -54,8 +58,7 @@ def test_import_loads_nothing_heavy():
         "import sys, leuko\n"
         "print([name for name in ('numpy', 'nibabel', 'scipy', 'torch') if name in sys.modules])"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert printed.stdout == "[]\n"
+    assert run(code) == "[]\n"
 
 
 def test_segment_stays_the_function_when_its_module_is_imported():
@@ -63,13 +66,13 @@ def test_segment_stays_the_function_when_its_module_is_imported():
         "import leuko, leuko.segment, leuko.evaluation.evaluate, leuko.longitudinal.compare\n"
         "print([callable(f) for f in (leuko.segment, leuko.evaluate, leuko.compare)])"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert printed.stdout == "[True, True, True]\n"
+    assert run(code) == "[True, True, True]\n"
 
 
-def test_the_result_is_what_the_command_writes(run_leuko, scans, model, found, tmp_path):
+def test_the_result_is_what_the_command_writes(leuko, scans, model, found, tmp_path):
+    options = ["--flair", scans[0], "--t1", scans[1]]
     found.save(tmp_path / "door")
-    run_leuko("segment", "--flair", scans[0], "--t1", scans[1], "--model", model, "-o", tmp_path / "b")
+    leuko("segment", *options, "--model", model, "-o", tmp_path / "b")
     for name in FILES:
         if name.endswith((".nii.gz", ".tsv")) and (tmp_path / "b" / name).exists():
             first, second = (tmp_path / folder / name for folder in ("door", "b"))
@@ -96,7 +99,7 @@ def test_images_in_memory_give_the_same_mask_as_their_files(scans, loaded, found
     np.testing.assert_array_equal(voxels(stored), voxels(found.mask))
 
 
-def test_an_image_in_memory_without_a_header_of_nifti_is_refused(scans, loaded):
+def test_an_image_in_memory_without_a_header_of_nifti_is_refused(loaded):
     image = nib.spatialimages.SpatialImage(np.ones((4, 4, 4), np.float32), np.eye(4))
     with pytest.raises(leuko.LeukoError, match="is a SpatialImage; expected a NIfTI or MGH image"):
         leuko.segment(image, model=loaded)
@@ -182,7 +185,7 @@ def flipped(shape):
     return matrix
 
 
-@pytest.mark.parametrize("name", ["segment", "measure", "evaluate", "compare", "load_model", "segment_cohort"])
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name[0].islower()])
 def test_the_examples_run(name, heads, tmp_path, monkeypatch):
     for k, folder in enumerate(("", "BASELINE", "FOLLOWUP")):
         shutil.copytree(heads / f"head{min(k, 1)}", tmp_path / folder, dirs_exist_ok=True)

@@ -99,7 +99,7 @@ def test_results_not_to_be_used_come_first_and_count_in_no_median(cohort):
     assert page.cards == ["z", "b", "a"]
     assert "range 2.00 to 4.00" in page.words
     assert "do not use: no FLAIR" in page.words
-    assert "Not to be used1 of 3; not in the numbers before" in page.words.replace(" 1 ", "1 ")
+    assert "Not to be used1 of 3; not counted in the values" in page.words.replace(" 1 ", "1 ")
 
 
 def test_rims_stand_in_the_table_and_on_the_page(cohort):
@@ -117,7 +117,7 @@ def test_masks_of_different_conventions_are_warned_of(cohort):
     out = cohort(a={}, b={"rims": "include"}, c={"rims": "exclude", "rims_ml": None})
     gather.write_batch(out)
     page = Words((out / "report.html").read_text()).words
-    assert "Masks of different conventions" in page
+    assert "Different conventions for caps and rims" in page
     assert "by number of scans, not in the mask (2), in the mask (1)." in page
 
 
@@ -208,7 +208,7 @@ def test_only_failures_make_a_page_too(tmp_path):
 
 
 def test_nothing_to_gather_is_said(tmp_path):
-    with pytest.raises(LeukoError, match="holds no results; segment first"):
+    with pytest.raises(LeukoError, match="holds no results; run the segmentation"):
         gather.write_batch(tmp_path)
 
 
@@ -218,7 +218,7 @@ def test_a_record_of_something_else_is_named_and_left_out(cohort, caplog, conten
     (out / "a" / RECORD_FILE).write_text(content)
     gather.write_batch(out)
     assert [row["id"] for row in rows(out / "wmh.tsv")] == ["b"]
-    assert "a/run.json is not a record of this version of leuko segment; left out" in caplog.text
+    assert "a/run.json was not written by this version of leuko segment; not used" in caplog.text
 
 
 def test_a_mask_without_its_record_is_named_and_left_out(cohort, caplog):
@@ -227,7 +227,7 @@ def test_a_mask_without_its_record_is_named_and_left_out(cohort, caplog):
     (out / "b" / "wmh.nii.gz").touch()
     gather.write_batch(out)
     assert [row["id"] for row in rows(out / "wmh.tsv")] == ["a"]
-    assert "b/wmh.nii.gz has no run.json beside it; it is left out" in caplog.text
+    assert "b/wmh.nii.gz is not used: run.json is missing beside it" in caplog.text
 
 
 def test_derivatives_in_another_place_or_without_a_record_are_named(cohort, tmp_path, caplog):
@@ -242,9 +242,9 @@ def test_derivatives_in_another_place_or_without_a_record_are_named(cohort, tmp_
     assert [row["participant_id"] for row in rows(tmp_path / "ds" / "wmh.tsv")] == ["sub-01"]
     told = [message.split(f"{home}/")[1] for message in caplog.messages]
     assert told == [
-        f"{lone}_mask.nii.gz has no {lone}_stats.json beside it; it is left out",
-        "sub-02_space-FLAIR_label-WMH_stats.json is left out: it does not lie where its name says",
-        "x_space-FLAIR_label-WMH_stats.json is left out: it does not lie where its name says",
+        f"{lone}_mask.nii.gz is not used: {lone}_stats.json is missing beside it",
+        "sub-02_space-FLAIR_label-WMH_stats.json is not used: its name requires another folder",
+        "x_space-FLAIR_label-WMH_stats.json is not used: its name requires another folder",
     ]
 
 
@@ -288,7 +288,7 @@ def test_verdicts_find_their_subjects_by_the_scan_and_are_one_csv(cohort, caplog
     words = Words((out / gather.PAGE).read_text()).words
     assert "FAIL: missed deep (2026-01-02)" in words
     assert "PASS (me, 2026-01-02)" in words
-    assert "flag (2026-01-02, of an older mask)" in words
+    assert "flag (2026-01-02, on an older mask)" in words
 
 
 def test_verdicts_that_are_taken_back_are_gone(cohort):

@@ -43,7 +43,7 @@ def test_commas_and_what_spreadsheets_write_are_understood(tmp_path):
 def test_semicolons_of_a_csv_are_understood_and_other_columns_named(tmp_path, caplog):
     (row,) = rows(tmp_path, "id;flair;age\nanna;my, F.nii;70\n", name="pairs.csv")
     assert row.flair.name == "my, F.nii"
-    assert "pairs.csv: not used: the columns age" in caplog.text
+    assert "pairs.csv: columns not used: age" in caplog.text
 
 
 def test_a_quote_in_a_tsv_swallows_nothing(tmp_path):
@@ -54,7 +54,7 @@ def test_a_quote_in_a_tsv_swallows_nothing(tmp_path):
 def test_a_csv_whose_quotes_or_commas_do_not_fit_is_refused(tmp_path):
     with pytest.raises(LeukoError, match="cannot be read: unexpected end of data"):
         rows(tmp_path, 'id,flair\na,"x\nb,y\n', name="pairs.csv")
-    with pytest.raises(LeukoError, match="a cell with a comma needs quotes"):
+    with pytest.raises(LeukoError, match="put a cell that contains a comma in quotes"):
         rows(tmp_path, "id,flair,t1\na,my scans, all/F.nii,T.nii\n", name="pairs.csv")
 
 
@@ -65,18 +65,18 @@ def test_a_csv_whose_quotes_or_commas_do_not_fit_is_refused(tmp_path):
         ("id,flair\na,b\n", "has the columns id,flair; expected"),
         ("ID\tscan\na\tb\n", "has the columns ID | scan; expected id, flair"),
         ("id\tflair\tflair\na\tb\tc\n", "expected id, flair"),
-        ("id\tflair\n", "names no subject"),
-        ("id\tflair\na\tx\nA\ty\n", "line 3: the id A is there already"),
-        ("id\tflair\n../a\tx\n", "line 2: the id '../a' cannot name a folder"),
-        ("id\tflair\n\tx\n", "the id '' cannot name a folder"),
+        ("id\tflair\n", "lists no subject"),
+        ("id\tflair\na\tx\nA\ty\n", "line 3: the id A is not unique"),
+        ("id\tflair\n../a\tx\n", "line 2: the id '../a' cannot be the name of a folder"),
+        ("id\tflair\n\tx\n", "the id '' cannot be the name of a folder"),
         ("id\tflair\nlogs\tx\n", "the id 'logs' is reserved"),
         ("id\tflair\nVerdicts\tx\n", "the id 'Verdicts' is reserved"),
         ("id\tflair\nreport.html\tx\n", "the id 'report.html' is reserved"),
         ("id\tflair\nnul\tx\n", "the id 'nul' is reserved"),
-        ("id\tflair\na.\tx\n", "the id 'a.' cannot name a folder"),
-        ("id\tflair\na\tx\ty\n", "line 2: 3 cells below 2 columns"),
-        ("id\tflair\nanna\t\n", "line 2: anna has no flair"),
-        ("id\tflair\nanna\n", "line 2: anna has no flair"),
+        ("id\tflair\na.\tx\n", "the id 'a.' cannot be the name of a folder"),
+        ("id\tflair\na\tx\ty\n", "line 2: 3 cells, expected 2"),
+        ("id\tflair\nanna\t\n", "line 2: anna has no FLAIR"),
+        ("id\tflair\nanna\n", "line 2: anna has no FLAIR"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused_with_the_line(tmp_path, text, said):

@@ -122,7 +122,7 @@ def test_a_step_is_shared_evenly_or_not_at_all(heads, tmp_path, monkeypatch):
     as_if(monkeypatch, processes=4)
     processes.require_even(8)
     as_if(monkeypatch, processes=3)
-    with pytest.raises(LeukoError, match="8 images a step cannot be shared evenly by 3"):
+    with pytest.raises(LeukoError, match="8 images per step cannot be shared evenly by 3"):
         processes.require_even(8)
     with pytest.raises(LeukoError, match="cannot be shared evenly by 3"):
         loop.fit(tmp_path / "run")

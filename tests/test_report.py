@@ -55,7 +55,7 @@ def test_the_page_says_the_numbers_with_their_intervals(head, tmp_path):
     ml = flair.ml(mask)
     assert f"{ml:.2f} mL 90 % interval {interval_text([ml / 2, ml * 2])}" in said
     assert "0.80 0.70 to 0.90" in said
-    assert "Rule voxel10" in said
+    assert "Region rule voxel10" in said
     assert "No warnings" in said
 
 

@@ -417,7 +417,7 @@ def test_changed_scans_are_not_resumed_with(heads, tmp_path):
     plan.start(tmp_path / "run", small_settings(data, steps=1))
     labels = nifti.read(data / "head1" / "wmh.nii.gz")
     nifti.write(data / "head1" / "wmh.nii.gz", labels.with_data(np.roll(labels.data, 1, axis=0)))
-    with pytest.raises(LeukoError, match=r"scans of head1 in .* are not those"):
+    with pytest.raises(LeukoError, match=r"scans of head1 in .* have changed"):
         loop.fit(tmp_path / "run")
 
 
@@ -438,7 +438,7 @@ def test_a_t1_of_another_head_is_warned_of_before_the_training(heads, tmp_path, 
     shutil.copy(heads / "head1" / "T1.nii.gz", data / "head3" / "T1.nii.gz")
     plan.start(tmp_path / "run", small_settings(data, steps=1))
     assert [r.getMessage()[:42] for r in caplog.records] == [
-        "head3: its T1 may not lie on its FLAIR (mo"
+        "head3: its T1 may not be registered to its FLAIR (mo"
     ]
 
 

@@ -240,7 +240,7 @@ def test_scans_without_labels_are_named(tmp_path, phantom, caplog):
         (tmp_path / name / "wmh.nii.gz").unlink()
     assert [s.name for s in find_subjects(tmp_path)] == ["anna"]
     for name in ("bert", "cleo"):
-        assert f"{name} has images but no labels (wmh or lesions); left out" in caplog.text
+        assert f"{name} has images but no labels (wmh or lesions); it is not used" in caplog.text
 
 
 def test_images_of_another_layout_are_named(tmp_path, phantom, caplog):
@@ -252,7 +252,7 @@ def test_images_of_another_layout_are_named(tmp_path, phantom, caplog):
     nifti.write(bids / "sub-01_FLAIR.nii.gz", phantom.flair)
     assert [s.name for s in find_subjects(tmp_path)] == ["a/b/c/d/e", "anna"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{bids} has images but no labels (wmh or lesions); left out"
+        f"{bids} has images but no labels (wmh or lesions); it is not used"
     ]
 
 
@@ -261,7 +261,7 @@ def test_labels_without_flair_are_named(tmp_path, phantom, caplog):
     write_subject(tmp_path / "bert", phantom)
     (tmp_path / "bert" / "FLAIR.nii.gz").unlink()
     assert [s.name for s in find_subjects(tmp_path)] == ["anna"]
-    assert "bert has labels but no FLAIR; left out" in caplog.text
+    assert "bert has labels but no FLAIR; it is not used" in caplog.text
 
 
 def test_what_a_killed_process_left_behind_is_no_subject(tmp_path, phantom):

@@ -1,6 +1,6 @@
-"""A BIDS dataset as names: which FLAIR and T1w belong together, what is made of them is called.
+"""A BIDS dataset: its pairs of FLAIR and T1w, and the names of their derivatives.
 
-Paths and JSON only. The rules are those of BIDS 1.10 (https://bids-specification.readthedocs.io).
+Only paths and JSON files are read. The rules are those of BIDS 1.10 (https://bids-specification.readthedocs.io).
 """
 
 import json
@@ -18,20 +18,20 @@ from leuko.io.files import is_folder, read_json, replace_text, require_folder, w
 
 VERSION = "1.10.0"
 EXTENSIONS = (".nii.gz", ".nii")
-FORMATS = (  # in which a FLAIR might be kept
+FORMATS = (  # extensions of files that may be images
     *EXTENSIONS, ".nii.bz2", ".nii.xz", ".nii.zst", ".img", ".img.gz", ".mgz", ".mgh", ".mnc",
     ".mif", ".mif.gz", ".nrrd", ".mha", ".mhd", ".rec", ".dcm", ".ima",
 )  # fmt: skip
-APART = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")  # no part of a raw dataset
-# What of an output no rule of BIDS covers. No slash after figures: the validator would err.
+APART = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")  # not part of a raw dataset
+# Outputs that BIDS does not define. No slash after figures: the validator would report an error.
 IGNORED = ("*_xfm.*", "*_stats.*", "*.html", "figures", "logs", "verdicts*", "/wmh.*")
 
 README = """White matter hyperintensities, found by Leuko in the FLAIR and T1w images of a dataset.
 
 Images lie on the grid of the FLAIR (space-FLAIR). label-WMH_mask is the segmentation,
 label-WMH_probseg its probability; the reports (label-WMH_report.html) show them. The level "group"
-writes wmh.tsv, which has a row for each FLAIR; phenotype holds the same with one row a participant
-in each file. For research; not a medical device.
+writes wmh.tsv, which has a row for each FLAIR; each file in phenotype holds the same with one row
+per participant. For research; not a medical device.
 """
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Pair:
 
     @property
     def entities(self) -> dict[str, str]:
-        """Those that name what is made of it: all that tell this FLAIR from others of the visit."""
+        """Entities in the names of its derivatives: those that distinguish it within the visit."""
         return {name: label for name, label in self.flair.entities.items() if name not in OWN}
 
     @property
@@ -56,7 +56,7 @@ class Pair:
 
     @property
     def prefix(self) -> str:
-        """Of derivatives, which lie on the grid of the FLAIR."""
+        """The prefix of its derivatives, which are on the grid of the FLAIR."""
         return f"{self.name}_space-FLAIR_"
 
     def sources(self, dataset: Path) -> tuple[str, ...]:
@@ -72,11 +72,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Found:
-    """What a dataset holds."""
+    """The result of `find_pairs`."""
 
     pairs: list[Pair]
-    notes: list[str]  # choices among T1w and among forms of one scan, and what is not looked at
-    left_out: list[str]  # FLAIRs that were asked for and are not segmented, with reasons
+    notes: list[str]  # choices among T1w and copies of a scan, and ignored folders
+    left_out: list[str]  # requested FLAIRs that are not segmented, with reasons
 
 
 def find_pairs(
@@ -86,13 +86,13 @@ def find_pairs(
     sessions: Sequence[str] = (),
     filters: Mapping[str, Filter] | None = None,
 ) -> Found:
-    """The pairs of a dataset, raw or of derivatives, and every FLAIR that is in none of them.
+    """The pairs of a raw or derivative dataset, and every FLAIR that is in none of them.
 
-    Each FLAIR is one pair. Of FLAIRs whose names differ by space, resolution or description alone
-    the one with the fewest entities is taken, then the first by name. Of several T1w of a visit,
-    the one of the same run is taken, then the one whose other entities differ least from the
-    FLAIR's, then the one with the fewest. `filters` (flair, t1w) choose before that. Raises
-    LeukoError where there is no participant, a label names none, or there is no pair.
+    Each FLAIR makes one pair. Of FLAIRs whose names differ only by space, resolution or description
+    the one with the fewest entities is used, then the first by name. Of several T1w of a visit the
+    one of the same run is used, then the one whose other entities differ least from the FLAIR's,
+    then the one with the fewest. `filters` (flair, t1w) are applied first. Raises LeukoError if
+    there is no participant or no pair, or if a label does not exist.
     """
     filters = filters or {}
     subjects = _subjects(dataset, participants)
@@ -127,11 +127,11 @@ def find_pairs(
     left_out += [f"{path} {why}" for path, why in unreadable.items()]
     left_out += _without_image(files, dataset, filters)
     for other, flair in copies:
-        taken = f"{flair.path.name} is taken for this scan; --bids-filter-file decides otherwise"
+        taken = f"{flair.path.name} is used for this scan; --bids-filter-file can choose another"
         lines = left_out if other.entities == flair.entities else notes
         lines.append(_said(other.path, taken, dataset))
     if not pairs:
-        what = "that the filter lets pass" if filters else "such as sub-01/anat/sub-01_FLAIR.nii.gz"
+        what = "that passes the filter" if filters else "such as sub-01/anat/sub-01_FLAIR.nii.gz"
         reasons = "".join(f"; {reason}" for reason in left_out)
         raise LeukoError(f"{dataset} holds no FLAIR {what}{reasons}")
     seen = {pair.visit for pair in pairs}
@@ -139,8 +139,8 @@ def find_pairs(
         seen |= _possible_visits(path, dataset)
     without = [visit for visit in _visits(dataset, subjects, chosen) if visit not in seen]
     if without:
-        which = " that the filter lets pass" if filters.get("flair") else ""
-        notes.append(f"without a FLAIR{which}: {', '.join(map(str, without))}")
+        which = " that passes the filter" if filters.get("flair") else ""
+        notes.append(f"visits without a FLAIR{which}: {', '.join(map(str, without))}")
     if participants:
         served = {pair.flair.entities["sub"] for pair in pairs}
         served |= {label(_top(path, dataset), "sub") for path in (*misfits, *unreadable)}
@@ -150,9 +150,9 @@ def find_pairs(
 
 
 def start_dataset(out: Path, source: Path) -> None:
-    """Make `out` a dataset of derivatives of `source`, if it is none yet.
+    """Make `out` a derivative dataset of `source`, unless it already is one.
 
-    Raises LeukoError where it is a dataset of another program, or no folder.
+    Raises LeukoError if it is a dataset of another program, or not a folder.
     """
     require_folder(out)
     about = out / "dataset_description.json"
@@ -160,7 +160,7 @@ def start_dataset(out: Path, source: Path) -> None:
     if before is not None:
         makers = before.get("GeneratedBy") or [{}]
         if [maker.get("Name") for maker in makers] != ["Leuko"]:
-            raise LeukoError(f"{out} is a dataset of its own; choose another folder for the output")
+            raise LeukoError(f"{out} is a dataset of another program; choose another output folder")
     link = source.resolve().as_uri()
     description = {
         "Name": "Leuko: white matter hyperintensities",
@@ -184,7 +184,7 @@ def start_dataset(out: Path, source: Path) -> None:
 def _subjects(dataset: Path, participants: Sequence[str]) -> list[Path]:
     """The folders of the wanted participants, or of all."""
     if not dataset.is_dir():
-        raise LeukoError(f"{dataset} does not exist or is no folder; give a BIDS dataset")
+        raise LeukoError(f"{dataset} does not exist or is not a folder; give a BIDS dataset")
     there = {label(f.name, "sub"): f for f in sorted(dataset.glob("sub-*")) if is_folder(f)}
     if not there:
         raise LeukoError(f"{dataset} holds no sub-* folder; give the root of a BIDS dataset")
@@ -214,8 +214,8 @@ def _visits(dataset: Path, subjects: Sequence[Path], chosen: Sequence[str]) -> I
 
 
 def _files(dataset: Path, folders: Sequence[Path], unreadable: dict[Path, str]) -> Iterator[Path]:
-    """All files, and folders that are named like images. Hidden folders are not searched, and
-    `APART` only where BIDS puts images."""
+    """All files, and folders that are named like images. Hidden folders are not searched, those
+    in `APART` only where BIDS puts images."""
 
     def note(error: OSError) -> None:
         unreadable[Path(error.filename)] = f"cannot be read: {error.strerror}"
@@ -235,13 +235,13 @@ def _is_named_as_folder(path: Path) -> bool:
 
 def _is_entered(parts: Sequence[str]) -> bool:
     if parts[0] not in APART or len(parts) <= 2:
-        return True  # of datasets of DICOM files the rest may be millions
+        return True  # deeper folders may hold millions of DICOM files
     return parts[-1] == "anat" or parts[-1].startswith(("sub-", "ses-"))
 
 
 def _is_in(sessions: Sequence[str], path: Path, dataset: Path) -> bool:
-    """Whether a file is of one of the sessions, by its folder, or else by its name. A file that
-    names no session in either, in a name that is not a BIDS name, counts as one."""
+    """Whether a file belongs to one of the sessions, by its folder, or else by its name. A file
+    without a BIDS name, whose session is unknown, counts as belonging to them."""
     image = Image.of(path)
     found = _place_labels(path, dataset).get("ses")
     if found is None and image is not None:
@@ -252,10 +252,10 @@ def _is_in(sessions: Sequence[str], path: Path, dataset: Path) -> bool:
 def _select(
     kind: str, files: Sequence[Path], dataset: Path, filters: Mapping[str, Filter]
 ) -> tuple[list[Image], dict[Path, str]]:
-    """The images of a kind that the filter lets pass, and those that cannot be used, with why."""
+    """The images of a kind that pass the filter, and the reason for each that cannot be used."""
     suffix, wanted = SUFFIXES[kind], dict(filters.get(kind, {}))
     if wanted.get("suffix") in (suffix, [suffix]):
-        del wanted["suffix"]  # as without a filter: suffixes that resemble it are misfits
+        del wanted["suffix"]  # as without a filter: similar suffixes are reported
     is_usual = "suffix" not in wanted
     fitting, misfits = [], {}
     for path in files:
@@ -290,7 +290,7 @@ def _possible_visits(path: Path, dataset: Path) -> set[Path]:
 
 
 def _resembles(suffix: str, path: Path, image: Image | None) -> bool:
-    """Whether a file seems to be an image of that suffix, whatever its name lacks."""
+    """Whether a file seems to be an image of that suffix, even if its name is incomplete."""
     word = suffix.lower()
     if image is None:
         return word in path.name.lower() or word in path.parent.name.lower()
@@ -300,7 +300,7 @@ def _resembles(suffix: str, path: Path, image: Image | None) -> bool:
 
 
 def _misfits(path: Path, image: Image | None, dataset: Path, suffix: str | None) -> Iterator[str]:
-    """Why an image cannot be used; nothing if it can."""
+    """The reasons why an image cannot be used."""
     if is_folder(path):
         yield "it is a folder; expected an image"
     if image is None:
@@ -313,7 +313,7 @@ def _misfits(path: Path, image: Image | None, dataset: Path, suffix: str | None)
     if "sub" not in image.entities or image.proper_name != path.name:
         yield f"its name is not a BIDS name; expected entities as in {image.proper_name}"
     if path.parent != dataset / image.place:
-        yield f"by its name it belongs in {image.place.as_posix()}"
+        yield f"its name requires the folder {image.place.as_posix()}"
     if not image.is_magnitude:
         yield f"part-{image.entities['part']} is not a magnitude image"
 
@@ -321,7 +321,7 @@ def _misfits(path: Path, image: Image | None, dataset: Path, suffix: str | None)
 def _without_image(
     files: Sequence[Path], dataset: Path, filters: Mapping[str, Filter]
 ) -> list[str]:
-    """Sidecars of a FLAIR that is not there, in the folder of the sidecar or below."""
+    """Sidecars of FLAIRs without an image, in the folder of the sidecar or below."""
     wanted = {"suffix": SUFFIXES["flair"], **filters.get("flair", {})}
     wanted.pop("extension", None)
     by_subject = _grouped(
@@ -329,7 +329,7 @@ def _without_image(
         lambda image: _top(image.path, dataset),
     )
     return [
-        _said(sidecar.path, "there is no image beside it", dataset)
+        _said(sidecar.path, "this sidecar has no image", dataset)
         for top, images in by_subject.items()
         if top.startswith("sub-")
         for sidecar in images
@@ -339,7 +339,7 @@ def _without_image(
 
 
 def _describes(sidecar: Image, image: Image) -> bool:
-    """By the principle of inheritance."""
+    """Whether a sidecar describes an image, by the inheritance principle of BIDS."""
     is_above = sidecar.path.parent in image.path.parents
     return is_above and sidecar.entities.items() <= image.entities.items()
 
@@ -349,8 +349,8 @@ def _apart(paths: Sequence[Path], dataset: Path) -> list[str]:
     for top, inside in _grouped(paths, lambda path: _top(path, dataset)).items():
         shown = ", ".join(_shown(path, dataset) for path in inside[:3]) + ", ..." * bool(inside[3:])
         notes.append(
-            f"{top} is no part of a raw dataset; FLAIRs in it are not looked at: {shown}; to "
-            "segment them give the folder that holds their sub-* folders"
+            f"{top} is not part of a raw dataset; FLAIRs in it are ignored: {shown}; to segment "
+            "them give the folder that holds their sub-* folders"
         )
     return notes
 
@@ -389,10 +389,10 @@ def _distance(t1: Image, *, flair: Image) -> tuple[bool, int, int, str]:
 
 
 def _choice(pair: Pair, t1s: Sequence[Image]) -> list[str]:
-    """Which T1w was taken, where there was a choice."""
+    """A note on the T1w that is used, if there was a choice."""
     run = pair.flair.entities.get("run")
     among = [t1 for t1 in t1s if t1.entities.get("run") == run] or t1s
     if pair.t1 is None or len(among) < 2:
         return []
-    taken = f"{pair.name}: of {len(among)} T1w {pair.t1.path.name} is taken"
-    return [f"{taken}; --bids-filter-file decides otherwise"]
+    taken = f"{pair.name}: {pair.t1.path.name} is used, one of {len(among)} T1w"
+    return [f"{taken}; choose one by --bids-filter-file"]

@@ -1,4 +1,4 @@
-"""Names of images in a BIDS dataset: what they say, and filters that choose by them."""
+"""Names of images in a BIDS dataset: their entities, and filters by entity."""
 
 import logging
 import re
@@ -11,28 +11,28 @@ from typing import Any, Self
 from leuko.errors import LeukoError
 from leuko.io.files import read_json
 
-# In the order in which they stand in a name.
+# In their order within a name.
 ENTITIES = (
     "sub", "ses", "sample", "task", "acq", "ce", "trc", "stain", "rec", "dir", "run", "mod",
     "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk",
     "seg", "res", "den", "label", "desc",
 )  # fmt: skip
-# The names that filters use: those of PyBIDS, and those of BIDS where they differ.
+# Long names, which filters use, and the short names in file names.
 LONG = {
     "subject": "sub", "session": "ses", "acquisition": "acq", "ceagent": "ce", "tracer": "trc",
     "staining": "stain", "reconstruction": "rec", "direction": "dir", "modality": "mod",
     "inversion": "inv", "mtransfer": "mt", "processing": "proc", "hemisphere": "hemi",
     "segmentation": "seg", "resolution": "res", "density": "den", "description": "desc",
 }  # fmt: skip
-OWN = ("space", "seg", "res", "den", "label", "desc")  # entities that results have of their own
+OWN = ("space", "seg", "res", "den", "label", "desc")  # entities that derivatives set themselves
 NOT_MAGNITUDE = ("phase", "real", "imag")
-INDICES = ("run", "echo", "flip", "inv", "split", "chunk")  # numbers: 1 is 01
+INDICES = ("run", "echo", "flip", "inv", "split", "chunk")  # labels are numbers: 1 equals 01
 NAME = re.compile(r"((?:[a-z]+-[A-Za-z0-9+]+_)+)([A-Za-z0-9]+)(\.[A-Za-z0-9.]+)")
 SUFFIXES = {"flair": "FLAIR", "t1w": "T1w"}  # by their names in a filter file
-# What fMRIPrep and its relatives filter beside these two.
+# Other images in filter files of fMRIPrep and related programs.
 OTHERS = ("bold", "sbref", "fmap", "t2w", "t2star", "roi", "dwi", "asl", "m0scan", "pet", "meg")
 OPTIONAL = "Query.OPTIONAL"
-# Other arguments of PyBIDS' `get`, to which fMRIPrep hands a filter on; they choose no image.
+# Other arguments of PyBIDS' `get`, to which fMRIPrep passes a filter; they select no image.
 NOT_ENTITIES = ("scope", "invalid_filters", "absolute_paths", "return_type", "target")
 QUERIES = {"NONE": None, "ANY": "*", "REQUIRED": "*", "OPTIONAL": OPTIONAL}  # of PyBIDS
 QUERY = re.compile(rf"<?Query\.({'|'.join(QUERIES)})(: \d+)?>?")
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Image:
-    """A file with a name in the manner of BIDS; its entities by their short names."""
+    """A file with a BIDS-like name; its entities by their short names."""
 
     path: Path
     entities: dict[str, str]
@@ -53,7 +53,7 @@ class Image:
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
-        """None where the name is not of entities, a suffix and an extension."""
+        """The image at a path; None if its name is not entities, a suffix and an extension."""
         match = NAME.fullmatch(path.name)
         if match is None:
             return None
@@ -62,7 +62,7 @@ class Image:
 
     @cached_property
     def proper_name(self) -> str:
-        """With the entities that BIDS knows for such an image, each once and in order."""
+        """The name with the entities that BIDS defines, each once and in order."""
         known = [f"{name}-{self.entities[name]}" for name in ENTITIES if name in self.entities]
         return "_".join([*known, self.suffix]) + self.extension
 
@@ -77,7 +77,7 @@ class Image:
 
     @property
     def scan(self) -> tuple[Path, frozenset[tuple[str, str]]]:
-        """What all parts and copies of one scan share: the folder and these entities."""
+        """What all parts and copies of one scan have in common: folder and entities."""
         shared = {name: self.entities[name] for name in self.entities.keys() - {*OWN, "part"}}
         return self.path.parent, frozenset(shared.items())
 
@@ -94,16 +94,16 @@ class Image:
 def read_filter(path: Path) -> dict[str, Filter]:
     """A filter file of fMRIPrep: {"flair": {"acquisition": "3d"}, "t1w": {...}, "bold": {...}}.
 
-    What it says of other images than FLAIR and T1w is left alone. A label may be a text, a number,
-    a list, null or "Query.NONE" (the entity is absent), "*" or "Query.ANY" (it is there),
-    "Query.OPTIONAL" (either); with "regex_search": true labels are patterns. An image that is null
-    has no filter; arguments of PyBIDS that are no entities are left alone, with a warning. Raises
-    LeukoError for anything else.
+    Filters of images other than FLAIR and T1w are ignored. A label may be a text, a number, a list,
+    null or "Query.NONE" (the entity is absent), "*" or "Query.ANY" (it is present), or
+    "Query.OPTIONAL" (either); with "regex_search": true labels are regular expressions. null as the
+    filter of an image means no filter. Arguments of PyBIDS that are not entities are ignored with a
+    warning. Raises LeukoError for anything else.
     """
     content = read_json(path, what="filter")
     unknown = [name for name in content if name.lower() not in (*SUFFIXES, *OTHERS)]
     if unknown:
-        log.warning("%s: not used: %s; Leuko reads flair and t1w", path, ", ".join(unknown))
+        log.warning("%s: not used: %s; expected flair or t1w", path, ", ".join(unknown))
     return {
         image.lower(): _read_wanted(wanted, f"{path}: {image}")
         for image, wanted in content.items()
@@ -122,7 +122,7 @@ def _read_wanted(wanted: Any, where: str) -> Filter:
                 raise LeukoError(f"{where}: regex_search is {given!r}; expected true or false")
             by_entity[name] = given
         elif name in NOT_ENTITIES:
-            log.warning("%s: not used: %s; Leuko filters by entities", where, entity)
+            log.warning("%s: not used: %s; expected entities of BIDS", where, entity)
         elif name in (*ENTITIES, "suffix", "extension", "datatype"):
             labels = [
                 _read_label(one, f"{where}: {entity}")
@@ -158,16 +158,18 @@ def _require_patterns(by_entity: Filter, where: str) -> None:
                 re.compile(one or "")
             except re.error as error:
                 if one != "*":
-                    raise LeukoError(f"{where}: {entity} {one!r} is no pattern: {error}") from error
+                    raise LeukoError(
+                        f"{where}: {entity} {one!r} is not a regular expression: {error}"
+                    ) from error
 
 
 def label(text: str, entity: str) -> str:
-    """A label as people write it, with its entity or without."""
+    """A label without its entity, whichever way it was written: 01 for sub-01 and for 01."""
     return text.removeprefix(f"{entity}-")
 
 
 def visit_folder(entities: Mapping[str, str]) -> Path:
-    """Where a visit lies in a dataset: sub-01, or sub-01/ses-1."""
+    """The folder of a visit in a dataset: sub-01, or sub-01/ses-1."""
     subject = Path(f"sub-{entities.get('sub', '')}")
     return subject / f"ses-{entities['ses']}" if "ses" in entities else subject
 

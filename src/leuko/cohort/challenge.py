@@ -1,7 +1,7 @@
 """The WMH Segmentation Challenge (Kuijf et al., IEEE TMI 2019, doi 10.1109/TMI.2019.2905770).
 
-Its container, the layout of its data (doi 10.34894/AECRSD), its table and its ranking. The data may
-be downloaded by anyone; its licence does not allow to ship any of it.
+Its container, the layout of its data (doi 10.34894/AECRSD), its table and its ranking. Anyone may
+download the data; the licence does not allow redistribution, so none of it is included.
 """
 
 import csv
@@ -33,7 +33,7 @@ SCORES_FILE, SITES_FILE = "scores.tsv", "sites.tsv"
 log = logging.getLogger(__name__)
 
 Split = Literal["training", "test"]
-# How many scans there are, by the folders in which they lie.
+# Number of scans in each folder.
 OFFICIAL: dict[str, dict[str, int]] = {
     "training": {"Utrecht": 20, "Singapore": 20, "Amsterdam/GE3T": 20},
     "test": {
@@ -59,7 +59,7 @@ class Scan:
 
     @property
     def name(self) -> str:
-        """Fit for a folder on any system."""
+        """A valid folder name on any system."""
         return re.sub(r"[^A-Za-z0-9-]+", "_", f"{self.site}_{self.number}")
 
     @property
@@ -68,9 +68,9 @@ class Scan:
 
 
 def answer(source: Path, out: Path, settings: SegmentSettings) -> Segmentation:
-    """What the challenge's container does: read `source`/pre, write `out`/result.nii.gz.
+    """Run as the challenge's container: read `source`/pre, or else orig, write `out`/result.nii.gz.
 
-    Where there is no pre it reads orig. Raises LeukoError as `segment`.
+    Raises LeukoError as `segment`.
     """
     flair, t1 = find_pair(source)
     if not flair.exists():
@@ -85,7 +85,7 @@ def answer(source: Path, out: Path, settings: SegmentSettings) -> Segmentation:
 
 
 def find_pair(folder: Path) -> tuple[Path, Path]:
-    """FLAIR and T1 in orig if that alone has them, otherwise in pre."""
+    """Paths of FLAIR and T1: in orig if only orig has a FLAIR, otherwise in pre."""
     prepared, original = (folder / place / FLAIR_FILE for place in ("pre", "orig"))
     flair = original if original.exists() and not prepared.exists() else prepared
     return flair, flair.with_name("T1.nii.gz")
@@ -94,12 +94,12 @@ def find_pair(folder: Path) -> tuple[Path, Path]:
 def find_scans(data: Path, split: Split) -> list[Scan]:
     """The scans of the official training or test set, in the order of sites and numbers.
 
-    `data` is the folder of the download, that holds the folders training and test. Raises
-    LeukoError where it does not, or a site is none of the challenge's.
+    `data` is the downloaded folder, which holds the folders training and test. Raises LeukoError if
+    it does not, or for a site that the challenge does not have.
     """
     home = data / split
     if not data.is_dir():
-        raise LeukoError(f"{data} does not exist or is no folder; check the path")
+        raise LeukoError(f"{data} does not exist or is not a folder; check the path")
     if not home.is_dir():
         raise LeukoError(
             f"{data} holds no folder {split}; expected the challenge's data as it is downloaded "
@@ -122,7 +122,7 @@ def find_scans(data: Path, split: Split) -> list[Scan]:
 
 
 def without_reference(data: Path, split: Split) -> list[Path]:
-    """Folders of scans beside which no wmh.nii.gz lies: nothing can be measured there."""
+    """Folders of scans without wmh.nii.gz, which cannot be measured."""
     homes = {folder.parent for folder in _folders(data / split, FLAIR_FILE)}
     return sorted(home for home in homes if not (home / REFERENCE_FILE).is_file())
 
@@ -130,7 +130,7 @@ def without_reference(data: Path, split: Split) -> list[Path]:
 def jobs(
     scans: Sequence[Scan], out: Path, settings: SegmentSettings, limits: Limits
 ) -> dict[Scan, Job]:
-    """What segments each scan, into a folder of its own in `out`."""
+    """For each scan the job that segments it, into a folder of its own in `out`."""
     found = {}
     for scan in scans:
         flair, t1 = find_pair(scan.folder)
@@ -148,10 +148,10 @@ def jobs(
 
 
 def find_results(scans: Sequence[Scan], data: Path, results: Path) -> dict[Scan, Path]:
-    """The masks of another tool, or observer, that are there: laid out as the data are.
-    Raises LeukoError where there is no such folder."""
+    """The existing masks of another tool or observer; `results` is laid out as `data`.
+    Raises LeukoError if `results` is not a folder."""
     if not results.is_dir():
-        raise LeukoError(f"{results} does not exist or is no folder; check the path")
+        raise LeukoError(f"{results} does not exist or is not a folder; check the path")
     places = {scan: results / scan.folder.relative_to(data) / RESULT_FILE for scan in scans}
     for folder in sorted(_folders(results, RESULT_FILE)):
         if folder / RESULT_FILE not in places.values():
@@ -163,8 +163,8 @@ def find_results(scans: Sequence[Scan], data: Path, results: Path) -> dict[Scan,
 def score(masks: Mapping[Scan, Path], out: Path) -> dict[str, Row]:
     """Measure each mask against its reference; write scores.tsv and sites.tsv into `out`.
 
-    Masks are read by the challenge's rule (`nifti.read_prediction`). Returns the latter table, as
-    `by_site`. Raises LeukoError where there is no mask, or one is not on the grid of its reference.
+    Masks are read by the challenge's rule (`nifti.read_prediction`). Returns `by_site`. Raises
+    LeukoError if there is no mask, or if one is not on the grid of its reference.
     """
     if not masks:
         raise LeukoError("no scan has a result; nothing can be scored")
@@ -195,8 +195,8 @@ def missing(scans: Sequence[Scan], split: Split) -> list[str]:
 def by_site(rows: Mapping[Scan, Row]) -> dict[str, Row]:
     """The challenge's table: the mean of each measure over the scans of each site, and of all.
 
-    `scans` counts them. A measure that is undefined for a scan, H95 without a prediction, is left
-    out of the mean; nan where it always is.
+    `scans` is their number. Scans for which a measure is undefined (H95 without a prediction) do
+    not count in its mean; nan if it is undefined for all.
     """
     sites = dict.fromkeys(scan.site for scan in rows)
     return {site: _mean([row for s, row in rows.items() if s.site == site]) for site in sites} | {
@@ -205,11 +205,11 @@ def by_site(rows: Mapping[Scan, Row]) -> dict[str, Row]:
 
 
 def ranks(teams: Mapping[str, Row]) -> dict[str, float]:
-    """The challenge's rank of each team, the best first: 0 would be the best in all measures.
+    """The challenge's rank of each team, best first; 0 is the best team in all measures.
 
-    For each of the five measures the best team has 0, the worst 1, and the others what their mean
-    lies between; a team's rank is the mean of the five (Kuijf et al. 2019). An undefined measure
-    has 1; all teams have 0 where they do not differ.
+    For each of the five measures the best team gets 0, the worst 1, and the others a value scaled
+    linearly between; a team's rank is the mean of the five (Kuijf et al. 2019). An undefined
+    measure gets 1; all teams get 0 if they do not differ.
     """
     total = dict.fromkeys(teams, 0.0)
     for key in RANKED:
@@ -232,16 +232,16 @@ def read_teams(path: Path) -> dict[str, Row]:
     except (OSError, KeyError, TypeError, ValueError) as error:
         why = f"lacks the column {error}" if isinstance(error, KeyError) else error
         raise LeukoError(
-            f"{path} is no table of teams ({why}); expected the columns team, "
+            f"{path} is not a table of teams ({why}); expected the columns team, "
             f"{', '.join(RANKED)}, separated by tabs, with numbers"
         ) from error
     if not teams:
-        raise LeukoError(f"{path} names no team")
+        raise LeukoError(f"{path} lists no team; expected a row for each")
     return teams
 
 
 def _folders(home: Path, name: str) -> list[Path]:
-    """Those that hold a file of that name. Raises LeukoError where one cannot be read."""
+    """Folders that hold a file of that name. Raises LeukoError if a folder cannot be read."""
     return [folder for folder, _, files in walk(home, on_error=refuse) if folder / name in files]
 
 
@@ -253,5 +253,5 @@ def _mean(rows: Sequence[Row]) -> Row:
 
 
 def _plain(site: str) -> str:
-    """Some systems cannot keep spaces and dots at the end of a folder's name."""
+    """A site's name for comparison: some systems drop spaces and dots at a folder name's end."""
     return re.sub(r"[ ._]+", "", site).lower()

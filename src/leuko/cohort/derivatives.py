@@ -70,12 +70,12 @@ COLUMNS = {
     "cortex_mm": "From its nearest voxel to the cortex",
 }
 UNITS = {"mm3": "mm^3", "ml": "mL", "mm": "mm"}
-STRIPPED_MM = 10.0  # beyond the brain there is skull or scalp
-STRIPPED_PART = 0.02  # of the brain's mean grey value: less is none
+STRIPPED_MM = 10.0  # distance from the brain at which a whole head shows skull or scalp
+STRIPPED_PART = 0.02  # of the brain's mean grey value: less means stripped
 
 
 def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> None:
-    """Move what `segment` wrote from `folder` to `out`, named by BIDS, with sidecars.
+    """Move the files of `segment` from `folder` to `out` under BIDS names; add sidecars.
 
     `prefix` ends with an underscore; `sources` are the URIs of the scans, the FLAIR first.
     """
@@ -105,7 +105,7 @@ def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> Non
 
 
 def drop_older(folder: Path, prefix: str, written: set[str]) -> None:
-    """Delete what an earlier run with another model or other scans left, and nothing else."""
+    """Delete files that only an earlier run, with another model or other scans, wrote."""
     images = [name.removesuffix(".nii.gz") for name in NAMES.values() if name.endswith(".nii.gz")]
     ours = {
         *NAMES.values(),
@@ -117,7 +117,7 @@ def drop_older(folder: Path, prefix: str, written: set[str]) -> None:
 
 
 def is_stripped(image: Array, brain: Volume) -> bool:
-    """Whether an image (X, Y, Z) on the grid of a brain mask shows next to nothing beside it."""
+    """Whether an image (X, Y, Z) on the grid of a brain mask is nearly 0 far from the brain."""
     inside = brain.data > 0
     beside = scipy.ndimage.distance_transform_edt(~inside, brain.spacing_mm) > STRIPPED_MM
     if not inside.any() or not beside.any():
@@ -126,7 +126,7 @@ def is_stripped(image: Array, brain: Volume) -> bool:
 
 
 def _sidecars(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the images are, by the names of their files without prefix and ending."""
+    """The sidecars of the images, by file name without prefix and extension."""
     settings, model = record["settings"], record["model"]["name"]
     counted = " or of caps and rims" if record["rims"] == "include" else ""
     columns = {
@@ -155,8 +155,8 @@ def _sidecars(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "Model": model,
         },
         "label-WMH_desc-entropy_probseg": {
-            "Description": "Entropy of the calibrated probability, in bits: where the model is in "
-            "doubt",
+            "Description": "Entropy of the calibrated probability, in bits: high where the model "
+            "is uncertain",
             "Model": model,
         },
         TISSUE: {"Description": "Tissues", "Model": model},
@@ -164,7 +164,7 @@ def _sidecars(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         LESIONS: {"Description": "Lesions, 26-connected, by their number", **columns},
         REGIONS: {"Description": "Lesions by region", "Rule": settings["rule"]},
         T1: {
-            "Description": "T1w on the grid of the FLAIR, rigidly aligned",
+            "Description": "T1w on the grid of the FLAIR, registered rigidly",
             "SkullStripped": False,
         },
     }

@@ -1,4 +1,4 @@
-"""Many pieces of work, each on its own, on this machine or on a cluster (the only dask)."""
+"""Parallel work on this machine or on a cluster. The only module that knows dask."""
 
 import logging
 import uuid
@@ -14,7 +14,7 @@ from leuko.cohort import worker
 from leuko.cohort.worker import Outcome
 from leuko.errors import LeukoError
 
-AHEAD = 4096  # pieces at the scheduler: more than any cluster does at once, fewer than a cohort has
+AHEAD = 4096  # submitted pieces: more than a cluster runs at once, fewer than a cohort may have
 CONNECT_SECONDS = 30
 
 
@@ -22,7 +22,7 @@ Piece = TypeVar("Piece")
 
 
 def fitting_workers(processors: int, memory_gb: float) -> int:
-    """How many pieces of `memory_gb` fit on this machine, or its container, at once; at least 1."""
+    """How many pieces of `memory_gb` this machine or container can run at once; at least 1."""
     return max(1, min(processors, int(MEMORY_LIMIT / 1e9 / memory_gb)))
 
 
@@ -33,15 +33,15 @@ def run(
     workers: int | None = None,
     scheduler: str | None = None,
 ) -> Iterator[tuple[Piece, Outcome]]:
-    """Do all pieces; yield each when it has ended.
+    """Run `work` on all pieces; yield each with its outcome when it has ended.
 
-    `work` must bear to be begun again: a piece whose worker is lost is given to another. On this
-    machine `workers` pieces run at once; with the address of a dask scheduler, as many as its
-    workers have threads. Raises LeukoError where no scheduler answers, or it is lost.
+    `work` must be safe to repeat: a piece whose worker is lost is given to another. On this machine
+    `workers` pieces run at once; with the address of a dask scheduler, as many as its workers have
+    threads. Raises LeukoError if no scheduler answers or the connection is lost.
     """
     if not pieces:
         return
-    # Keys of one kind: the scheduler then hands out a piece when a worker is free, none before.
+    # With keys of one prefix the scheduler gives out a piece only when a worker is free.
     waiting, kind = enumerate(pieces), f"leuko-{uuid.uuid4().hex[:8]}"
     with _client(workers, scheduler) as client:
         of_key: dict[str, Piece] = {}
@@ -57,13 +57,13 @@ def run(
                 ended.update(submit(1))
                 yield of_key.pop(future.key), _outcome(future)
         except (KeyboardInterrupt, GeneratorExit):
-            worker.stop()  # those of this machine; nobody waits for them any more
+            worker.stop()  # ends the processes on this machine
             raise
 
 
 @contextmanager
 def _client(workers: int | None, scheduler: str | None) -> Iterator[Client]:
-    for name in ("distributed", "distributed.client"):  # what matters is in the outcomes
+    for name in ("distributed", "distributed.client"):  # the outcomes hold all that matters
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if scheduler is not None:
         try:
@@ -76,14 +76,14 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Client]:
         with client:
             yield client
         return
-    # Threads are enough: each waits for a process of its own.
+    # Threads are enough: each only waits for a process.
     with (
         LocalCluster(
             n_workers=1,
             threads_per_worker=workers,
             processes=False,
             memory_limit=0,
-            dashboard_address="127.0.0.1:0",  # it cannot be left out; so it disturbs nobody
+            dashboard_address="127.0.0.1:0",  # cannot be switched off; a free local port
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -91,12 +91,12 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Client]:
 
 
 def _outcome(future: "Future[Outcome]") -> Outcome:
-    """Of a piece that has ended; one that no worker could end has failed. Raises LeukoError where
-    the scheduler is gone."""
+    """The outcome of a piece that has ended; an error of its worker is a failure. Raises LeukoError
+    if the scheduler is gone."""
     if future.cancelled():
         raise LeukoError(
-            "the dask scheduler is gone; start it and run the same command again: what is done is "
-            "not done again"
+            "the connection to the dask scheduler was lost; start it and run the same command "
+            "again to resume"
         )
     error = future.exception()
     if error is None:

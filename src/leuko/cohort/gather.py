@@ -1,4 +1,4 @@
-"""What the subjects of a cohort gave, gathered: one table with its dictionary, one page."""
+"""Collect the results of a cohort: a table with its data dictionary, and a page."""
 
 import logging
 from collections import defaultdict
@@ -19,16 +19,16 @@ from leuko.io.files import read_json, staged, write_json
 from leuko.io.outputs import side_output, write_table
 from leuko.io.provenance import read_findings
 
-Ids = dict[str, Any]  # the columns that tell whose a row is
+Ids = dict[str, Any]  # the columns that identify a row
 
 TABLE, PAGE = "wmh.tsv", "report.html"
 ABOUT: Ids = {"Description": "White matter hyperintensities, by Leuko; a row for each FLAIR"}
 ID = {"id": {"Description": "The subject, as in the table that was segmented"}}
 BIDS_IDS = {
     "participant_id": {"Description": "The participant"},
-    "session_id": {"Description": "The session; n/a where there are none"},
-    "run": {"Description": "The run of the FLAIR; n/a where there are none"},
-    "other_entities": {"Description": "What else tells it from others, such as acq-3d; or n/a"},
+    "session_id": {"Description": "The session; n/a if there is none"},
+    "run": {"Description": "The run of the FLAIR; n/a if there is none"},
+    "other_entities": {"Description": "Other entities, such as acq-3d; n/a if there are none"},
 }
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """One subject's results, their places relative to the cohort's folder."""
+    """Paths of one subject's results, relative to the cohort's folder."""
 
     name: str
     ids: tuple[str, ...]
@@ -46,10 +46,10 @@ class Result:
 
 
 def write_batch(out: Path) -> dict[str, Path]:
-    """Gather what `leuko batch` wrote into `out`: wmh.tsv, wmh.json, report.html; verdicts.csv too,
-    where readers have put theirs into the folder `verdicts`.
+    """Collect the results of `leuko batch` in `out`: wmh.tsv, wmh.json and report.html, and
+    verdicts.csv if readers have saved verdicts into the folder `verdicts`.
 
-    Returns what was written. Raises LeukoError where there is no result and no failure.
+    Returns the written files by kind. Raises LeukoError if there is no result and no failure.
     """
     _name_incomplete(out.glob(f"[!.]*/{results.MASK_FILE}"), results.MASK_FILE, results.RECORD_FILE)
     names = sorted(path.parent.name for path in out.glob(f"[!.]*/{results.RECORD_FILE}"))
@@ -67,10 +67,10 @@ def write_batch(out: Path) -> dict[str, Path]:
 
 
 def write_dataset(out: Path) -> dict[str, Path]:
-    """Gather a dataset of derivatives, as `write_batch`; and its table once more as BIDS wants it.
+    """Collect a derivative dataset as `write_batch` does, and also write its table for BIDS.
 
-    That is phenotype/wmh.tsv. There a participant may have one row: of participants with several
-    visits or runs each has its own file, phenotype/wmh_ses-b_run-2.tsv.
+    In phenotype/wmh.tsv a participant may have only one row: with several visits or runs each
+    visit and run has a file, such as phenotype/wmh_ses-b_run-2.tsv.
     """
     found = {
         kind: [
@@ -85,7 +85,7 @@ def write_dataset(out: Path) -> dict[str, Path]:
     for path in sorted(found[derivatives.RECORD], key=attrgetter("name")):
         image = Image.of(path)
         if image is None or path.parent != out / image.place:
-            log.warning("%s is left out: it does not lie where its name says", path)
+            log.warning("%s is not used: its name requires another folder", path)
         else:
             segmented.append(_derivatives(image, out))
     written, rows = _write(out, segmented, BIDS_IDS)
@@ -132,20 +132,20 @@ def _name_incomplete(masks: Iterable[Path], mask: str, record: str) -> None:
     for path in sorted(masks):
         other = path.with_name(path.name.removesuffix(mask) + record)
         if not other.is_file():
-            log.warning("%s has no %s beside it; it is left out", path, other.name)
+            log.warning("%s is not used: %s is missing beside it", path, other.name)
 
 
 def _write(
     out: Path, segmented: Sequence[Result], ids: Ids
 ) -> tuple[dict[str, Path], list[list[Any]]]:
-    """What was written, and the rows of the table."""
+    """The written files by kind, and the rows of the table."""
     failures = list(_failures(out))
     failed = {failure.name for failure in failures}
-    # What is there of a subject that failed is older, and of other scans or settings.
+    # Files of a subject that failed are from an older run with other scans or settings.
     found = {r: _entry(out, r) for r in segmented if r.name not in failed}
     done = {result: entry for result, entry in found.items() if entry is not None}
     if not done and not failures:
-        raise LeukoError(f"{out} holds no results; segment first")
+        raise LeukoError(f"{out} holds no results; run the segmentation first")
     rows = [[*result.ids, *entry.row.values()] for result, entry in done.items()]
     entries = list(done.values())
     judged = ratings.gather(out / ratings.FOLDER, {entry.name: entry.row for entry in entries})
@@ -168,19 +168,19 @@ def _write(
 
 
 def _save(path: Path, rows: Sequence[Sequence[Any]], ids: Ids) -> None:
-    """A table, and beside it what its columns mean."""
+    """Write a table and its data dictionary."""
     write_table(path, [*ids, *summary.COLUMNS], rows)
     write_json(path.with_suffix(".json"), ABOUT | ids | summary.dictionary())
 
 
 def _entry(out: Path, result: Result) -> Entry | None:
-    """None for a record of something else."""
+    """The entry of a result; None, with a warning, if its record cannot be used."""
     try:
         record = read_json(out / result.record, what="record")
         row, findings = summary.row(record), read_findings(record)
     except (LeukoError, KeyError, TypeError):
         log.warning(
-            "%s is not a record of this version of leuko segment; left out, segment it again",
+            "%s was not written by this version of leuko segment; not used, segment it again",
             out / result.record,
         )
         return None

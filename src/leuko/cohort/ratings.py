@@ -1,4 +1,4 @@
-"""Readers' verdicts, saved from the pages as CSV: gathered, and each put to its subject."""
+"""Readers' verdicts, saved from the pages as CSV: collected and matched to subjects."""
 
 import csv
 import logging
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def gather(folder: Path, subjects: Mapping[str, Mapping[str, Any]]) -> list[Verdict]:
-    """The verdicts in the CSV files of a folder, in the order of subjects, then of dates.
+    """The verdicts in the CSV files of a folder, ordered by subject, then by date.
 
-    `subjects` are the rows of the cohort's table by name. A verdict belongs to the subject whose
-    FLAIR it is of, whatever was typed as its name; it is `current` (yes, no) if the mask is still
-    the one that was judged. Of several verdicts of one rater on one mask the latest counts. Files
-    that hold no verdicts are named in a warning.
+    `subjects` are the rows of the cohort's table by name. A verdict belongs to the subject with the
+    same FLAIR, whatever name was typed; it is `current` (yes, no) if the subject's mask is still
+    the judged one. Of several verdicts of one rater on one mask the latest counts. A warning names
+    files without verdicts.
     """
     by_flair = defaultdict(list)
     for name, row in subjects.items():
@@ -57,9 +57,9 @@ def _read(path: Path) -> list[dict[str, str]]:
             rows = [{name: row.get(name) or "" for name in SAVED} for row in table]
             known = set(table.fieldnames or ()) >= {"verdict", "flair_sha256", "mask_sha256"}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        log.warning("%s cannot be read (%s); its verdicts are left out", path, error)
+        log.warning("%s cannot be read (%s); its verdicts are not used", path, error)
         return []
     if not known:
-        log.warning("%s holds no verdicts that were saved from a report; it is left out", path)
+        log.warning("%s lacks the columns of verdicts saved from a report; it is not used", path)
         return []
     return rows

@@ -1,7 +1,7 @@
-"""The page of a cohort: volumes, what failed, and every subject to look at, the worst first.
+"""The page of a cohort: volumes, failures, and every subject to review, worst first.
 
-It lies in the cohort's folder and shows pictures and reports from there, each when it comes into
-view, so that thousands stay usable.
+It lies in the cohort's folder, links the reports there and loads each picture only when it comes
+into view, so that the page stays usable with thousands of subjects.
 """
 
 import math
@@ -30,30 +30,30 @@ from leuko.report.html import (
     text,
 )
 
-MOST_CARDS = 2000  # of a page: browsers get slow beyond, and readers tired
-# What a verdict is saved with, besides the reader's words.
+MOST_CARDS = 2000  # of a page; with more, browsers get slow
+# Columns that are saved with a verdict, besides the reader's entries.
 KEPT = ("volume_ml", "lesions", "flair_sha256", "mask_sha256", "model", "leuko_version")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A subject that was segmented; its places are relative to the page."""
+    """A subject that was segmented; its paths are relative to the page."""
 
     name: str
     row: Mapping[str, Any]  # of the cohort's table
     findings: Sequence[Finding]
     report: str  # empty if there is none
-    picture: str  # likewise
+    picture: str  # empty if there is none
 
     @property
     def is_usable(self) -> bool:
-        """Whether no check found a reason not to use it."""
+        """Whether no check found that the result should not be used."""
         return bool(self.row["do_not_use"] == "no")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A subject that was not; `log` is relative to the page."""
+    """A subject that failed; `log` is relative to the page."""
 
     name: str
     reason: str
@@ -63,7 +63,7 @@ class Failure:
 def cohort_page(
     entries: Sequence[Entry], failures: Sequence[Failure], verdicts: Iterable[Verdict]
 ) -> str:
-    """The HTML of the page. `verdicts` are those that readers have given already."""
+    """The page as HTML. `verdicts` are those that readers have saved so far."""
     judged = defaultdict(list)
     for verdict in verdicts:
         judged[verdict["id"]].append(verdict)
@@ -85,8 +85,8 @@ def cohort_page(
 
 
 def concern(entry: Entry) -> tuple[bool, int, float, str]:
-    """Sorts the worst first: results not to use, then most warnings, then the lowest expected Dice
-    or none."""
+    """A key that sorts the worst first: results not to use, then most warnings, then no expected
+    Dice or the lowest."""
     dice = entry.row["expected_dice"]
     return entry.is_usable, -entry.row["warnings"], -1.0 if math.isnan(dice) else dice, entry.name
 
@@ -109,13 +109,13 @@ def _findings(
             yield "Caps and rims", f"{np.median(rims):.2f} mL", note
         parts = [p for e in usable if not math.isnan(p := e.row["volume_percent_icv"])]
         if parts:
-            yield "Part of the intracranial volume", f"{np.median(parts):.2f} %", "median"
+            yield "Share of intracranial volume", f"{np.median(parts):.2f} %", "median"
         yield "Lesions", f"{np.median([entry.row['lesions'] for entry in usable]):.0f}", "median"
     warned = sum(entry.row["warnings"] > 0 for entry in entries)
     yield "With warnings", str(warned), f"of {len(entries)}"
     if len(usable) < len(entries):
         useless = str(len(entries) - len(usable))
-        yield "Not to be used", useless, f"of {len(entries)}; not in the numbers before"
+        yield "Not to be used", useless, f"of {len(entries)}; not counted in the values above"
     current = [v for said in judged.values() for v in said if v["current"] == "yes"]
     if current:
         counts = Counter(verdict["verdict"] for verdict in current)
@@ -124,21 +124,21 @@ def _findings(
 
 
 def _convention(entry: Entry) -> str:
-    """Where caps and rims are, in words."""
+    """How the mask treats caps and rims, in words."""
     return RIMS_ARE.get(entry.row["rims"], RIMS_ARE[None])
 
 
 def _mixture(entries: Sequence[Entry]) -> str:
-    """A warning where some masks hold caps and rims and others do not."""
+    """A warning if the masks do not all treat caps and rims alike."""
     counts = Counter(map(_convention, entries))
     if len(counts) < 2:
         return ""
     found = ", ".join(f"{text(where)} ({count})" for where, count in counts.most_common())
     said = (
-        f"Caps and rims of the ventricles are, by number of scans, {found}. Volumes and lesions of "
-        "these scans cannot be compared; segment all with one model and one --rims."
+        f"Caps and rims of the ventricles are treated differently (number of scans): {found}. "
+        "Their volumes and lesions cannot be compared; segment all with the same model and --rims."
     )
-    return alert([said], "Masks of different conventions", "", name="warn")
+    return alert([said], "Different conventions for caps and rims", "", name="warn")
 
 
 def _pictures(entries: Sequence[Entry]) -> str:
@@ -171,7 +171,7 @@ def _log(failure: Failure) -> str:
 def _review(shown: Sequence[Entry], total: int, judged: Mapping[str, Sequence[Verdict]]) -> str:
     if not shown:
         return ""
-    rest = f"The {len(shown)} worst of {total}; the table has all." if len(shown) < total else ""
+    rest = f"Shown are the {len(shown)} worst; wmh.tsv lists all." if len(shown) < total else ""
     cards = "".join(_card(k, entry, judged[entry.name]) for k, entry in enumerate(shown))
     return (
         asset("review.html")
@@ -208,7 +208,7 @@ def _card(number: int, entry: Entry, said: Sequence[Verdict]) -> str:
 
 
 def _look(entry: Entry) -> str:
-    """The picture of a card, which leads to its report."""
+    """The picture of a card, a link to the report."""
     if not entry.picture:
         return "<p>no picture</p>"
     image = (
@@ -233,7 +233,7 @@ def _numbers(row: Mapping[str, Any]) -> Iterator[str]:
 def _said(verdict: Verdict) -> str:
     whose = ", ".join(verdict[key] for key in ("rater", "rated") if verdict[key])
     why = ": ".join(verdict[key] for key in ("verdict", "reasons") if verdict[key])
-    older = ", of an older mask" if verdict["current"] == "no" else ""
+    older = ", on an older mask" if verdict["current"] == "no" else ""
     return f"{why} ({whose}{older})"
 
 

@@ -58,7 +58,8 @@ def segment_cohort(
     used; a subject that fails is named in the result.
 
     >>> import leuko
-    >>> run = leuko.segment_cohort("cohort.tsv", "OUT")
+    >>> settings = leuko.SegmentSettings(rims="include")
+    >>> run = leuko.segment_cohort("cohort.tsv", "OUT", settings=settings)
     >>> run.failed
     {}
     """

@@ -1,4 +1,4 @@
-"""A table of subjects: which FLAIR, T1 and exclusion mask belong together, and to whom."""
+"""A table of subjects: the FLAIR, T1 and exclusion mask of each."""
 
 import csv
 import logging
@@ -9,18 +9,18 @@ from pathlib import Path
 from leuko.errors import LeukoError
 
 COLUMNS = ("id", "flair", "t1", "exclude")
-# What else lies beside the folders of subjects, and what Windows keeps for itself.
+# Names of other files beside the folders of subjects; DEVICE are names that Windows reserves.
 TAKEN = ("logs", "verdicts", "verdicts.csv", "report.html", "wmh.tsv", "wmh.json")
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 DEVICE = re.compile(r"(con|nul|aux|prn|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<!\.)")  # of a folder, on any system
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<!\.)")  # a valid folder name on any system
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One subject."""
+    """The files of one subject."""
 
     name: str
     flair: Path
@@ -29,12 +29,12 @@ class Row:
 
 
 def read_table(path: Path) -> list[Row]:
-    """The subjects of a table with the columns id and flair, and t1 and exclude if there are some;
-    others are left alone, with a warning.
+    """The subjects of a table with the columns id, flair and optionally t1 and exclude; other
+    columns are ignored with a warning.
 
-    Tab-separated, or by commas or semicolons if its name ends in .csv; paths are relative to the
-    table's folder; an empty cell or n/a is none. Raises LeukoError, with the line, for a row that
-    cannot be used.
+    Cells are separated by tabs, or by commas or semicolons if the name ends in .csv. Paths are
+    relative to the table's folder; an empty cell or n/a means no file. Raises LeukoError, with the
+    line number, for a row that cannot be used.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -52,26 +52,26 @@ def read_table(path: Path) -> list[Row]:
     columns = [cell.strip().lower() for cell in head[1]]
     if not {"id", "flair"} <= set(columns) or len(set(columns)) < len(columns):
         raise LeukoError(
-            f"{path} has the columns {' | '.join(head[1]) or '(none)'}; expected id, flair and, if "
-            f"wanted, t1, exclude, each once, separated by {SEPARATORS[separator]}"
+            f"{path} has the columns {' | '.join(head[1]) or '(none)'}; expected id, flair and "
+            f"optionally t1, exclude, each once, separated by {SEPARATORS[separator]}"
         )
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown:
-        log.warning("%s: not used: the columns %s", path, ", ".join(unknown))
+        log.warning("%s: columns not used: %s", path, ", ".join(unknown))
     rows: dict[str, Row] = {}
     for line, cells in lines:
         if len(cells) > len(columns):
             raise LeukoError(
-                f"{path}, line {line}: {len(cells)} cells below {len(columns)} columns; in a .csv "
-                "a cell with a comma needs quotes"
+                f"{path}, line {line}: {len(cells)} cells, expected {len(columns)}; in a .csv "
+                "put a cell that contains a comma in quotes"
             )
         row = _row(dict(zip(columns, cells, strict=False)), path, line)
-        # Some file systems do not tell capitals from small letters.
+        # Some file systems ignore case.
         if row.name.lower() in rows:
-            raise LeukoError(f"{path}, line {line}: the id {row.name} is there already")
+            raise LeukoError(f"{path}, line {line}: the id {row.name} is not unique")
         rows[row.name.lower()] = row
     if not rows:
-        raise LeukoError(f"{path} names no subject; expected a line for each below the head")
+        raise LeukoError(f"{path} lists no subject; expected a row for each below the header")
     return list(rows.values())
 
 
@@ -79,11 +79,12 @@ def _separator(path: Path, text: str) -> str:
     if path.suffix.lower() != ".csv":
         return "\t"
     head = text.split("\n", 1)[0]
-    return ";" if ";" in head and "," not in head else ","  # as spreadsheets of many countries
+    # Spreadsheets write semicolons in countries where the comma is the decimal sign.
+    return ";" if ";" in head and "," not in head else ","
 
 
 def _cells(text: str, separator: str) -> list[tuple[int, list[str]]]:
-    """The lines that are not empty, with their numbers. In a TSV quotes are plain characters."""
+    """The non-empty lines with their numbers. In a TSV quotes are plain characters."""
     if separator == "\t":
         lines = csv.reader(text.splitlines(), delimiter=separator, quoting=csv.QUOTE_NONE)
     else:
@@ -101,9 +102,9 @@ def _row(cells: dict[str, str], path: Path, line: int) -> Row:
         raise LeukoError(f"{path}, line {line}: the id {name!r} is reserved; use another")
     if not NAME.fullmatch(name):
         raise LeukoError(
-            f"{path}, line {line}: the id {name!r} cannot name a folder; use letters, "
-            "digits, and . _ - within"
+            f"{path}, line {line}: the id {name!r} cannot be the name of a folder; start "
+            "with a letter or digit, then use letters, digits and . _ -"
         )
     if scans["flair"] is None:
-        raise LeukoError(f"{path}, line {line}: {name} has no flair")
+        raise LeukoError(f"{path}, line {line}: {name} has no FLAIR; give its path")
     return Row(name, scans["flair"], scans["t1"], scans["exclude"])

@@ -1,6 +1,6 @@
-"""A segmentation in one row of a cohort's table, and what its columns mean.
+"""A segmentation as one row of a cohort's table, and the meaning of its columns.
 
-No row holds a path or a time: the same scans give the same row, wherever and whenever.
+Rows hold no paths and no times: the same scans always give the same row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +17,13 @@ ML = "mL"
 
 
 def row(record: Record) -> dict[str, Any]:
-    """The values of a record by the keys of `COLUMNS`; nan for a number that is not known."""
+    """The values of a record by the keys of `COLUMNS`; nan for unknown values."""
     found = dict(_values(record))
     return {name: found.get(name, float("nan")) for name in COLUMNS}
 
 
 def dictionary() -> dict[str, dict[str, str]]:
-    """The columns for a BIDS sidecar: a description of each, and its unit if it has one."""
+    """The columns for a BIDS sidecar: a description of each, and its unit if any."""
     return {
         name: {"Description": text} | ({"Units": unit} if unit else {})
         for name, (text, unit) in COLUMNS.items()
@@ -99,38 +99,38 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
     yield "wmh_ml", ("Volume of WMH without the normal caps and rims of the ventricles", ML)
     yield "rims_ml", ("Volume of caps and rims; n/a if left out or unknown to the model", ML)
     yield "wmh_and_rims_ml", ("Volume of WMH, caps and rims together", ML)
-    yield "volume_percent_icv", ("Volume of the mask as part of the intracranial volume", "%")
+    yield "volume_percent_icv", ("Volume of the mask in % of the intracranial volume", "%")
     yield "intracranial_ml", ("Intracranial volume: brain and CSF", ML)
     yield "lesions", ("Number of lesions, 26-connected", "")
     yield "expected_dice", ("Expected overlap with a reader's mask (Dice)", "")
     for end in ("low", "high"):
         yield f"expected_dice_{end}", (f"The {end} end of its 90 % interval", "")
-    places = {name: f"WMH that is {name}, by the rule" for name in REGIONS[1:]}
-    places["confluent"] = "WMH of lesions that reach from the ventricles beyond 10 mm from them"
-    places |= {side: f"WMH of the {side} hemisphere" for side in SIDES}
+    places = {name: f"Volume of {name} WMH, by the rule in `rule`" for name in REGIONS[1:]}
+    places["confluent"] = "Volume of lesions from within 2 mm of the ventricles to beyond 10 mm"
+    places |= {side: f"Volume of WMH in the {side} hemisphere" for side in SIDES}
     for name, text in places.items():
         yield f"{name}_ml", (text, ML)
     for sector in SECTORS:
-        yield _sector(sector), (f"WMH, {sector}, without what is infratentorial", ML)
+        yield _sector(sector), (f"Volume of WMH, {sector}, without infratentorial WMH", ML)
     for tissue in TISSUES[1:-1]:  # the last is WMH itself
         yield f"{tissue}_tissue_ml", (f"Volume of the tissue class {tissue}", ML)
     yield "excluded_ml", ("Volume of the exclusion mask", ML)
-    yield "excluded_wmh_ml", ("What would have been called WMH in the exclusion mask", ML)
-    yield "t1_moved_mm", ("How far the T1 was moved to lie on the FLAIR, mean over the brain", "mm")
+    yield "excluded_wmh_ml", ("Volume of WMH removed by the exclusion mask", ML)
+    yield "t1_moved_mm", ("Mean motion of the brain in registration of the T1 to the FLAIR", "mm")
     yield "do_not_use", ("Whether a check found that the result should not be used: yes or no", "")
     yield "warnings", ("Number of warnings; their texts are in the report and in the record", "")
     yield "finding_codes", ("Codes of the checks that found something, notes included", "")
-    yield "outside_brain_ml", ("Volume of lesions that were removed outside the brain", ML)
+    yield "outside_brain_ml", ("Volume of lesions removed because they lie outside the brain", ML)
     rims = "Caps and rims: separate (not in the mask), include (in it), exclude (left out); n/a if "
     yield "rims", (rims + "the model does not tell them from WMH", "")
-    yield "rule", ("What is called periventricular: see docs/methods.md", "")
-    yield "threshold", ("Smallest probability that is called WMH", "")
-    yield "lesion_threshold", ("Smallest highest probability of a lesion that is kept", "")
-    yield "smallest_lesion_mm3", ("Smallest lesion that is kept", "mm^3")
+    yield "rule", ("Rule for periventricular WMH, see docs/methods.md", "")
+    yield "threshold", ("Smallest probability of a voxel in the mask", "")
+    yield "lesion_threshold", ("A lesion is kept if its highest probability reaches this value", "")
+    yield "smallest_lesion_mm3", ("Volume of the smallest lesion that is kept", "mm^3")
     yield "model", ("Name of the model", "")
     yield "leuko_version", ("Version of Leuko", "")
     for what in ("weights", "mask", "flair", "t1"):
-        yield f"{what}_sha256", (f"SHA-256 of the {what}; of several files, of their hashes", "")
+        yield f"{what}_sha256", (f"SHA-256 of the {what}; for several files, of their hashes", "")
 
 
-COLUMNS = dict(_columns())  # by name: what it is, its unit
+COLUMNS = dict(_columns())  # by name: description, unit

@@ -1,7 +1,7 @@
-"""A process of its own for one piece of work: a cap on its memory, a time limit, a log.
+"""Run a piece of work in a process of its own, with a memory limit, a time limit and a log.
 
-Whatever happens in it, a crash, a hang, a lack of memory, whoever waits for it learns of it in one
-line. It ends when its parent does, however that ends.
+If the process crashes, hangs or needs too much memory, the caller gets the reason in one line. The
+process always ends when its parent ends.
 """
 
 import faulthandler
@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-LOOK_SECONDS = 0.05  # between two looks at its memory
-GRACE_SECONDS = 5.0  # for the process to write down where it hangs, and to end
+LOOK_SECONDS = 0.05  # between two checks of its memory
+GRACE_SECONDS = 5.0  # for the process to log where it hangs, and to end
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 _running: set["subprocess.Popen[bytes]"] = set()
@@ -26,7 +26,7 @@ _stopping = threading.Event()
 
 @dataclass(frozen=True)
 class Limits:
-    """What the process may use."""
+    """Limits of the process."""
 
     memory_gb: float  # 1e9 bytes, resident
     seconds: float
@@ -35,17 +35,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it ended."""
+    """How the process ended."""
 
-    reason: str | None  # why it failed, in a line; None: it did not
+    reason: str | None  # why it failed, in one line; None: it succeeded
     seconds: float
-    peak_gb: float  # largest resident memory that was seen, 1e9 bytes
+    peak_gb: float  # largest resident memory observed, 1e9 bytes
 
 
 def run(arguments: Sequence[str], task: str, log: Path, limits: Limits) -> Outcome:
-    """Run Python with `arguments`; by `receive` it gets `task`, one line. What it says is logged.
+    """Run Python with `arguments`, send it `task` (one line, see `receive`) and log its output.
 
-    Raises OSError when the log cannot be written or no process be started.
+    Raises OSError if the log cannot be written or the process cannot be started.
     """
     if _stopping.is_set():
         return Outcome("was stopped", 0.0, 0.0)
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str], task: str, log: Path, limits: Limits) -> Outco
             stdout=said,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C is its parent's to handle
+            start_new_session=True,  # only the parent handles Ctrl-C
         )
         _running.add(child)
         try:
@@ -77,16 +77,16 @@ def run(arguments: Sequence[str], task: str, log: Path, limits: Limits) -> Outco
 
 
 def stop() -> None:
-    """End all that run in this process's name, and begin none any more."""
+    """End all processes started here and start no more."""
     _stopping.set()
     for child in list(_running):
         child.kill()
 
 
 def receive() -> str:
-    """In the process: the task. From now on it ends with its parent, and when its time is up."""
+    """In the process: return the task, and end with the parent or when the time is up."""
     seconds, task = float(sys.stdin.readline()), sys.stdin.readline()
-    # Works in C and without the interpreter's lock, wherever the process hangs, and says where.
+    # Works wherever the process hangs, since it is C and needs no interpreter lock; logs the place.
     faulthandler.dump_traceback_later(seconds, exit=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     return task
@@ -99,7 +99,7 @@ def _end_with_parent() -> None:
 
 def _send(child: "subprocess.Popen[bytes]", text: str) -> None:
     assert child.stdin is not None
-    with suppress(BrokenPipeError):  # it ended at once; its exit code tells more
+    with suppress(BrokenPipeError):  # it has ended already; its exit code tells why
         child.stdin.write(text.encode())
         child.stdin.flush()
 
@@ -107,7 +107,7 @@ def _send(child: "subprocess.Popen[bytes]", text: str) -> None:
 def _watch(
     child: "subprocess.Popen[bytes]", start: float, limits: Limits
 ) -> tuple[str | None, float]:
-    """Wait; why it was stopped, if it was, and its largest memory in GB."""
+    """Wait; return why it had to be stopped, if it had to, and its largest memory in GB."""
     import psutil
 
     process, peak_gb = psutil.Process(child.pid), 0.0
@@ -131,14 +131,14 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
         try:
             child.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            child.returncode = -9  # it waits for a disk that does not answer
+            child.returncode = -9  # it hangs in a disk access and cannot be ended
     if child.stdin is not None:
         with suppress(BrokenPipeError):
             child.stdin.close()
 
 
 def _reason(code: int, log: Path) -> str:
-    """Why a process failed: its own last word, or the signal that ended it."""
+    """Why a process failed: the last line of its log, or the signal that ended it."""
     said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     last = said[-1].removeprefix("error: ") if said else ""
     if code >= 0:

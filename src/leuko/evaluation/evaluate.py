@@ -32,14 +32,19 @@ COLUMNS = (
 Row = dict[str, float]
 
 
-def evaluate(reference: Path, prediction: Path) -> Row:
+def evaluate(reference: str | Path, prediction: str | Path) -> Row:
     """All measures, volumes and lesion counts of one predicted mask, by `COLUMNS`.
 
     The reference holds 0, 1 and 2 (other pathology, not counted); `nifti.read_mask` reads the
     prediction. Their axis orders may differ. Raises LeukoError if their grids differ.
+
+    >>> import leuko
+    >>> measures = leuko.evaluate("reference.nii.gz", "wmh.nii.gz")
+    >>> measures["dsc"], measures["lesion_f1"]
+    (1.0, 1.0)
     """
-    truth = nifti.read_labels(reference, values=LABEL_VALUES)
-    return compare(truth, nifti.read_mask(prediction))
+    truth = nifti.read_labels(Path(reference), values=LABEL_VALUES)
+    return compare(truth, nifti.read_mask(Path(prediction)))
 
 
 def compare(truth: Volume, mask: Volume) -> Row:

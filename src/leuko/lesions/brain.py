@@ -1,8 +1,8 @@
-"""The brain in a model's tissues, and lesions outside it. All arrays run R, A, S.
+"""The brain mask from a model's tissues, and lesions outside the brain. Array axes run R, A, S.
 
-Lesions are found in the neck, the orbits and at the skull base too. Two witnesses tell them from
-lesions of the brain: the tissues around them, and their place in the template. The limits lie
-between true and false lesions of real scans (`runs/outside_brain.py`).
+The network also finds false lesions in the neck, the orbits and at the skull base. Two criteria
+separate them from lesions of the brain: the tissues around them, and their place in the template.
+The limits lie between true and false lesions of real scans (`runs/outside_brain.py`).
 """
 
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ from leuko.lesions.components import find_lesions
 from leuko.lesions.delineation import Delineation
 from leuko.volume import Array, Orientation, Volume, world
 
-GRID_MM = 2.0  # finer grids cost time and change nothing
+GRID_MM = 2.0  # finer grids take longer and give the same result
 BRIDGE_MM = 4.0  # half the width of nerves and vessels that join other tissue to the brain
-REGROWTH_MM = 6.0  # gives back what cutting those bridges took
-LARGE_PART = 0.05  # of the largest piece: others as large are brain too, beyond a black slice
-INSIDE_PART = 0.5  # of a lesion of the brain lies in the brain mask, or more
-DEEP_MM = 12.0  # in the template's brain: nothing there is outside, whatever the tissues
-BEYOND_TEMPLATE_MM = 1.0  # true lesions lie 3.5 mm and more inside the template
+REGROWTH_MM = 6.0  # restores the brain's edge after cutting those bridges
+LARGE_PART = 0.05  # of the largest piece; a black slice splits the brain into several large ones
+INSIDE_PART = 0.5  # a lesion with no more of its voxels in the brain mask is outside
+DEEP_MM = 12.0  # a lesion deeper than this in the template's brain is never outside
+BEYOND_TEMPLATE_MM = 1.0  # farther out a lesion is outside; true ones lie 3.5 mm or more inside
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +35,8 @@ class Outside:
 def brain_mask(tissue: Volume) -> Array:
     """The brain with its CSF, bool (X, Y, Z): the large pieces of the model's tissues.
 
-    Give the tissues as if there were no WMH, lest a lesion be brain by itself. Bridges thinner than
-    8 mm are cut, holes within slices are filled. No tissue: all False.
+    `tissue` must not contain WMH: a lesion alone would count as brain. Bridges thinner than 8 mm
+    are cut, holes within slices are filled. No tissue: all False.
     """
     steps = tuple(max(1, int(GRID_MM / mm)) for mm in tissue.spacing_mm)
     spacing_mm = np.multiply(tissue.spacing_mm, steps)
@@ -56,9 +56,9 @@ def brain_mask(tissue: Volume) -> Array:
 def find_outside(mask: Array, brain: Array, place: mni.Place | None, grid: Volume) -> Outside:
     """The lesions of a mask (X, Y, Z) that lie outside the brain.
 
-    At most half of such a lesion is in the brain mask. Where the brain's place in the template is
-    known, its voxels lie on average less than 12 mm inside the template's brain; more than 1 mm
-    outside it they are outside by that alone.
+    At most half of such a lesion is in the brain mask. If the brain's place in the template is
+    known, the mean depth of its voxels in the template's brain must also be below 12 mm; a lesion
+    whose voxels lie on average more than 1 mm outside the template's brain is always outside.
     """
     numbers, count = find_lesions(mask)
     lesion = numbers[mask]
@@ -79,8 +79,8 @@ def find_outside(mask: Array, brain: Array, place: mni.Place | None, grid: Volum
 def within_brain(
     drawn: Delineation, brain: Array, place: mni.Place | None
 ) -> tuple[Delineation, Outside]:
-    """What is drawn without lesions and rims outside the brain mask (R, A, S), and those lesions,
-    on the grid as it is stored; `place` is that of the brain in the template."""
+    """The masks without lesions and rims outside the brain mask (R, A, S), and those lesions on the
+    grid as it is stored; `place` is the brain's place in the template."""
     grid, stored = drawn.anatomy.canonical(), Orientation.of(drawn.anatomy.affine)
     outside, liberal_outside = (
         find_outside(stored.apply(mask), brain, place, grid) for mask in (drawn.mask, drawn.liberal)
@@ -93,7 +93,7 @@ def within_brain(
 
 
 def without_outside(drawn: Delineation, *, threads: int) -> Delineation:
-    """`within_brain`, where neither the brain mask nor its place is known yet."""
+    """As `within_brain`; finds the brain mask and its place in the template first."""
     grid = drawn.anatomy.canonical()
     brain = brain_mask(grid)
     place = mni.Place.of(grid.with_data(grid.data * brain), threads=threads)
@@ -101,7 +101,7 @@ def without_outside(drawn: Delineation, *, threads: int) -> Delineation:
 
 
 def _large(mask: Array) -> Array:
-    """The pieces of a mask that are not much smaller than the largest."""
+    """The pieces of a mask that are larger than `LARGE_PART` of the largest."""
     pieces, _ = scipy.ndimage.label(mask)
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0

@@ -1,6 +1,6 @@
-"""From probabilities to masks: which lesions there are, where they end, and which rims are seen.
+"""Masks from probabilities: which lesions are kept, where their edges lie, which rims are drawn.
 
-All arrays lie on the grid of the FLAIR as it is stored.
+All arrays are on the grid of the FLAIR as it is stored.
 """
 
 import math
@@ -17,39 +17,39 @@ from leuko.model.calibration import TYPICAL_CONTRAST, Seen
 from leuko.model.card import Limits, ModelCard
 from leuko.volume import Array, Volume
 
-# A lesion's edge, between white matter around it (0) and the lesion (1). The median of readers'
-# edges is 0.39 to 0.46 on three sources (`runs/edges.py`); the FLAIR is smoothed here, which
-# widens a lesion, and masks at 0.45 overlap as well as those at 0.4 and are less too large.
+# Brightness of a lesion's edge, from the white matter around it (0) to the lesion (1). The median
+# of readers' edges is 0.39 to 0.46 in three sources (`runs/edges.py`). Smoothing the FLAIR widens
+# lesions: masks at 0.45 reach the same Dice as those at 0.4 and overestimate volume less.
 EDGE = 0.45
-EDGE_SMOOTHING_MM = 0.6  # standard deviation, within the slice: noise would make edges ragged
-# Of the log odds, for a whole step from white matter to lesion.
+EDGE_SMOOTHING_MM = 0.6  # standard deviation, within the slice; without it noise makes edges ragged
+# Change of the log odds for a step from the brightness of white matter to that of the lesion.
 EDGE_WEIGHT = 12.0
-EDGE_REACH_MM = 2.5  # from the lesion that the network found
-BRIGHT_PERCENTILE = 90  # of a lesion in its slice: the lesion without its edges
-AROUND_MM = 4.0  # standard deviation of the mean of the white matter around a voxel
-LEAST_WHITE = 0.02  # of that mean's weight
-# Caps and rims that a reader sees are by so much brighter than white matter.
+EDGE_REACH_MM = 2.5  # largest distance of a corrected voxel from a lesion of the network
+BRIGHT_PERCENTILE = 90  # of a lesion's FLAIR in its slice: not lowered by the lesion's edges
+AROUND_MM = 4.0  # standard deviation of the Gaussian that averages white matter around a voxel
+LEAST_WHITE = 0.02  # smallest share of white matter in that average
+# Readers draw caps and rims that are at least this many times as bright as white matter.
 RIM_CONTRAST = 1.35
-FARTHEST = 1.5  # steps from white matter to lesion: brighter or darker voxels are as sure
-LEAST = 1e-3  # and 1 less this: probabilities that the FLAIR can still turn
-NORMAL_WMH, NORMAL_RIM = 0.2, 0.3  # probabilities below which white matter is normal
-LIBERAL_LOG_ODDS = -1.0  # from the thresholds of the mask to those of the liberal mask
-SPREAD_LOG_ODDS = 3.0  # to those of the volumes that tell how much the thresholds matter
+FARTHEST = 1.5  # steps from white matter to lesion; values beyond are clipped
+LEAST = 1e-3  # probabilities are clipped to [LEAST, 1 - LEAST], so that the FLAIR can change them
+NORMAL_WMH, NORMAL_RIM = 0.2, 0.3  # white matter with lower probabilities is normal
+LIBERAL_LOG_ODDS = -1.0  # shift of the thresholds for the liberal mask
+SPREAD_LOG_ODDS = 3.0  # shift, up and down, for volumes that show how much the thresholds matter
 
-# What the mask holds: WMH, the rims being kept apart; both; or WMH, the rims being left out.
+# Caps and rims: in a mask of their own, in the mask of WMH, or in neither.
 Rims = Literal["separate", "include", "exclude"]
 
 
 @dataclass(frozen=True, eq=False)
 class Delineation:
-    """What is drawn of one scan. Masks are bool (X, Y, Z), mask <= liberal."""
+    """The masks of one scan, bool (X, Y, Z), mask <= liberal."""
 
-    probability: Array  # of WMH, float32, corrected at the edges: the mask is where it is high
+    probability: Array  # of WMH, float32, corrected at lesion edges like the mask
     mask: Array
-    liberal: Array  # of lower thresholds
-    rims: Array | None  # caps and rims beside the mask; None if they are unknown or not asked for
-    anatomy: Volume  # tissues as if there were neither WMH nor rims, uint8
-    level: Array | None  # FLAIR of white matter around each voxel; None if that is unknown
+    liberal: Array  # at lower thresholds
+    rims: Array | None  # caps and rims outside the mask; None if unknown or not asked for
+    anatomy: Volume  # most probable tissue apart from WMH and rims, uint8
+    level: Array | None  # FLAIR of white matter around each voxel; None if unknown
 
 
 def delineate(
@@ -60,10 +60,10 @@ def delineate(
     *,
     rims: Rims = "separate",
 ) -> Delineation:
-    """Masks of a model's probabilities (C, X, Y, Z), by default at its own limits.
+    """Masks from a model's probabilities (C, X, Y, Z), by default at the model's own limits.
 
-    With `rims="include"` they are `with_rims`. Only rims that are `RIM_CONTRAST` times as bright
-    as the white matter around them are drawn.
+    `rims="include"` applies `with_rims`. Caps and rims are drawn only where the FLAIR is at least
+    `RIM_CONTRAST` times as bright as the white matter around them.
     """
     limits = limits or card.limits()
     voxel_mm3 = flair.voxel_mm3
@@ -88,7 +88,7 @@ def delineate(
 
 
 def with_rims(drawn: Delineation, probabilities: Array) -> Delineation:
-    """WMH and rims together: the probability and the masks of both."""
+    """The delineation with caps and rims added to the probability and the masks of WMH."""
     if drawn.rims is None:
         return drawn
     either = np.minimum(probabilities[-1] + probabilities[-2], 1)
@@ -102,7 +102,7 @@ def with_rims(drawn: Delineation, probabilities: Array) -> Delineation:
 
 
 def tissue_map(anatomy: Volume, mask: Array, rims: Array | None, card: ModelCard) -> Volume:
-    """Tissues with rims and WMH drawn in, uint8, the numbers of the model's classes."""
+    """Tissues with caps, rims and WMH drawn in, uint8, indices into the model's classes."""
     tissue = anatomy.data.copy()
     if rims is not None:
         tissue[rims] = len(card.classes) - 2
@@ -111,7 +111,7 @@ def tissue_map(anatomy: Volume, mask: Array, rims: Array | None, card: ModelCard
 
 
 def _anatomy(probabilities: Array, flair: Volume, card: ModelCard) -> Volume:
-    """The most probable tissue of each voxel; caps and rims are white matter."""
+    """The most probable tissue of each voxel apart from WMH; caps and rims are white matter."""
     count = len(card.tissues) - 1
     tissues = probabilities[:count]
     if card.knows_rims and "white" in card.tissues:
@@ -121,7 +121,7 @@ def _anatomy(probabilities: Array, flair: Volume, card: ModelCard) -> Volume:
 
 
 def _drawn(wmh: Array, flair: Volume, level: Array | None, limits: Limits) -> tuple[Array, Array]:
-    """The probability, corrected at the edges where the level is known, and its mask."""
+    """The probability, corrected at lesion edges if `level` is given, and its mask."""
     found = lesions_of(wmh, limits, voxel_mm3=flair.voxel_mm3)
     if level is not None:
         wmh = with_edges(wmh, found, flair, level)
@@ -129,7 +129,7 @@ def _drawn(wmh: Array, flair: Volume, level: Array | None, limits: Limits) -> tu
 
 
 def _grown(probability: Array, found: Array, limits: Limits, voxel_mm3: float) -> Array:
-    """The lesions of a corrected probability that hold a voxel of one that was found."""
+    """The lesions of a corrected probability that contain a voxel of `found`, bool (X, Y, Z)."""
     marked = probability >= limits.threshold
     numbers, count = find_lesions(marked)
     held = np.zeros(count + 1, dtype=bool)
@@ -141,9 +141,9 @@ def _grown(probability: Array, found: Array, limits: Limits, voxel_mm3: float) -
 
 
 def white_level(flair: Volume, white: Array) -> Array:
-    """The FLAIR of normal white matter (bool) around each voxel, float32, within its slice.
+    """The mean FLAIR of normal white matter (bool) around each voxel, float32, within its slice.
 
-    Where there is none near, that of the whole scan.
+    Voxels without white matter nearby get the median of the scan; 0 if there is none at all.
     """
     weight = _smoothed(flair.with_data(white), AROUND_MM)
     level = _smoothed(flair.with_data(np.where(white, flair.data, 0)), AROUND_MM)
@@ -155,11 +155,11 @@ def white_level(flair: Volume, white: Array) -> Array:
 
 
 def with_edges(probability: Array, mask: Array, flair: Volume, level: Array) -> Array:
-    """The probability of WMH (X, Y, Z) near the lesions of a mask, corrected by the FLAIR.
+    """The probability of WMH (X, Y, Z), corrected by the FLAIR near the lesions of a mask.
 
-    Within a slice each voxel that is at most `EDGE_REACH_MM` from a lesion has the FLAIR f, white
-    matter around it the level w, and the lesion the 90th percentile b. The log odds rise by
-    EDGE_WEIGHT * ((f - w) / (b - w) - EDGE).
+    Voxels are corrected within a slice, up to `EDGE_REACH_MM` from a lesion. Their log odds rise by
+    EDGE_WEIGHT * ((f - w) / (b - w) - EDGE), where f is the voxel's FLAIR, w the level of white
+    matter around it and b the lesion's 90th percentile.
     """
     across = flair.through_plane_axis
     in_slice = np.take(TOUCHING, [0, 1, 2], axis=across).copy()
@@ -186,7 +186,7 @@ def with_edges(probability: Array, mask: Array, flair: Volume, level: Array) -> 
 
 
 def _smoothed(image: Volume, sigma_mm: float) -> Array:
-    """A Gaussian filter within the slices, float32."""
+    """The image after a Gaussian filter within its slices, float32."""
     across = image.through_plane_axis
     sigma = [0 if axis == across else sigma_mm / mm for axis, mm in enumerate(image.spacing_mm)]
     grey = image.data.astype(np.float32)
@@ -205,8 +205,8 @@ def _percentiles(values: Array, group: Array, count: int) -> Array:
 
 
 def lesions_of(probability: Array, limits: Limits, *, voxel_mm3: float) -> Array:
-    """Voxels at or above the threshold, bool (X, Y, Z), of lesions whose highest probability
-    reaches `lesion_threshold` and which are not too small."""
+    """Voxels at or above the threshold, bool (X, Y, Z), in lesions of at least `smallest_mm3`
+    whose highest probability reaches `lesion_threshold`."""
     marked = probability >= limits.threshold
     numbers, count = find_lesions(marked)
     lesion, values = numbers[marked], probability[marked]
@@ -226,10 +226,10 @@ def seen(
     *,
     allowed: Array | None = None,
 ) -> Seen:
-    """What a segmentation at the card's limits shows of how sure it is.
+    """Volumes and contrast that show how certain a segmentation at the card's limits is.
 
-    `wmh` is the model's probability (X, Y, Z), `mask` what is left of `drawn.mask`. Volumes are
-    without what was removed from it and without what is not `allowed`.
+    `wmh` is the model's probability (X, Y, Z), `mask` is `drawn.mask` after removing lesions.
+    Removed voxels, and voxels outside `allowed`, do not count.
     """
     counts = mask | ~drawn.mask
     if allowed is not None:
@@ -256,7 +256,7 @@ def seen(
 
 
 def _box(mask: Array, spacing_mm: Sequence[float]) -> tuple[slice, ...]:
-    """The bounding box of a mask, larger by what edges reach."""
+    """The bounding box of a mask with a margin of `EDGE_REACH_MM` or more; empty: one voxel."""
     found = scipy.ndimage.find_objects(mask.astype(np.uint8))
     if not found:
         return (slice(0, 1),) * mask.ndim

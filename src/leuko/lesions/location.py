@@ -1,6 +1,6 @@
-"""Where lesions lie: by the ventricles, deep, below the tentorium; shells and lobes.
+"""Location of lesions: periventricular, deep or infratentorial; depth and lobe (bullseye).
 
-Everything is said of lesion voxels, given as points in the world (N, 3), in mm.
+Functions work on the N lesion voxels of a mask, as points (N, 3) in world coordinates, mm.
 """
 
 from dataclasses import dataclass
@@ -18,40 +18,40 @@ from leuko.volume import Array, Volume, world
 Rule = Literal["voxel10", "shiva2", "contiguity"]
 RULES: dict[Rule, str] = {
     "voxel10": "periventricular: voxels up to 10 mm from the lateral ventricles",
-    "shiva2": "periventricular: lesions that come within 2 mm of the lateral ventricles, whole",
-    "contiguity": "periventricular: lesions that touch the lateral ventricles, whole",
+    "shiva2": "periventricular: whole lesions that come within 2 mm of the lateral ventricles",
+    "contiguity": "periventricular: whole lesions that touch the lateral ventricles",
 }
 REGIONS = ("background", "periventricular", "deep", "infratentorial")
 NEAR_MM, DEEP_MM = 2.0, 10.0
-SHELLS = ("innermost", "inner", "outer", "outermost")  # quarters of the way to the cortex
+SHELLS = ("innermost", "inner", "outer", "outermost")  # quarters of the distance to the cortex
 SECTORS = (
     *(f"{side} {lobe}" for lobe in mni.LOBES[:4] for side in ("left", "right")),
     "deep grey",
 )
 
-# A piece of ventricle is one if it is large enough and lies near the template's.
+# A piece of the model's ventricles is kept if it is large enough and near the template's.
 LEAST_PIECE_ML, LEAST_VENTRICLES_ML, FARTHEST_MM = 0.02, 0.5, 12.0
-LEAST_CORTEX_ML = 1.0  # of grey matter in one piece; less are rims of lesions
+LEAST_CORTEX_ML = 1.0  # of grey matter in one piece; smaller pieces are rims of lesions
 
 
 @dataclass(frozen=True, eq=False)
 class Where:
-    """Of each of N lesion voxels, in the order of `np.argwhere` of the mask.
+    """Location of each of N lesion voxels, in the order of `np.argwhere` of the mask.
 
-    Without a place in the template (`lobe` and `is_left` None) nothing is infratentorial and
-    `cortex_mm` is nan.
+    If the brain's place in the template is unknown, `lobe` and `is_left` are None, no voxel is
+    infratentorial and `cortex_mm` is nan.
     """
 
-    ventricle_mm: Array  # (N,), to the nearest voxel of a lateral ventricle, by their centres
-    touches: Array  # (N,) bool: beside a ventricle's voxel, by a face, an edge or a corner
-    cortex_mm: Array  # (N,)
+    ventricle_mm: Array  # (N,), to the centre of the nearest voxel of a lateral ventricle
+    touches: Array  # (N,) bool: shares a face, an edge or a corner with a ventricle's voxel
+    cortex_mm: Array  # (N,), to the centre of the nearest voxel of the cortex
     lobe: Array | None  # (N,), indices into mni.LOBES
     is_left: Array | None  # (N,) bool
 
     def regions(self, lesion: Array, rule: Rule) -> Array:
         """Indices (N,) into REGIONS by a rule of RULES; `lesion` (N,) numbers the lesions from 1.
 
-        Below the tentorium is infratentorial by every rule.
+        Voxels below the tentorium are infratentorial by every rule.
         """
         if rule == "voxel10":
             near = self.ventricle_mm <= DEEP_MM
@@ -64,8 +64,8 @@ class Where:
         return found
 
     def confluent(self, lesion: Array) -> Array:
-        """Which lesions, by number from 0, come within 2 mm of the ventricles and reach beyond
-        10 mm from them; bool."""
+        """Whether each lesion, by number from 0, comes within 2 mm of the ventricles and reaches
+        beyond 10 mm from them; bool."""
         return any_of(lesion, self.ventricle_mm <= NEAR_MM) & any_of(
             lesion, self.ventricle_mm > DEEP_MM
         )
@@ -73,8 +73,8 @@ class Where:
     def bullseye(self, voxel_mm3: float) -> Array | None:
         """Lesion volume in mL by SHELLS and SECTORS, (4, 9); Sudre et al. 2018.
 
-        A shell is a quarter of the way from the ventricles to the cortex. What lies below the
-        tentorium is left out. None without a place in the template, or without cortex.
+        A shell is a quarter of the distance from the ventricles to the cortex. Infratentorial
+        voxels are left out. None if the place in the template or the cortex is unknown.
         """
         if self.lobe is None or self.is_left is None or np.isnan(self.cortex_mm).any():
             return None
@@ -89,10 +89,10 @@ class Where:
 
 
 def locate(mask: Array, tissue: Volume, place: mni.Place | None, *, threads: int) -> Where | None:
-    """Where the voxels of a lesion mask (X, Y, Z) lie, among the `guards.TISSUES` of their scan
-    and in the template, if its `place` there is known.
+    """Location of the voxels of a lesion mask (X, Y, Z).
 
-    None where neither the tissues nor the template tell where the ventricles are.
+    `tissue` holds indices into `quality_checks.TISSUES`, `place` is the brain's place in the
+    template, if known. None if neither shows the lateral ventricles.
     """
     ventricles = lateral_ventricles(tissue, place)
     if not ventricles.any():
@@ -116,10 +116,10 @@ def locate(mask: Array, tissue: Volume, place: mni.Place | None, *, threads: int
 
 
 def lateral_ventricles(tissue: Volume, place: mni.Place | None) -> Array:
-    """The model's ventricles without specks and without what lies far from the template's; bool.
+    """The model's ventricles without specks and without pieces far from the template's; bool.
 
-    Where they are too small to be seen, slits, they are the template's. Without a place in the
-    template, all but specks.
+    If less than `LEAST_VENTRICLES_ML` remains (slit ventricles), the template's are added. If the
+    place in the template is unknown, only specks are removed.
     """
     seen = tissue.data == TISSUES.index("ventricle")
     pieces, count = scipy.ndimage.label(seen, TOUCHING)
@@ -144,7 +144,7 @@ def lateral_ventricles(tissue: Volume, place: mni.Place | None) -> Array:
 
 
 def any_of(lesion: Array, is_so: Array) -> Array:
-    """Whether any voxel of each lesion, by number from 0, is so; bool."""
+    """Whether `is_so` (N,) holds for any voxel of each lesion, by number from 0; bool."""
     found: Array = np.bincount(lesion, weights=is_so, minlength=1) > 0
     return found
 

@@ -1,6 +1,6 @@
-"""Measure a mask: its lesions one by one, and where they lie.
+"""Measures of a mask: each lesion, and volumes by region.
 
-All arrays run R, A, S. See `regions` for the rules.
+Array axes run R, A, S. See `location` for the rules.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from leuko.lesions.mni import LOBES
 from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Array, Volume, world
 
-RIM = 2  # voxels around lesions that are no normal white matter
+RIM = 2  # voxels around lesions that do not count as normal white matter
 UNKNOWN = float("nan")
 
 
@@ -26,28 +26,28 @@ class Case:
 
     flair: Volume
     t1: Array | None  # on the grid of the FLAIR, any scale
-    tissue: Volume | None  # indices into `guards.TISSUES`
+    tissue: Volume | None  # indices into `quality_checks.TISSUES`
     probability: Array  # of WMH, 0 to 1
     mask: Array
-    liberal: Array  # of a lower threshold
+    liberal: Array  # at a lower threshold
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One lesion, 26-connected. What cannot be known is nan, or "n/a"."""
+    """One lesion, 26-connected. Unknown values are nan, or "n/a"."""
 
     id: int  # from 1, the largest first
     voxels: int
     volume_mm3: float
     volume_ml: float
-    x_mm: float  # of the centroid, in the world: right, anterior, superior
+    x_mm: float  # of the centroid, in world coordinates: right, anterior, superior
     y_mm: float
     z_mm: float
-    flair_contrast: float  # of the mean, (lesion - white) / white, by the median of normal white
+    flair_contrast: float  # mean of (lesion - white) / white; white: median of normal tissue
     t1_contrast: float
     mean_probability: float
-    region: str  # periventricular, deep, infratentorial by the rule; confluent
-    side: str  # where most of it lies: left, right
+    region: str  # by the rule: periventricular, deep, infratentorial; or confluent
+    side: str  # left or right, where most of it lies
     lobe: str
     ventricle_mm: float  # from its nearest voxel to the lateral ventricles
     cortex_mm: float
@@ -61,7 +61,7 @@ class Regions:
     periventricular_ml: float
     deep_ml: float
     infratentorial_ml: float
-    confluent_ml: float  # of lesions by the ventricles that reach beyond 10 mm, in the others too
+    confluent_ml: float  # lesions from the ventricles to beyond 10 mm; also in the regions above
     left_ml: float | None
     right_ml: float | None
     bullseye_ml: list[list[float]] | None  # by SHELLS and SECTORS
@@ -83,17 +83,17 @@ class Regions:
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """Of one scan. What needs ventricles is None where none are known."""
+    """Measures of one scan. Values that need the ventricles are None if these are unknown."""
 
     lesions: list[Lesion]
-    numbers: Array  # (X, Y, Z) uint16, the lesions' ids
-    region_map: Array | None  # (X, Y, Z) uint8, indices into `regions.REGIONS`
+    numbers: Array  # (X, Y, Z) lesion ids, as `numbered` returns them
+    region_map: Array | None  # (X, Y, Z) uint8, indices into `location.REGIONS`
     regions: Regions | None
     intracranial_ml: float | None  # brain and CSF
 
 
 def analyse(case: Case, *, place: mni.Place | None, rule: Rule, threads: int) -> Analysis:
-    """Measure a segmented scan; `place` is where its brain lies in the template."""
+    """Measure a segmented scan; `place` is its brain's place in the template, if known."""
     numbers = numbered(case.mask)
     lesion = numbers[case.mask].astype(np.intp)
     intracranial_ml = None if case.tissue is None else case.tissue.ml(case.tissue.data)
@@ -116,7 +116,7 @@ def analyse(case: Case, *, place: mni.Place | None, rule: Rule, threads: int) ->
 
 
 def numbered(mask: Array) -> Array:
-    """Lesions numbered from 1, the largest first, uint16 (uint32 if they are so many)."""
+    """Lesion ids, from 1 for the largest; uint16, or uint32 from 65536 lesions on."""
     found, count = find_lesions(mask)
     sizes = np.bincount(found.ravel(), minlength=count + 1)[1:]
     rank = np.zeros(count + 1, dtype=np.uint16 if count < 1 << 16 else np.uint32)
@@ -178,14 +178,14 @@ def _lesions(case: Case, lesion: Array, where: Where | None, region: Array | Non
 
 
 def _commonest(lesion: Array, kind: Array, kinds: int) -> Array:
-    """The kind that most voxels of each lesion are of, by id from 0."""
+    """The most frequent kind among the voxels of each lesion, by id from 0."""
     counts = np.bincount(lesion * kinds + kind, minlength=(lesion.max() + 1) * kinds)
     commonest: Array = counts.reshape(-1, kinds).argmax(axis=1)
     return commonest
 
 
 def _normal_white(case: Case) -> Array | None:
-    """White matter that is no lesion's rim, bool; None where the model knows no white matter."""
+    """White matter at least `RIM` voxels from lesions, bool; None without tissues."""
     if case.tissue is None:
         return None
     rim = scipy.ndimage.binary_dilation(case.liberal, TOUCHING, iterations=RIM)
@@ -194,7 +194,7 @@ def _normal_white(case: Case) -> Array | None:
 
 
 def _contrast(image: Array, mask: Array, white: Array | None) -> Array:
-    """(value - white) / white of each voxel of the mask (N,), by the median of white matter."""
+    """(value - white) / white of each voxel of the mask (N,), white the median of white matter."""
     values = image[mask].astype(float)
     level = 0.0 if white is None or not white.any() else float(np.median(image[white]))
     return values / level - 1 if level > 0 else np.full(len(values), UNKNOWN)

@@ -1,6 +1,6 @@
-"""Where a brain lies in MNI152 space, and so which lobe and side each of its places belongs to.
+"""Registration of a brain to MNI152 space, which gives the lobe and the side of its points.
 
-The atlas, `data/atlas`, has voxels of 2 mm: tissues and lobes of the template
+The atlas in `data/atlas` holds tissues and lobes of the template, voxels of 2 mm
 (`runs/make_atlas.py`).
 """
 
@@ -20,19 +20,19 @@ FOLDER = Path(__file__).parents[1] / "data" / "atlas"
 TISSUES = ("background", "csf", "ventricle", "grey", "white")  # of the template
 LOBES = ("frontal", "parietal", "temporal", "occipital", "deep grey", "infratentorial")
 
-# What the registration sees: white matter in grey, ventricles as dark holes in it. CSF outside is
-# faint, as brain extraction removes any part of it. The last is WMH.
+# Grey values of the tissues for the registration; the last is WMH. CSF around the brain is faint
+# because brain extraction may remove it.
 BRIGHTNESS = np.array([0.0, 0.1, 0.0, 0.6, 1.0, 1.0], dtype=np.float32)
 GRID_MM = 4.0
-SHORTEST_MM = 60.0  # of brain, along each way: less of it does not tell where it belongs
-SCALES = (0.7, 1.4)  # of heads by the template; beyond them the registration went astray
-SPARSE = 11  # every so manieth voxel tells how much lies within
-LEAST_WITHIN = 0.9  # of grey and white matter lies in the template's brain
+SHORTEST_MM = 60.0  # extent of the brain along each axis; less cannot be registered
+SCALES = (0.7, 1.4)  # of a head relative to the template; beyond them the registration has failed
+SPARSE = 11  # every 11th voxel is enough to estimate the part within
+LEAST_WITHIN = 0.9  # part of grey and white matter in the template's brain
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A brain's place in the template."""
+    """A brain's place in the template, by an affine registration."""
 
     to_mni: Array  # (4, 4), world of the scan to world of the template
 
@@ -40,8 +40,7 @@ class Place:
     def of(cls, tissue: Volume, *, threads: int) -> Self | None:
         """Register tissues (0 background, 1 CSF, 2 ventricle, 3 grey, 4 white, 5 WMH).
 
-        None where too little of the brain is there, or where it does not come to lie on the
-        template.
+        None if too little of the brain is in the image, or if the registration fails.
         """
         brain = tissue.data > 0
         if not brain.any():
@@ -56,7 +55,7 @@ class Place:
         template = read("tissue")
         try:
             found = simpleitk.affine(_seen(template), _seen(tissue), threads=threads)
-        except RuntimeError:  # SimpleITK's, where the two do not overlap
+        except RuntimeError:  # raised by SimpleITK if the two do not overlap
             return None
         place = cls(np.linalg.inv(found))
         scales = np.linalg.svd(found[:3, :3], compute_uv=False)
@@ -73,7 +72,7 @@ class Place:
         return apply_affine(self.to_mni, points_mm)
 
     def lobes(self, points_mm: Array) -> Array:
-        """The lobe, an index into LOBES, of each point (N, 3); of the nearest for those outside."""
+        """The lobe of each point (N, 3), an index into LOBES; outside, the nearest lobe."""
         return _at(read("lobes"), self.apply(points_mm))
 
     def is_ventricle(self, points_mm: Array) -> Array:
@@ -95,7 +94,7 @@ class Place:
 def read(name: str) -> Volume:
     """The template's `tissue`, indices into TISSUES, or its `lobes`, into LOBES, uint8 at 2 mm.
 
-    The lobes fill the whole box: outside the brain stands the nearest.
+    Voxels outside the brain have the nearest lobe.
     """
     volume = nifti.read(FOLDER / f"{name}.nii.gz")
     return volume.with_data(volume.data.astype(np.uint8))
@@ -112,7 +111,7 @@ def _beyond_brain() -> Volume:
 
 
 def _seen(tissue: Volume) -> Volume:
-    """What the registration sees, at about GRID_MM."""
+    """The tissues as a smooth grey image for the registration, at about GRID_MM."""
     brightness = BRIGHTNESS[tissue.data]
     smooth = scipy.ndimage.gaussian_filter(
         brightness, [GRID_MM / 2 / mm for mm in tissue.spacing_mm]
@@ -124,7 +123,7 @@ def _seen(tissue: Volume) -> Volume:
 
 
 def _at(volume: Volume, points_mm: Array) -> Array:
-    """The nearest voxel's value of each point (N, 3)."""
+    """The value of the voxel nearest to each point (N, 3)."""
     voxels = np.rint(apply_affine(np.linalg.inv(volume.affine), points_mm)).astype(np.intp)
     last = np.array(volume.data.shape) - 1
     values: Array = volume.data[tuple(np.clip(voxels, 0, last).T)]

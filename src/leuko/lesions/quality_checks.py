@@ -1,8 +1,8 @@
-"""Automatic checks of a result: each returns a finding with its evidence, or nothing.
+"""Automatic quality checks: each returns a finding with its evidence, or nothing.
 
-All work on arrays whose axes run R, A, S, after the network: the place and the volume of the
-tissues tell a FLAIR from a T1 and a head from a phantom. The limits lie between the values of real
-scans and those of scans with a simulated fault (`runs/guards.py`).
+They use the tissues that the network found, whose place and volume distinguish a FLAIR from a T1
+and a head from a phantom. The limits lie between the values of real scans and those of scans with
+a simulated fault (`runs/guards.py`). Array axes run R, A, S.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,23 +19,23 @@ TISSUES = ("background", "csf", "ventricle", "grey", "white", "wmh")
 
 THICKEST_MM = 7.0
 BRAIN_ML = (600.0, 2400.0)  # with its CSF
-LEAST_HEAD_ML = 200.0  # less is no head, or one whose voxel sizes are in another unit
+LEAST_HEAD_ML = 200.0  # less is not a head, or its voxel sizes are not in mm
 LEAST_CSF_PART = 0.05  # of the brain with its CSF
-NO_CSF_PART = 0.01  # less: the model does not tell the tissues of this image
+NO_CSF_PART = 0.01  # less: the model does not recognise the tissues of this image
 BRIGHT_CSF = 0.85  # of white matter
 LEAST_WHITE_PER_GREY = 0.45  # by volume; a T1 taken for a FLAIR has less
-LARGEST_CUT = 0.25  # the brain on an outermost slice, as part of its largest slice
+LARGEST_CUT = 0.25  # area of the brain on an outermost slice, as part of its largest slice
 CLIPPED_PART = 1e-3  # of the brain at the largest grey value
-LARGEST = 0.999  # of the largest grey value: scaled or float files round it
-ENHANCED, ENHANCED_PART = 1.15, 0.01  # T1 of choroid plexus by white matter; part of ventricles
+LARGEST = 0.999  # of the largest grey value, which scaled and float files round
+ENHANCED, ENHANCED_PART = 1.15, 0.01  # T1 of choroid plexus / white matter; part of ventricles
 STREAK_PART, STREAK_COHERENCE = 0.0015, 1.7  # see `_streaks`
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A segmented pair."""
+    """A segmented scan to check."""
 
-    flair: Volume  # its axes running R, A, S
+    flair: Volume  # its axes run R, A, S
     t1: Array | None  # on the grid of the FLAIR, any scale
     tissue: Array  # uint8, indices into TISSUES, on the same grid
 
@@ -60,25 +60,24 @@ class Case:
 
 @dataclass(frozen=True)
 class Check:
-    """One automatic check. `find` yields the evidence against a result, or nothing."""
+    """One automatic check. `find` yields a text for each problem it found."""
 
     code: str
-    title: str  # what is checked, for the list of checks that found nothing
+    title: str  # what is checked, for the list of checks that were done
     level: Level
     find: Callable[[Case], Iterator[str]]
     needs_t1: bool = False
 
 
 def with_wmh(anatomy: Volume, mask: Array) -> Volume:
-    """Tissues as if there were no WMH, indices into TISSUES, with WMH where the mask is."""
+    """`anatomy`, indices into TISSUES without WMH, with WMH added where the mask is."""
     return anatomy.with_data(np.where(mask, TISSUES.index("wmh"), anatomy.data).astype(np.uint8))
 
 
 def examine(case: Case) -> tuple[list[Finding], list[str]]:
-    """The findings on a segmented pair, and the titles of the checks that were done.
+    """The findings on a segmented scan, and the titles of the checks that were done.
 
-    After evidence of a wrong scan the other checks are left out: the tissues are those of another
-    image.
+    If the scan seems to be a wrong one, the remaining checks are skipped: its tissues mean nothing.
     """
     findings: list[Finding] = []
     done = []
@@ -92,13 +91,13 @@ def examine(case: Case) -> tuple[list[Finding], list[str]]:
 
 
 def is_doubted(findings: Iterable[Finding]) -> bool:
-    """Whether a finding is evidence that this is not a FLAIR of a head."""
+    """Whether a finding suggests that the scan is not a FLAIR of a head."""
     codes = {check.code for check in WRONG_SCAN}
     return any(finding.code in codes for finding in findings)
 
 
 def wrong_scan(case: Case) -> str | None:
-    """Why this is not a FLAIR of a head, by its tissues; None if it looks like one."""
+    """Evidence from the tissues that this is not a FLAIR of a head; None if it looks like one."""
     return next((text for check in WRONG_SCAN for text in check.find(case)), None)
 
 
@@ -120,18 +119,18 @@ def _too_much_brain(case: Case) -> Iterator[str]:
 def _brain_volume(case: Case) -> str:
     low, high = BRAIN_ML
     return (
-        f"{case.brain_ml:.0f} mL of brain and CSF were found, expected {low:.0f} to {high:.0f}: is "
-        f"{case.flair.name} a FLAIR of a whole head, its voxel sizes in mm?"
+        f"{case.brain_ml:.0f} mL of brain and CSF were found, expected {low:.0f} to {high:.0f}; "
+        f"check that {case.flair.name} is a FLAIR of a whole head with voxel sizes in mm"
     )
 
 
 def _little_white(case: Case) -> Iterator[str]:
     ratio = (case.ml["white"] + case.ml["wmh"]) / max(case.ml["grey"], 1e-3)
-    # Where not even CSF is told, grey and white matter are not either.
+    # If the model does not recognise CSF, its grey and white matter mean nothing.
     if ratio < LEAST_WHITE_PER_GREY and case.csf_part >= NO_CSF_PART:
         yield (
-            f"{case.flair.name} does not look like a FLAIR: it shows {ratio:.2f} times as much "
-            f"white as grey matter, expected at least {LEAST_WHITE_PER_GREY}"
+            f"{case.flair.name} does not look like a FLAIR: white matter has {ratio:.2f} times "
+            f"the volume of grey matter, expected at least {LEAST_WHITE_PER_GREY}"
             + ("; were FLAIR and T1 swapped?" if case.t1 is not None else "")
         )
 
@@ -143,15 +142,15 @@ def _bright_csf(case: Case) -> Iterator[str]:
     if ratio > BRIGHT_CSF:
         yield (
             f"{case.flair.name} does not look like a FLAIR: CSF is {ratio:.2f} times as bright as "
-            f"white matter, expected {BRIGHT_CSF} at most; {_other(case)}"
+            f"white matter, expected at most {BRIGHT_CSF}; {_other(case)}"
         )
 
 
 def _little_csf(case: Case) -> Iterator[str]:
     if case.csf_part < LEAST_CSF_PART:
         yield (
-            f"{case.flair.name} may not be a FLAIR: {100 * case.csf_part:.1f} % of the brain is "
-            f"CSF, expected {100 * LEAST_CSF_PART:.0f} % at least; {_other(case)}"
+            f"{case.flair.name} may not be a FLAIR: CSF is {100 * case.csf_part:.1f} % of the "
+            f"brain, expected at least {100 * LEAST_CSF_PART:.0f} %; {_other(case)}"
         )
 
 
@@ -168,7 +167,8 @@ def _enhanced(case: Case) -> Iterator[str]:
     if part > ENHANCED_PART:
         yield (
             f"the T1 seems to be contrast-enhanced: {100 * part:.1f} % of the ventricles are as "
-            "bright on it as enhanced choroid plexus; a T1 without contrast medium is better"
+            f"bright as enhanced choroid plexus (limit {100 * ENHANCED_PART:.0f} %); use a T1 "
+            "without contrast medium if there is one"
         )
 
 
@@ -176,8 +176,8 @@ def _thick(case: Case) -> Iterator[str]:
     thickest = max(case.flair.spacing_mm)
     if thickest > THICKEST_MM:
         yield (
-            f"slices are {thickest:.1f} mm apart: small lesions are missed and volumes are "
-            "imprecise"
+            f"slices are {thickest:.1f} mm apart (limit {THICKEST_MM:.0f} mm): small lesions are "
+            "missed and volumes are imprecise"
         )
 
 
@@ -186,8 +186,8 @@ def _clipped(case: Case) -> Iterator[str]:
     clipped = float((brain >= LARGEST * case.flair.data.max()).mean())
     if clipped > CLIPPED_PART:
         yield (
-            f"{100 * clipped:.1f} % of the brain has the largest grey value of the FLAIR: it was "
-            "clipped, lesions may have merged with the tissue around them"
+            f"the FLAIR is clipped: {100 * clipped:.1f} % of the brain has its largest grey value "
+            f"(limit {100 * CLIPPED_PART:.1f} %); lesions may merge with the tissue around them"
         )
 
 
@@ -195,8 +195,8 @@ def _in_motion(case: Case) -> Iterator[str]:
     strength, coherence = _streaks(case)
     if strength > STREAK_PART and coherence > STREAK_COHERENCE:
         yield (
-            f"streaks beside the head of {100 * strength:.1f} % of the tissue's signal: the FLAIR "
-            "was taken in motion; look at the mask"
+            f"the FLAIR shows motion: streaks beside the head have {100 * strength:.2f} % of the "
+            f"signal of white matter (limit {100 * STREAK_PART:.2f} %); check the mask"
         )
 
 
@@ -208,17 +208,18 @@ def _cut(case: Case) -> Iterator[str]:
         for end, side in zip(ends, sides.split(" and "), strict=True):
             if end > LARGEST_CUT:
                 yield (
-                    f"the brain is cut off at its {side}: the outermost slice holds "
-                    f"{100 * end:.0f} % of the largest one's area; volumes are too small"
+                    f"the brain is cut off at its {side}: the outermost slice has "
+                    f"{100 * end:.0f} % of the largest slice's area (limit "
+                    f"{100 * LARGEST_CUT:.0f} %); volumes are too small"
                 )
 
 
 def _streaks(case: Case) -> tuple[float, float]:
-    """Ghosts of a moving head beside it: strength, by white matter, and coherence, 1 for noise.
+    """Motion ghosts beside the head: strength / white matter, and coherence, 1 for noise.
 
-    In each slice the air before and behind the head (or left and right of it) is averaged along
-    that way. Noise leaves a flat profile; ghosts leave streaks, whose spread is compared with
-    that of the air's pixels. Medians over slices of the stronger of the two ways.
+    In each slice the air in front of and behind the head (or left and right of it) is averaged
+    along that direction. Noise gives a flat profile, ghosts give streaks; the profile's spread is
+    compared with that of the air's pixels. Medians over slices, for the stronger direction.
     """
     axis = case.flair.through_plane_axis
     white = case.median(case.flair.data, "white")
@@ -251,13 +252,13 @@ def _streaks(case: Case) -> tuple[float, float]:
 
 WRONG_SCAN = (
     Check("no-head", "volume of the brain", "do not use", _no_head),
-    # Part of a head, or an image in which the model tells little.
+    # The scan shows part of a head, or the model recognises little in it.
     Check("little-brain", "volume of the brain", "warning", _too_little_brain),
     Check("little-white", "contrast of a FLAIR", "do not use", _little_white),
     Check("bright-csf", "contrast of a FLAIR", "do not use", _bright_csf),
     # Wrong voxel sizes falsify volumes, not the mask.
     Check("much-brain", "volume of the brain", "warning", _too_much_brain),
-    # Weak evidence: some extracted brains have lost their CSF.
+    # Weak evidence: brain extraction may have removed the CSF.
     Check("little-csf", "contrast of a FLAIR", "warning", _little_csf),
 )
 OTHERS = (

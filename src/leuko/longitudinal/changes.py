@@ -1,9 +1,9 @@
-"""What changed between two times: lesion by lesion, and beyond what chance does.
+"""Changes between two times, lesion by lesion, and whether they exceed chance.
 
-Two things are asked of a change. The masks must differ by more than the border of a lesion
-wanders when one brain is scanned twice; and the FLAIR itself must have become brighter or darker
-there. Masks alone will not do: a model that sees a faint lesion once and misses it once has
-changed its mind, not the brain. All arrays (X, Y, Z) are on one grid whose axes run R, A, S.
+A lesion has changed if two conditions hold: its masks differ by more than lesion borders vary
+when one brain is scanned twice, and the FLAIR became brighter or darker there. Masks alone are not
+enough: a model may find a faint lesion at one time and miss it at the other although the brain has
+not changed. Arrays (X, Y, Z) are on one grid whose axes run R, A, S.
 """
 
 from collections import Counter
@@ -19,49 +19,49 @@ from leuko.volume import Array, Volume
 STATES = ("", "new", "grown", "stable", "shrunk", "resolved")
 NEW, GROWN, STABLE, SHRUNK, RESOLVED = range(1, 6)
 
-# How far borders wander by chance, see docs/methods.md: those of all lesions of a scan, and of one.
+# Shift of lesion borders by chance, see docs/methods.md: over all lesions of a scan, and of one.
 BORDER_MM, LESION_BORDER_MM = 0.15, 0.37
-# How much brighter or darker the FLAIR became, in % of the grey value of tissue; at a border voxels
-# are lesion in part at both times.
+# Smallest change of the FLAIR, in % of the grey value of tissue: for new and resolved lesions, and
+# for grown and shrunk ones, whose border voxels are partly lesion at both times.
 EVIDENCE, BORDER_EVIDENCE = 20.0, 15.0
 UNKNOWN = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
 class Time:
-    """What is known of one of the two times, on the common grid."""
+    """One of the two times, on the common grid."""
 
     mask: Array  # bool
     probability: Array  # of WMH, 0 to 1
-    flair: Array  # tissue at 100
+    flair: Array  # scaled to tissue at 100
 
 
 @dataclass(frozen=True)
 class Change:
-    """One lesion, 26-connected in both times taken together."""
+    """One lesion, 26-connected in the union of both masks."""
 
-    id: int  # from 1, the largest first
+    id: int  # from 1 for the largest
     state: str  # of STATES
     baseline_ml: float
     followup_ml: float
     change_ml: float
-    change_percent: float  # of the baseline; nan where there was none
-    floor_ml: float  # what chance alone may change
+    change_percent: float  # of the baseline; nan if that is 0
+    floor_ml: float  # change that chance alone may cause
     x_mm: float  # of the centroid, in the halfway space: right, anterior, superior
     y_mm: float
     z_mm: float
     baseline_probability: float  # mean over the lesion of both times
     followup_probability: float
-    flair_change: float  # of the voxels gained or lost, in % of tissue; nan where there are none
+    flair_change: float  # of the voxels gained or lost, in % of tissue; nan without any
 
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """All lesions of two times."""
+    """All lesions of both times."""
 
     lesions: list[Change]
-    numbers: Array  # (X, Y, Z), the lesions' ids
-    states: Array  # (X, Y, Z) uint8: new, gained, unchanged, lost and resolved voxels, as STATES
+    numbers: Array  # (X, Y, Z), lesion ids
+    states: Array  # (X, Y, Z) uint8, of STATES: new, gained, unchanged, lost, resolved voxels
     surface_mm2: float  # of all lesions, mean of both times
 
     @cached_property
@@ -78,12 +78,12 @@ class Changes:
 
     @property
     def change_percent(self) -> float:
-        """Of the baseline; nan where there was none."""
+        """Change of the total volume in % of the baseline; nan if that is 0."""
         return 100 * self.change_ml / self.baseline_ml if self.baseline_ml else UNKNOWN
 
     @property
     def floor_ml(self) -> float:
-        """What chance alone may change the whole volume by."""
+        """Change of the total volume that chance alone may cause."""
         return BORDER_MM * self.surface_mm2 / 1000
 
     @property
@@ -92,13 +92,13 @@ class Changes:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many lesions there are of each state."""
+        """The number of lesions of each state."""
         found = Counter(lesion.state for lesion in self.lesions)
         return {state: found[state] for state in STATES[1:]}
 
     @property
     def change_by_state(self) -> dict[str, float]:
-        """The change in mL of the lesions of each state together."""
+        """The total change in mL of the lesions of each state."""
         change_ml = dict.fromkeys(STATES[1:], 0.0)
         for lesion in self.lesions:
             change_ml[lesion.state] += lesion.change_ml
@@ -108,8 +108,8 @@ class Changes:
 def find_changes(
     baseline: Time, followup: Time, grid: Volume, *, smallest_mm3: float = 0.0
 ) -> Changes:
-    """Match the lesions of two times by overlap, and judge each; what is smaller at both times
-    together than `smallest_mm3` is left out."""
+    """Match the lesions of two times by overlap and give each its state; lesions whose union over
+    both times is smaller than `smallest_mm3` are dropped."""
     both = baseline.mask | followup.mask
     inside = drop_small(both, voxel_mm3=grid.voxel_mm3, smallest_mm3=smallest_mm3)
     numbers = numbered(inside)
@@ -175,7 +175,7 @@ def _percent(change: float, of: float) -> float:
 
 
 def _surface_mm2(mask: Array, numbers: Array, count: int, grid: Volume) -> Array:
-    """Area of the voxel faces between a mask and what is not in it, by lesion from 0."""
+    """Surface of a mask by lesion from 0: area of the voxel faces between inside and outside."""
     area = np.zeros(count)
     padded = np.pad(mask, 1)
     inner = (slice(1, -1),) * 3

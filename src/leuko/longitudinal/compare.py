@@ -1,4 +1,4 @@
-"""Two segmented times of one brain, told in order: they meet halfway, and what changed is found."""
+"""Compare two segmented times of one brain: register them halfway, find and write the changes."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -44,20 +44,20 @@ FLAIR_FILES = ("flair_baseline.nii.gz", "flair_followup.nii.gz")
 COMPARISON_FILE = "compare.json"
 FILES = (CHANGES_FILE, CHANGE_TABLE_FILE, NUMBERS_FILE, *FLAIR_FILES, REPORT_FILE, COMPARISON_FILE)
 TIMES = ("baseline", "followup")
-AS_SEGMENTED = ("volume_ml", "rims", "wmh_ml", "rims_ml", "wmh_and_rims_ml")  # of each run's record
-BEYOND_VIEW = 0.02  # part of the WMH that one of the two scans does not show
+AS_SEGMENTED = ("volume_ml", "rims", "wmh_ml", "rims_ml", "wmh_and_rims_ml")  # in each run's record
+BEYOND_VIEW = 0.02  # part of the WMH outside the other scan's view: more is a warning
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What `leuko segment` left of one time."""
+    """One time, as `leuko segment` wrote it."""
 
     folder: Path
     record: Mapping[str, Any]
     flair: Volume
-    probability: Volume  # 0 where the run dropped what was above its threshold
+    probability: Volume  # 0 where the run removed voxels above its threshold
 
     @property
     def threshold(self) -> float:
@@ -70,46 +70,51 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `compare` found; `seconds` by stage, in order."""
+    """The result of `compare`; `seconds` are by stage, in order."""
 
     changes: Changes
     times: tuple[Time, Time]
     halfway: Halfway
-    findings: list[Finding]  # of both runs too
+    findings: list[Finding]  # including those of both runs
     seconds: dict[str, float]
 
 
 def compare(
-    baseline: Path,
-    followup: Path,
-    out: Path,
+    baseline: str | Path,
+    followup: str | Path,
+    out: str | Path,
     *,
-    baseline_flair: Path | None = None,
-    followup_flair: Path | None = None,
+    baseline_flair: str | Path | None = None,
+    followup_flair: str | Path | None = None,
     threads: int | None = None,
 ) -> Comparison:
-    """Compare two times of one brain and write what changed into `out`, as `FILES` names it.
+    """Compare two times of one brain and write the `FILES` of the comparison into `out`.
 
     `baseline` and `followup` are folders that `segment` wrote, or folders with FLAIR.nii.gz and
-    perhaps T1.nii.gz, which are segmented first, into `out`. `baseline_flair` and `followup_flair`
-    say where a FLAIR is now that was moved since. Raises LeukoError, also when the two do not
-    come to lie on each other; `out` then holds what it held before, and
-    new segmentations.
+    perhaps T1.nii.gz, which are segmented into `out` first. `baseline_flair` and `followup_flair`
+    give the path of a FLAIR that was moved since. Raises LeukoError, also if the two cannot be
+    registered; `out` then keeps its earlier files and the new segmentations.
+
+    >>> import leuko
+    >>> found = leuko.compare("BASELINE", "FOLLOWUP", "OUT")
+    >>> [lesion.state for lesion in found.changes.lesions if lesion.state == "new"]
+    []
     """
-    for folder in (baseline, followup):
+    out, scanned = Path(out), (Path(baseline), Path(followup))
+    flairs = [flair and Path(flair) for flair in (baseline_flair, followup_flair)]
+    for folder in scanned:
         refuse_foreign_files(out, folder, files=FILES, record=COMPARISON_FILE, command="compare")
     watch = Stopwatch()
     threads = threads or available_cpus()
     with watch.stage("segment"):
         folders = [
             _segmented(folder, out / name, threads=threads)
-            for folder, name in zip((baseline, followup), TIMES, strict=True)
+            for folder, name in zip(scanned, TIMES, strict=True)
         ]
     with staged(out) as scratch, kept_findings() as findings:
         with watch.stage("read"):
             first, second = (
-                _read(folder, flair)
-                for folder, flair in zip(folders, (baseline_flair, followup_flair), strict=True)
+                _read(folder, flair) for folder, flair in zip(folders, flairs, strict=True)
             )
             for name, run in zip(TIMES, (first, second), strict=True):
                 findings += [
@@ -141,31 +146,35 @@ def compare(
 
 
 def _segmented(folder: Path, out: Path, *, threads: int) -> Path:
-    """The folder of a run of `segment`; a pair of scans becomes one in `out`."""
+    """The folder of a run of `segment`; a folder of scans is segmented into `out` first."""
     if (folder / RECORD_FILE).is_file():
         return folder
     flair, t1 = (find_image(folder, name) for name in ("FLAIR", "T1"))
     if flair is None:
         raise LeukoError(
-            f"{folder} holds neither {RECORD_FILE} of leuko segment nor FLAIR.nii.gz; give such "
-            "folders"
+            f"{folder} holds neither {RECORD_FILE} of leuko segment nor FLAIR.nii.gz; give a "
+            "folder with one of them"
         )
     segment(flair, t1, settings=SegmentSettings(threads=threads)).save(out)
     return out
 
 
 def _read(folder: Path, flair: Path | None) -> Run:
-    """Raises LeukoError for a folder that is no whole run, and a FLAIR that is not its own."""
+    """Read a run. Raises LeukoError if it is incomplete or `flair` is not the segmented FLAIR."""
     record = read_json(folder / RECORD_FILE, what="record")
     if record.get("command") != "segment":
-        raise LeukoError(f"{folder / RECORD_FILE} was not written by leuko segment")
+        raise LeukoError(
+            f"{folder / RECORD_FILE} was not written by leuko segment; give a folder that was"
+        )
     if "rims" not in record:
-        raise LeukoError(f"{folder / RECORD_FILE} is of an older Leuko; segment its scans again")
+        raise LeukoError(
+            f"{folder / RECORD_FILE} was written by an older Leuko; segment its scans again"
+        )
     was = record["inputs"]["flair"]
     path = flair or Path(was["path"])
     if not path.exists():
         raise LeukoError(
-            f"the FLAIR of {folder} is not at {path}; say where it is with --baseline-flair or "
+            f"the FLAIR of {folder} is not at {path}; give its path with --baseline-flair or "
             "--followup-flair"
         )
     scan = inputs.read(path)
@@ -180,18 +189,18 @@ def _read(folder: Path, flair: Path | None) -> Run:
         require_same_grid(image, scan.volume)
     dropped = (probability.data >= record["settings"]["threshold"]) & ~mask.data
     kept = probability.with_data(np.where(dropped, 0, probability.data))
-    named = replace(scan.volume, name=str(path))  # both times may call their file FLAIR.nii.gz
+    named = replace(scan.volume, name=str(path))  # both files may be called FLAIR.nii.gz
     return Run(folder, record, named, kept)
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
-    """What was not done alike at both times: a change of method, not of the brain."""
+    """Differences between the two runs that may look like a change of the brain."""
     before, after = _method(first), _method(second)
     for name in before:
         if before[name] != after[name]:
             yield (
-                f"the two runs differ in {name} ({before[name]}, {after[name]}): part of the "
-                "change may come from that; segment both alike"
+                f"the two runs differ in {name} ({before[name]}, {after[name]}), which may "
+                "cause part of the change; segment both times with the same settings"
             )
 
 
@@ -210,7 +219,7 @@ def _method(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _meet(first: Run, second: Run, *, threads: int) -> Halfway:
-    """In an order that does not depend on which came first, so that time may run backwards."""
+    """Register in an order that the hashes decide: swapping the times gives the same space."""
     if first.record["inputs"]["flair"]["sha256"] <= second.record["inputs"]["flair"]["sha256"]:
         return meet(first.flair, second.flair, threads=threads)
     return meet(second.flair, first.flair, threads=threads).reversed()
@@ -227,8 +236,8 @@ def _times(first: Run, second: Run, halfway: Halfway) -> tuple[Time, Time]:
         unseen = float((~seen)[mask].mean()) if mask.any() else 0.0
         if unseen > BEYOND_VIEW:
             log.warning(
-                "%.0f %% of the WMH of %s lies where the other scan does not show the brain: it "
-                "is not compared",
+                "%.0f %% of the WMH of %s lies outside the view of the other scan; it is not "
+                "compared",
                 100 * unseen,
                 run.folder,
             )
@@ -237,7 +246,7 @@ def _times(first: Run, second: Run, halfway: Halfway) -> tuple[Time, Time]:
 
 
 def _scaled(flair: Volume) -> Volume:
-    """Tissue at 100, float32."""
+    """The FLAIR scaled to tissue at 100, float32."""
     return flair.with_data((flair.data * (100 / tissue_level(flair))).astype(np.float32))
 
 

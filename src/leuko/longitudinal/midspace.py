@@ -1,7 +1,7 @@
-"""Two scans of one brain meet halfway: each moves by half of what parts them, onto one grid.
+"""The halfway space of two scans of one brain: each is moved by half the motion between them.
 
-Whoever resampled one of them onto the other would blur that one alone, and see a change. Points are
-millimetres in the world, RAS.
+Resampling only one scan onto the other would blur that one alone, which looks like a change.
+World coordinates are RAS, mm.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ from leuko.volume import Array, Volume, in_view, require_head_size, resample_ont
 
 @dataclass(frozen=True, eq=False)
 class Halfway:
-    """The space between two scans: its grid, and the way there from the world of each."""
+    """The space halfway between two scans: its grid, and the motion of each scan into it."""
 
-    grid: Volume  # bool, true where both scans see; axes run R, A, S
+    grid: Volume  # bool, True where both scans have voxels; axes run R, A, S
     ways: tuple[Array, Array]  # (4, 4) each; the second is the inverse of the first
     alignment: Alignment
 
     def reversed(self) -> "Halfway":
-        """The same place, with the scans the other way round."""
+        """The same space with the two scans swapped."""
         return replace(self, ways=self.ways[::-1])
 
     def bring(self, images: Sequence[Volume]) -> list[Array]:
-        """An image of each scan on the grid, float32, linear; each is resampled just once."""
+        """An image of each scan, resampled onto the grid once, linearly; float32."""
         return [
             resample_onto(_moved(image, way), self.grid).data
             for image, way in zip(images, self.ways, strict=True)
@@ -37,9 +37,9 @@ class Halfway:
 
 
 def meet(first: Volume, second: Volume, *, threads: int) -> Halfway:
-    """Register two FLAIRs of one brain, rigidly, and find their halfway space.
+    """Register two FLAIRs of one brain rigidly and return their halfway space.
 
-    Raises LeukoError where they do not come to lie on each other.
+    Raises LeukoError if they cannot be registered.
     """
     alignment = align(first, second, mode="always", threads=threads)
     if not alignment.is_sure:
@@ -57,7 +57,7 @@ def meet(first: Volume, second: Volume, *, threads: int) -> Halfway:
 
 
 def half(motion: Array) -> Array:
-    """The rigid motion (4, 4) that, done twice, is the one given."""
+    """The rigid motion (4, 4) that gives `motion` when it is applied twice."""
     root: Array = scipy.linalg.sqrtm(motion).real
     return root
 
@@ -67,7 +67,7 @@ def _moved(image: Volume, way: Array) -> Volume:
 
 
 def _common_grid(first: Volume, second: Volume) -> Volume:
-    """A grid that holds both, its axes between theirs, along none coarser than either; zeros."""
+    """A grid of zeros that holds both scans, along each axis at least as fine as either."""
     spacing_mm = np.minimum(first.spacing_mm, second.spacing_mm)
     directions = [scan.affine[:3, :3] / scan.spacing_mm for scan in (first, second)]
     left, _, right = np.linalg.svd(directions[0] + directions[1])

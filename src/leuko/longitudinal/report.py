@@ -1,6 +1,6 @@
-"""The report of a comparison: its numbers, both times side by side, what became of each lesion.
+"""The report of a comparison: its numbers, both times side by side, and the change of each lesion.
 
-The page names no patient: names of files, which may, stand in its details alone.
+The page names no patient. File names, which may contain a name, appear only in the details.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,12 +21,12 @@ Record = Mapping[str, Any]
 # Okabe and Ito's colours, which colour-blind people tell apart.
 KINDS = {
     1: Kind("new", "#d55e00"),
-    2: Kind("grown: gained", "#e69f00"),
+    2: Kind("gained (grown lesions)", "#e69f00"),
     3: Kind("unchanged", "#f0e442"),
-    4: Kind("shrunk: lost", "#56b4e9"),
+    4: Kind("lost (shrunk lesions)", "#56b4e9"),
     5: Kind("resolved", "#0072b2"),
 }
-MOST_ROWS = 500  # of the table: nobody reads more, and pages stay small
+MOST_ROWS = 500  # of the table; more would make the page large
 COLUMNS = (
     Column("id", "No.", 0),
     Column("state", "State"),
@@ -42,7 +42,7 @@ COLUMNS = (
 
 
 def change_report(record: Record, changes: Changes, times: Sequence[Time], grid: Volume) -> str:
-    """The page. `record` is the content of compare.json; all arrays are on the grid (X, Y, Z)."""
+    """The report as HTML. `record` is the content of compare.json, `grid` that of all arrays."""
     panes = _panes(changes, times, grid)
     where = lesion_slices(replace(panes[0], ids=changes.numbers))
     rows = [
@@ -51,7 +51,7 @@ def change_report(record: Record, changes: Changes, times: Sequence[Time], grid:
             changes.lesions, key=lambda c: (c.state == "stable", STATES.index(c.state), c.id)
         )
     ]
-    caption = f"{len(rows)} lesions, what changed first; a row leads to its slice"
+    caption = f"{len(rows)} lesions, changed ones first; click a row to show its slice"
     return page(
         title="White matter hyperintensities at two times",
         subtitle=_subtitle(record),
@@ -74,7 +74,7 @@ def change_report(record: Record, changes: Changes, times: Sequence[Time], grid:
 
 
 def _panes(changes: Changes, times: Sequence[Time], grid: Volume) -> list[Pane]:
-    """Both times, cut out alike; each shows the lesions that it has."""
+    """A pane for each time with the lesions of that time, cropped to one box."""
     images = [_in_8_bit(time.flair) for time in times]
     in_view = np.max(images, axis=0) > HEAD
     return [
@@ -121,7 +121,7 @@ def _findings(record: Record, changes: Changes) -> Iterator[tuple[str, str, str]
         rims_ml = " | ".join(f"{run['rims_ml']:.2f}" for run in runs)
         yield "Caps and rims", f"{rims_ml} mL", "baseline | follow-up; not compared"
     moved_mm = record["alignment"]["moved_mm"]
-    yield "Registration", f"{moved_mm:.1f} mm", "between the scans; each was moved by half"
+    yield "Registration", f"{moved_mm:.1f} mm", "between the scans; each was moved by half of it"
 
 
 def _details(record: Record) -> str:

@@ -1,4 +1,4 @@
-"""Pictures: data in, a matplotlib Figure out. Saving it is the caller's business."""
+"""Figures of scans and measures. Each function returns a matplotlib Figure; the caller saves it."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from leuko.model.calibration import Calibration
 from leuko.volume import Array
 
-# Told apart from grey, from yellow fat and from each other by colour-blind people too.
+# Colour-blind people can tell these from grey, from yellow fat and from each other.
 FOUND, KNOWN = "#ff4d00", "#36c9ff"
 KINDS = ("#0072b2", "#d55e00", "#009e73")  # of scans, in plots; Okabe and Ito
 CHANGES = {"gained": KINDS[0], "lost": KINDS[1], "unchanged": "0.5"}
@@ -22,15 +22,15 @@ BLUES = colormaps["Blues"]
 SIDES = ("left", "right")
 CENTRED = {"ha": "center", "va": "center"}
 LEAST_SHOWN_ML = 0.05  # rounds to 0.1
-MANY = 100  # voxels: fewer tell no part
-LEVELS = (1e-5, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)  # of probability, on an axis
+MANY = 100  # voxels in a bin: fewer give no reliable part
+LEVELS = (1e-5, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)  # ticks of probability
 
 
 def method_figure(slice_: Array, mask: Array, reference: Array) -> Figure:
-    """One slice on its way: FLAIR, T1, residue, colour image, the outlines of mask and reference.
+    """Steps of the method on a slice: FLAIR, T1, residue, colour image, outlines of both masks.
 
-    `slice_` (H, W, 3), uint8, has residue, FLAIR and T1 as its colours, its rows running to the
-    right and its columns to the front; `mask` and `reference` (H, W) are boolean.
+    `slice_` (H, W, 3), uint8, holds residue, FLAIR and T1; its rows run to the right, its columns
+    to the front. `mask` and `reference` (H, W) are boolean.
     """
     residue, flair, t1 = np.moveaxis(slice_, -1, 0)
     panels = (
@@ -56,12 +56,12 @@ def reliability_figure(
     scans: Mapping[str, Array],
     calibration: Calibration,
 ) -> Figure:
-    """How often a probability is right, before and after calibration; volumes and Dice with their
-    90 % intervals.
+    """Observed against predicted probability, before and after calibration; volumes and Dice with
+    their 90 % intervals.
 
-    `bins`: by kind of scan, log odds (B,), the part of these voxels that is lesion, and how many
-    they are. `scans`: by kind of scan, three at most, (N, 4): volume scale, log ratio of true to
-    found volume, spread of thresholds, Dice. Scales beyond 15 and spreads beyond 3 lie at the edge.
+    `bins`: by kind of scan, log odds (B,), the part of their voxels that is lesion, and the number
+    of voxels. `scans`: by kind of scan, at most three, (N, 4): volume scale, log ratio of true to
+    found volume, spread of thresholds, Dice. Scales above 15 and spreads above 3 are clipped.
     """
     figure = Figure(figsize=(15, 4.6))
     figure.set_layout_engine("constrained")
@@ -111,13 +111,13 @@ def mosaic_figure(
     most: int = 24,
     later: Sequence[int] = (),
 ) -> Figure:
-    """Up to `most` slices (H, W) of 0 to 255, and the outlines of what has a colour.
+    """Up to `most` slices (H, W), 0 to 255, with outlines of the kinds that have a colour.
 
-    Where there are more, those with something to outline come first, evenly chosen; those that
-    show the kinds `later` alone come after those that show others.
+    If there are more slices, those with outlines are chosen first, evenly spaced, and those that
+    show only kinds in `later` after the others.
 
-    `kinds` (H, W) are 0 where there is nothing; `aspect` is the height of a pixel by its width.
-    `marks` say what is at the left and the right of a slice. Numbers count from 1.
+    `kinds` (H, W) are 0 where there is nothing; `aspect` is a pixel's height / width. `marks` label
+    the left and the right of a slice. Slice numbers count from 1.
     """
     ranks = [int(kind.any()) + int(kind[~np.isin(kind, later)].any()) for kind in kinds]
     chosen = _chosen(ranks, most)
@@ -151,7 +151,7 @@ def mosaic_figure(
 
 
 def _chosen(ranks: Sequence[int], most: int) -> list[int]:
-    """Slices to show, in order: those of the highest rank first, each rank evenly."""
+    """At most `most` slices, in order: highest ranks first, evenly spaced within a rank."""
     chosen: list[int] = []
     for wanted in sorted(set(ranks), reverse=True):
         group = [k for k, rank in enumerate(ranks) if rank == wanted]
@@ -161,12 +161,12 @@ def _chosen(ranks: Sequence[int], most: int) -> list[int]:
 
 
 def lesion_histogram(volumes_ml: Sequence[float]) -> Figure:
-    """How many lesions there are of which volume, on a logarithmic axis."""
+    """Histogram of lesion volumes on a logarithmic axis."""
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axes = figure.subplots()
     edges = np.geomspace(0.001, 1000, 25)
     axes.hist(np.clip(volumes_ml, edges[0], edges[-1]), bins=edges.tolist(), color=KINDS[0])
-    axes.set(xscale="log", xlabel="volume of a lesion, mL", ylabel="lesions")
+    axes.set(xscale="log", xlabel="lesion volume, mL", ylabel="number of lesions")
     filled = np.clip(volumes_ml, edges[0], edges[-1])
     axes.set_xlim(min(filled, default=0.01) / 3, max(filled, default=1) * 3)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -175,13 +175,13 @@ def lesion_histogram(volumes_ml: Sequence[float]) -> Figure:
 
 
 def cohort_histogram(volumes_ml: Sequence[float]) -> tuple[Figure, list[tuple[str, int]]]:
-    """How many scans have which volume, on a logarithmic axis; and the same in words."""
+    """Histogram of the scans' WMH volumes on a logarithmic axis, and its counts by range."""
     edges = np.geomspace(0.1, 316.2, 15)
     counts = np.histogram(np.clip(volumes_ml, edges[0], edges[-1]), bins=edges)[0]
     figure = Figure(figsize=(4.8, 2.6), layout="constrained")
     axes = figure.subplots()
     axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=KINDS[0], edgecolor="white")
-    axes.set(xscale="log", xlabel="volume of WMH, mL", ylabel="scans")
+    axes.set(xscale="log", xlabel="WMH volume, mL", ylabel="number of scans")
     axes.set_xticks([0.1, 1, 10, 100], ["0.1 or less", "1", "10", "100"])
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
@@ -191,9 +191,11 @@ def cohort_histogram(volumes_ml: Sequence[float]) -> tuple[Figure, list[tuple[st
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A slice (H, W) of a subject, its rows running to the right and its columns to the front:
-    FLAIR, labelled mask, masks before and after, and the Dice of both, over all slices. `aspect` is
-    the length of a pixel to the front by that to the right."""
+    """A slice (H, W) of a subject, rows to the right and columns to the front.
+
+    FLAIR, labelled mask, masks found before and after, and the Dice of both over all slices.
+    `aspect` is a pixel's length to the front / its length to the right.
+    """
 
     name: str
     flair: Array
@@ -204,7 +206,7 @@ class Example:
 
 
 def before_after_figure(example: Example) -> Figure:
-    """The slice twice: outlines of what is labelled, and of what was found before and after."""
+    """The slice before and after, with outlines of the labelled and of the found mask."""
     flair = _upright(example.flair)
     tall = example.aspect * len(flair) / flair.shape[1]
     figure = Figure(figsize=(8.4, 4.2 * tall), facecolor="black")
@@ -219,7 +221,7 @@ def before_after_figure(example: Example) -> Figure:
 
 
 def change_figure(pairs: Mapping[str, tuple[float, float]]) -> Figure:
-    """A line from before to after for each subject, by name, of a measure from 0 to 1."""
+    """Dice before and after, a line for each subject; `pairs` are by subject."""
     figure = Figure(figsize=(4.2, 3.6), layout="constrained")
     axes = figure.subplots()
     for before, after in pairs.values():
@@ -235,28 +237,28 @@ def change_figure(pairs: Mapping[str, tuple[float, float]]) -> Figure:
 
 
 def as_jpeg(figure: Figure) -> bytes:
-    """For pictures of scans."""
+    """The figure as JPEG, for pictures of scans."""
     file = io.BytesIO()
     figure.savefig(file, format="jpeg", dpi=110, facecolor=figure.get_facecolor())
     return file.getvalue()
 
 
 def as_svg(figure: Figure) -> bytes:
-    """The same bytes for the same figure."""
+    """The figure as SVG, without a date."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 
 def bullseye_figure(ml: Array, sectors: Sequence[str]) -> Figure:
-    """Lesion volume by shell and sector, `ml` (shells, sectors): the ventricles in the middle, the
+    """Lesion volume by shell and sector, `ml` (shells, sectors): the ventricles at the centre, the
     cortex outside. Left sectors are on the right, as on the slices."""
     values = np.array(ml)
     left, right = ([k for k, n in enumerate(sectors) if n.startswith(side)] for side in SIDES)
     others = [k for k in range(len(sectors)) if k not in left + right]
     order = [*left, *others, *reversed(right)]  # clockwise from the top
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
-    axes: Any = figure.add_subplot(projection="polar")  # typed as if it were not polar
+    axes: Any = figure.add_subplot(projection="polar")  # its type lacks the polar methods
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
     width = 2 * np.pi / len(order)
@@ -283,7 +285,7 @@ def bullseye_figure(ml: Array, sectors: Sequence[str]) -> Figure:
 
 
 def _upright(image: Array) -> Array:
-    """Front up, and right on the left, as radiologists look at it."""
+    """The slice with the front up and the right on the left, the radiological convention."""
     return np.flip(np.swapaxes(image, 0, 1), axis=(0, 1))
 
 

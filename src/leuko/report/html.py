@@ -1,11 +1,11 @@
-"""The page that reports share: one HTML file with its style and script inside.
+"""The HTML that all reports share: one file with its style and script inside.
 
-A page is made of sections, of panes to look at, and of a table whose rows are linked to them:
+A page consists of sections, of panes with slices, and of a table whose rows lead to a slice:
 
     page(title="WMH report", subtitle="...", before=[alerts(record)], panes=[baseline, followup],
          kinds={1: Kind("new", "#d55e00")}, after=[table(columns, rows, caption="Lesions")])
 
-A page without panes is a `document`. Whatever comes from outside goes through `text`.
+A page without panes is a `document`. `text` escapes every text that comes from outside.
 """
 
 import base64
@@ -19,7 +19,7 @@ from typing import Any
 from leuko.io.provenance import Level, read_findings
 from leuko.report.viewer import Pane, encoded
 
-# By level, the most serious first: heading of one remark, of many, and the class of the section.
+# By level, most serious first: heading for one finding, for several, and class of the section.
 ALERTS: dict[Level, tuple[str, str, str]] = {
     "do not use": ("Do not use this result", "Do not use this result", "stop"),
     "warning": ("Warning", "{} warnings", "warn"),
@@ -37,13 +37,13 @@ SAVED = (
     "flair_sha256", "mask_sha256", "model", "leuko_version",
 )  # fmt: skip
 
-# Nothing may be loaded, from anywhere.
+# The page may load nothing, from anywhere.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a colour on the scan means."""
+    """A kind of voxel: its name in the legend and its colour."""
 
     name: str
     colour: str
@@ -51,11 +51,11 @@ class Kind:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: the key of its value, its title, and digits after the point."""
+    """A column of a table: the key of its value, its title and its number of decimals."""
 
     key: str
     title: str
-    digits: int | None = None  # None: a text
+    digits: int | None = None  # None: the value is a text
 
 
 def page(
@@ -70,7 +70,7 @@ def page(
 ) -> str:
     """The HTML of a report: sections before and after the viewer of the panes.
 
-    `verdict` are the columns that a reader's verdict is saved with, besides its own.
+    `verdict` holds the columns that are saved with a reader's verdict; None asks for no verdict.
     """
     data = {
         "panes": encoded(panes),
@@ -96,8 +96,7 @@ def document(
     name: str = "",
     policy: str = POLICY,
 ) -> str:
-    """The HTML of a page; its own script and style, if it has them, are called `name` in
-    `assets/`."""
+    """The HTML of a page; `name`.css and `name`.js in `assets/` are its own style and script."""
     parts = {
         "POLICY": policy,
         "TITLE": text(title),
@@ -108,24 +107,24 @@ def document(
         "SCRIPT": asset("common.js") + (asset(f"{name}.js") if name else ""),
     }
     html = asset("page.html")
-    pieces = html.split("@@")  # text and names of parts take turns
+    pieces = html.split("@@")  # texts and names of parts alternate
     return "".join(parts[piece] if k % 2 else piece for k, piece in enumerate(pieces))
 
 
 def text(value: object) -> str:
-    """Escaped for HTML."""
+    """The value as text, escaped for HTML."""
     return escape(str(value))
 
 
 def section(title: str, *content: str, name: str = "") -> str:
-    """A section under a heading; nothing where all its content is empty."""
+    """A section under a heading; empty if all its content is empty."""
     inside = "\n".join(part for part in content if part)
     return f'<section class="{name}"><h2>{text(title)}</h2>\n{inside}</section>' if inside else ""
 
 
 def alerts(record: Mapping[str, Any]) -> str:
-    """The findings of a run, first on the page, the most serious first; where none is serious,
-    the checks that were done."""
+    """The findings of a run, most serious first; without warnings also the checks that were
+    done."""
     findings = read_findings(record)
     parts = []
     if not any(finding.level != "note" for finding in findings):
@@ -137,7 +136,7 @@ def alerts(record: Mapping[str, Any]) -> str:
 
 
 def alert(items: Sequence[str], one: str, many: str, *, name: str) -> str:
-    """A list of remarks, which are HTML, under a heading for one or many of them."""
+    """A list of findings, given as HTML, under a heading for one or for several."""
     listed = "".join(f"<li>{item}</li>" for item in items)
     heading = one if len(items) == 1 else many.format(len(items))
     return f'<section class="alert {name}"><h2>{heading}</h2><ul>{listed}</ul></section>'
@@ -149,8 +148,8 @@ def _all_clear(checks: Sequence[str]) -> str:
 
 
 def facts(rows: Iterable[tuple[str, str, str]], *, useless: bool = False) -> str:
-    """Numbers to be seen at once: name, value, and what belongs to it in small print; `useless`
-    ones are grey and struck through."""
+    """Key numbers: name, value and a note in small print; `useless` ones are grey and struck
+    through."""
     items = "".join(
         f"<div><dt>{text(name)}</dt><dd><b>{text(value)}</b> <span>{text(note)}</span></dd></div>"
         for name, value, note in rows
@@ -162,7 +161,7 @@ def facts(rows: Iterable[tuple[str, str, str]], *, useless: bool = False) -> str
 def table(
     columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], *, caption: str, name: str = ""
 ) -> str:
-    """A table that can be sorted; rows with `slice` (from 0) and `id` lead to their place."""
+    """A sortable table; a row with `slice` (from 0) and `id` leads to its slice."""
     head = "".join(
         f'<th scope="col" class="{"number" if c.digits is not None else "words"}">'
         f'<button type="button">{text(c.title)}</button></th>'
@@ -179,13 +178,13 @@ def table(
 
 
 def plain(caption: str, rows: Mapping[str, str]) -> str:
-    """A table of names and values, which are HTML."""
+    """A table of names and values; the values are HTML."""
     body = "".join(f'<tr><th scope="row">{text(k)}</th><td>{v}</td></tr>' for k, v in rows.items())
     return f'<table class="plain"><caption>{text(caption)}</caption><tbody>{body}</tbody></table>'
 
 
 def picture(content: bytes, alt: str, kind: str) -> str:
-    """An image within the page; `kind` is jpeg or svg+xml."""
+    """An image embedded in the page; `kind` is jpeg or svg+xml."""
     data = base64.b64encode(content).decode()
     return f'<img alt="{text(alt)}" src="data:image/{kind};base64,{data}">'
 
@@ -198,7 +197,7 @@ def drawing(
     *,
     digits: int = 2,
 ) -> str:
-    """A picture under its caption, and for those who cannot see it the same as a table."""
+    """A picture under its caption, and its data as a table for screen readers."""
     titles = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
     body = "".join(
         f'<tr><th scope="row">{text(name)}</th>'
@@ -216,7 +215,7 @@ def drawing(
 
 
 def shown(value: Any, digits: int) -> str:
-    """A number as a reader sees it; what is not known is n/a."""
+    """A number with that many decimals; n/a if it is unknown."""
     if value is None or value != value:  # noqa: PLR0124, nan is not itself
         return "n/a"
     return f"{round(value, digits) + 0.0:.{digits}f}"  # no minus before a zero
@@ -273,5 +272,5 @@ def _verdict() -> str:
 
 
 def asset(name: str) -> str:
-    """A file of `assets/`."""
+    """The text of a file in `assets/`."""
     return files("leuko.report").joinpath("assets", name).read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """The report of one segmentation: its numbers, its slices and its lesions on one page.
 
-The page names no patient: names of files, which may, stand in its details alone, which are not
-printed.
+The page names no patient. File names, which may contain a name, appear only in the details, which
+are not printed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ KINDS = {
 }
 ONE_KIND = {1: Kind("WMH", "#e69f00")}
 RIMS = {RIM_KIND: Kind("caps and rims (not in the mask)", "#cc79a7")}
-MOST_ROWS = 500  # of the table: nobody reads more, and pages stay small
+MOST_ROWS = 500  # of the table; more would make the page large
 COLUMNS = (
     Column("id", "No.", 0),
     Column("volume_ml", "Volume, mL", 3),
@@ -57,7 +57,7 @@ COLUMNS = (
 
 
 def sheet(record: Record, pane: Pane) -> Figure:
-    """Many slices with the outlines of lesions, at a glance."""
+    """An overview of slices with the outlines of lesions."""
     return mosaic_figure(
         pane.slices(next(iter(pane.images.values()))),
         pane.slices(pane.kinds),
@@ -70,8 +70,10 @@ def sheet(record: Record, pane: Pane) -> Figure:
 
 
 def report(record: Record, lesions: Lesions, pane: Pane, sheet_jpeg: bytes) -> str:
-    """The page. `record` is the content of run.json, `lesions` the rows of lesions.tsv,
-    `sheet_jpeg` the `sheet`, for paper, or empty. What the record does not have is left out.
+    """The report as HTML.
+
+    `record` is the content of run.json, `lesions` the rows of lesions.tsv, `sheet_jpeg` the `sheet`
+    for printing, or empty. Values that the record lacks are left out.
     """
     where = lesion_slices(pane)
     placed = [
@@ -107,7 +109,7 @@ def report(record: Record, lesions: Lesions, pane: Pane, sheet_jpeg: bytes) -> s
             section("Lesions", table(COLUMNS, placed, caption=_caption(lesions)), name="lesions")
             if lesions
             else "",
-            section("Where and how large", _places(record, lesions)),
+            section("Location and size", _places(record, lesions)),
             section("Details", _details(record), name="details"),
         ],
     )
@@ -166,7 +168,7 @@ def _findings(record: Record) -> Iterator[tuple[str, str, str]]:
     yield "Lesions", str(record["lesions"]), ""
     if record.get("intracranial_ml"):
         whole = f"of {record['intracranial_ml']:.0f} mL intracranial"
-        yield "Part of the intracranial volume", f"{record['volume_percent_icv']:.2f} %", whole
+        yield "Share of intracranial volume", f"{record['volume_percent_icv']:.2f} %", whole
     regions = record.get("regions")
     if regions:
         for name in ("periventricular", "deep", "infratentorial"):
@@ -181,7 +183,7 @@ def _findings(record: Record) -> Iterator[tuple[str, str, str]]:
         yield "Lesions outside the brain", str(outside["lesions"]), removed
     excluded = record.get("excluded_ml")
     if excluded:
-        taken = f"in a mask of {excluded['volume_ml']:.2f} mL"
+        taken = f"in an exclusion mask of {excluded['volume_ml']:.2f} mL"
         yield "WMH excluded", f"{excluded['wmh_ml']:.2f} mL", taken
 
 
@@ -189,14 +191,14 @@ def _rule(record: Record) -> str:
     regions = record.get("regions")
     if not regions:
         return ""
-    said = f"Rule {regions['rule']}, {regions['rule_text']}."
+    said = f"Region rule {regions['rule']} ({regions['rule_text']})."
     if record.get("volume_interval_ml"):
-        said += " The 90 % interval was tested on scans of hospitals that the model had not seen."
+        said += " The 90 % interval was tested on scans of hospitals not used in training."
     return f'<p class="hint">{text(said)}</p>'
 
 
 def _convention(record: Record) -> str:
-    """Which readers count caps and rims, and what was done with them."""
+    """How the mask treats caps and rims, and which readers count them."""
     said = (
         f"Normal caps and rims of the ventricles are {RIMS_ARE[record['rims']]}. "
         "Volumetric studies of all hyperintensities and Fazekas grade 1 count them; readers of MS "
@@ -207,21 +209,21 @@ def _convention(record: Record) -> str:
 
 def _caption(lesions: Lesions) -> str:
     if len(lesions) == 1:
-        return "One lesion; its row leads to its slice"
+        return "One lesion; click its row to show its slice"
     if len(lesions) > MOST_ROWS:
-        return f"The {MOST_ROWS} largest of {len(lesions)} lesions; lesions.tsv has all"
-    return f"{len(lesions)} lesions, the largest first; a row leads to its slice"
+        return f"The {MOST_ROWS} largest of {len(lesions)} lesions; lesions.tsv lists all"
+    return f"{len(lesions)} lesions, largest first; click a row to show its slice"
 
 
 def _places(record: Record, lesions: Lesions) -> str:
-    """Pictures, and for those who cannot see them the same as a table."""
+    """Figures of location and size, with their data as tables for screen readers."""
     parts = []
     bullseye = (record.get("regions") or {}).get("bullseye")
     if bullseye:
         figure = bullseye_figure(bullseye["ml"], bullseye["sectors"])
         caption = (
-            "mL by depth, in quarters of the way from the ventricles (inside) to the cortex "
-            "(outside), and lobe; without infratentorial"
+            "WMH in mL by lobe and by depth, in quarters of the distance from the ventricles "
+            "(centre) to the cortex (outside); infratentorial WMH are not shown"
         )
         rows = zip(bullseye["shells"], bullseye["ml"], strict=True)
         parts.append(drawing(as_svg(figure), caption, bullseye["sectors"], rows))
@@ -234,7 +236,7 @@ def _places(record: Record, lesions: Lesions) -> str:
 def _details(record: Record) -> str:
     rows = dict(_about(record))
     total = sum(record["seconds"].values())
-    seconds = {"all": total, **record["seconds"]}
+    seconds = {"total": total, **record["seconds"]}
     return (
         "<details><summary>Scans, settings, tissues, seconds</summary>"
         + plain("About this run", {name: text(value) for name, value in rows.items()})

@@ -1,4 +1,4 @@
-"""Scans as a page shows them: slices as small JPEGs, lesions as runs of voxels."""
+"""Scans in the form that a page shows: slices as small JPEGs, lesions as runs of voxels."""
 
 import base64
 import io
@@ -14,13 +14,13 @@ from PIL import Image
 
 from leuko.volume import Array, Volume
 
-BUDGET_BYTES = 1_900_000  # of what is shown on a page: in base64 it is a third larger
-# Longest side in pixels and quality of the JPEGs, from the finest on.
+BUDGET_BYTES = 1_900_000  # of the slices and lesions of a page; base64 makes them a third larger
+# Longest side in pixels and quality of the JPEGs, best first.
 FINENESS = ((320, 88), (320, 75), (256, 70), (224, 60), (192, 50), (160, 40), (128, 30), (96, 20))
-SAMPLE = 6  # every so manieth slice tells how large all will be
-HEAD = 20  # of 255
-RIM_KIND = 4  # of `Pane.kinds`: caps and rims, after the regions
-MARGIN = 4  # voxels around what is shown
+SAMPLE = 6  # every 6th slice is enough to estimate the size of all
+HEAD = 20  # of 255: brighter voxels belong to the head
+RIM_KIND = 4  # in `Pane.kinds`: caps and rims; smaller numbers are regions
+MARGIN = 4  # voxels around the shown region
 MARKS = (
     ("A", "P", "S", "I"),
     ("R", "L", "S", "I"),
@@ -35,18 +35,18 @@ class Pane:
     title: str
     grid: Volume
     images: Mapping[str, Array]  # uint8, by name; the first is shown first
-    ids: Array  # the number of the lesion that a voxel is of, 0 for none
-    kinds: Array  # uint8, what gives a voxel its colour, 0 for none
-    in_view: Array | None = None  # bool, what is to be seen; by default the head and all lesions
+    ids: Array  # the lesion number of each voxel, 0 for none
+    kinds: Array  # uint8, the kind, and so the colour, of each voxel, 0 for none
+    in_view: Array | None = None  # bool, voxels to show; by default the head and all lesions
 
     @property
     def across(self) -> int:
-        """The axis across the slices that are shown: that of acquisition."""
+        """The axis across the slices, which are shown as they were acquired."""
         return self.grid.through_plane_axis
 
     @cached_property
     def box(self) -> tuple[slice, ...]:
-        """Around what is to be seen, whole across the slices."""
+        """The bounding box of the voxels to show, with a margin and all slices."""
         first = next(iter(self.images.values()))
         shown = (first > HEAD) | (self.kinds > 0) if self.in_view is None else self.in_view
         box = []
@@ -61,24 +61,24 @@ class Pane:
 
     @property
     def pixel_aspect(self) -> float:
-        """The height of a pixel of a slice by its width."""
+        """A pixel's height / width on a slice."""
         width_mm, height_mm = np.delete(np.array(self.grid.spacing_mm), self.across)
         return float(height_mm / width_mm)
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What is at the left, right, top and bottom of a slice."""
+        """The direction at the left, right, top and bottom of a slice."""
         return MARKS[self.across]
 
     def slices(self, array: Array) -> list[Array]:
-        """An array (X, Y, Z) on the grid as slices (H, W) in the box, as radiologists look at them:
-        top up, the right on the left, or the front on the left where they are sagittal."""
+        """An array (X, Y, Z) on the grid as slices (H, W) of the box, in radiological convention:
+        the right on the left, on sagittal slices the front on the left."""
         across = np.moveaxis(array[self.box], self.across, 0)
         return [np.flip(image.T, axis=(0, 1)) for image in across]
 
 
 def encoded(panes: Sequence[Pane]) -> list[dict[str, Any]]:
-    """What the page's script shows, for JSON; pictures keep to what lesions leave of a budget."""
+    """The panes as JSON for the page's script; slices get the bytes that lesions leave."""
     drawn = [_drawn(pane) for pane in panes]
     budget = BUDGET_BYTES - 3 / 4 * len(json.dumps([pane["runs"] for pane in drawn]))
     for side, quality in FINENESS:
@@ -97,14 +97,14 @@ def encoded(panes: Sequence[Pane]) -> list[dict[str, Any]]:
 
 
 def fullest_slice(pane: Pane) -> int:
-    """The slice, from 0, that holds most lesion; without any the middle one."""
+    """The slice, from 0, with the most lesion voxels; without lesions the middle one."""
     others = tuple(axis for axis in range(3) if axis != pane.across)
     counts = np.count_nonzero(pane.ids, axis=others)
     return int(counts.argmax()) if counts.any() else len(counts) // 2
 
 
 def lesion_slices(pane: Pane) -> list[int]:
-    """The slice, from 0, that holds most of each lesion, by id from 0."""
+    """The slice, from 0, with the most voxels of each lesion, by id from 0."""
     inside = pane.ids > 0
     ids, at = pane.ids[inside].astype(np.intp), np.nonzero(inside)[pane.across]
     slices = pane.ids.shape[pane.across]
@@ -113,12 +113,12 @@ def lesion_slices(pane: Pane) -> list[int]:
 
 
 def as_jpeg(picture: Path) -> bytes:
-    """A picture from a file, as a small JPEG."""
+    """A picture file as a small JPEG."""
     return _saved(Image.open(picture).convert("RGB"), quality=70)
 
 
 def _drawn(pane: Pane) -> dict[str, Any]:
-    """A pane without its pictures."""
+    """A pane as JSON, without its slices."""
     ids, kinds = pane.slices(pane.ids), pane.slices(pane.kinds)
     height, width = ids[0].shape
     return {

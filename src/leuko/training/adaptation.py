@@ -1,4 +1,4 @@
-"""What a cross-validation says: measures by subject, before and after, and the verdict."""
+"""The result of a cross-validation: measures by subject, before and after, and the verdict."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from leuko.report.html import shown
 from leuko.training.dataset import person
 
 DECIDES = "dsc"
-# Dice that a model may lose on synthetic scans.
+# Largest accepted loss of Dice on synthetic scans.
 FORGOTTEN = 0.02
-# What it may find more, on average, in a subject without WMH.
+# Largest accepted increase of the volume found, on average, in subjects without WMH.
 INVENTED_ML = 0.1
-FEW = 6  # people: below, an interval says little
+FEW = 6  # people: with fewer the interval is unreliable
 
 Verdict = Literal["better", "worse", "no clear difference"]
 
@@ -26,8 +26,8 @@ Verdict = Literal["better", "worse", "no clear difference"]
 class Change:
     """The means of a measure before and after, and the mean change with its 95 % interval.
 
-    Student's interval of the mean of paired differences, over `people`: scans of one person count
-    as one, their mean.
+    Student's t interval of the mean paired difference over `people`; several scans of one person
+    count as one, by their mean.
     """
 
     before: float
@@ -39,7 +39,7 @@ class Change:
 
     @classmethod
     def of(cls, before: Mapping[str, float], after: Mapping[str, float]) -> "Change":
-        """Of values by subject. Where one of the two is undefined (nan), a scan does not count."""
+        """The change of values by subject. Scans with an undefined value (nan) do not count."""
         by_person: dict[str, list[tuple[float, float]]] = {}
         for name, value in before.items():
             if not math.isnan(value + after[name]):
@@ -59,11 +59,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Validation:
-    """Measures of subjects, by name: `after` of models that were trained without them, `before` of
-    the model that the training started from, if there was one.
+    """Measures by subject: `after` from models trained without the subject, `before` from the
+    model that the training started from, if any.
 
-    `synthetic`: Dice on synthetic scans like those that were trained with, of that model and of the
-    one that was trained with all subjects. `doubts`: what speaks against the scans of a subject.
+    `synthetic`: Dice on synthetic scans like those used in training, of that model and of the one
+    trained with all subjects. `doubts`: by subject, why its scans may be wrong.
     """
 
     model: str
@@ -75,7 +75,7 @@ class Validation:
     doubts: Mapping[str, str]
 
     def change(self, key: str) -> Change:
-        """That of a measure."""
+        """The change of a measure."""
         return Change.of(
             {name: row[key] for name, row in self.before.items()},
             {name: row[key] for name, row in self.after.items()},
@@ -83,8 +83,7 @@ class Validation:
 
     @property
     def verdict(self) -> Verdict:
-        """By the interval of the change of Dice; a model that finds WMH where there are none is
-        not better."""
+        """By the interval of the change of Dice; a model that `invents` WMH is not better."""
         change = self.change(DECIDES)
         if change.low > 0 and not self.invents:
             return "better"
@@ -92,7 +91,7 @@ class Validation:
 
     @property
     def healthy(self) -> Change:
-        """The change of the volume found, in mL, in subjects without WMH, which have no Dice."""
+        """The change of the volume found, in mL, in subjects without WMH (no Dice there)."""
         found = [
             {
                 name: row["prediction_ml"]
@@ -105,12 +104,12 @@ class Validation:
 
     @property
     def invents(self) -> bool:
-        """Whether it finds more than `INVENTED_ML` more in subjects without WMH."""
+        """Whether the volume found in subjects without WMH rose by more than `INVENTED_ML`."""
         return self.healthy.change > INVENTED_ML
 
     @property
     def kept(self) -> Change | None:
-        """The change of Dice on synthetic scans, without those that both miss: they cannot fall."""
+        """The change of Dice on synthetic scans, without those that both models miss."""
         if self.synthetic is None:
             return None
         scans = enumerate(zip(*self.synthetic, strict=True))
@@ -123,7 +122,7 @@ class Validation:
         return self.kept is not None and self.kept.change < -FORGOTTEN
 
     def sentences(self) -> list[str]:
-        """The verdict in words, and what speaks against relying on it."""
+        """The verdict in sentences, with its limitations."""
         change, healthy = self.change(DECIDES), self.healthy
         numbers = (
             f"Dice {shown(change.before, 3)} before, {shown(change.after, 3)} after, "
@@ -131,8 +130,8 @@ class Validation:
         )
         said = [
             (
-                f"{self.model} against {self.origin}, on {change.people} people whom it had not "
-                f"seen: {self.verdict}. {numbers}."
+                f"{self.model} compared with {self.origin}, on {change.people} people not used in "
+                f"training: {self.verdict}. {numbers}."
             )
         ]
         match self.verdict:
@@ -143,26 +142,26 @@ class Validation:
             case _:
                 said.append(f"Keep {self.origin}, or label more people's scans.")
         if change.people < FEW:
-            said.append(f"{change.people} people are few: the interval says little.")
+            said.append(f"With {change.people} people, below {FEW}, the interval is unreliable.")
         if healthy.people:
             said.append(
-                f"In {healthy.people} without WMH it finds {shown(healthy.after, 2)} mL on "
-                f"average, {self.origin} {shown(healthy.before, 2)}."
+                f"In {healthy.people} people without WMH it finds {shown(healthy.after, 2)} mL on "
+                f"average, {self.origin} {shown(healthy.before, 2)} mL."
             )
         if self.invents:
-            said.append("It finds WMH where there are none, so it is not better.")
+            said.append("It finds more WMH than before in people without WMH, so it is not better.")
         if self.kept is not None:
             said.append(
-                f"On {self.kept.people} synthetic scans, made to be hard, so that only the change "
-                f"matters: Dice {shown(self.kept.before, 3)} before, {shown(self.kept.after, 3)} "
-                "after."
+                f"On {self.kept.people} synthetic scans: Dice {shown(self.kept.before, 3)} before, "
+                f"{shown(self.kept.after, 3)} after. They are hard on purpose; only the change "
+                "matters."
             )
         if self.has_forgotten:
-            said.append(f"It has forgotten: for other scans keep {self.origin}.")
-        said += (f"Look at the scans of {name}: {doubt}" for name, doubt in self.doubts.items())
+            said.append(f"It has become worse on other scans: keep {self.origin} for them.")
+        said += (f"Check the scans of {name}: {doubt}" for name, doubt in self.doubts.items())
         return said
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A change with its sign; what is not known is n/a."""
+    """A change with its sign; n/a if it is unknown."""
     return "n/a" if math.isnan(value) else f"{value:+.{digits}f}"

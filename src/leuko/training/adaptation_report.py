@@ -1,4 +1,4 @@
-"""The report of an adaptation: the model before and after, on subjects that it had not seen."""
+"""The report of an adaptation: the model before and after, on subjects not used in training."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,15 +16,15 @@ ON_CARDS = ("dsc", "lesion_f1", "h95_mm", "avd_percent")
 MEAN = "mean of people"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 SHOWN_SLICES = (
-    "The subjects whose Dice changed for the best, in the middle, and for the worst, each on the "
-    "slice on which the masks before and after differ most. The masks of all are in the model's "
-    "folder, in masks-before and masks."
+    "The subjects with the best, the median and the worst change of Dice, each on the slice where "
+    "the masks before and after differ most. The masks of all subjects are in the model's folder, "
+    "in masks-before and masks."
 )
 
 
 def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str, str]) -> str:
-    """The page, which needs no other file. `shown` are examples to look at, `about` is how the
-    model was trained."""
+    """The page, which needs no other file. `shown` are examples with their slices, `about` says
+    how the model was trained."""
     dice = {
         name: (validation.before[name]["dsc"], row["dsc"]) for name, row in validation.after.items()
     }
@@ -38,25 +38,25 @@ def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str
         f"{datetime.now(UTC):%Y-%m-%d}",
         main=[
             section("Verdict", verdict, name="alert warn" if _is_bad(validation) else ""),
-            section("Before and after, on subjects not seen", facts(_facts(validation))),
+            section("Before and after, on subjects not trained with", facts(_facts(validation))),
             section(
-                "Subject by subject",
+                "Each subject",
                 drawing(as_svg(change_figure(dice)), caption, ["before", "after"], rows),
                 _table(validation),
             ),
             section(
-                "To look at",
+                "Examples",
                 f"<p>{text(SHOWN_SLICES)}</p>" if shown else "",
                 *map(_shown, shown),
             ),
-            section("How it was made", plain("Settings", settings)),
+            section("Training", plain("Settings", settings)),
         ],
         data={},
     )
 
 
 def as_markdown(validation: Validation, about: Mapping[str, str]) -> str:
-    """The same in text, without pictures."""
+    """The report as Markdown, without pictures."""
     head = ["subject", *(f"{name} {when}" for name, times in _columns() for when in times)]
     lines = [
         f"# {validation.model}: {validation.verdict}",
@@ -76,7 +76,7 @@ def as_markdown(validation: Validation, about: Mapping[str, str]) -> str:
 
 
 def changes_as_cells(validation: Validation) -> Iterator[tuple[str, list[str]]]:
-    """For each measure its mean before and after, the change, and its interval."""
+    """For each measure: mean before and after, change, and interval of the change."""
     for measure in _measures():
         change = validation.change(measure.key)
         digits = _digits(measure)
@@ -88,7 +88,7 @@ def changes_as_cells(validation: Validation) -> Iterator[tuple[str, list[str]]]:
 
 
 def examples(validation: Validation) -> list[str]:
-    """Subjects to look at: those whose Dice gained and lost most, and the middle one."""
+    """The subjects with the best, the median and the worst change of Dice."""
     losses = {n: validation.before[n]["dsc"] - row["dsc"] for n, row in validation.after.items()}
     order = sorted(
         (n for n, loss in losses.items() if not math.isnan(loss)), key=losses.__getitem__
@@ -124,7 +124,7 @@ def _facts(validation: Validation) -> Iterator[tuple[str, str, str]]:
             yield _fact(name, validation.change(measure.key), measure)
     if validation.kept is not None:
         dice = next(_measures())
-        yield _fact("Dice on synthetic scans, where only the change matters", validation.kept, dice)
+        yield _fact("Dice on synthetic scans (only the change matters)", validation.kept, dice)
 
 
 def _fact(name: str, change: Change, measure: Measure) -> tuple[str, str, str]:
@@ -140,13 +140,13 @@ def _interval(change: Change, digits: int) -> str:
 
 
 def _columns() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Of the table of subjects, in groups."""
+    """The groups of columns of the table of subjects."""
     yield "volume, mL", ("labelled", "before", "after")
     yield from ((_with_unit(m), ("before", "after")) for m in _measures())
 
 
 def _subject_rows(validation: Validation) -> Iterator[tuple[str, list[str]]]:
-    """The cells of each subject, and means."""
+    """The cells of each subject, and of the mean over people."""
     for name, after in validation.after.items():
         rows = (validation.before[name], after)
         volumes = [after["reference_ml"], *(row["prediction_ml"] for row in rows)]
@@ -185,7 +185,7 @@ def _table(validation: Validation) -> str:
 def _shown(example: Example) -> str:
     labelled = "labelled in blue" if example.labelled.any() else "nothing labelled on this slice"
     caption = (
-        f"{example.name}: before (left) and after (right), found in orange, {labelled}; "
+        f"{example.name}: before (left) and after (right), mask in orange, {labelled}; "
         f"Dice {example.dice[0]:.2f}, {example.dice[1]:.2f}"
     )
     image = picture(as_jpeg(before_after_figure(example)), caption, "jpeg")
@@ -195,8 +195,8 @@ def _shown(example: Example) -> str:
 def _settings(validation: Validation, about: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     scans, persons = len(validation.after), len({person(name) for name in validation.after})
     folds = f"{scans} of {persons} people in {len(validation.folds)} folds"
-    how = "each was measured by a model trained on the other folds, with the same settings"
+    how = "each was segmented by a model trained on the other folds with the same settings"
     yield "scans", f"{folds}; {how}"
     yield from about.items()
-    yield "intervals", "Student's, of the mean change; scans of one person count as one"
-    yield "to go back", f"{validation.origin} is as it was; leuko segment --model takes either"
+    yield "intervals", "Student's t, of the mean change; scans of one person count once"
+    yield "to go back", f"{validation.origin} is unchanged; leuko segment --model takes either"

@@ -1,4 +1,4 @@
-"""Random variants of a batch of slices, on the device where the batch lies."""
+"""Random augmentation of a batch of slices, on the device of the batch."""
 
 import math
 
@@ -19,11 +19,11 @@ def augment(
     sagittal: Tensor,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled, turned and recoloured slices, as the network wants them.
+    """Randomly scaled, rotated, flipped and recoloured slices, in the form the network expects.
 
-    `images` (N, H, W, 3), uint8, and `labels` (N, H, W), uint8, give centred images (N, 3, H, W),
-    float32, and labels (N, H, W), int64. `sagittal` (N,), bool, are not flipped: the front of a
-    head is unlike its back. `generator` must live on the same device.
+    `images` (N, H, W, 3), uint8, and `labels` (N, H, W), uint8, become centred images (N, 3, H, W),
+    float32, and labels (N, H, W), int64. Slices with `sagittal` (N,), bool, are not flipped, since
+    the front and back of a head differ. `generator` must be on the same device.
     """
     moves = _random_moves(images.shape[1:3], augmentation, sagittal, generator)
     grid = F.affine_grid(moves, [len(images), 3, *images.shape[1:3]], align_corners=False)
@@ -60,15 +60,15 @@ def _recolour(
     colours: Tensor, augmentation: Augmentation, channels: Channels, generator: torch.Generator
 ) -> Tensor:
     count = len(colours)
-    # Which drawn modality each colour follows: residue and FLAIR come from one scan.
+    # The random values that each colour uses: residue and FLAIR come from one scan.
     modality = [0, 0, 1] if channels == "flair-t1-residue" else [0, 0, 0]
     if augmentation.gamma:
         exponent = torch.exp(
             _uniform((count, 2), -augmentation.gamma, augmentation.gamma, generator)
         )[:, modality, None, None]
-        if channels == "flair-t1-residue":  # a height above the surround has no gamma of its own
+        if channels == "flair-t1-residue":  # the residue is a difference, without gamma
             exponent[:, 0] = 1
-        colours = 100 * (colours / 100) ** exponent  # tissue, at grey level 100, stays
+        colours = 100 * (colours / 100) ** exponent  # tissue, at grey level 100, does not change
     if augmentation.gain:
         gain = _uniform((count, 2), 1 - augmentation.gain, 1 + augmentation.gain, generator)
         colours = colours * gain[:, modality, None, None]

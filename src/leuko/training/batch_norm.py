@@ -1,7 +1,7 @@
-"""Batch normalisation while a network is trained from nothing (Ioffe & Szegedy 2015).
+"""Batch normalisation for training from random weights (Ioffe & Szegedy 2015).
 
-Over all images of a step, whichever processes share them; folded into the convolutions at the end,
-so that the model knows nothing of it.
+It covers all images of a step over all processes. At the end it is folded into the convolutions, so
+that the saved model has none.
 """
 
 import copy
@@ -19,7 +19,7 @@ MOMENTUM, EPSILON = 0.1, 1e-5
 
 
 class BatchNorm(nn.Module):
-    """That of maps (N, C, H, W), of all processes together."""
+    """Batch normalisation of maps (N, C, H, W) over all processes."""
 
     mean: Tensor
     variance: Tensor
@@ -52,7 +52,7 @@ class BatchNorm(nn.Module):
 
 
 class _Sum(torch.autograd.Function):
-    """Each process has the sum, so each sends its gradient back to all."""
+    """A sum over processes; since each process uses it, the gradients are summed, too."""
 
     @staticmethod
     def forward(_: Any, own: Tensor) -> Tensor:
@@ -70,16 +70,16 @@ def _summed(own: Tensor) -> Tensor:
 
 
 def summed(own: Tensor) -> Tensor:
-    """The sum over all processes of what each has."""
+    """The sum of `own` over all processes, with its gradient."""
     total: Tensor = _Sum.apply(own)  # type: ignore[no-untyped-call]
     return total
 
 
 def normalised(network: SpecialisedVGG) -> SpecialisedVGG:
-    """The network with a normalisation in place of the bias of each convolution of its stages.
+    """The network with batch normalisation instead of a bias after each convolution of its stages.
 
-    The first layer, whose maps are normalised too, need not be small to bring grey values to one:
-    an optimiser that moves all weights alike would overturn it in a few steps.
+    The weights of the first layer are enlarged: they need not scale grey values to one, since its
+    output is normalised, and an optimiser with equal steps for all weights would spoil small ones.
     """
     with torch.no_grad():
         network.first_convolution.weight *= GREY_SPREAD
@@ -95,7 +95,7 @@ def normalised(network: SpecialisedVGG) -> SpecialisedVGG:
 
 
 def folded(network: SpecialisedVGG) -> SpecialisedVGG:
-    """A copy without normalisation, which computes the same as the network does in use."""
+    """A copy without batch normalisation that computes the same as the network in evaluation."""
     plain = copy.deepcopy(network)
     for number, stage in enumerate(plain.stages):
         layers = list(stage.children())

@@ -1,9 +1,8 @@
-"""Cross-validation: each subject measured by a model that was trained without it, and then a model
-trained with all.
+"""Cross-validation: measure each subject with a model trained without it, then train with all.
 
-The folder of the run holds a run for each fold while that lasts. In the end it holds the model of
-all subjects, the masks of the models that had not seen them, and where it was started from another
-model, the masks of that one too, and a report of both.
+During the training the run's folder holds a run for each fold. At the end it holds the model of all
+subjects and the masks of each subject from the model trained without it. If the run started from
+another model, it also holds the masks of that model and a report that compares both.
 """
 
 import math
@@ -42,7 +41,7 @@ MASKS_BEFORE = "masks-before"
 RESULT_FILE = "cross-validation.json"
 PAGE_FILE, TEXT_FILE = "report.html", "report.md"
 SYNTHETIC_SCANS = 12
-SYNTHETIC_SEED = 1_000_003  # of scans that no training sees
+SYNTHETIC_SEED = 1_000_003  # of scans that no training uses
 MARGIN = 4  # pixels around a head
 
 
@@ -52,14 +51,14 @@ def fit(
     on_step: Callable[[Progress], None] = lambda _: None,
     doing: Callable[[str], None] = lambda _: None,
 ) -> Validation | None:
-    """Train the folds of a run that `plan.start` made, then the run, from where they were stopped.
-    `doing` is told what is done besides the steps.
+    """Train the folds of a run that `plan.start` made, then the run itself; resumes if interrupted.
 
-    Only the first of several processes has a result. Raises LeukoError as `train.fit` does.
+    `doing` is called with the name of each activity other than steps. Of several processes only the
+    first returns a result. Raises LeukoError as `loop.fit` does.
     """
     processes.wait_for(run / RUN_FILE)
     if (run / RESULT_FILE).is_file():
-        raise LeukoError(f"{run} is finished; what it found is in {run / RESULT_FILE}")
+        raise LeukoError(f"{run} is finished; its results are in {run / RESULT_FILE}")
     planned = plan.read(run)
     processes.require_even(planned.settings.recipe.images_per_step)
     folds = split([s.name for s in planned.trained], planned.settings)
@@ -100,7 +99,7 @@ def fit(
 
 
 def split(names: Sequence[str], settings: Settings) -> list[list[str]]:
-    """The names in `settings.folds` parts of equal size, or nearly; at most one part a person.
+    """The names in `settings.folds` parts of about equal size, fewer if there are fewer people.
 
     Scans of one person, `sub-01/ses-1` and `sub-01/ses-2`, stay together.
     """
@@ -114,7 +113,7 @@ def split(names: Sequence[str], settings: Settings) -> list[list[str]]:
 def _fit(
     run: Path, on_step: Callable[[Progress], None], doing: Callable[[str], None]
 ) -> dict[str, Row]:
-    """The measures of a run's held-out subjects, trained unless that is done."""
+    """The measures of a run's held-out subjects; trains the run if it is not finished."""
     processes.wait_for(run / RUN_FILE)
     record = read_json(run / RUN_FILE, what="run")
     if not record["finished"]:
@@ -125,7 +124,7 @@ def _fit(
 def _as_part(
     on_step: Callable[[Progress], None], number: int, count: int
 ) -> Callable[[Progress], None]:
-    """Tells the progress of one of several trainings as that of all."""
+    """A callback that reports the progress of one of several trainings as that of all."""
 
     def tell(at: Progress) -> None:
         on_step(replace(at, step=at.step + number * at.steps, steps=count * at.steps))
@@ -134,9 +133,9 @@ def _as_part(
 
 
 def _before(run: Path, planned: Plan, doing: Callable[[str], None]) -> dict[str, Row]:
-    """The measures of the model that it starts from, first of all: its tissues tell wrong scans.
+    """The measures of the model that the run starts from; done first, as it can reveal wrong scans.
 
-    Raises LeukoError if that model is gone, or another by now.
+    Raises LeukoError if that model is missing or has changed.
     """
     if planned.origin is None:
         return {}
@@ -149,7 +148,7 @@ def _before(run: Path, planned: Plan, doing: Callable[[str], None]) -> dict[str,
 def _synthetic(
     run: Path, planned: Plan, doing: Callable[[str], None]
 ) -> Sequence[Sequence[float]] | None:
-    """The Dice on synthetic scans of the model that it starts from, and of the new one."""
+    """Dice on synthetic scans of the model that the run starts from, and of the new one."""
     if planned.origin is None or not planned.settings.recipe.synthetic_images:
         return None
     planned.require_origin()
@@ -158,12 +157,12 @@ def _synthetic(
 
 
 def _load(folder: Path, planned: Plan) -> runtime.Model:
-    """By torch: 8 bits beside float32 would be part of the difference."""
+    """Load a model in torch: comparing 8 bits with float32 would distort the difference."""
     return runtime.load(folder, device=planned.device, threads=planned.threads, by_torch=True)
 
 
 def _on_synthetic_scans(models: Sequence[runtime.Model], planned: Plan) -> list[list[float]]:
-    """For each model its Dice on synthetic scans with lesions."""
+    """For each model, its Dice on `SYNTHETIC_SCANS` synthetic scans."""
     anatomies = plan.anatomies(planned.settings.heads, torch.device("cpu"))
     found: list[list[float]] = [[] for _ in models]
     for number in range(SYNTHETIC_SCANS):
@@ -177,7 +176,7 @@ def _on_synthetic_scans(models: Sequence[runtime.Model], planned: Plan) -> list[
 
 
 def _example(validation: Validation, name: str, planned: Plan, masks: Sequence[Path]) -> Example:
-    """The slice of a subject on which the masks before and after differ most, cut to the head."""
+    """The slice of a subject where the masks before and after differ most, cropped to the head."""
     subject = next(s for s in planned.trained if s.name == name)
     labels = nifti.read_labels(subject.labels, values=LABEL_VALUES)
     flair = nifti.read(subject.flair).canonical()
@@ -196,7 +195,7 @@ def _example(validation: Validation, name: str, planned: Plan, masks: Sequence[P
 
 
 def _head(image: Array, dark: float) -> tuple[slice, ...]:
-    """The rectangle of what is not dark, and a margin."""
+    """The rectangle of pixels above `dark`, with a margin."""
     sides = []
     for axis in (0, 1):
         bright = np.flatnonzero((image > dark).any(axis=1 - axis))
@@ -212,7 +211,7 @@ def _about(planned: Plan) -> dict[str, str]:
         "synthetic part of the slices": f"{recipe.synthetic_part:.0%}",
         "started from": f"{card.training['from']['name']}, SHA-256 "
         f"{card.training['from']['sha256'][:12]}",
-        "computed in": "float32, before and after alike; leuko-base as it comes is in 8 bits",
+        "computed in": "float32, both before and after; the installed leuko-base uses 8 bits",
         "threshold": f"{card.threshold:g}",
         "smallest lesion": f"{card.smallest_lesion_mm3:g} mm³",
         "seed": str(planned.settings.seed),

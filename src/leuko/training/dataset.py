@@ -1,4 +1,4 @@
-"""Labelled subjects on disk become slices in memory, ready to draw batches from."""
+"""Labelled subjects: find them on disk, check them, load them as slices in memory."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """One brain's files; what the values of `labels` mean is said by a `Labelling`."""
+    """The files of one scan; a `Labelling` defines the values in `labels`."""
 
     name: str
     flair: Path
@@ -35,16 +35,16 @@ class Subject:
 class Slices:
     """Slices of many subjects on one canvas: `images` (N, H, W, 3) and `labels` (N, H, W), uint8.
 
-    Labels are numbers of classes, that of WMH being `wmh`, or `IGNORED`. `sagittal` (N,), bool.
+    Labels are class numbers, `wmh` for WMH, or `IGNORED`. `sagittal` (N,), bool.
     """
 
     images: Array
     labels: Array
     sagittal: Array
-    wmh: int | None = 1  # None: the labels do not tell WMH
+    wmh: int | None = 1  # None: the labels do not mark WMH
 
     def draw(self, count: int, *, lesion_part: float, rng: np.random.Generator) -> Array:
-        """Indices of `count` slices; about `lesion_part` of them surely show a lesion."""
+        """Indices of `count` random slices; at least about `lesion_part` of them show a lesion."""
         indices = rng.integers(len(self.images), size=count)
         if len(self.with_lesion):
             chosen = rng.random(count) < lesion_part
@@ -63,9 +63,9 @@ def find_subjects(folder: Path, labelling: Labelling = WMH_LABELS) -> list[Subje
     """The labelled subjects under a folder, sorted by name.
 
     Two layouts: `<subject>/{FLAIR,T1,wmh|lesions}.nii.gz` and the challenge's
-    `<site>/<id>/{pre/FLAIR,pre/T1,wmh}.nii.gz`; `.nii` will do as well. Other labels have other
-    file names. The T1 may be missing. Folders with labels or images alone are named in warnings.
-    Raises LeukoError if there is no subject.
+    `<site>/<id>/{pre/FLAIR,pre/T1,wmh}.nii.gz`; `.nii` works as well. The label files have
+    the names of `labelling.files`. The T1 may be missing. Warnings name folders that have only
+    labels or only images. Raises LeukoError if there is no subject, or two label files for one.
     """
     if not folder.is_dir():
         raise LeukoError(f"{folder} is not a folder; give one that holds labelled subjects")
@@ -81,7 +81,7 @@ def find_subjects(folder: Path, labelling: Labelling = WMH_LABELS) -> list[Subje
                 subjects.append(Subject(name, flair, find_image(home, "T1"), labels))
                 break
         else:
-            log.warning("%s has labels but no FLAIR; left out", labels.parent)
+            log.warning("%s has labels but no FLAIR; it is not used", labels.parent)
     twice = {s.name for s in subjects if sum(s.name == other.name for other in subjects) > 1}
     if twice:
         files = " and ".join(str(s.labels) for s in subjects if s.name == min(twice))
@@ -90,7 +90,7 @@ def find_subjects(folder: Path, labelling: Labelling = WMH_LABELS) -> list[Subje
     others = {path.parent for path in images if labelled.isdisjoint(path.parents)}
     for other in sorted(others) if subjects else ():
         names = " or ".join(labelling.files)
-        log.warning("%s has images but no labels (%s); left out", other, names)
+        log.warning("%s has images but no labels (%s); it is not used", other, names)
     if not subjects:
         raise LeukoError(
             f"{folder} holds no labelled subject; expected <subject>/FLAIR.nii.gz, T1.nii.gz and "
@@ -101,7 +101,7 @@ def find_subjects(folder: Path, labelling: Labelling = WMH_LABELS) -> list[Subje
 
 
 def read_pair(subject: Subject, preparation: Preparation) -> tuple[Volume, Volume | None]:
-    """A subject's FLAIR, and its T1 where a model looks at it; their background is 0."""
+    """A subject's FLAIR, and its T1 if the model uses it, with their background set to 0."""
     t1 = nifti.read(subject.t1) if subject.t1 and preparation.uses_t1 else None
     return without_background(nifti.read(subject.flair)), t1 and without_background(t1)
 
@@ -109,9 +109,9 @@ def read_pair(subject: Subject, preparation: Preparation) -> tuple[Volume, Volum
 def verify(
     subject: Subject, preparation: Preparation, labelling: Labelling = WMH_LABELS
 ) -> frozenset[str]:
-    """The classes that a subject shows; warns of a T1 that does not look as if it lay on the FLAIR.
+    """The classes in a subject's labels; warns if its T1 seems not to be registered to its FLAIR.
 
-    Raises LeukoError where a file cannot be read or prepared, or the labels are on another grid.
+    Raises LeukoError if a file cannot be read or prepared, or the labels are on another grid.
     """
     try:
         flair, t1 = read_pair(subject, preparation)
@@ -123,8 +123,8 @@ def verify(
     doubt = align(flair, t1, mode="never").doubt() if t1 else None
     if doubt:
         log.warning(
-            "%s: its T1 may not lie on its FLAIR (%s): are both of one person, and aligned? "
-            "leuko segment --save-intermediate writes a T1 that is",
+            "%s: its T1 may not be registered to its FLAIR (%s); check that both are of one person "
+            "or use the T1 that leuko segment --save-intermediate writes",
             subject.name,
             doubt,
         )
@@ -133,15 +133,15 @@ def verify(
 
 
 def read_classes(subject: Subject, labelling: Labelling) -> Volume:
-    """A subject's labels as numbers of classes, or `IGNORED`; uint8."""
+    """A subject's labels as class numbers, or `IGNORED`; uint8."""
     labels = nifti.read_labels(subject.labels, values=labelling.values)
     return labels.with_data(labelling.classified(labels.data))
 
 
 def person(name: str) -> str:
-    """Whose scan it is that a subject's name is of.
+    """The person to whom a subject's name belongs.
 
-    `ses-...` is a visit: `anna/ses-2` is of `anna`, `ses-2/sub-01_b` of `sub-01`.
+    `ses-...` is a visit: `anna/ses-2` belongs to `anna`, `ses-2/sub-01_b` to `sub-01`.
     """
     whose = [part for part in name.split("/") if not part.startswith("ses-")]
     for k, part in enumerate(whose):
@@ -152,15 +152,15 @@ def person(name: str) -> str:
 
 
 def people(subjects: Iterable[Subject]) -> list[str]:
-    """Whose scans they are, sorted."""
+    """The people to whom the scans belong, sorted."""
     return sorted({person(subject.name) for subject in subjects})
 
 
 def split(subjects: Sequence[Subject], *, held_out: float, seed: int) -> tuple[list[Subject], ...]:
     """Subjects to train with, and a random part of about `held_out` to measure on.
 
-    All scans of a person are on one side. At least one person trains; with fewer than
-    1 / `held_out` people all of them do.
+    All scans of a person are on one side. At least one person is left for training; with fewer than
+    1 / `held_out` people nobody is held out.
     """
     everyone = people(subjects)
     count = min(int(held_out * len(everyone)), len(everyone) - 1)
@@ -179,9 +179,9 @@ def load(
     *,
     three_planes: bool = False,
 ) -> Slices:
-    """Prepare all slices of the subjects; smaller ones are centred on the largest's canvas.
+    """Prepare all slices of the subjects; smaller ones are centred on a canvas of the largest size.
 
-    With `three_planes` scans that are nearly isotropic are sliced along each axis.
+    With `three_planes`, nearly isotropic scans are sliced along each axis.
     """
     parts = [
         part
@@ -192,7 +192,7 @@ def load(
 
 
 def joined(parts: Sequence[Slices]) -> Slices:
-    """All in one; smaller ones are centred on the largest's canvas."""
+    """All slices together; smaller ones are centred on a canvas of the largest size."""
     height = max(part.images.shape[1] for part in parts)
     width = max(part.images.shape[2] for part in parts)
     return Slices(
@@ -219,7 +219,8 @@ def _subject_slices(
 
 
 def _label_slices(truth: Volume, placement: Placement, count: int) -> Array:
-    """The class that fills most of each of the model's pixels, of `count`; the last one if even."""
+    """The class, of `count`, with the largest share of each of the model's pixels; if equal, the
+    last one."""
     canonical = Orientation.of(truth.affine).apply(truth.data)
     shape = (canonical.shape[placement.across], placement.rows.pixels, placement.columns.pixels)
     labels, largest = np.zeros(shape, dtype=np.uint8), np.zeros(shape, dtype=np.float32)

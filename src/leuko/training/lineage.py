@@ -1,4 +1,4 @@
-"""Which scans and which models a model comes from, over all generations."""
+"""The lineage of a model: the scans and models that it was trained from, over all generations."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ Described = Mapping[str, Any]  # a subject: its name, its files from DATA on, an
 
 
 def described(subjects: Iterable[Subject], data: Path) -> list[Described]:
-    """The subjects of a folder as JSON."""
+    """The subjects of a folder as JSON, with the hashes of their files."""
     return [
         {
             "name": s.name,
@@ -34,19 +34,19 @@ def described(subjects: Iterable[Subject], data: Path) -> list[Described]:
 
 
 def unchanged(recorded: Mapping[str, Sequence[Described]], data: Path) -> dict[str, list[Subject]]:
-    """The subjects of a folder that were described, by group.
+    """The subjects of a folder that `described` recorded, by group.
 
-    Raises LeukoError if their files are not those of then, or the folder is gone.
+    Raises LeukoError if the folder is missing or their files have changed.
     """
     if not data.is_dir():
-        raise LeukoError(f"{data}, which the run was started with, is gone; put it back")
+        raise LeukoError(f"the data folder of the run, {data}, does not exist; restore it")
     return {
         group: [_found(entry, data) for entry in entries] for group, entries in recorded.items()
     }
 
 
 def scan(subject: Described) -> str:
-    """What tells a subject's FLAIR from all others, wherever it lies and however it is stored."""
+    """The fingerprint of a subject's FLAIR, independent of its path and file format."""
     return str(subject["scan"])
 
 
@@ -55,35 +55,35 @@ def _found(entry: Described, data: Path) -> Subject:
     for kind, file in entry["files"].items():
         if not paths[kind].is_file() or sha256(paths[kind]) != file["sha256"]:
             raise LeukoError(
-                f"the scans of {entry['name']} in {data} are not those that the run started "
-                "with; put them back, or start another run"
+                f"the scans of {entry['name']} in {data} have changed since the run started; "
+                "restore them, or start a new run"
             )
     return Subject(entry["name"], **{"t1": None} | paths)
 
 
 def fingerprint(path: Path) -> str:
-    """Of the voxels of an image, its axes running R, A, S."""
+    """SHA-256, 16 digits, of the voxels of an image in the order R, A, S."""
     voxels = np.ascontiguousarray(nifti.read(path).canonical().data, dtype=np.float32)
     return hashlib.sha256(voxels.tobytes()).hexdigest()[:16]
 
 
 def require_distinct(subjects: Iterable[Described]) -> None:
-    """Raises LeukoError if two have one FLAIR: measured on the one, a model may have seen it as the
-    other."""
+    """Raises LeukoError if two subjects have the same FLAIR: a model could be trained with one and
+    measured on the other."""
     names: dict[str, str] = {}
     for subject in subjects:
         other = names.setdefault(scan(subject), subject["name"])
         if other != subject["name"]:
             raise LeukoError(
-                f"{other} and {subject['name']} have the same FLAIR; take one of them out"
+                f"{other} and {subject['name']} have the same FLAIR; remove one of them"
             )
 
 
 def descended(card: ModelCard, origin: ModelCard) -> ModelCard:
-    """The card of a model that starts from another.
+    """The card of a model whose training starts from `origin`.
 
-    It takes how that one is used, but neither its calibration, which was measured with other
-    weights, nor its licence: the scans have owners.
+    It keeps the settings for use, but not the calibration, which belongs to other weights, and not
+    the licence, which depends on the new scans.
     """
     kept = {key: origin.training[key] for key in ("scans", "from") if key in origin.training}
     before = {"name": origin.name, "licence": origin.licence, "sha256": origin.weights_sha256}
@@ -99,7 +99,7 @@ def descended(card: ModelCard, origin: ModelCard) -> ModelCard:
 
 
 def require_unseen(card: ModelCard, measured: Iterable[Described]) -> None:
-    """Raises LeukoError if a model that this one comes from was trained with a subject to measure
+    """Raises LeukoError if an earlier model in the lineage was trained with a subject to measure
     on."""
     seen = {key for training in _before(card) for key in training.get("scans", ())}
     known = [subject["name"] for subject in measured if scan(subject) in seen]
@@ -107,13 +107,13 @@ def require_unseen(card: ModelCard, measured: Iterable[Described]) -> None:
         others = f" and {len(known) - 1} more" if known[1:] else ""
         raise LeukoError(
             f"{card.training['from']['name']}, or a model before it, was trained with {known[0]}"
-            f"{others}: measured on these scans the new model would look better than it is. Start "
-            "from a model that has not seen them, or measure none: --folds 0 --held-out 0"
+            f"{others}: measures on these scans would be too good; start from a model that was not "
+            "trained with them, or do not measure: --folds 0 --held-out 0"
         )
 
 
 def _before(card: ModelCard) -> Iterator[Mapping[str, Any]]:
-    """The trainings before a model's own, the last one first."""
+    """The trainings of the earlier models, latest first."""
     training: Mapping[str, Any] = card.training
     while "from" in training:
         training = training["from"]

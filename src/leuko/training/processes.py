@@ -1,6 +1,6 @@
-"""The processes that share a training, as torchrun starts them; one, if it did not.
+"""The processes that share a training, as torchrun starts them; one process without torchrun.
 
-With `train` the only module that knows lightning_fabric.
+Only this module and `loop` know lightning_fabric.
 """
 
 import logging
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from leuko.errors import LeukoError
 
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs its precision
 
 Precision = Literal["bf16-mixed", "32-true"]
 
 
 def count() -> int:
-    """How many processes share the training, on all nodes."""
+    """Number of processes that share the training, on all nodes."""
     return int(os.environ["WORLD_SIZE"]) if _by_torchrun() else 1
 
 
 def count_here() -> int:
-    """How many of them are on this node."""
+    """Number of these processes on this node."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if _by_torchrun() else 1
 
 
@@ -35,13 +35,13 @@ def is_first() -> bool:
 
 
 def wait_for(path: Path) -> None:
-    """Return once the first process has written a file. If it fails, torchrun ends the others."""
+    """Wait until the first process has written a file; if that fails, torchrun ends the others."""
     while not is_first() and not path.is_file():
         time.sleep(0.05)
 
 
 def join(device: str, precision: Precision) -> Fabric:
-    """This process's place among the others, which it waits for."""
+    """Connect this process with the others; waits until all have started."""
     here = count_here()
     fabric = Fabric(
         accelerator=device,
@@ -55,20 +55,20 @@ def join(device: str, precision: Precision) -> Fabric:
 
 
 def total(fabric: Fabric, own: Tensor) -> Tensor:
-    """The sum over all processes of what each has; the gradient flows to the process's own part."""
+    """The sum of `own` over all processes; its gradient flows only to the process's own part."""
     if fabric.world_size == 1:
         return own
-    # A copy, since all_reduce may write into what it is given.
+    # A copy, since all_reduce may overwrite its argument.
     summed = cast("Tensor", fabric.all_reduce(own.detach().clone(), reduce_op="sum"))
     return summed + (own - own.detach())
 
 
 def require_even(images_per_step: int) -> None:
-    """Raises LeukoError unless all processes can have the same work."""
+    """Raises LeukoError unless the images divide evenly among the processes."""
     if images_per_step % count():
         raise LeukoError(
-            f"{images_per_step} images a step cannot be shared evenly by {count()} processes; "
-            "choose another number of processes"
+            f"{images_per_step} images per step cannot be shared evenly by {count()} processes; "
+            f"choose a number of processes that divides {images_per_step}"
         )
 
 

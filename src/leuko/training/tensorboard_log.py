@@ -1,4 +1,4 @@
-"""What a training looks like while it runs, for TensorBoard: `tensorboard --logdir RUN`.
+"""The log of a training for TensorBoard, to watch it while it runs: `tensorboard --logdir RUN`.
 
 The only module that knows tensorboard.
 """
@@ -18,15 +18,15 @@ PICTURE_STEPS, PICTURES = 100, 4
 
 
 class Board:
-    """The log of a run in its folder; what an earlier try logged beyond `step` is forgotten."""
+    """The log in a run's folder; entries of an interrupted training after `step` are dropped."""
 
     def __init__(self, run: Path, step: int) -> None:
         self._writer = SummaryWriter(str(run / FOLDER), purge_step=step + 1)
 
     def log(self, step: int, numbers: Mapping[str, float], batch: Batch, logits: Tensor) -> None:
-        """Log numbers of a step by name, and now and then what the network sees and says: slices
-        of a batch, beside each its labelled WMH and the probability that the logits give it; of a
-        model without WMH the labelled and the most probable class, the last one white."""
+        """Log the numbers of a step by name and, every `PICTURE_STEPS` steps, slices of the batch,
+        each beside its labelled WMH and the predicted probability; for a model without WMH beside
+        its labelled and its most probable class, where the last class is white."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         if step % PICTURE_STEPS == 1:
@@ -41,5 +41,5 @@ class Board:
             self._writer.add_image(PICTURE, torch.cat(list(rows), dim=1), step)
 
     def close(self) -> None:
-        """Write what is not yet written."""
+        """Write all pending entries and close the log."""
         self._writer.close()

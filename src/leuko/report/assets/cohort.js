@@ -1,7 +1,7 @@
-const KEY = "leuko:" + location.pathname; // verdicts outlive a closed page
+const KEY = "leuko:" + location.pathname; // verdicts survive when the page is closed
 const list = find(".cards");
-const cards = list ? all(".card", list) : []; // the worst first
-// By name: verdict, reasons, note, the day, and the mask that was judged; others than that are forgotten.
+const cards = list ? all(".card", list) : []; // worst first
+// By name: verdict, reasons, note, date and judged mask; verdicts on another mask are dropped.
 const given = new Map(Object.entries(remembered()).filter(([name, { mask }]) => mask === data[name]?.mask_sha256));
 
 function remembered() {
@@ -15,7 +15,7 @@ function remembered() {
 function remember() {
   try {
     localStorage.setItem(KEY, JSON.stringify(Object.fromEntries(given)));
-  } catch { /* a browser may forbid it; the verdicts are on the page */ }
+  } catch { /* the browser may forbid storage; the verdicts stay on the page */ }
 }
 
 function choose() {
@@ -40,7 +40,7 @@ function order() {
   list.append(...(by ? [...cards].sort(by) : cards));
 }
 
-// Reason and note come with the first verdict on a card: thousands of them would slow the page.
+// The fields for reason and note are added with a card's first verdict: thousands of fields would slow the page.
 function more(card) {
   const fields = find("fieldset", card);
   if (!find(".note", card)) fields.append(find("#more").content.cloneNode(true));
@@ -69,7 +69,7 @@ function save(event) {
   }
   const name = `verdicts${rater ? "_" + rater.replace(/[^\w.-]/g, "_") : ""}.csv`;
   saveCsv(rows, name);
-  find("#saved").textContent = `Saved ${rows.length} in ${name}; put it into the folder verdicts.`;
+  find("#saved").textContent = `Verdicts saved in ${name}: ${rows.length}. Move the file into the folder verdicts.`;
 }
 
 function setUp() {

@@ -8,7 +8,7 @@ function csvCell(content) {
   return /[",\r\n]/.test(safe) ? '"' + safe.replaceAll('"', '""') + '"' : safe;
 }
 
-// Rows of one shape; the keys of the first are the head.
+// All rows have the same keys, which become the header.
 function saveCsv(rows, name) {
   const lines = [Object.keys(rows[0]), ...rows.map(Object.values)].map((cells) => cells.map((cell) => csvCell(String(cell ?? ""))).join(","));
   const link = document.createElement("a");

@@ -1,9 +1,9 @@
-const SCALE = 4; // canvas pixels a voxel, so that contours are lines
+const SCALE = 4; // canvas pixels per voxel, so that contours are thin
 
 const slider = find("#slice");
 const panes = all(".pane").map((element, k) => ({ ...data.panes[k], element, stage: find(".stage", element) }));
 const slices = panes[0].runs.length;
-let chosen = 0; // the lesion that the table leads to
+let chosen = 0; // the lesion chosen in the table or on a slice, 0 for none
 
 function value(name) {
   return find(`input[name="${name}"]:checked`).value;
@@ -17,7 +17,7 @@ function show() {
     const name = pane.images[value("image")] ? value("image") : Object.keys(pane.images)[0];
     if (panes.length === 1) find("figcaption", pane.element).textContent = name;
     image.src = "data:image/jpeg;base64," + pane.images[name][at];
-    const ids = new Set(pane.runs[at].filter((id, k) => k % 4 === 2 && id)); // rims have none
+    const ids = new Set(pane.runs[at].filter((id, k) => k % 4 === 2 && id)); // rims have no id
     image.alt = `${name}, slice ${at + 1} of ${slices}, ${ids.size} ${ids.size === 1 ? "lesion" : "lesions"}`;
     image.style.filter = `brightness(${find("#brightness").value}%) contrast(${find("#contrast").value}%)`;
     draw(pane, at);
@@ -78,7 +78,7 @@ function setUpPane(pane) {
   pane.stage.style.aspectRatio = pane.aspect;
   let rolled = 0;
   pane.stage.addEventListener("wheel", (event) => {
-    if (event.ctrlKey || !event.deltaY) return; // zooming, or sideways
+    if (event.ctrlKey || !event.deltaY) return; // zooming, or scrolling sideways
     event.preventDefault();
     rolled += event.deltaMode ? 30 * event.deltaY : event.deltaY; // lines or pixels
     if (Math.abs(rolled) < 30) return; // a touchpad sends many small steps
