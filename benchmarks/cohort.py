@@ -8,7 +8,7 @@ MNI152 brain) and runs `leuko batch` on them, as a user would. Needs Leuko with 
 
 Synthetic contrasts go further than scanners do: subjects that the guards take for no FLAIR are
 made anew, and the pair that is swapped is one whose swap they see (on real scans they see all,
-EXPERIMENTS.md).
+experiments/README.md).
 
 - failures: eight of the 40 are spoilt, each in its own way. One run is left alone; another is
   killed with SIGKILL half-way and started again.

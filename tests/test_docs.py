@@ -25,8 +25,14 @@ from phantoms import make_phantom
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.MULTILINE | re.DOTALL
-SCRIPTS = sorted(path for home in ("runs", "benchmarks") for path in (ROOT / home).glob("*.py"))
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = sorted(
+    path for home in ("experiments", "benchmarks") for path in (ROOT / home).glob("*.py")
+)
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / home / "README.md" for home in ("experiments", "benchmarks")),
+]
 
 
 def text(name):
@@ -85,7 +91,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_scripts_that_a_page_names_exist_and_have_its_options(page):
     for span in spans(page):
-        for script in re.findall(r"\b(?:runs|benchmarks|docs|tests)/\w+\.(?:py|sh)\b", span):
+        for script in re.findall(r"\b(?:experiments|benchmarks|docs|tests)/\w+\.(?:py|sh)\b", span):
             assert (ROOT / script).is_file(), span
             options = re.findall(r"(?<=\s)--[a-z0-9-]+", span.partition(script)[2])
             written = text(script)

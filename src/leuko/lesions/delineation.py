@@ -18,7 +18,7 @@ from leuko.model.weights import Limits, ModelCard
 from leuko.volume import Array, Volume
 
 # A lesion's edge, between white matter around it (0) and the lesion (1). The median of readers'
-# edges is 0.39 to 0.46 on three sources (`runs/edges.py`); the FLAIR is smoothed here, which
+# edges is 0.39 to 0.46 on three sources (`experiments/edges.py`); the FLAIR is smoothed here, which
 # widens a lesion, and masks at 0.45 overlap as well as those at 0.4 and are less too large.
 EDGE = 0.45
 EDGE_SMOOTHING_MM = 0.6  # standard deviation, within the slice: noise would make edges ragged

@@ -1,7 +1,7 @@
 """Where a brain lies in MNI152 space, and so which lobe and side each of its places belongs to.
 
 The atlas, `data/atlas`, has voxels of 2 mm: tissues and lobes of the template
-(`runs/make_atlas.py`).
+(`experiments/make_atlas.py`).
 """
 
 from dataclasses import dataclass

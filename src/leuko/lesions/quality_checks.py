@@ -2,7 +2,7 @@
 
 All work on arrays whose axes run R, A, S, after the network: the place and the volume of the
 tissues tell a FLAIR from a T1 and a head from a phantom. The limits lie between the values of real
-scans and those of scans with a simulated fault (`runs/guards.py`).
+scans and those of scans with a simulated fault (`experiments/guards.py`).
 """
 
 from collections.abc import Callable, Iterable, Iterator

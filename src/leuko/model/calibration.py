@@ -1,8 +1,8 @@
 """How sure a segmentation is: calibrated probabilities, an interval of the volume, expected Dice.
 
 A model's `Calibration` is measured with it, on real scans of sources that it was trained without
-and on synthetic ones (`runs/calibrate.py`), and stands in its card. See docs/methods.md for what
-the numbers mean and how far they hold.
+and on synthetic ones (`experiments/calibrate.py`), and stands in its card. See docs/methods.md for
+what the numbers mean and how far they hold.
 """
 
 import math
@@ -17,7 +17,7 @@ from leuko.volume import Array
 
 DROP_ML = 0.1  # added to volumes before their logarithm: none found is no infinity
 # Smaller probabilities count as this one. Not larger: below 1e-6 lesions
-# still get rarer ("probabilities clipped at 1e-6" of runs/calibrate.py).
+# still get rarer ("probabilities clipped at 1e-6" of experiments/calibrate.py).
 LEAST = 1e-17
 FAINTEST, BRIGHTEST = 1.1, 1.5  # contrasts beyond count as these: few were measured
 TYPICAL_CONTRAST = 1.3  # counts where it is unknown: nothing was found, or no white matter

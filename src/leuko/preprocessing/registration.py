@@ -28,7 +28,8 @@ ALIGNED_MM = 0.6  # what a registration of thick slices would not find again eit
 LOST_MM = 1.0  # a registration that ends so far from the best place has failed
 FAR_MM = 3.0  # what a parabola says beyond its three values is no measure
 AWAY_MM = 4.0
-LEAST_SHARPNESS = 0.3  # two scans of one brain have more, of two brains less: runs/registration.py
+# Two scans of one brain have more, of two brains less: experiments/registration.py.
+LEAST_SHARPNESS = 0.3
 ANOTHER_BRAIN = 0.24  # two brains have less; poor pairs of one brain lie between it and the limit
 TURN_DEGREES = 15  # between starts: half of it lies within reach of a descent
 TRIED = 3  # of the starts, the best, are followed

@@ -35,7 +35,7 @@ class Preparation:
     # by the brightest voxels would depend on the fat of the scalp.
     tissue_grey: int = 100
     # Structures up to this area stay in the residue. So large an area departs from the paper, in
-    # whose residue large lesions do not appear; see the figures in EXPERIMENTS.md.
+    # whose residue large lesions do not appear; see the figures in experiments/README.md.
     opening_mm2: float = 1000.0
     # Whether the model was also trained without T1: that channel is then 0.
     t1_optional: bool = False

@@ -1,11 +1,11 @@
-"""Which loss finds small lesions: one trained start goes on for some steps under each of several.
+"""Which loss finds small lesions: one trained network, trained further under each of several.
 
-    python runs/small_lesions.py HEADS RUN DATA [--atlas DIR] [--steps 250]
+    python experiments/small_lesions.py HEADS RUN DATA [--atlas DIR] [--steps 250]
 
-HEADS are those of runs/train_base.py, RUN is a model with its classes, DATA are the real scans of
-runs/accuracy.py. Every loss sees the same slices in the same order. The threshold is that of the
-best DSC + F1 on synthetic scans of the held-out heads; DSC, lesion recall and lesion F1 are means
-over scans.
+HEADS: those of train_base.py. RUN: a model with the same classes. DATA: the real scans of
+accuracy.py. Every loss sees the same slices in the same order. The threshold is the one with the
+best DSC + F1 on synthetic scans of the held-out heads. Prints DSC, lesion recall and lesion F1 of
+each loss, means over scans.
 """
 
 import argparse

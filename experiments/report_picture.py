@@ -1,8 +1,8 @@
-"""Makes docs/report.jpg: the top of the report of `leuko demo`, as a browser shows it.
+"""Makes docs/report.jpg: the top of the report of `leuko demo` in a browser.
 
-    python runs/report_picture.py
+    python experiments/report_picture.py
 
-Needs the extras `demo` and `dev`, and a Chromium.
+Needs the extras `demo` and `dev`, and Chromium.
 """
 
 import shutil

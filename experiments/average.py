@@ -1,9 +1,9 @@
-"""The mean of the weights of runs of one network, as a run that can be bundled or trained on.
+"""Averages the weights of several runs of one network into a run to bundle or to train further.
 
-    python runs/average.py RUN RUN... OUT
+    python experiments/average.py RUN RUN... OUT
 
-RUN and OUT are folders of runs/train_base.py. Where the runs are stages of one training, the mean
-lies between them and is often better than each (model soups, Wortsman et al. 2022).
+RUN and OUT are folders of train_base.py. Where the runs are stages of one training, their mean is
+often better than each of them (model soups, Wortsman et al. 2022).
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Real scans as slices to train with: labelled ones, thick ones made of thin ones, painted lesions.
 
-    python runs/real_slices.py FOLDER OUT.npz [--unlabelled FOLDER] [--leave SOURCE ...]
+    python experiments/real_slices.py FOLDER OUT.npz [--unlabelled FOLDER] [--leave SOURCE ...]
         [--model leuko-base]
 
 FOLDER holds a folder for each scan: FLAIR, T1 if there is one, and `lesions`, all hyperintensities,
@@ -10,7 +10,7 @@ label is 0 (not WMH), 1 (WMH), 2 (a cap or rim) or 255 (unknown: label 2, other 
 mask). Only where a scan has both masks does a 0 mean that there is no rim either: one mask alone
 says what is WMH and nothing of rims. --unlabelled: a folder of folders of FLAIR and T1. --leave:
 sources or scans to leave out. The model tells where white matter is, which is painted.
-runs/train_base.py makes the same of its --real and --unlabelled.
+experiments/train_base.py makes the same of its --real and --unlabelled.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Findings of the automatic checks on real scans, as they are and with a simulated fault.
+"""Findings of the automatic quality checks on real scans, unchanged and with a simulated fault.
 
-    python runs/guards.py DATA [DATA ...] [--model leuko-base]
+    python experiments/guards.py DATA [DATA ...] [--model leuko-base]
 
-DATA: folders with FLAIR and T1. For each pair: as it is; FLAIR and T1 swapped; the T1 given as the
-FLAIR, alone; CSF made bright, as on T2; the upper half alone; clipped; taken in motion (a quarter
-of the lines of k-space each from another position, about 3 mm and 3 degrees apart).
+DATA: folders with FLAIR and T1. Each pair is checked unchanged, and with these faults: FLAIR and T1
+swapped; the T1 alone, given as the FLAIR; CSF made bright, as on T2; the upper half alone; clipped;
+motion (a quarter of the lines of k-space, each from another position, about 3 mm and 3 degrees
+apart). Prints the findings of each case and the measured quantities that the checks rely on.
 """
 
 import argparse

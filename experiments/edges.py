@@ -1,11 +1,12 @@
 """Where readers draw the edges of lesions, between white matter (0) and the lesion (1), by source.
 
-    python runs/edges.py FOLDER [--model leuko-base]
+    python experiments/edges.py FOLDER [--model leuko-base]
 
-FOLDER: labelled scans as for runs/real_slices.py. A lesion is what is connected in one slice. Its
-white matter is the median of the model's white matter 3 to 7 mm around it, its brightness its 90th
-percentile, and its edge lies half-way between the pixels on both sides of the reader's outline,
-where that borders on white matter. `synthesis.LABELLED_PART` follows from it.
+FOLDER: labelled scans as for real_slices.py. A lesion is a connected component within one slice.
+Its white matter is the median of the model's white matter 3 to 7 mm around it; its brightness is
+its 90th percentile. Its edge is the mean of the pixels on both sides of the reader's outline, where
+the outline borders on white matter. `synthesis.images.LABELLED_PART` follows from it. Prints the
+median over the lesions of each scan, and the means by source.
 """
 
 import argparse

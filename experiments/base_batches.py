@@ -1,4 +1,4 @@
-"""What a step of runs/train_base.py sees: synthetic slices, real labelled and unlabelled ones."""
+"""What a step of train_base.py sees: synthetic slices, real labelled and unlabelled ones."""
 
 import argparse
 from dataclasses import dataclass
