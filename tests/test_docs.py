@@ -45,6 +45,16 @@ def test_the_scripts_that_made_the_figures_fit_the_package(script, monkeypatch):
     runpy.run_path(str(script), run_name="imported")
 
 
+def test_the_log_of_experiments_lists_its_dated_findings_newest_first():
+    log = text("experiments/README.md")
+    headings = re.findall(r"^## (.*)$", log, re.MULTILINE)
+    assert re.findall(r"^- \[(.*?)\]\(#", log, re.MULTILINE) == headings
+    *findings, last = headings
+    assert last == "Waiting for a GPU"
+    dates = [re.match(r"(\d{4}-\d\d-\d\d): \S", heading)[1] for heading in findings]
+    assert dates == sorted(dates, reverse=True)
+
+
 def test_the_page_of_commands_is_up_to_date():
     page = runpy.run_path(str(ROOT / "docs" / "make_cli.py"))["page"]()
     assert page == text("docs/cli.md"), "run python docs/make_cli.py"
