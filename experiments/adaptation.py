@@ -28,6 +28,7 @@ from leuko.model.weights import DEFAULT, find, load_card
 from leuko.training import holdout, loop, plan
 from leuko.training.dataset import find_subjects
 from leuko.training.recipes import ADAPT, Recipe
+from leuko.training.settings import Settings
 
 KEYS = ("dsc", "lesion_f1", "h95_mm")
 
@@ -90,7 +91,7 @@ def adapted(data: Path, count: int, run: Path, recipe: Recipe) -> Path:
         for home in sorted(data.iterdir())[:count]:
             if not (some / home.name).exists():
                 (some / home.name).symlink_to(home.resolve())
-        settings = plan.Settings(
+        settings = Settings(
             data=str(some.resolve()),
             recipe=recipe,
             preparation=card.preparation,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from train_base import save_weights
 
 from leuko.model.weights import WEIGHTS_FILE, load_card
@@ -23,7 +24,10 @@ def main() -> None:
     options = parser.parse_args()
     cards = [load_card(run) for run in options.runs]
     weights = [safetensors.torch.load_file(run / WEIGHTS_FILE) for run in options.runs]
-    mean = {name: sum(part[name].float() for part in weights) / len(weights) for name in weights[0]}
+    mean = {
+        name: sum((part[name].float() for part in weights), torch.zeros(())) / len(weights)
+        for name in weights[0]
+    }
     cards.sort(key=lambda card: card.training["steps"])
     every = [card.training for card in cards]
     training = {

@@ -102,7 +102,7 @@ class Real:
 
     def draw_unlabelled(self, count: int, rng: np.random.Generator) -> list[Tensor]:
         """As `draw`, of nothing known."""
-        assert self._unlabelled is not None  # noqa: S101
+        assert self._unlabelled is not None
         images = self._unlabelled[rng.integers(len(self._unlabelled), size=count)]
         nothing = np.zeros(count, dtype=bool)
         columns = (images, np.zeros(images.shape[:3], np.uint8), nothing, nothing)

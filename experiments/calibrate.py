@@ -53,7 +53,8 @@ from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair
 from leuko.report.figures import reliability_figure
 from leuko.synthesis.anatomy import RIM, Anatomy
-from leuko.synthesis.images import choose, synthesise
+from leuko.synthesis.images import synthesise
+from leuko.synthesis.sampling import choose
 from leuko.volume import Array, Orientation, Volume
 
 Row = dict[str, Any]
@@ -191,9 +192,9 @@ def kept_shares(maps: Path, name: str, card: ModelCard, flair: Volume, t1: Volum
         model = runtime.load(maps)
         shares = predict_pair(Pair.of(flair, t1, card.preparation), model, Stopwatch())
         turned = [flair.with_data(share).canonical().data for share in shares]
-        wmh, rim = (np.where(p < LEAST, 0, p).astype(np.float16) for p in turned[:-3:-1])
+        halves = [np.where(p < LEAST, 0, p).astype(np.float16) for p in turned[:-3:-1]]
         tissue = np.argmax(turned[:PARTS], axis=0).astype(np.uint8)
-        np.savez_compressed(path, wmh=wmh, rim=rim, tissue=tissue)
+        np.savez_compressed(path, wmh=halves[0], rim=halves[1], tissue=tissue)
     kept = np.load(path)
     turn = Orientation.of(flair.affine).undo
     wmh, rim = (turn(kept[key]).astype(np.float32) for key in ("wmh", "rim"))
@@ -440,6 +441,9 @@ def tested(name: str, pairs: list[tuple[Row, Calibration]]) -> Figures:
     large = [(row, by) for row, by in pairs if row["found_ml"] >= LEAST_ML]
     for row, by in large:
         judged = judge(by, sign_of(row))
+        assert judged.volume_interval_ml is not None
+        assert judged.dice_interval is not None
+        assert judged.predicted_dice is not None
         low, high = judged.volume_interval_ml
         hits.append(low <= row["true_ml"] <= high)
         factors.append(high / max(low, 1e-9))

@@ -59,7 +59,7 @@ def experts(data: Path, scratch: Path) -> Iterator[dict[str, str]]:
     for home in sorted((data / "raw_clinical").glob("change_*")):
         patient = home.name.removeprefix("change_")
         studies = [data / "raw_clinical" / f"{patient}_study{k}" for k in (1, 2)]
-        result, found = compared(*studies, scratch)
+        result, found = compared(studies[0], studies[1], scratch)
         marked = as_seen(nifti.read_mask(home / "lesion_change.nii.gz"))
         to_baseline = read_itk(studies[0] / "FLAIR_to_common.txt")
         way = result.halfway.ways[0] @ to_baseline

@@ -67,8 +67,8 @@ def scan_edges(scan: Scan, model: runtime.Model) -> Iterator[float]:
         white &= shares[name] <= AVOIDED
     across = grid.through_plane_axis
     stacks = [np.moveaxis(array, across, 0) for array in (grid.data, scan.labels == WMH, white)]
-    for slices in zip(*stacks, strict=True):
-        yield from edges(*slices, np.delete(grid.spacing_mm, across))
+    for flair, mask, beside in zip(*stacks, strict=True):
+        yield from edges(flair, mask, beside, np.delete(grid.spacing_mm, across))
 
 
 def edges(flair: Array, mask: Array, white: Array, spacing_mm: Array) -> Iterator[float]:

@@ -37,16 +37,20 @@ def main() -> None:
         flair, t1 = (nifti.read(home / f"{name}.nii.gz") for name in ("FLAIR", "T1"))
         plain, tissue = said(flair, t1, options.model)
         print(f"\n{home.name}\n  as it is: {plain}", flush=True)
+        if tissue is None:
+            continue
         for name, fault in FAULTS.items():
             print(f"  {name}: {said(*fault(flair, t1, tissue), options.model)[0]}", flush=True)
 
 
 def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | None]:
     """The findings, or why the scans were refused; and the tissues."""
-    scans = [scan and Scan(Path(scan.name), scan, []) for scan in (flair, t1)]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            result = segment(scans[0], scans[1], Path(folder) / "out", model=model, rims="exclude")
+            out = Path(folder) / "out"
+            result = segment(
+                as_scan(flair), as_scan(t1) if t1 else None, out, model=model, rims="exclude"
+            )
         except LeukoError as error:
             return f"REFUSED {error}", None
     if result.tissue is None:
@@ -66,21 +70,25 @@ def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | Non
     return seen + ("; ".join(found) or "nothing"), tissue.data
 
 
-def swapped(flair: Volume, t1: Volume, _: Array | None) -> Pair:
+def as_scan(volume: Volume) -> Scan:
+    return Scan(Path(volume.name), volume, [])
+
+
+def swapped(flair: Volume, t1: Volume, _: Array) -> Pair:
     return t1, flair
 
 
-def t1_alone(_: Volume, t1: Volume, __: Array | None) -> Pair:
+def t1_alone(_: Volume, t1: Volume, __: Array) -> Pair:
     return t1, None
 
 
-def like_t2(flair: Volume, t1: Volume, tissue: Array | None) -> Pair:
+def like_t2(flair: Volume, t1: Volume, tissue: Array) -> Pair:
     white = np.median(flair.data[tissue == 4])
     fluid = scipy.ndimage.gaussian_filter(np.isin(tissue, (1, 2)).astype(np.float32), 0.7)
     return flair.with_data(flair.data * (1 - fluid) + 2.2 * white * fluid), t1
 
 
-def upper_half(flair: Volume, t1: Volume, _: Array | None) -> Pair:
+def upper_half(flair: Volume, t1: Volume, _: Array) -> Pair:
     grid = flair.canonical()
     middle = grid.data.shape[2] // 2
     affine = grid.affine.copy()
@@ -88,11 +96,11 @@ def upper_half(flair: Volume, t1: Volume, _: Array | None) -> Pair:
     return Volume(grid.data[:, :, middle:], affine, name=flair.name), t1
 
 
-def clipped(flair: Volume, t1: Volume, tissue: Array | None) -> Pair:
+def clipped(flair: Volume, t1: Volume, tissue: Array) -> Pair:
     return flair.with_data(np.minimum(flair.data, np.percentile(flair.data[tissue == 3], 80))), t1
 
 
-def in_motion(flair: Volume, t1: Volume, _: Array | None) -> Pair:
+def in_motion(flair: Volume, t1: Volume, _: Array) -> Pair:
     rng = np.random.default_rng(0)
     axis = flair.through_plane_axis
     stack = np.moveaxis(flair.data.astype(float), axis, 0)
@@ -109,7 +117,7 @@ def in_motion(flair: Volume, t1: Volume, _: Array | None) -> Pair:
     return flair.with_data(np.moveaxis(shaken, 0, axis).astype(np.float32)), t1
 
 
-FAULTS: dict[str, Callable[[Volume, Volume, Array | None], Pair]] = {
+FAULTS: dict[str, Callable[[Volume, Volume, Array], Pair]] = {
     "swapped": swapped,
     "T1 alone": t1_alone,
     "bright CSF": like_t2,

@@ -14,7 +14,6 @@ heads, and its own two sides.
 import argparse
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import scipy.ndimage
 
@@ -50,7 +49,7 @@ def main() -> None:
     template, full = template_tissue()
     nifti.write(mni.FOLDER / "tissue.nii.gz", template)
     heads = [nifti.read(path).canonical() for path in sorted(options.heads.glob("*.nii.gz"))]
-    places = [mni.Place.of(tissue_of(head), threads=2) for head in heads]
+    places = [located(head) for head in heads]
     below = np.stack(
         [seen(head, place, template) for head, place in zip(heads, places, strict=True)]
     )
@@ -60,6 +59,13 @@ def main() -> None:
     )
     mni.read.cache_clear()
     judge(heads, places, below, template)
+
+
+def located(head: Volume) -> mni.Place:
+    place = mni.Place.of(tissue_of(head), threads=2)
+    if place is None:
+        raise SystemExit(f"{head.name} could not be registered to the template")
+    return place
 
 
 def template_tissue() -> tuple[Volume, Volume]:
@@ -78,8 +84,7 @@ def template_tissue() -> tuple[Volume, Volume]:
 
 def lobes(full: Volume, desikan: Path, below: Array) -> Array:
     """Indices into `mni.LOBES` at 2 mm; outside the brain those of the nearest place."""
-    image = nibabel.load(desikan)
-    regions = Volume(np.asarray(image.dataobj), image.affine).canonical()
+    regions = nifti.read(desikan).canonical()
     to_regions = np.linalg.inv(regions.affine) @ full.affine
     numbers = scipy.ndimage.affine_transform(
         regions.data.astype(np.int16), to_regions, output_shape=full.data.shape, order=0
@@ -104,7 +109,7 @@ def lobes(full: Volume, desikan: Path, below: Array) -> Array:
     nearest = scipy.ndimage.distance_transform_edt(
         ~brain, return_distances=False, return_indices=True
     )
-    return coarse[tuple(nearest)].astype(np.uint8)
+    return np.asarray(coarse[tuple(nearest)].astype(np.uint8))
 
 
 def smoothed(labels: Array) -> Array:
@@ -113,7 +118,8 @@ def smoothed(labels: Array) -> Array:
         scipy.ndimage.gaussian_filter((labels == k).astype(np.float32), SMOOTH_MM)
         for k in range(len(mni.LOBES))
     ]
-    return np.argmax(shares, axis=0)
+    most: Array = np.argmax(shares, axis=0)
+    return most
 
 
 def tissue_of(head: Volume) -> Volume:
@@ -130,12 +136,14 @@ def seen(head: Volume, place: mni.Place, template: Volume) -> Array:
     labels = scipy.ndimage.affine_transform(
         head.data.astype(np.int16), to_head, output_shape=template.data.shape, order=0
     )
-    return np.isin(labels, BELOW)
+    return np.asarray(np.isin(labels, BELOW))
 
 
 def judge(heads: list[Volume], places: list[mni.Place], below: Array, template: Volume) -> None:
     brain = template.data > 0
-    overlaps, wrong_sides, off_mm = [], [], []
+    overlaps: list[float] = []
+    wrong_sides: list[float] = []
+    off_mm: list[float] = []
     for k, (head, place) in enumerate(zip(heads, places, strict=True)):
         others = np.delete(below, k, axis=0).mean(axis=0) > 0.5
         overlaps.append(dice(prediction=others & brain, reference=below[k] & brain))

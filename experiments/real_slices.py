@@ -192,7 +192,7 @@ def averaged(stack: Array, *, first: int, thickness: int) -> Array:
     """The means of so many slices of (N, ...), from the first one on; what is left is dropped."""
     count = (len(stack) - first) // thickness
     whole = stack[first : first + count * thickness].astype(np.float32)
-    return whole.reshape(count, thickness, *stack.shape[1:]).mean(axis=1)
+    return np.asarray(whole.reshape(count, thickness, *stack.shape[1:]).mean(axis=1))
 
 
 def label_shares(scan: Scan, placement: Placement) -> list[Array]:
@@ -357,7 +357,7 @@ def prepare(
         print(f"{len(arrays['unlabelled'])} unlabelled slices", flush=True)
     seen = [fingerprint(home / "FLAIR.nii.gz") for home in homes]
     part = out.with_suffix(".part.npz")
-    np.savez_compressed(part, seen=np.array(seen), **arrays)
+    np.savez_compressed(part, seen=np.array(seen), **arrays)  # type: ignore[arg-type]
     part.replace(out)
 
 

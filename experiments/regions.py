@@ -24,7 +24,8 @@ from leuko.model import runtime, weights
 from leuko.model.predict import predict_pair
 from leuko.preprocessing.slices import Pair
 from leuko.synthesis.anatomy import numbers_in
-from leuko.synthesis.images import choose, synthesise
+from leuko.synthesis.images import synthesise
+from leuko.synthesis.sampling import choose
 from leuko.volume import Array, Volume
 
 LEAST_ML = 1.0  # of a region: a percentage of less says little
@@ -61,6 +62,8 @@ def main() -> None:
                     for tissue in (truth, seen)
                 )
                 if rule == "voxel10":
+                    assert found.intracranial_ml is not None
+                    assert true.intracranial_ml is not None
                     note(errors, "intracranial", found.intracranial_ml, true.intracranial_ml)
                 for part in ("periventricular_ml", "deep_ml"):
                     ours, theirs = getattr(found.regions, part), getattr(true.regions, part)

@@ -61,13 +61,13 @@ def main() -> None:
             error = np.linalg.norm(off[:, :3], axis=1).mean()
             evidence = found.sharpness, found.information_before, found.information
             rows.append((error, seconds, found.is_sure, *evidence))
-        errors, spent, sure, *evidence = (np.array(column) for column in zip(*rows, strict=True))
+        errors, spent, sure, *seen = (np.array(column) for column in zip(*rows, strict=True))
         failed = errors > 1
         print(
             f"| {home.name} | {options.motions} | {errors.mean():.2f} | {errors.max():.2f} "
             f"| {failed.sum()} | {(failed & sure).sum()} "
             f"| {spent.mean():.1f} | {spent.max():.1f} | "
-            + " | ".join(f"{values.min():.2f}" for values in evidence)
+            + " | ".join(f"{values.min():.2f}" for values in seen)
             + " |",
             flush=True,
         )

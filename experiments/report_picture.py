@@ -9,13 +9,13 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import ViewportSize, sync_playwright
 
 from leuko.segment import segment
 from leuko.synthesis import demo
 
 TARGET = Path(__file__).parents[1] / "docs" / "report.jpg"
-VIEW = {"width": 1200, "height": 1420}
+VIEW = ViewportSize(width=1200, height=1420)
 
 
 def main() -> None:

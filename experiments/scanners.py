@@ -29,8 +29,9 @@ from leuko.io import nifti
 from leuko.io.files import image_stem, staged
 from leuko.model import runtime, weights
 from leuko.synthesis.anatomy import CSF, GREY, VENTRICLE, WHITE, WMH, Anatomy, load_head
-from leuko.synthesis.images import Choice, Scan, choose, synthesise
+from leuko.synthesis.images import Scan, synthesise
 from leuko.synthesis.random_fields import blurred, smooth_noise
+from leuko.synthesis.sampling import Choice, choose
 from leuko.training import holdout
 from leuko.training.dataset import find_subjects
 
@@ -151,11 +152,9 @@ def scanned(scanner: Scanner, anatomy: Anatomy, seed: list[int], atlas: Sequence
     """One subject of a scanner. The seed decides its brain and lesions, whatever the scanner."""
     scan = ordinary(anatomy, seed, atlas, head=scanner.head)
     rng = np.random.default_rng([*seed, 2])
-    images = (
-        seen(image, scan.truth, look, rng)
-        for image, look in ((scan.flair, scanner.flair), (scan.t1, scanner.t1))
-    )
-    return replace(scan, **dict(zip(("flair", "t1"), images, strict=True)))
+    assert scan.t1 is not None
+    flair = seen(scan.flair, scan.truth, scanner.flair, rng)
+    return replace(scan, flair=flair, t1=seen(scan.t1, scan.truth, scanner.t1, rng))
 
 
 def ordinary(
@@ -220,7 +219,8 @@ def at_resolution(image: Tensor, resolution_mm: float) -> Tensor:
         return image
     kept = [torch.fft.fftfreq(n).abs() <= 0.5 / resolution_mm for n in image.shape[1:]]
     spectrum = torch.fft.fft2(image) * (kept[0][:, None] & kept[1])
-    return torch.fft.ifft2(spectrum).abs()
+    coarse: Tensor = torch.fft.ifft2(spectrum).abs()
+    return coarse
 
 
 def sensitivity(shape: Sequence[int], look: Look, rng: np.random.Generator) -> Tensor:

@@ -78,7 +78,7 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             logits = training.network(batch.images)
         parts = losses(logits.float(), batch, taught(teachers, batch))
-        training.learn(sum(parts.values()))
+        training.learn(sum(parts.values(), torch.zeros(())))
         shown.append({name: part.detach() for name, part in parts.items()})
         if training.step % SHOW_STEPS == 0 or training.step == options.steps:
             seconds = time.monotonic() - begun
@@ -171,14 +171,16 @@ def rate_at(done: float) -> float:
 
 def build(stages: Stages, device: torch.device) -> SpecialisedVGG:
     network = SpecialisedVGG(len(CLASSES), stages)
-    return network.to(device, memory_format=torch.channels_last)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def as_teacher(name: str, device: torch.device) -> SpecialisedVGG:
     classes, stages, weights = read_weights(name)
     network = SpecialisedVGG(classes, stages)
     network.load_state_dict(weights)
-    return network.to(device, memory_format=torch.channels_last).eval()
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval()
 
 
 def read_weights(name: str) -> tuple[int, Stages, dict[str, Tensor]]:
@@ -228,8 +230,8 @@ class Training:
         self.network, self.average = (build(self.stages, device) for _ in range(2))
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
-        self._parameters = list(self.network.parameters())
-        self._averaged = list(self.average.parameters())
+        self._parameters: list[Tensor] = list(self.network.parameters())
+        self._averaged: list[Tensor] = list(self.average.parameters())
         self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=0.01)
         if "optimizer" in state:
             self._optimizer.load_state_dict(state["optimizer"])

@@ -29,6 +29,7 @@ from leuko.model.weights import WEIGHTS_FILE, load_card, save_card
 from leuko.preprocessing.slices import Preparation
 from leuko.training import loop, plan, tensorboard_log
 from leuko.training.recipes import FROM_NOTHING, MODERN, XU2017
+from leuko.training.settings import Settings
 
 PUBLISHED_STEPS, PUBLISHED_WIDTH = 300, 0.25
 LARGE = MODERN.feature_scale  # what Leuko divides ImageNet's maps by, to bring them near 1
@@ -66,11 +67,11 @@ def main() -> None:
         print("|", " | ".join(cells), "|", flush=True)
 
 
-def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
+def variants(options: argparse.Namespace) -> dict[str, Settings]:
     """By name: input, stages, maps, another rate, the published rates and what they start from."""
     stages = vgg16(options.width)
     modern = replace(FROM_NOTHING, steps=options.slices // MODERN.images_per_step)
-    ours = plan.Settings(
+    ours = Settings(
         data=str((options.data / "train").resolve()),
         recipe=modern,
         stages=stages,
@@ -116,7 +117,7 @@ def with_large_maps(start: Path, out: Path) -> None:
         save_card(scratch, replace(card, name=out.name, training={}))
 
 
-def trained(run: Path, settings: plan.Settings) -> tuple[float, float]:
+def trained(run: Path, settings: Settings) -> tuple[float, float]:
     """Train a run unless it is there; the mean loss of the first and of the last tenth of it."""
     if not (run / plan.RUN_FILE).is_file():
         plan.start(run, settings)
