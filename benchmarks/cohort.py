@@ -8,7 +8,7 @@ MNI152 brain) and runs `leuko batch` on them, as a user would. Needs Leuko with 
 
 Synthetic contrasts go further than scanners do: subjects that the guards take for no FLAIR are
 made anew, and the pair that is swapped is one whose swap they see (on real scans they see all,
-EXPERIMENTS.md).
+experiments/README.md).
 
 - failures: eight of the 40 are spoilt, each in its own way. One run is left alone; another is
   killed with SIGKILL half-way and started again.
@@ -45,7 +45,8 @@ from leuko.io import nifti
 from leuko.io.files import read_json
 from leuko.results import RECORD_FILE
 from leuko.synthesis.anatomy import Anatomy, from_mni152, load_heads
-from leuko.synthesis.images import Scan, choose, synthesise
+from leuko.synthesis.images import Scan, synthesise
+from leuko.synthesis.sampling import choose
 
 SUBJECTS, SPARE, SOME, MANY, MOST_SLICES = 40, 10, 12, 200, 60
 FIRST_BAD, STEP = 2, 5  # of the subjects that are spoilt, spread over the run
@@ -170,7 +171,9 @@ def throughput(folder: Path, scans: Path) -> Iterator[tuple[str, object]]:
     """Beside it what the machine gives: as many bare processes as there are workers."""
     homes = sorted(scans.iterdir())[:SOME]
     ways = {"leuko batch, workers": workers, "bare processes": bare}
-    rates = {(way, count): [] for way in ways for count in (1, 2)}
+    rates: dict[tuple[str, int], list[float]] = {
+        (way, count): [] for way in ways for count in (1, 2)
+    }
     for _ in range(3):
         for (way, count), found in rates.items():
             out = Path(tempfile.mkdtemp(dir=folder)) / "out"

@@ -12,10 +12,12 @@ from torch import Tensor
 from leuko.io import nifti
 from leuko.io.files import image_stem, staged
 from leuko.synthesis.anatomy import Anatomy, load_head
-from leuko.synthesis.images import choose, synthesise
+from leuko.synthesis.images import synthesise
+from leuko.synthesis.sampling import choose
+from leuko.training.dataset import Subject
 from leuko.volume import Volume
 
-HELD_OUT = ("head04", "head12", "head18")  # those that runs/train_base.py holds out
+HELD_OUT = ("head04", "head12", "head18")  # those that experiments/train_base.py holds out
 SLICES, SPACING_MM, SIZE = 48, 3.0, (240, 240)  # the grid of many clinical FLAIR
 
 
@@ -49,7 +51,9 @@ def make_subjects(folder: Path, heads: Path, atlas: Path | None) -> Iterator[Pat
         for turn, path in enumerate(paths):
             mine = range(turn, group.number, len(paths))
             missing = [k for k in mine if not homes[k].is_dir()]
-            anatomy = load_head(path) if missing else None
+            if not missing:
+                continue
+            anatomy = load_head(path)
             for k in missing:
                 write(homes[k], scan(anatomy, group, k, masks))
                 yield homes[k]
@@ -79,3 +83,10 @@ def write(folder: Path, volumes: dict[str, Volume]) -> None:
     with staged(folder) as scratch:
         for name, volume in volumes.items():
             nifti.write(scratch / f"{name}.nii.gz", volume)
+
+
+def read_pair(subject: Subject) -> tuple[Volume, Volume]:
+    """FLAIR and T1 of a subject; the peers need both."""
+    if subject.t1 is None:
+        raise ValueError(f"{subject.name} has no T1")
+    return nifti.read(subject.flair), nifti.read(subject.t1)

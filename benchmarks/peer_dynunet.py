@@ -11,13 +11,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 
 import numpy as np
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
-from monai.inferers import sliding_window_inference
-from monai.networks.nets import DynUNet
+from monai.inferers.utils import sliding_window_inference
+from monai.networks.nets.dynunet import DynUNet
+from peer_data import read_pair
 from peer_training import load, mixed_precision, train
 from torch import Tensor, nn
 
@@ -59,7 +61,7 @@ class Network(DynUNet):
         """With the kernels of the way down on the same level, as nnU-Net has them; MONAI takes
         those of the level below, which triples the work at the full resolution."""
         below, self.kernel_size = self.kernel_size, (self.kernel_size[0], *self.kernel_size[:-1])
-        made = super().get_upsamples()
+        made: nn.ModuleList = super().get_upsamples()
         self.kernel_size = below
         return made
 
@@ -80,7 +82,8 @@ class Crop:
         return cls(scipy.ndimage.find_objects(shown.astype(np.uint8))[0], shown.shape)
 
     def cut(self, stacks: Array) -> Array:
-        return stacks[(..., *self.box)]
+        within: tuple[EllipsisType | slice, ...] = (..., *self.box)
+        return stacks[within]
 
     def undo(self, cropped: Array) -> Array:
         whole = np.zeros(self.whole, dtype=cropped.dtype)
@@ -131,9 +134,10 @@ def probability(
 
     def logits(patches: Tensor) -> Tensor:
         if not mirrored:
-            return network(patches)
+            found: Tensor = network(patches)
+            return found
         flipped = (network(patches.flip(axes)).flip(axes) for axes in mirrorings)
-        return sum(flipped) / len(mirrorings)
+        return sum(flipped, torch.zeros(())) / len(mirrorings)
 
     window = whole(scan.shape[1:]) if one_pass else PATCH
     with torch.inference_mode():
@@ -188,7 +192,7 @@ def train_network(path: Path, subjects: Sequence[Subject], *, seconds: float) ->
 
 def training_scan(subject: Subject) -> tuple[Tensor, Tensor]:
     """A prepared scan (2, Z, X, Y), float16, and its WMH (Z, X, Y), uint8, of SPACING_MM."""
-    scan, crop = prepared(nifti.read(subject.flair), nifti.read(subject.t1))
+    scan, crop = prepared(*read_pair(subject))
     truth = nifti.read_mask(subject.labels).canonical()
     wmh = crop.cut(stack(truth, truth.through_plane_axis))
     if wmh.shape != scan.shape[1:]:

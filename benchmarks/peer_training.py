@@ -53,7 +53,9 @@ def train(
 
     A training that was interrupted resumes from its last checkpoint, one that has ended stays.
     """
-    state = load(path) if path.is_file() else {"steps": 0, "seconds": 0.0, "finished": False}
+    state: dict[str, Any] = {"steps": 0, "seconds": 0.0, "finished": False}
+    if path.is_file():
+        state = load(path)
     if state["finished"]:
         return
     if state["steps"]:
@@ -98,7 +100,8 @@ def multiplies_in_bfloat16() -> bool:
 
 
 def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
+from peer_data import read_pair
 from peer_training import Step, load, mixed_precision, train
 from torch import Tensor, nn
 
@@ -50,7 +51,7 @@ class UNet(nn.Module):
             before = width
         self.last = nn.Conv2d(before, 1, 1)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
@@ -62,7 +63,8 @@ class UNet(nn.Module):
         for block, skip in zip(self.up, skipped[-2::-1], strict=True):
             x = F.interpolate(x, scale_factor=2.0)
             x = block(torch.cat([x, centred(skip, x.shape[-2:])], dim=1))
-        return self.last(centred(x, size))[:, 0]
+        logits: Tensor = self.last(centred(x, size))
+        return logits[:, 0]  # (N, H, W)
 
 
 def convolutions(before: int, width: int, kernel: int) -> nn.Module:
@@ -168,9 +170,14 @@ def probability(flair: Volume, t1: Volume, networks: Sequence[UNet]) -> Array:
 
 def read_network(path: Path) -> UNet:
     """A trained network, ready to use."""
-    network = UNet()
+    network = channels_last(UNet())
     network.load_state_dict(load(path)["network"])
-    return network.eval().to(memory_format=torch.channels_last)
+    return network.eval()
+
+
+def channels_last(network: UNet) -> UNet:
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def train_networks(seconds: Mapping[Path, float], subjects: Sequence[Subject]) -> None:
@@ -178,7 +185,7 @@ def train_networks(seconds: Mapping[Path, float], subjects: Sequence[Subject]) -
     images, labels = training_slices(subjects)
     for seed, path in enumerate(seconds):
         torch.manual_seed(seed)
-        network = UNet().to(memory_format=torch.channels_last)
+        network = channels_last(UNet())
         train(
             path,
             network,
@@ -195,7 +202,7 @@ def training_slices(subjects: Sequence[Subject]) -> tuple[Tensor, Tensor]:
     """Squares (N, 2, SIDE, SIDE), float16, and WMH (N, SIDE, SIDE), of all subjects."""
     images, labels = [], []
     for subject in subjects:
-        squares, window = prepared(nifti.read(subject.flair), nifti.read(subject.t1))
+        squares, window = prepared(*read_pair(subject))
         truth = nifti.read_mask(subject.labels).canonical()
         wmh = window.cut(stack(truth, truth.through_plane_axis))
         ends = round(ENDS_TRAINED * len(wmh))

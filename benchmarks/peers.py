@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,6 +38,7 @@ import torch
 from peer_methods import Method, Pair
 from peer_training import Clock, multiplies_in_bfloat16, processor_seconds
 from speed import MEBIBYTE, run_python, timed
+from torch import nn
 
 from leuko.evaluation.evaluate import Row, compare, json_ready
 from leuko.evaluation.labels import LABEL_VALUES
@@ -246,7 +248,7 @@ def speed(out: Path, rounds: int) -> dict[str, dict[str, Any]]:
             if name in ONCE and turn != 1:
                 continue
             worked = time.process_time()
-            seconds = timed(lambda method=method: method(pair))
+            seconds = timed(partial(method, pair))
             if turn:  # the first sets things up
                 turns[name].append(seconds)
                 cores[name].append((time.process_time() - worked) / seconds)
@@ -276,7 +278,9 @@ def parameters() -> dict[str, int]:
     """Numbers that each method has learnt."""
     card = load_card(weights.find(weights.DEFAULT))
     base = SpecialisedVGG(len(card.classes), card.stages, card.side_maps)
-    networks = {name: SpecialisedVGG(len(CLASSES), stages) for name, stages in LEUKOS.items()}
+    networks: dict[str, nn.Module] = {
+        name: SpecialisedVGG(len(CLASSES), stages) for name, stages in LEUKOS.items()
+    }
     networks |= {"leuko-base": base, "unet": peer_unet.UNet()}
     networks["dynunet"] = peer_dynunet.Network(supervised=False)
     counts = {

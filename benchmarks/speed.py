@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -143,7 +144,7 @@ def measure_network(model: Path, repeats: int) -> Iterator[Row]:
     network_s, matrix_s = [], []
     for _ in range(2 * repeats):
         network_s.append(timed(lambda: loaded.predict(grey)))
-        matrix_s.append([timed(lambda a=a: a @ a) for a in matrices])
+        matrix_s.append([timed(partial(torch.matmul, a, a)) for a in matrices])
     matrix_rates = matrix_gflop / np.array(matrix_s)  # (rounds, sizes) GFLOP/s
     best = int(np.argmax(np.median(matrix_rates, axis=0)))
     network_rates = network_gflop / np.array(network_s)

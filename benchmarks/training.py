@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     options = parser.parse_args()
     ways = list(product(options.batch, (False, True), (False, True)))
-    speeds: dict[tuple, list[float]] = {way: [] for way in ways}
+    speeds: dict[tuple[int, bool, bool], list[float]] = {way: [] for way in ways}
     rates: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     with tempfile.TemporaryDirectory() as folder:
         save_noise_subject(Path(folder) / "data" / "subject")
@@ -99,7 +99,8 @@ def seconds_of(left: torch.Tensor, right: torch.Tensor) -> float:
 def forward_gflop() -> float:
     with FlopCounterMode(display=False) as counter:
         SpecialisedVGG(len(CLASSES))(torch.zeros(1, 3, *SLICE))
-    return counter.get_total_flops() / 1e9
+    flops: int = counter.get_total_flops()
+    return flops / 1e9
 
 
 if __name__ == "__main__":

@@ -26,8 +26,14 @@ from phantoms import make_phantom
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.MULTILINE | re.DOTALL
-SCRIPTS = sorted(path for home in ("runs", "benchmarks") for path in (ROOT / home).glob("*.py"))
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = sorted(
+    path for home in ("experiments", "benchmarks") for path in (ROOT / home).glob("*.py")
+)
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / home / "README.md" for home in ("experiments", "benchmarks")),
+]
 
 
 def text(name):
@@ -38,6 +44,16 @@ def text(name):
 def test_the_scripts_that_made_the_figures_fit_the_package(script, monkeypatch):
     monkeypatch.syspath_prepend(str(script.parent))
     runpy.run_path(str(script), run_name="imported")
+
+
+def test_the_log_of_experiments_lists_its_dated_findings_newest_first():
+    log = text("experiments/README.md")
+    headings = re.findall(r"^## (.*)$", log, re.MULTILINE)
+    assert re.findall(r"^- \[(.*?)\]\(#", log, re.MULTILINE) == headings
+    *findings, last = headings
+    assert last == "Waiting for a GPU"
+    dates = [re.match(r"(\d{4}-\d\d-\d\d): \S", heading)[1] for heading in findings]
+    assert dates == sorted(dates, reverse=True)
 
 
 def test_the_page_of_commands_is_up_to_date():
@@ -86,7 +102,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_scripts_that_a_page_names_exist_and_have_its_options(page):
     for span in spans(page):
-        for script in re.findall(r"\b(?:runs|benchmarks|docs|tests)/\w+\.(?:py|sh)\b", span):
+        for script in re.findall(r"\b(?:experiments|benchmarks|docs|tests)/\w+\.(?:py|sh)\b", span):
             assert (ROOT / script).is_file(), span
             options = re.findall(r"(?<=\s)--[a-z0-9-]+", span.partition(script)[2])
             written = text(script)

@@ -2,7 +2,7 @@
 
 The network also finds false lesions in the neck, the orbits and at the skull base. Two criteria
 separate them from lesions of the brain: the tissues around them, and their place in the template.
-The limits lie between true and false lesions of real scans (`runs/outside_brain.py`).
+The limits lie between true and false lesions of real scans (`experiments/outside_brain.py`).
 """
 
 from dataclasses import dataclass, replace

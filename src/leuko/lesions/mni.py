@@ -1,7 +1,7 @@
 """Registration of a brain to MNI152 space, which gives the lobe and the side of its points.
 
 The atlas in `data/atlas` holds tissues and lobes of the template, voxels of 2 mm
-(`runs/make_atlas.py`).
+(`experiments/make_atlas.py`).
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 They use the tissues that the network found, whose place and volume distinguish a FLAIR from a T1
 and a head from a phantom. The limits lie between the values of real scans and those of scans with
-a simulated fault (`runs/guards.py`). Array axes run R, A, S.
+a simulated fault (`experiments/guards.py`). Array axes run R, A, S.
 """
 
 from collections.abc import Callable, Iterable, Iterator

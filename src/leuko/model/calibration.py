@@ -1,7 +1,7 @@
 """Uncertainty of a segmentation: calibrated probabilities, volume interval, expected Dice.
 
 A model's `Calibration` is measured on real scans of sources that it was not trained on, and on
-synthetic ones (`runs/calibrate.py`), and is part of its card. docs/methods.md explains the numbers
+synthetic ones (`experiments/calibrate.py`), and is part of its card. docs/methods.md explains the numbers
 and their limits.
 """
 
@@ -17,7 +17,7 @@ from leuko.volume import Array
 
 DROP_ML = 0.1  # added to volumes before taking the logarithm, so that 0 mL stays finite
 # Lower limit of probabilities. Not higher: below 1e-6 lesions still
-# get rarer ("probabilities clipped at 1e-6" of runs/calibrate.py).
+# get rarer ("probabilities clipped at 1e-6" of experiments/calibrate.py).
 LEAST = 1e-17
 FAINTEST, BRIGHTEST = 1.1, 1.5  # contrasts are clipped to this range: few others were measured
 TYPICAL_CONTRAST = 1.3  # used if the contrast is unknown: no lesion or no white matter was found

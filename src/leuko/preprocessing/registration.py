@@ -28,7 +28,9 @@ ALIGNED_MM = 0.6  # below the reproducibility of registration with thick slices
 LOST_MM = 1.0  # a registration with this residual shift has failed
 FAR_MM = 3.0  # beyond this the parabola extrapolates and its value is not reliable
 AWAY_MM = 4.0
-LEAST_SHARPNESS = 0.3  # above it two scans of one brain, below it two brains: runs/registration.py
+LEAST_SHARPNESS = (
+    0.3  # above it two scans of one brain, below it two brains: experiments/registration.py
+)
 ANOTHER_BRAIN = 0.24  # below it two brains; between the two limits poor pairs of one brain
 TURN_DEGREES = 15  # between starts: the optimiser recovers half of it
 TRIED = 3  # number of best starts that are optimised

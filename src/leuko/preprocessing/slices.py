@@ -35,7 +35,7 @@ class Preparation:
     # brightest voxels would depend on scalp fat.
     tissue_grey: int = 100
     # Structures up to this area stay in the residue. The paper's smaller area removes large lesions
-    # from the residue; see EXPERIMENTS.md.
+    # from the residue; see experiments/README.md.
     opening_mm2: float = 1000.0
     # Whether the model was also trained without T1, with that channel set to 0.
     t1_optional: bool = False

@@ -48,7 +48,7 @@ from leuko.synthesis.sampling import (
 from leuko.volume import Array, Volume
 
 # The least part of its full brightness to which a lesion or a rim is labelled, once its edges are
-# soft and slices have their thickness: where readers draw edges (runs/edges.py: 0.39 to 0.46).
+# soft and slices have their thickness. Readers draw edges at 0.39 to 0.46 (experiments/edges.py).
 LABELLED_PART = 0.4
 # The least brightness of a lesion on FLAIR, white matter being 1: dimmer ones teach to guess.
 LEAST_CONTRAST = 1.22

@@ -97,7 +97,7 @@ XU2017 = Recipe(
     mixed_precision=False,  # as in 2017
     # The paper gives no area, but says that large lesions do not appear in the residue. At 1000 mm2
     # nearly all do; of those tried, 100 mm2 loses the large ones and keeps some of the small ones'
-    # contrast: see EXPERIMENTS.
+    # contrast: see experiments/README.md.
     opening_mm2=100.0,
 )
 
@@ -118,7 +118,7 @@ MODERN = Recipe(
     averaged_part=0.02,
 )
 
-# No trained layer can be spoilt by a high rate: see EXPERIMENTS.
+# No trained layer can be spoilt by a high rate: see experiments/README.md.
 FROM_NOTHING = replace(
     MODERN,
     name="modern-from-nothing",
@@ -133,7 +133,7 @@ ADAPT = replace(
     steps=200,
     phases=(Phase(0.1, 0.0, 1e-4), Phase(0.9, 1e-4, 0.0)),
     averaged_part=0.1,
-    start_part=0.5,  # 0.4 forgets more than 0.02 of Dice: see EXPERIMENTS
+    start_part=0.5,  # 0.4 forgets more than 0.02 of Dice: see experiments/README.md
     frozen_stages=2,  # edges look alike on all scanners, and these stages cost most
     frozen_part=0.25,
     synthetic_part=0.25,  # what the model came from, lest it forget

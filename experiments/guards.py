@@ -1,10 +1,11 @@
-"""Findings of the automatic checks on real scans, as they are and with a simulated fault.
+"""Findings of the automatic quality checks on real scans, unchanged and with a simulated fault.
 
-    python runs/guards.py DATA [DATA ...] [--model leuko-base]
+    python experiments/guards.py DATA [DATA ...] [--model leuko-base]
 
-DATA: folders with FLAIR and T1. For each pair: as it is; FLAIR and T1 swapped; the T1 given as the
-FLAIR, alone; CSF made bright, as on T2; the upper half alone; clipped; taken in motion (a quarter
-of the lines of k-space each from another position, about 3 mm and 3 degrees apart).
+DATA: folders with FLAIR and T1. Each pair is checked unchanged, and with these faults: FLAIR and T1
+swapped; the T1 alone, given as the FLAIR; CSF made bright, as on T2; the upper half alone; clipped;
+motion (a quarter of the lines of k-space, each from another position, about 3 mm and 3 degrees
+apart). Prints the findings of each case and the measured quantities that the checks rely on.
 """
 
 import argparse
@@ -36,16 +37,20 @@ def main() -> None:
         flair, t1 = (nifti.read(home / f"{name}.nii.gz") for name in ("FLAIR", "T1"))
         plain, tissue = said(flair, t1, options.model)
         print(f"\n{home.name}\n  as it is: {plain}", flush=True)
+        if tissue is None:
+            continue
         for name, fault in FAULTS.items():
             print(f"  {name}: {said(*fault(flair, t1, tissue), options.model)[0]}", flush=True)
 
 
 def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | None]:
     """The findings, or why the scans were refused; and the tissues."""
-    scans = [scan and Scan(Path(scan.name), scan, []) for scan in (flair, t1)]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            result = segment(scans[0], scans[1], Path(folder) / "out", model=model, rims="exclude")
+            out = Path(folder) / "out"
+            result = segment(
+                as_scan(flair), as_scan(t1) if t1 else None, out, model=model, rims="exclude"
+            )
         except LeukoError as error:
             return f"REFUSED {error}", None
     if result.tissue is None:
@@ -65,21 +70,25 @@ def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | Non
     return seen + ("; ".join(found) or "nothing"), tissue.data
 
 
-def swapped(flair: Volume, t1: Volume, _: Array | None) -> Pair:
+def as_scan(volume: Volume) -> Scan:
+    return Scan(Path(volume.name), volume, [])
+
+
+def swapped(flair: Volume, t1: Volume, _: Array) -> Pair:
     return t1, flair
 
 
-def t1_alone(_: Volume, t1: Volume, __: Array | None) -> Pair:
+def t1_alone(_: Volume, t1: Volume, __: Array) -> Pair:
     return t1, None
 
 
-def like_t2(flair: Volume, t1: Volume, tissue: Array | None) -> Pair:
+def like_t2(flair: Volume, t1: Volume, tissue: Array) -> Pair:
     white = np.median(flair.data[tissue == 4])
     fluid = scipy.ndimage.gaussian_filter(np.isin(tissue, (1, 2)).astype(np.float32), 0.7)
     return flair.with_data(flair.data * (1 - fluid) + 2.2 * white * fluid), t1
 
 
-def upper_half(flair: Volume, t1: Volume, _: Array | None) -> Pair:
+def upper_half(flair: Volume, t1: Volume, _: Array) -> Pair:
     grid = flair.canonical()
     middle = grid.data.shape[2] // 2
     affine = grid.affine.copy()
@@ -87,11 +96,11 @@ def upper_half(flair: Volume, t1: Volume, _: Array | None) -> Pair:
     return Volume(grid.data[:, :, middle:], affine, name=flair.name), t1
 
 
-def clipped(flair: Volume, t1: Volume, tissue: Array | None) -> Pair:
+def clipped(flair: Volume, t1: Volume, tissue: Array) -> Pair:
     return flair.with_data(np.minimum(flair.data, np.percentile(flair.data[tissue == 3], 80))), t1
 
 
-def in_motion(flair: Volume, t1: Volume, _: Array | None) -> Pair:
+def in_motion(flair: Volume, t1: Volume, _: Array) -> Pair:
     rng = np.random.default_rng(0)
     axis = flair.through_plane_axis
     stack = np.moveaxis(flair.data.astype(float), axis, 0)
@@ -108,7 +117,7 @@ def in_motion(flair: Volume, t1: Volume, _: Array | None) -> Pair:
     return flair.with_data(np.moveaxis(shaken, 0, axis).astype(np.float32)), t1
 
 
-FAULTS: dict[str, Callable[[Volume, Volume, Array | None], Pair]] = {
+FAULTS: dict[str, Callable[[Volume, Volume, Array], Pair]] = {
     "swapped": swapped,
     "T1 alone": t1_alone,
     "bright CSF": like_t2,

@@ -1,13 +1,14 @@
-"""Variants of the network and its input, each trained alike from scratch.
+"""Compares variants of the network and its input, trained in the same way from scratch.
 
-    python runs/variants.py DATA OUT [--slices 4800] [--width 0.5] [--only NAME ...]
+    python experiments/variants.py DATA OUT [--slices 4800] [--width 0.5] [--only NAME ...]
 
 DATA holds `train` and `test`, labelled subjects, as benchmarks/peers.py makes them. Every variant
-sees as many slices and is measured on all test subjects with a threshold of 0.5. `PUBLISHED`, with
-the rates and momenta of Xu et al. 2017, is not trained alike: they are for ImageNet's weights on
-grey values. In their place it starts from the stages of `its start`, their maps `LARGE` times as
-large, its other layers new; both have a quarter of the width, and it has `PUBLISHED_STEPS` in place
-of 150,000 and one rate for all layers. OUT keeps the runs: what is done is not done again.
+is trained on the same number of slices and measured on all test subjects at a threshold of 0.5.
+The exception is `PUBLISHED`, with the rates and momenta of Xu et al. 2017, which are meant for
+weights of ImageNet on grey values. It starts from the stages of `its start`, with their maps
+`LARGE` times as large and new other layers; both have a quarter of the width. It is trained for
+`PUBLISHED_STEPS` steps in place of 150,000, with one rate for all layers. OUT keeps the runs, and
+finished runs are not repeated. Prints a table with the measures of each variant.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from leuko.model.onnx_export import read_network
 from leuko.preprocessing.slices import Preparation
 from leuko.training import loop, plan, tensorboard_log
 from leuko.training.recipes import FROM_NOTHING, MODERN, XU2017
+from leuko.training.settings import Settings
 
 PUBLISHED_STEPS, PUBLISHED_WIDTH = 300, 0.25
 LARGE = MODERN.feature_scale  # what Leuko divides ImageNet's maps by, to bring them near 1
@@ -65,11 +67,11 @@ def main() -> None:
         print("|", " | ".join(cells), "|", flush=True)
 
 
-def variants(options: argparse.Namespace) -> dict[str, plan.Settings]:
+def variants(options: argparse.Namespace) -> dict[str, Settings]:
     """By name: input, stages, maps, another rate, the published rates and what they start from."""
     stages = vgg16(options.width)
     modern = replace(FROM_NOTHING, steps=options.slices // MODERN.images_per_step)
-    ours = plan.Settings(
+    ours = Settings(
         data=str((options.data / "train").resolve()),
         recipe=modern,
         stages=stages,
@@ -115,7 +117,7 @@ def with_large_maps(start: Path, out: Path) -> None:
         save_card(scratch, replace(card, name=out.name, training={}))
 
 
-def trained(run: Path, settings: plan.Settings) -> tuple[float, float]:
+def trained(run: Path, settings: Settings) -> tuple[float, float]:
     """Train a run unless it is there; the mean loss of the first and of the last tenth of it."""
     if not (run / plan.RUN_FILE).is_file():
         plan.start(run, settings)

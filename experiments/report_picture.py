@@ -1,21 +1,21 @@
-"""Makes docs/report.jpg: the top of the report of `leuko demo`, as a browser shows it.
+"""Makes docs/report.jpg: the top of the report of `leuko demo` in a browser.
 
-    python runs/report_picture.py
+    python experiments/report_picture.py
 
-Needs the extras `demo` and `dev`, and a Chromium.
+Needs the extras `demo` and `dev`, and Chromium.
 """
 
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import ViewportSize, sync_playwright
 
 from leuko.segment import segment
 from leuko.synthesis import demo
 
 TARGET = Path(__file__).parents[1] / "docs" / "report.jpg"
-VIEW = {"width": 1200, "height": 1420}
+VIEW = ViewportSize(width=1200, height=1420)
 
 
 def main() -> None:

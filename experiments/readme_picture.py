@@ -1,4 +1,7 @@
-"""Makes docs/method.png, the picture that opens the README: what `leuko demo` draws."""
+"""Makes docs/method.png, the picture at the top of the README, with `leuko demo`.
+
+python experiments/readme_picture.py
+"""
 
 import shutil
 import tempfile

@@ -1,13 +1,14 @@
-"""What a few labelled scans of a far scanner give, and what is forgotten for them.
+"""Gain and forgetting when the bundled model is adapted to a scanner with a few labelled scans.
 
-    python runs/adaptation.py SCANNERS OUT [--labelled 5 10 15] [--scanner NAME ...]
+    python experiments/adaptation.py SCANNERS OUT [--labelled 5 10 15] [--scanner NAME ...]
         [--rate R] [--synthetic PART] [--start-part PART]
 
-SCANNERS is what runs/scanners.py wrote. For each scanner the bundled model is adapted on its first
-5, 10 and 15 training subjects; both models are measured on its test subjects, and on fresh ones of
-the original range, whose heads neither has seen. The scanner `original` is a control: what further
-training gives by itself. OUT keeps the runs: what is done is not done again. The recipe is ADAPT,
-but for what is given: another OUT for each.
+SCANNERS is the output of scanners.py. For each scanner the bundled model is adapted on the first
+5, 10 and 15 training subjects. Both models are measured on its test subjects, and on fresh subjects
+of the original range, whose heads neither has seen. The scanner `original` is a control: it shows
+the effect of further training alone. The recipe is ADAPT with the given options replaced; use
+another OUT for each recipe. OUT keeps the runs, and finished runs are not repeated. Prints a table
+with the Dice before and after, and the changes with their 95 % intervals.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from leuko.model.weights import DEFAULT, find
 from leuko.training import holdout, loop, plan
 from leuko.training.dataset import find_subjects
 from leuko.training.recipes import ADAPT, Recipe
+from leuko.training.settings import Settings
 
 KEYS = ("dsc", "lesion_f1", "h95_mm")
 
@@ -90,7 +92,7 @@ def adapted(data: Path, count: int, run: Path, recipe: Recipe) -> Path:
         for home in sorted(data.iterdir())[:count]:
             if not (some / home.name).exists():
                 (some / home.name).symlink_to(home.resolve())
-        settings = plan.Settings(
+        settings = Settings(
             data=str(some.resolve()),
             recipe=recipe,
             preparation=card.preparation,

@@ -1,17 +1,17 @@
-"""How good a model is on real labelled scans: the five measures, with T1 and from FLAIR alone.
+"""Accuracy of a model on real labelled scans: the five measures, with T1 and from FLAIR alone.
 
-    python runs/accuracy.py DATA MODEL [--left-out SOURCE=MODEL ...] [--pictures FOLDER]
+    python experiments/accuracy.py DATA MODEL [--left-out SOURCE=MODEL ...] [--pictures FOLDER]
 
-DATA holds folders named <source>_<subject>, each with FLAIR, perhaps T1, and a reader's masks:
+DATA holds folders named <source>_<subject>, each with FLAIR, optionally T1, and a reader's masks:
 lesions, or lesions_pathological (without the normal caps and rims of the ventricles), or both; a
-folder without either is a healthy head. MODEL is a folder or the name of a model; --left-out names
-the model that measures a source, one that has not seen it. Where both masks are there, WMH are
+folder without either is a healthy head. MODEL is a folder or the name of a model. --left-out names
+the model that measures a source, one that was trained without it. Where both masks exist, WMH are
 compared with lesions_pathological, and WMH with caps and rims with lesions.
 
-The first tables have a row for each scan and the means by source; the last one counts the lesions
-of all references of WMH, and those of them that hold a voxel of the mask, by volume and by
-brightness: mean FLAIR of the lesion by the median of white matter more than two voxels from any
-lesion.
+Prints a table with a row for each scan and one with the means by source. The last table counts the
+lesions of all references of WMH, and those that hold a voxel of the mask, by volume and by
+brightness: mean FLAIR of the lesion divided by the median of white matter more than two voxels away
+from any lesion.
 """
 
 import argparse

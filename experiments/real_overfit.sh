@@ -2,7 +2,7 @@
 # The whole pipeline on real scans: train briefly on DATA, then segment SUBJECTs, seen or not. It
 # overfits, and shows that the parts fit together; no model comes of it.
 #
-#   runs/real_overfit.sh DATA RUN SUBJECT...
+#   experiments/real_overfit.sh DATA RUN SUBJECT...
 #
 # DATA holds labelled subjects; each SUBJECT is a folder with FLAIR.nii.gz and T1.nii.gz, and is
 # measured if it has lesions.nii.gz or wmh.nii.gz.

@@ -22,7 +22,8 @@ from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.files import image_stem
 from leuko.synthesis.anatomy import WMH, Anatomy, load_head
-from leuko.synthesis.images import choose, synthesise
+from leuko.synthesis.images import synthesise
+from leuko.synthesis.sampling import choose
 
 HELD_OUT = ("head04", "head12", "head18")  # never trained on: they validate
 SEED = 24
@@ -66,7 +67,8 @@ class Maker:
 
 @cache
 def read_anatomy(path: Path, device: str) -> Anatomy:
-    return torch.load(path, weights_only=False).to(torch.device(device))
+    anatomy: Anatomy = torch.load(path, weights_only=False)
+    return anatomy.to(torch.device(device))
 
 
 @cache

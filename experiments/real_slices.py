@@ -1,6 +1,6 @@
 """Real scans as slices to train with: labelled ones, thick ones made of thin ones, painted lesions.
 
-    python runs/real_slices.py FOLDER OUT.npz [--unlabelled FOLDER] [--leave SOURCE ...]
+    python experiments/real_slices.py FOLDER OUT.npz [--unlabelled FOLDER] [--leave SOURCE ...]
         [--model leuko-base]
 
 FOLDER holds a folder for each scan: FLAIR, T1 if there is one, and `lesions`, all hyperintensities,
@@ -10,7 +10,7 @@ label is 0 (not WMH), 1 (WMH), 2 (a cap or rim) or 255 (unknown: label 2, other 
 mask). Only where a scan has both masks does a 0 mean that there is no rim either: one mask alone
 says what is WMH and nothing of rims. --unlabelled: a folder of folders of FLAIR and T1. --leave:
 sources or scans to leave out. The model tells where white matter is, which is painted.
-runs/train_base.py makes the same of its --real and --unlabelled.
+experiments/train_base.py makes the same of its --real and --unlabelled.
 """
 
 import argparse
@@ -192,7 +192,7 @@ def averaged(stack: Array, *, first: int, thickness: int) -> Array:
     """The means of so many slices of (N, ...), from the first one on; what is left is dropped."""
     count = (len(stack) - first) // thickness
     whole = stack[first : first + count * thickness].astype(np.float32)
-    return whole.reshape(count, thickness, *stack.shape[1:]).mean(axis=1)
+    return np.asarray(whole.reshape(count, thickness, *stack.shape[1:]).mean(axis=1))
 
 
 def label_shares(scan: Scan, placement: Placement) -> list[Array]:
@@ -357,7 +357,7 @@ def prepare(
         print(f"{len(arrays['unlabelled'])} unlabelled slices", flush=True)
     seen = [fingerprint(home / "FLAIR.nii.gz") for home in homes]
     part = out.with_suffix(".part.npz")
-    np.savez_compressed(part, seen=np.array(seen), **arrays)
+    np.savez_compressed(part, seen=np.array(seen), **arrays)  # type: ignore[arg-type]
     part.replace(out)
 
 

@@ -1,11 +1,12 @@
 """Where readers draw the edges of lesions, between white matter (0) and the lesion (1), by source.
 
-    python runs/edges.py FOLDER [--model leuko-base]
+    python experiments/edges.py FOLDER [--model leuko-base]
 
-FOLDER: labelled scans as for runs/real_slices.py. A lesion is what is connected in one slice. Its
-white matter is the median of the model's white matter 3 to 7 mm around it, its brightness its 90th
-percentile, and its edge lies half-way between the pixels on both sides of the reader's outline,
-where that borders on white matter. `synthesis.LABELLED_PART` follows from it.
+FOLDER: labelled scans as for real_slices.py. A lesion is a connected component within one slice.
+Its white matter is the median of the model's white matter 3 to 7 mm around it; its brightness is
+its 90th percentile. Its edge is the mean of the pixels on both sides of the reader's outline, where
+the outline borders on white matter. `synthesis.images.LABELLED_PART` follows from it. Prints the
+median over the lesions of each scan, and the means by source.
 """
 
 import argparse
@@ -66,8 +67,8 @@ def scan_edges(scan: Scan, model: runtime.Model) -> Iterator[float]:
         white &= shares[name] <= AVOIDED
     across = grid.through_plane_axis
     stacks = [np.moveaxis(array, across, 0) for array in (grid.data, scan.labels == WMH, white)]
-    for slices in zip(*stacks, strict=True):
-        yield from edges(*slices, np.delete(grid.spacing_mm, across))
+    for flair, mask, beside in zip(*stacks, strict=True):
+        yield from edges(flair, mask, beside, np.delete(grid.spacing_mm, across))
 
 
 def edges(flair: Array, mask: Array, white: Array, spacing_mm: Array) -> Iterator[float]:

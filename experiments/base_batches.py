@@ -1,4 +1,4 @@
-"""What a step of runs/train_base.py sees: synthetic slices, real labelled and unlabelled ones."""
+"""What a step of train_base.py sees: synthetic slices, real labelled and unlabelled ones."""
 
 import argparse
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ class Real:
 
     def draw_unlabelled(self, count: int, rng: np.random.Generator) -> list[Tensor]:
         """As `draw`, of nothing known."""
-        assert self._unlabelled is not None  # noqa: S101
+        assert self._unlabelled is not None
         images = self._unlabelled[rng.integers(len(self._unlabelled), size=count)]
         nothing = np.zeros(count, dtype=bool)
         columns = (images, np.zeros(images.shape[:3], np.uint8), nothing, nothing)

@@ -1,11 +1,11 @@
 """Train the bundled model on synthetic slices, real labelled and real unlabelled ones.
 
-    python runs/train_base.py HEADS RUN [--atlas DIR] [--real FOLDER] [--unlabelled FOLDER]
+    python experiments/train_base.py HEADS RUN [--atlas DIR] [--real FOLDER] [--unlabelled FOLDER]
         [--leave SOURCE ...] [--start MODEL ...] [--teacher MODEL ...] [--steps 450] [--minutes 9]
         [--device cuda]
 
 HEADS: whole heads as FreeSurfer label maps. --atlas: lesion masks in MNI space. --real: labelled
-scans and --unlabelled: pairs of FLAIR and T1, as runs/real_slices.py takes them. --leave: sources,
+scans and --unlabelled: pairs of FLAIR and T1, as real_slices.py takes them. --leave: sources,
 or scans, that take no part, to be measured on. --start: models or weights, whose mean it starts
 from; by default it starts from nothing. --teacher: models whose mean probability of WMH synthetic
 and unlabelled slices are to have too; the first knows all classes. A model is a folder, a name, or
@@ -79,7 +79,7 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             logits = training.network(batch.images)
         parts = losses(logits.float(), batch, taught(teachers, batch))
-        training.learn(sum(parts.values()))
+        training.learn(sum(parts.values(), torch.zeros(())))
         shown.append({name: part.detach() for name, part in parts.items()})
         if training.step % SHOW_STEPS == 0 or training.step == options.steps:
             seconds = time.monotonic() - begun
@@ -172,14 +172,16 @@ def rate_at(done: float) -> float:
 
 def build(stages: Stages, device: torch.device) -> SpecialisedVGG:
     network = SpecialisedVGG(len(CLASSES), stages)
-    return network.to(device, memory_format=torch.channels_last)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def as_teacher(name: str, device: torch.device) -> SpecialisedVGG:
     classes, stages, weights = read_weights(name)
     network = SpecialisedVGG(classes, stages)
     network.load_state_dict(weights)
-    return network.to(device, memory_format=torch.channels_last).eval()
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval()
 
 
 def read_weights(name: str) -> tuple[int, Stages, dict[str, Tensor]]:
@@ -229,8 +231,8 @@ class Training:
         self.network, self.average = (build(self.stages, device) for _ in range(2))
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
-        self._parameters = list(self.network.parameters())
-        self._averaged = list(self.average.parameters())
+        self._parameters: list[Tensor] = list(self.network.parameters())
+        self._averaged: list[Tensor] = list(self.average.parameters())
         self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=0.01)
         if "optimizer" in state:
             self._optimizer.load_state_dict(state["optimizer"])
@@ -307,7 +309,7 @@ def describe(
         side_maps=SIDE_MAPS,
         three_planes=True,
         training={
-            "script": "runs/train_base.py",
+            "script": "experiments/train_base.py",
             "init": ", ".join(Path(name).name for name in options.start) or "none",
             "teachers": [Path(name).name for name in options.teacher],
             "steps": training.step,

@@ -1,4 +1,4 @@
-"""What runs/train_base.py makes smaller: the losses of synthetic, real and unlabelled slices.
+"""What train_base.py makes smaller: the losses of synthetic, real and unlabelled slices.
 
 Logits are (N, C, H, W), of `anatomy.CLASSES`.
 """

@@ -1,11 +1,11 @@
 """Lesions that a model finds outside the brain, and whether any true lesion is among them.
 
-    python runs/outside_brain.py MODEL DATA [DATA ...] [--masks FOLDER]
+    python experiments/outside_brain.py MODEL DATA [DATA ...] [--masks FOLDER]
 
-DATA: folders of subjects with FLAIR, perhaps T1, and perhaps lesions or lesions_pathological. For
-each subject, with its T1 and from FLAIR alone: the lesions that are found, those that are removed,
-how many of those touch a lesion of the reader, and how far inside the template's brain the true
-ones lie at least. FOLDER holds readers' masks in MNI space: their distances alone are printed.
+DATA: folders of subjects with FLAIR, optionally T1 and lesions or lesions_pathological. Prints, for
+each subject, with its T1 and from FLAIR alone: how many lesions are found, how many are removed,
+how many of the removed ones touch a lesion of the reader, and the least distance of a true lesion
+inside the template's brain. --masks: readers' masks in MNI space; only their distances are printed.
 """
 
 import argparse

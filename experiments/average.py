@@ -1,9 +1,9 @@
-"""The mean of the weights of runs of one network, as a run that can be bundled or trained on.
+"""Averages the weights of several runs of one network into a run to bundle or to train further.
 
-    python runs/average.py RUN RUN... OUT
+    python experiments/average.py RUN RUN... OUT
 
-RUN and OUT are folders of runs/train_base.py. Where the runs are stages of one training, the mean
-lies between them and is often better than each (model soups, Wortsman et al. 2022).
+RUN and OUT are folders of train_base.py. Where the runs are stages of one training, their mean is
+often better than each of them (model soups, Wortsman et al. 2022).
 """
 
 import argparse
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from train_base import save_weights
 
 from leuko.model.card import WEIGHTS_FILE, load_card
@@ -23,7 +24,10 @@ def main() -> None:
     options = parser.parse_args()
     cards = [load_card(run) for run in options.runs]
     weights = [safetensors.torch.load_file(run / WEIGHTS_FILE) for run in options.runs]
-    mean = {name: sum(part[name].float() for part in weights) / len(weights) for name in weights[0]}
+    mean = {
+        name: sum((part[name].float() for part in weights), torch.zeros(())) / len(weights)
+        for name in weights[0]
+    }
     cards.sort(key=lambda card: card.training["steps"])
     every = [card.training for card in cards]
     training = {

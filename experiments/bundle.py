@@ -1,10 +1,10 @@
-"""Make the bundled model of a trained run: 8 bits, calibrated on synthetic slices, and its card.
+"""Makes the bundled model from a trained run: 8 bits, calibrated on synthetic slices, and its card.
 
-    python runs/bundle.py HEADS RUN OUT [--threshold T] [--smallest MM3]
+    python experiments/bundle.py HEADS RUN OUT [--threshold T] [--smallest MM3]
 
-HEADS and RUN are those of runs/train_base.py; RUN may also be the name or the folder of a model in
-8 bits, to be exported anew from its weights as they are. It prints how far the 8 bits are from the
-float network on synthetic slices that neither was calibrated on. The result belongs into
+HEADS and RUN are those of train_base.py. RUN may also be the name or the folder of a model in 8
+bits, which is exported anew with its weights unchanged. Prints how far the 8-bit model differs from
+the float network on synthetic slices that were not used for the calibration. The result belongs in
 src/leuko/data/models/leuko-base.
 """
 

@@ -1,11 +1,11 @@
-"""Which loss finds small lesions: one trained start goes on for some steps under each of several.
+"""Which loss finds small lesions: one trained network, trained further under each of several.
 
-    python runs/small_lesions.py HEADS RUN DATA [--atlas DIR] [--steps 250]
+    python experiments/small_lesions.py HEADS RUN DATA [--atlas DIR] [--steps 250]
 
-HEADS are those of runs/train_base.py, RUN is a model with its classes, DATA are the real scans of
-runs/accuracy.py. Every loss sees the same slices in the same order. The threshold is that of the
-best DSC + F1 on synthetic scans of the held-out heads; DSC, lesion recall and lesion F1 are means
-over scans.
+HEADS: those of train_base.py. RUN: a model with the same classes. DATA: the real scans of
+accuracy.py. Every loss sees the same slices in the same order. The threshold is the one with the
+best DSC + F1 on synthetic scans of the held-out heads. Prints DSC, lesion recall and lesion F1 of
+each loss, means over scans.
 """
 
 import argparse
@@ -116,7 +116,8 @@ def focal(logits: Tensor, labels: Tensor) -> Tensor:
     return ((1 - torch.exp(-entropy)) ** 2 * entropy).mean() + overlap
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and labels
+LOSSES: dict[str, Loss] = {
     "cross-entropy and Dice": losses.cross_entropy_dice,
     "cross-entropy and Tversky": tversky,
     "and the mean over lesions": per_lesion,
@@ -124,10 +125,11 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def go_on(slices: Slices, out: Path, objective: Callable, options: argparse.Namespace) -> None:
+def go_on(slices: Slices, out: Path, objective: Loss, options: argparse.Namespace) -> None:
     """Write the model of a run, trained further with a loss."""
     card = load_card(options.run)
-    network = read_network(options.run, card).to(memory_format=torch.channels_last)
+    network = read_network(options.run, card)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=0.01)
     for step in range(options.steps):
         optimizer.param_groups[0]["lr"] = options.rate * (1 - step / options.steps)

@@ -1,12 +1,11 @@
-"""How good a model is on synthetic scans of brains that it was never trained on.
+"""Accuracy of a model on synthetic scans of brains that it was never trained on.
 
-    python runs/synthetic_validation.py HEADS MODEL [--labelmaps FOLDER] [--scans 8]
+    python experiments/synthetic_validation.py HEADS MODEL [--labelmaps FOLDER] [--scans 8]
 
-HEADS: the folder of label maps that runs/train_base.py was given; the held-out ones are used.
+HEADS: the folder of label maps that train_base.py was given; the held-out ones are used.
 --labelmaps: MS patients as tissue (1 CSF, 2 grey, 3 white), lesions and brainmask; the lesions are
-their own. The table has the Dice of each class, mean over scans; of WMH, over the scans that hold
-at least 0.5 mL of it. Its last rows are the pooled Dice, of the WMH of all scans of a
-kind together.
+the patients' own. Prints the Dice of each class, mean over scans; for WMH, over the scans with at
+least 0.5 mL of it. The last rows are the pooled Dice of the WMH of all scans of a kind.
 """
 
 import argparse

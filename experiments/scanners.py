@@ -1,15 +1,13 @@
-"""Scanners far from the contrasts and flaws that the model was trained on, and what it does there.
+"""Makes scans of simulated scanners far from the training, and measures the model on them.
 
-    python runs/scanners.py HEADS OUT [--atlas DIR] [--scanner NAME ...] [--model leuko-base]
+    python experiments/scanners.py HEADS OUT [--atlas DIR] [--scanner NAME ...] [--model leuko-base]
 
-HEADS and --atlas: as for runs/train_base.py. Each scanner has one look, which varies a little from
-subject to subject. It leaves OUT/<scanner>/train/sub-XX, made of heads that the model was trained
-on, and OUT/<scanner>/test/sub-XX, of those that were held out: FLAIR, T1, wmh and tissue, axial, of
-1 x 1 x 3 mm, with at least 1 mL of WMH. OUT/original has the same brains and lesions as every
-scanner, as the training showed such, and others in OUT/original/fresh. Subjects that are there
-already stay. The table has the
-mean measures of the test subjects, and of the differences of Dice from `original`, with their 95 %
-intervals.
+HEADS and --atlas: as for train_base.py. Each scanner has one appearance, which varies a little from
+subject to subject. Writes OUT/<scanner>/train/sub-XX, made of heads that the model was trained on,
+and OUT/<scanner>/test/sub-XX, made of held-out heads: FLAIR, T1, wmh and tissue, axial, 1 x 1 x 3
+mm, with at least 1 mL of WMH. OUT/original has the same brains and lesions in the appearance of the
+training; OUT/original/fresh has other subjects. Existing subjects are kept. Prints the mean
+measures of the test subjects and the differences of Dice from `original`, with 95 % intervals.
 """
 
 import argparse
@@ -31,8 +29,9 @@ from leuko.io import nifti
 from leuko.io.files import image_stem, staged
 from leuko.model import runtime, weights
 from leuko.synthesis.anatomy import CSF, GREY, VENTRICLE, WHITE, WMH, Anatomy, load_head
-from leuko.synthesis.images import Choice, Scan, choose, synthesise
+from leuko.synthesis.images import Scan, synthesise
 from leuko.synthesis.random_fields import blurred, smooth_noise
+from leuko.synthesis.sampling import Choice, choose
 from leuko.training import holdout
 from leuko.training.dataset import find_subjects
 
@@ -153,11 +152,9 @@ def scanned(scanner: Scanner, anatomy: Anatomy, seed: list[int], atlas: Sequence
     """One subject of a scanner. The seed decides its brain and lesions, whatever the scanner."""
     scan = ordinary(anatomy, seed, atlas, head=scanner.head)
     rng = np.random.default_rng([*seed, 2])
-    images = (
-        seen(image, scan.truth, look, rng)
-        for image, look in ((scan.flair, scanner.flair), (scan.t1, scanner.t1))
-    )
-    return replace(scan, **dict(zip(("flair", "t1"), images, strict=True)))
+    assert scan.t1 is not None
+    flair = seen(scan.flair, scan.truth, scanner.flair, rng)
+    return replace(scan, flair=flair, t1=seen(scan.t1, scan.truth, scanner.t1, rng))
 
 
 def ordinary(
@@ -222,7 +219,8 @@ def at_resolution(image: Tensor, resolution_mm: float) -> Tensor:
         return image
     kept = [torch.fft.fftfreq(n).abs() <= 0.5 / resolution_mm for n in image.shape[1:]]
     spectrum = torch.fft.fft2(image) * (kept[0][:, None] & kept[1])
-    return torch.fft.ifft2(spectrum).abs()
+    coarse: Tensor = torch.fft.ifft2(spectrum).abs()
+    return coarse
 
 
 def sensitivity(shape: Sequence[int], look: Look, rng: np.random.Generator) -> Tensor:

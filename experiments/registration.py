@@ -1,12 +1,12 @@
-"""How exact the alignment of a T1 with its FLAIR is, on raw pairs moved at random.
+"""Accuracy of the registration of a T1 to its FLAIR, on raw pairs moved at random.
 
-    python runs/registration.py DATA [--motions 20] [--upper 1]
+    python experiments/registration.py DATA [--motions 20] [--upper 1]
 
-DATA: folders with FLAIR, T1 and T1_to_FLAIR.txt, ITK's transform of the database that they are
-from, the reference; without one the two count as aligned. Each T1, or its upper part alone, is
-registered as it is and after random rigid motions of up to 20 degrees and 40 mm. The error is that
-of the points of the head, mean, in mm; a failure is one above 1 mm. "Another's" are T1 scans of
-other patients: they must be refused.
+DATA: folders with FLAIR, T1 and T1_to_FLAIR.txt, the ITK transform that the data set provides as
+the reference; without it the two scans count as aligned. Each T1, or only its upper part, is
+registered as it is and after random rigid motions of up to 20 degrees and 40 mm. Prints the mean
+error over the points of the head in mm; an error above 1 mm is a failure. "Another's" are T1 scans
+of other patients, which must be refused.
 """
 
 import argparse
@@ -61,13 +61,13 @@ def main() -> None:
             error = np.linalg.norm(off[:, :3], axis=1).mean()
             evidence = found.sharpness, found.information_before, found.information
             rows.append((error, seconds, found.is_sure, *evidence))
-        errors, spent, sure, *evidence = (np.array(column) for column in zip(*rows, strict=True))
+        errors, spent, sure, *seen = (np.array(column) for column in zip(*rows, strict=True))
         failed = errors > 1
         print(
             f"| {home.name} | {options.motions} | {errors.mean():.2f} | {errors.max():.2f} "
             f"| {failed.sum()} | {(failed & sure).sum()} "
             f"| {spent.mean():.1f} | {spent.max():.1f} | "
-            + " | ".join(f"{values.min():.2f}" for values in evidence)
+            + " | ".join(f"{values.min():.2f}" for values in seen)
             + " |",
             flush=True,
         )

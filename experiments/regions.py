@@ -1,11 +1,11 @@
-"""How exact volumes by region are: those of a model's tissues against those of the true labels.
+"""Accuracy of volumes by region: from a model's tissues, against the true labels.
 
-    python runs/regions.py HEADS MODEL [--scans 8]
+    python experiments/regions.py HEADS MODEL [--scans 8]
 
-HEADS: as for runs/synthetic_validation.py; each held-out head is made into scans of random geometry
-and contrast. The lesions are the true ones on both sides: what differs is where the model sees the
-ventricles, the cortex and the brain. Rows: the intracranial volume, and what each rule calls
-periventricular and deep, as the error in % of the true volume.
+HEADS: as for synthetic_validation.py; each held-out head is made into scans of random geometry and
+contrast. The lesions are the true ones in both cases; only the ventricles, the cortex and the brain
+come from the model. Prints the error in % of the true volume: of the intracranial volume, and of
+the periventricular and deep volumes by each rule.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from leuko.model import runtime, weights
 from leuko.model.predict import predict_pair
 from leuko.preprocessing.slices import Pair
 from leuko.synthesis.anatomy import numbers_in
-from leuko.synthesis.images import choose, synthesise
+from leuko.synthesis.images import synthesise
+from leuko.synthesis.sampling import choose
 from leuko.volume import Array, Volume
 
 LEAST_ML = 1.0  # of a region: a percentage of less says little
@@ -61,6 +62,8 @@ def main() -> None:
                     for tissue in (truth, seen)
                 )
                 if rule == "voxel10":
+                    assert found.intracranial_ml is not None
+                    assert true.intracranial_ml is not None
                     note(errors, "intracranial", found.intracranial_ml, true.intracranial_ml)
                 for part in ("periventricular_ml", "deep_ml"):
                     ours, theirs = getattr(found.regions, part), getattr(true.regions, part)

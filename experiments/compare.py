@@ -1,17 +1,18 @@
-"""What `leuko compare` finds where experts marked changes, and where nothing changed.
+"""Changes that `leuko compare` finds, against changes marked by experts and against no change.
 
-    python runs/compare.py DATA SCRATCH [--part experts|years|turned]
+    python experiments/compare.py DATA SCRATCH [--part experts|years|turned]
 
 DATA: raw_clinical/ with patients at two times, transforms to a common space and expert masks of
-change; real/ with one patient at three times and an expert mask of each. Three tables.
+change; real/ with one patient at three times and an expert mask of each. Prints three tables.
 
-experts: how many of their changes (10 mm3 and more) are met by a changed voxel of ours, and how
-many of our changes meet none of theirs. "Visible" are those of theirs in which the FLAIR changed by
-15 % of tissue or more. "By masks alone": lesions found at one time alone, without asking the FLAIR.
-years: likewise; a change is a lesion of one expert mask that does not meet the other, and our
-changes are false where both experts' masks agree.
-turned: each scan is turned by 3 to 6 degrees, shifted by up to 6 mm each way, cubically resampled,
-segmented again and compared with itself: all that is found is false.
+experts: how many of the experts' changes (10 mm3 and more) contain a changed voxel of ours, and how
+many of our changes meet none of theirs. "Visible": the experts' changes in which the FLAIR changed
+by at least 15 % of the tissue's grey value. "By masks alone": lesions found at one time only,
+without comparing the FLAIR.
+years: the same, where a change is a lesion of one expert mask that does not meet the other. Our
+changes are false where both expert masks agree.
+turned: each scan is rotated by 3 to 6 degrees, shifted by up to 6 mm along each axis, resampled
+with cubic interpolation, segmented again and compared with itself: every change found is false.
 
 Segmentations are kept in SCRATCH.
 """
@@ -58,7 +59,7 @@ def experts(data: Path, scratch: Path) -> Iterator[dict[str, str]]:
     for home in sorted((data / "raw_clinical").glob("change_*")):
         patient = home.name.removeprefix("change_")
         studies = [data / "raw_clinical" / f"{patient}_study{k}" for k in (1, 2)]
-        result, found = compared(*studies, scratch)
+        result, found = compared(studies[0], studies[1], scratch)
         marked = as_seen(nifti.read_mask(home / "lesion_change.nii.gz"))
         to_baseline = read_itk(studies[0] / "FLAIR_to_common.txt")
         way = result.halfway.ways[0] @ to_baseline

@@ -1,22 +1,25 @@
-"""What a model's numbers are worth: temperature, interval of the volume, expected Dice.
+"""Calibrates a model: temperature, interval of the volume, expected Dice.
 
-    python runs/calibrate.py HEADS MODEL --rows FILE --real DATA --left-out MAPS=SOURCE[,SOURCE] ...
+    python experiments/calibrate.py HEADS MODEL --rows FILE --real DATA
+        --left-out MAPS=SOURCE[,SOURCE] ...
         [--labelmaps FOLDER] [--scans 16] [--write] [--plot docs/reliability.png]
 
-HEADS, --labelmaps: as for runs/synthetic_validation.py; each head, held out of training, becomes
---scans synthetic scans of random geometry and contrast, each labelmap two; MODEL segments them.
-DATA/SOURCE_PERSON[_TIME] holds FLAIR, T1 and lesions_pathological or lesions (.nii.gz); one without
-lesions is a healthy person's. MAPS is the folder of a model that was trained like MODEL but without
-the sources named: it segments their scans. Its probabilities are kept there, as SCAN.npz (on axes
-that run R, A, S: float16 wmh and rim, uint8 tissue); a folder of such files without model will do.
+HEADS and --labelmaps: as for synthetic_validation.py. Each held-out head is made into --scans
+synthetic scans of random geometry and contrast, each labelmap into two; MODEL segments them.
+DATA/SOURCE_PERSON[_TIME] holds FLAIR, T1 and lesions_pathological or lesions (.nii.gz); a folder
+without lesions is a healthy person. MAPS is the folder of a model that was trained like MODEL but
+without the named sources: it segments their scans. Its probabilities are kept there, as SCAN.npz
+(on axes that run R, A, S: float16 wmh and rim, uint8 tissue); a folder with such files alone is
+enough.
 
-Each scan leaves a row in FILE: a second run resumes, and makes a row anew where weights or limits
-changed. What is found in a synthetic cap or rim counts as true: a broad one looks like WMH.
-Intervals are fitted to real scans and heads; labelmaps only test. --write puts the calibration into
-the card of MODEL, without a number that misses its bar on scans left out.
+Each scan leaves a row in FILE. A second run resumes, and repeats the rows whose weights or limits
+changed. Voxels found in a synthetic cap or rim count as true, because a broad cap looks like WMH.
+Intervals are fitted to real scans and heads; labelmaps are a test only. Prints the calibration and
+how well it holds on scans left out. --write puts it into the card of MODEL, without the numbers
+that fail on scans left out.
 
-One core: 5 seconds a synthetic scan, a real one 5 to 20; at 1 mm 2 minutes more where its
-probabilities are not there.
+On one core: 5 seconds for a synthetic scan, 5 to 20 for a real one; 2 minutes more at 1 mm if the
+probabilities are not stored yet.
 """
 
 import argparse
@@ -50,7 +53,8 @@ from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair
 from leuko.report.figures import reliability_figure
 from leuko.synthesis.anatomy import RIM, Anatomy
-from leuko.synthesis.images import choose, synthesise
+from leuko.synthesis.images import synthesise
+from leuko.synthesis.sampling import choose
 from leuko.volume import Array, Orientation, Volume
 
 Row = dict[str, Any]
@@ -188,9 +192,9 @@ def kept_shares(maps: Path, name: str, card: ModelCard, flair: Volume, t1: Volum
         model = runtime.load(maps)
         shares = predict_pair(Pair.of(flair, t1, card.preparation), model, Stopwatch())
         turned = [flair.with_data(share).canonical().data for share in shares]
-        wmh, rim = (np.where(p < LEAST, 0, p).astype(np.float16) for p in turned[:-3:-1])
+        halves = [np.where(p < LEAST, 0, p).astype(np.float16) for p in turned[:-3:-1]]
         tissue = np.argmax(turned[:PARTS], axis=0).astype(np.uint8)
-        np.savez_compressed(path, wmh=wmh, rim=rim, tissue=tissue)
+        np.savez_compressed(path, wmh=halves[0], rim=halves[1], tissue=tissue)
     kept = np.load(path)
     turn = Orientation.of(flair.affine).undo
     wmh, rim = (turn(kept[key]).astype(np.float32) for key in ("wmh", "rim"))
@@ -437,6 +441,9 @@ def tested(name: str, pairs: list[tuple[Row, Calibration]]) -> Figures:
     large = [(row, by) for row, by in pairs if row["found_ml"] >= LEAST_ML]
     for row, by in large:
         judged = judge(by, sign_of(row))
+        assert judged.volume_interval_ml is not None
+        assert judged.dice_interval is not None
+        assert judged.predicted_dice is not None
         low, high = judged.volume_interval_ml
         hits.append(low <= row["true_ml"] <= high)
         factors.append(high / max(low, 1e-9))

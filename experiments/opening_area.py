@@ -1,11 +1,10 @@
-"""How well the residue tells lesions from the rest of the head, and how much of them stays in it,
-by the area of the opening.
+"""Contrast of lesions in the residue of the area opening, by the area of the opening.
 
-    python runs/opening_area.py DATA
+    python experiments/opening_area.py DATA
 
 DATA holds labelled subjects as for `leuko train`. Prints, for each subject, the area under the ROC
-curve of FLAIR and of the residue at several areas, over the voxels of the tissue (FLAIR above a
-fifth of the tissue's grey value; the brain alone where there is a brainmask.nii.gz). Then, for each
+curve of the FLAIR and of the residue at several areas, over the voxels of the tissue (FLAIR above a
+fifth of the tissue's grey value; the brain alone if brainmask.nii.gz exists). Then prints, for each
 subject and area, the percentage of the lesion pixels brighter than tissue that keep at least half
 of that excess in the residue.
 """

@@ -1,20 +1,23 @@
-"""Does it help to calibrate grey levels and threshold on a site's scans, without their labels?
+"""Does calibrating grey levels and threshold on a site's unlabelled scans help?
 
-    python runs/site_calibration.py DATA [--real FOLDER] [--site NAME ...] [--model leuko-base]
+    python experiments/site_calibration.py DATA [--real FOLDER] [--site NAME ...]
+        [--model leuko-base]
 
-DATA is what runs/scanners.py wrote: each scanner is a site. Some slices of its training subjects
-choose a gain and an exponent for FLAIR and T1 from a grid, by criteria that know no labels, and a
-threshold, that of the greatest expected Dice. The table has the mean Dice of the test subjects with
-its 95 % interval, and its difference from that of the model as it is, at the card's threshold and
-at the chosen one. The last rows are the ceiling: what the labels of the same slices would choose.
-Sites without training subjects, `original` and those of --real (folders of FLAIR, T1 and lesions,
-named <site>_<subject>), choose by the scans that they are measured on. All scans are seen across
-one axis, in slices that are at least 6 mm apart.
+DATA is the output of scanners.py: each scanner is a site. Some slices of its training subjects
+choose a gain and an exponent for FLAIR and T1 from a grid, by criteria that use no labels, and the
+threshold with the greatest expected Dice. Sites without training subjects, `original` and those of
+--real (folders of FLAIR, T1 and lesions, named <site>_<subject>), choose by the scans that they are
+measured on. All scans are segmented across one axis, in slices at least 6 mm apart.
+
+Prints the mean Dice of the test subjects with its 95 % interval, and its difference from the
+unchanged model, at the card's threshold and at the chosen one. The last rows are the upper limit:
+the choice by the labels of the same slices.
 """
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -50,7 +53,7 @@ class Greys:
 
     def table(self, tissue_grey: int) -> Array:
         moved = self.gain * tissue_grey * (np.arange(256) / tissue_grey) ** self.exponent
-        return np.rint(moved.clip(0, 255)).astype(np.uint8)
+        return np.asarray(np.rint(moved.clip(0, 255)).astype(np.uint8))
 
     def __str__(self) -> str:
         return f"{self.gain:g} x^{self.exponent:g}" if self.gain else "left out"
@@ -156,6 +159,8 @@ def read(home: Path, model: Model) -> Case:
     """The slices of one subject that stand far enough apart."""
     flair, t1 = (nifti.read(home / f"{name}.nii.gz") for name in ("FLAIR", "T1"))
     labels = find_image(home, "wmh") or find_image(home, "lesions")
+    if labels is None:
+        raise SystemExit(f"{home} has neither wmh nor lesions; one of them is needed")
     slices, placement = Pair.of(flair, t1, model.card.preparation).slices(2)
     truth = placement.slices((nifti.read(labels).canonical().data > 0.5).astype(np.float32)) >= 0.5
     spacing_mm = flair.canonical().spacing_mm[2]
@@ -167,9 +172,11 @@ def read(home: Path, model: Model) -> Case:
 def few_slices(cases: Sequence[Case]) -> list[Case]:
     """The slices that choose: some of the middle of each subject."""
     number = min(OF_ONE, -(-LOOKED_AT // len(cases)))
+    low, high = MIDDLE
     return [
-        case.at(np.unique(np.linspace(*(len(case.flair) * m for m in MIDDLE), number).astype(int)))
+        case.at(np.unique(np.linspace(low * count, high * count, number).astype(int)))
         for case in cases
+        for count in [len(case.flair)]
     ]
 
 
@@ -214,6 +221,7 @@ def choices(
 ) -> Iterator[tuple[str, Point, float]]:
     """By which criterion, the point that it chooses, and the threshold that goes with it."""
     points = list(looks)
+    assert model.card.calibration is not None
     temperature = model.card.calibration.temperature
     scores = {
         "least entropy": lambda point: -looks[point].entropy,
@@ -234,7 +242,7 @@ def choices(
 
     best = max(points, key=lambda point: with_labels(point, model.card.threshold))
     for name, point in (("labels, threshold alone", AS_IT_IS), ("labels", best)):
-        yield name, point, max(THRESHOLDS, key=lambda t, point=point: with_labels(point, t))
+        yield name, point, max(THRESHOLDS, key=partial(with_labels, point))
 
 
 def agreement(point: Point, looks: Looks) -> float:
