@@ -18,8 +18,8 @@ from leuko.model.card import Limits, ModelCard
 from leuko.volume import Array, Volume
 
 # Brightness of a lesion's edge, from the white matter around it (0) to the lesion (1). The median
-# of readers' edges is 0.39 to 0.46 in three sources (`experiments/edges.py`). Smoothing the FLAIR widens
-# lesions: masks at 0.45 reach the same Dice as those at 0.4 and overestimate volume less.
+# of readers' edges is 0.39 to 0.46 in three sources (`experiments/edges.py`). Smoothing the FLAIR
+# widens lesions: masks at 0.45 reach the same Dice as those at 0.4 and overestimate volume less.
 EDGE = 0.45
 EDGE_SMOOTHING_MM = 0.6  # standard deviation, within the slice; without it noise makes edges ragged
 # Change of the log odds for a step from the brightness of white matter to that of the lesion.

@@ -1,8 +1,8 @@
 """Uncertainty of a segmentation: calibrated probabilities, volume interval, expected Dice.
 
 A model's `Calibration` is measured on real scans of sources that it was not trained on, and on
-synthetic ones (`experiments/calibrate.py`), and is part of its card. docs/methods.md explains the numbers
-and their limits.
+synthetic ones (`experiments/calibrate.py`), and is part of its card. docs/methods.md explains the
+numbers and their limits.
 """
 
 import math
