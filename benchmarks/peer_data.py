@@ -15,7 +15,7 @@ from leuko.synthesis.anatomy import Anatomy, load_head
 from leuko.synthesis.images import choose, synthesise
 from leuko.volume import Volume
 
-HELD_OUT = ("head04", "head12", "head18")  # those that runs/train_base.py holds out
+HELD_OUT = ("head04", "head12", "head18")  # not trained with
 SLICES, SPACING_MM, SIZE = 48, 3.0, (240, 240)  # the grid of many clinical FLAIR
 
 

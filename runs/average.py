@@ -2,8 +2,8 @@
 
     python runs/average.py RUN RUN... OUT
 
-RUN and OUT are folders of runs/train_base.py. Where the runs are stages of one training, the mean
-lies between them and is often better than each (model soups, Wortsman et al. 2022).
+RUN and OUT are folders of `leuko train --recipe base`. Where the runs are stages of one training,
+the mean lies between them and is often better than each (model soups, Wortsman et al. 2022).
 """
 
 import argparse
@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
-from train_base import save_weights
 
 from leuko.model.weights import WEIGHTS_FILE, load_card
+from leuko.training.storage import save_model
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         "left_out": sorted(set.intersection(*(set(run.get("left_out", ())) for run in every))),
         "scans": sorted({scan for run in every for scan in run.get("scans", ())}),
     }
-    save_weights(options.out, mean, replace(cards[-1], training=training))
+    save_model(options.out, mean, replace(cards[-1], training=training))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python runs/edges.py FOLDER [--model leuko-base]
 
-FOLDER: labelled scans as for runs/real_slices.py. A lesion is what is connected in one slice. Its
-white matter is the median of the model's white matter 3 to 7 mm around it, its brightness its 90th
-percentile, and its edge lies half-way between the pixels on both sides of the reader's outline,
-where that borders on white matter. `synthesis.LABELLED_PART` follows from it.
+FOLDER: the labelled scans of `leuko train --recipe base`. A lesion is what is connected in one
+slice. Its white matter is the median of the model's white matter 3 to 7 mm around it, its
+brightness its 90th percentile, and its edge lies half-way between the pixels on both sides of the
+reader's outline, where that borders on white matter. `synthesis.LABELLED_PART` follows from it.
 """
 
 import argparse
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import scipy.ndimage
-from real_slices import NOT_WMH, WMH, Scan, read_scan, scan_folders, source
+from base_data import scans, source
 
 from leuko.io.provenance import Stopwatch
 from leuko.model import runtime, weights
 from leuko.model.predict import predict_pair
+from leuko.training.real_slices import NOT_WMH, WMH, Scan, read_scan
 from leuko.volume import Array
 
 NEAR_MM, FAR_MM = 3.0, 7.0  # where the white matter around a lesion is measured
@@ -37,8 +38,8 @@ def main() -> None:
     medians: dict[str, list[float]] = {}
     print("| scan | lesions | edge, median | quartiles |")
     print("|---" * 4 + "|")
-    for folder in scan_folders(options.folder):
-        scan = read_scan(folder)
+    for item in scans(options.folder):
+        scan = read_scan(item)
         found = list(scan_edges(scan, model)) if (scan.labels == WMH).any() else []
         if not found:
             continue

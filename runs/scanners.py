@@ -2,14 +2,13 @@
 
     python runs/scanners.py HEADS OUT [--atlas DIR] [--scanner NAME ...] [--model leuko-base]
 
-HEADS and --atlas: as for runs/train_base.py. Each scanner has one look, which varies a little from
-subject to subject. It leaves OUT/<scanner>/train/sub-XX, made of heads that the model was trained
-on, and OUT/<scanner>/test/sub-XX, of those that were held out: FLAIR, T1, wmh and tissue, axial, of
-1 x 1 x 3 mm, with at least 1 mL of WMH. OUT/original has the same brains and lesions as every
-scanner, as the training showed such, and others in OUT/original/fresh. Subjects that are there
-already stay. The table has the
-mean measures of the test subjects, and of the differences of Dice from `original`, with their 95 %
-intervals.
+HEADS and --atlas: as for `leuko train --recipe base`. Each scanner has one look, which varies a
+little from subject to subject. It leaves OUT/<scanner>/train/sub-XX, made of heads that the model
+was trained on, and OUT/<scanner>/test/sub-XX, of those that were held out: FLAIR, T1, wmh and
+tissue, axial, of 1 x 1 x 3 mm, with at least 1 mL of WMH. OUT/original has the same brains and
+lesions as every scanner, as the training showed such, and others in OUT/original/fresh. Subjects
+that are there already stay. The table has the mean measures of the test subjects, and of the
+differences of Dice from `original`, with their 95 % intervals.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from synthetic_slices import HELD_OUT
+from base_data import HELD_OUT
 from tables import interval
 from torch import Tensor
 

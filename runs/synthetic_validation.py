@@ -2,7 +2,7 @@
 
     python runs/synthetic_validation.py HEADS MODEL [--labelmaps FOLDER] [--scans 8]
 
-HEADS: the folder of label maps that runs/train_base.py was given; the held-out ones are used.
+HEADS: the label maps of `leuko train --recipe base`; the held-out ones are used.
 --labelmaps: MS patients as tissue (1 CSF, 2 grey, 3 white), lesions and brainmask; the lesions are
 their own. The table has the Dice of each class, mean over scans; of WMH, over the scans that hold
 at least 0.5 mL of it. Its last rows are the pooled Dice, of the WMH of all scans of a
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.ndimage
-from synthetic_slices import HELD_OUT
+from base_data import HELD_OUT
 
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
