@@ -7,6 +7,7 @@ ending, or a pattern of such names (`tabriz_*`); the first row that fits a name 
 
 import csv
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -77,17 +78,17 @@ class Table:
         )
 
 
-def _row(line: Mapping[str, str], path: Path) -> tuple[str, Origin]:
+def _row(line: Mapping[str, str | None], path: Path) -> tuple[str, Origin]:
+    name, source, person, written, credit = (line[column] or "" for column in COLUMNS)
     try:
-        weight = float(line["weight"] or 1)
-        if not 0 <= weight < float("inf"):
-            raise ValueError  # noqa: TRY301
-    except (TypeError, ValueError):
+        weight = float(written or 1)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
         raise LeukoError(
-            f"{path}: the weight of {line['name']} is {line['weight']!r}; expected a number of 0 "
-            "or more"
-        ) from None
-    return line["name"], Origin(line["source"], line["person"], weight, line["credit"] or "")
+            f"{path}: the weight of {name} is {written!r}; expected a number of 0 or more"
+        )
+    return name, Origin(source, person, weight, credit)
 
 
 @dataclass(frozen=True)

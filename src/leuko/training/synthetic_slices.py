@@ -115,8 +115,12 @@ class Synthetic:
             initargs=(signal.SIGINT, signal.SIG_IGN),
         )
         self._ahead = 3 * processes
-        files = self._pool.map(partial(save_anatomy, folder=folder), heads or [None])
-        self._maker = Maker(tuple(files), tuple(atlas), folder, makes, seed)
+        try:
+            files = self._pool.map(partial(save_anatomy, folder=folder), heads or [None])
+            self._maker = Maker(tuple(files), tuple(atlas), folder, makes, seed)
+        except BaseException:  # Ctrl-C too: other label maps are not waited for
+            self.close()
+            raise
         self._making: dict[int, Future[Path]] = {}
         self._scans: deque[tuple[str, Tensor, bool, Sequence[bool]]] = deque(maxlen=kept)
         self._next = 0  # number of the scan to take next
