@@ -392,7 +392,8 @@ def write_model(folder):
 @pytest.fixture
 def command(leuko, data, monkeypatch):
     """`leuko train --recipe base` with all kinds of slices, and few synthetic scans."""
-    few = replace(BASE, mixture=replace(BASE.mixture, scans_kept=2, scans_per_step=0.5))
+    heads_alone = replace(BASE.mixture, scans_kept=2, scans_per_step=0.5, head_part=1.0)
+    few = replace(BASE, mixture=heads_alone)
     monkeypatch.setitem(recipes.RECIPES, "base", few)
     monkeypatch.setattr(mixture, "DEFAULT", str(data / "start"))  # tells white matter, quickly
 
