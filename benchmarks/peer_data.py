@@ -17,7 +17,7 @@ from leuko.synthesis.sampling import choose
 from leuko.training.dataset import Subject
 from leuko.volume import Volume
 
-HELD_OUT = ("head04", "head12", "head18")  # those that experiments/train_base.py holds out
+HELD_OUT = ("head04", "head12", "head18")  # not trained with
 SLICES, SPACING_MM, SIZE = 48, 3.0, (240, 240)  # the grid of many clinical FLAIR
 
 

@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.ndimage
-from real_slices import scan_folders, source
+from base_data import scans as labelled_scans
+from base_data import source
 
 from leuko.evaluation.evaluate import compare
 from leuko.evaluation.metrics import dice
@@ -71,7 +72,8 @@ def main() -> None:
     means: dict[tuple[str, str, str], list[list[float]]] = {}
     lesions: dict[str, list[Lesion]] = {}
     ventricles: dict[str, list[float]] = {}
-    for folder in scan_folders(options.data):
+    for item in labelled_scans(options.data):
+        folder = item.files["flair"].parent
         model = left_out.get(source(folder.name), usual)
         for scans, flair, t1 in pairs(folder, corrected=options.bias_correction):
             shares = predict(flair, t1, model)

@@ -2,8 +2,8 @@
 
     python experiments/average.py RUN RUN... OUT
 
-RUN and OUT are folders of train_base.py. Where the runs are stages of one training, their mean is
-often better than each of them (model soups, Wortsman et al. 2022).
+RUN and OUT are folders of `leuko train --recipe base`. Where the runs are stages of one training,
+the mean lies between them and is often better than each (model soups, Wortsman et al. 2022).
 """
 
 import argparse
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from train_base import save_weights
 
 from leuko.model.card import WEIGHTS_FILE, load_card
+from leuko.training.storage import save_model
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
         "left_out": sorted(set.intersection(*(set(run.get("left_out", ())) for run in every))),
         "scans": sorted({scan for run in every for scan in run.get("scans", ())}),
     }
-    save_weights(options.out, mean, replace(cards[-1], training=training))
+    save_model(options.out, mean, replace(cards[-1], training=training))
 
 
 if __name__ == "__main__":

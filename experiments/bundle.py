@@ -2,10 +2,10 @@
 
     python experiments/bundle.py HEADS RUN OUT [--threshold T] [--smallest MM3]
 
-HEADS and RUN are those of train_base.py. RUN may also be the name or the folder of a model in 8
-bits, which is exported anew with its weights unchanged. Prints how far the 8-bit model differs from
-the float network on synthetic slices that were not used for the calibration. The result belongs in
-src/leuko/data/models/leuko-base.
+HEADS are the label maps and RUN is the run of `leuko train --recipe base`; RUN may also be the name
+or the folder of a model in 8 bits, to be exported anew from its weights as they are. It prints how
+far the 8 bits are from the float network on synthetic slices that neither was calibrated on. The
+result belongs into src/leuko/data/models/leuko-base.
 """
 
 import argparse
@@ -14,20 +14,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from base_data import HELD_OUT
 from safetensors.torch import save_file
-from synthetic_slices import HELD_OUT
 
 from leuko.evaluation.metrics import dice
 from leuko.model import runtime
 from leuko.model.card import WEIGHTS_FILE, load_card, save_card
 from leuko.model.onnx_export import export, read_network
-from leuko.model.weights import find
+from leuko.model.weights import DEFAULT, find
 from leuko.preprocessing.slices import Preparation
 from leuko.synthesis.anatomy import load_head
 from leuko.synthesis.images import synthesise
 from leuko.volume import Array
 
 SEEN = ("head01", "head05", "head09", "head16")  # in training: enough to calibrate on
+LICENCE = "Apache-2.0"  # of the bundled model
 CALIBRATION, CHECK = 24, 8  # synthetic scans
 
 
@@ -50,7 +51,13 @@ def main() -> None:
         export(run, options.out, scans(options.heads, SEEN, 101, CALIBRATION))
         threshold = options.threshold or card.threshold
         smallest = options.smallest or card.smallest_lesion_mm3
-        card = replace(load_card(options.out), threshold=threshold, smallest_lesion_mm3=smallest)
+        card = replace(
+            load_card(options.out),
+            name=DEFAULT,
+            licence=LICENCE,
+            threshold=threshold,
+            smallest_lesion_mm3=smallest,
+        )
         save_card(options.out, card)
         slices = scans(options.heads, HELD_OUT, 102, CHECK)
         masks = [

@@ -31,8 +31,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import base_data
 import numpy as np
-import real_slices
 import scipy.optimize
 import scipy.special
 import scipy.stats
@@ -157,18 +157,16 @@ def synthetic(source: str, anatomies: Sequence[Anatomy], scans: int, model: Mode
 
 def real(folder: Path, maps: Path, sources: Sequence[str], card: ModelCard) -> Iterator[Job]:
     """The scans of sources that the model of `maps` was trained without."""
-    for home in (
-        path
-        for path in real_slices.scan_folders(folder)
-        if real_slices.source(path.name) in sources
-    ):
+    for item in base_data.scans(folder):
+        if item.origin.source not in sources:
+            continue
         yield Job(
-            home.name,
-            real_slices.source(home.name),
-            real_slices.person(home.name),
+            item.name,
+            item.origin.source,
+            item.origin.person,
             maps.name,
-            partial(read, home),
-            partial(kept_shares, maps, home.name, card),
+            partial(read, item.files["flair"].parent),
+            partial(kept_shares, maps, item.name, card),
         )
 
 

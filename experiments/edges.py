@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import scipy.ndimage
-from real_slices import NOT_WMH, WMH, Scan, read_scan, scan_folders, source
+from base_data import scans, source
 
 from leuko.io.provenance import Stopwatch
 from leuko.model import runtime, weights
 from leuko.model.predict import predict_pair
+from leuko.training.real_slices import NOT_WMH, WMH, Scan, read_scan
 from leuko.volume import Array
 
 NEAR_MM, FAR_MM = 3.0, 7.0  # where the white matter around a lesion is measured
@@ -38,8 +39,8 @@ def main() -> None:
     medians: dict[str, list[float]] = {}
     print("| scan | lesions | edge, median | quartiles |")
     print("|---" * 4 + "|")
-    for folder in scan_folders(options.folder):
-        scan = read_scan(folder)
+    for item in scans(options.folder):
+        scan = read_scan(item)
         found = list(scan_edges(scan, model)) if (scan.labels == WMH).any() else []
         if not found:
             continue

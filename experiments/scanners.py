@@ -2,12 +2,13 @@
 
     python experiments/scanners.py HEADS OUT [--atlas DIR] [--scanner NAME ...] [--model leuko-base]
 
-HEADS and --atlas: as for train_base.py. Each scanner has one appearance, which varies a little from
-subject to subject. Writes OUT/<scanner>/train/sub-XX, made of heads that the model was trained on,
-and OUT/<scanner>/test/sub-XX, made of held-out heads: FLAIR, T1, wmh and tissue, axial, 1 x 1 x 3
-mm, with at least 1 mL of WMH. OUT/original has the same brains and lesions in the appearance of the
-training; OUT/original/fresh has other subjects. Existing subjects are kept. Prints the mean
-measures of the test subjects and the differences of Dice from `original`, with 95 % intervals.
+HEADS and --atlas: as for `leuko train --recipe base`. Each scanner has one appearance, which varies
+a little from subject to subject. Writes OUT/<scanner>/train/sub-XX, made of heads that the model
+was trained on, and OUT/<scanner>/test/sub-XX, made of held-out heads: FLAIR, T1, wmh and tissue,
+axial, 1 x 1 x 3 mm, with at least 1 mL of WMH. OUT/original has the same brains and lesions in the
+appearance of the training; OUT/original/fresh has other subjects. Existing subjects are kept.
+Prints the mean measures of the test subjects and the differences of Dice from `original`, with 95 %
+intervals.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from synthetic_slices import HELD_OUT
+from base_data import HELD_OUT
 from tables import interval
 from torch import Tensor
 

@@ -2,10 +2,10 @@
 
     python experiments/small_lesions.py HEADS RUN DATA [--atlas DIR] [--steps 250]
 
-HEADS: those of train_base.py. RUN: a model with the same classes. DATA: the real scans of
-accuracy.py. Every loss sees the same slices in the same order. The threshold is the one with the
-best DSC + F1 on synthetic scans of the held-out heads. Prints DSC, lesion recall and lesion F1 of
-each loss, means over scans.
+HEADS: those of `leuko train --recipe base`. RUN: a model with the same classes. DATA: the real
+scans of accuracy.py. Every loss sees the same slices in the same order. The threshold is the one
+with the best DSC + F1 on synthetic scans of the held-out heads. Prints DSC, lesion recall and
+lesion F1 of each loss, means over scans.
 """
 
 import argparse
@@ -18,11 +18,9 @@ import numpy as np
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
-from base_batches import varied
-from synthetic_slices import HELD_OUT
+from base_data import HELD_OUT
 from synthetic_validation import held_out
 from torch import Tensor
-from train_base import save_weights
 
 from leuko.evaluation.metrics import dice, lesion_detection
 from leuko.io import nifti
@@ -36,7 +34,10 @@ from leuko.preprocessing.slices import Preparation
 from leuko.synthesis.anatomy import WMH, load_head
 from leuko.synthesis.images import synthesise
 from leuko.training import losses
+from leuko.training.augmentation import augment
 from leuko.training.dataset import Slices, joined
+from leuko.training.recipes import BASE
+from leuko.training.storage import save_model
 from leuko.volume import Array
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -139,14 +140,21 @@ def go_on(slices: Slices, out: Path, objective: Loss, options: argparse.Namespac
             for array in (slices.images, slices.labels, slices.sagittal)
         )
         generator = torch.Generator().manual_seed(step)
-        batch, truth = varied(images, labels, sagittal=sagittal, generator=generator)
+        batch, truth = augment(
+            images,
+            labels,
+            BASE.augmentation,
+            channels=card.preparation.channels,
+            sagittal=sagittal,
+            generator=generator,
+        )
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(batch)
         objective(logits.float(), truth).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    save_weights(out, network.state_dict(), replace(card, weights=WEIGHTS_FILE))
+    save_model(out, network.state_dict(), replace(card, weights=WEIGHTS_FILE))
 
 
 def synthetic_cases(heads: Path, model: runtime.Model) -> list[Case]:

@@ -2,10 +2,11 @@
 
     python experiments/synthetic_validation.py HEADS MODEL [--labelmaps FOLDER] [--scans 8]
 
-HEADS: the folder of label maps that train_base.py was given; the held-out ones are used.
---labelmaps: MS patients as tissue (1 CSF, 2 grey, 3 white), lesions and brainmask; the lesions are
-the patients' own. Prints the Dice of each class, mean over scans; for WMH, over the scans with at
-least 0.5 mL of it. The last rows are the pooled Dice of the WMH of all scans of a kind.
+HEADS: the folder of label maps that `leuko train --recipe base` was given; the held-out ones are
+used. --labelmaps: MS patients as tissue (1 CSF, 2 grey, 3 white), lesions and brainmask; the
+lesions are the patients' own. Prints the Dice of each class, mean over scans; for WMH, over the
+scans with at least 0.5 mL of it. The last rows are the pooled Dice of the WMH of all scans of a
+kind.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.ndimage
-from synthetic_slices import HELD_OUT
+from base_data import HELD_OUT
 
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti

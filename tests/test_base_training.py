@@ -1,30 +1,50 @@
-"""The scripts that make the bundled model: slices of real scans, edges of readers, the training."""
+"""The recipe base: slices of real scans, painted lesions, losses, starts, the training; and the
+scripts beside it."""
 
-import json
+import gzip
 import math
+import re
+import shutil
 from dataclasses import replace
-from itertools import chain, repeat
-from types import SimpleNamespace
+from functools import partial
+from pathlib import Path
 
 import average
-import base_losses
+import base_data
 import edges
 import numpy as np
 import pytest
-import real_slices
 import scipy.ndimage
 import torch
-import train_base
-from base_batches import Batch, Real, grouped, reacquired
-from base_losses import losses, real_loss
-from real_slices import IGNORED, NOT_WMH, PREPARATION, RIM, WMH, Slices
+from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.model.card import ModelCard, load_card
 from leuko.model.network import SIDE_MAPS, SpecialisedVGG, vgg16
 from leuko.model.onnx_export import read_network
 from leuko.synthesis.anatomy import CLASSES
+from leuko.training import (
+    loop,
+    losses,
+    material,
+    mixture,
+    painted_lesions,
+    plan,
+    real_slices,
+    recipes,
+    storage,
+)
+from leuko.training.batches import Batch
+from leuko.training.material import Item, Origin, Table, find_scans
+from leuko.training.objective import mixed_losses, taught
+from leuko.training.real_slices import IGNORED, NOT_WMH, PREPARATION, RIM, WMH, RealSlices
+from leuko.training.recipes import BASE, Mixture, phase_at, with_rate
+from leuko.training.settings import Settings
+from leuko.training.tensorboard_log import FOLDER
 from phantoms import label_map, make_phantom
+from test_cli import assert_one_line_error
 
 SMALL = {"shape": (48, 56, 12), "spacing_mm": (3.0, 3.0, 8.0), "lesions": 10}
 THIN = {"shape": (48, 56, 40), "spacing_mm": (3.0, 3.0, 3.0), "lesions": 10}
@@ -41,6 +61,11 @@ def write_scan(folder, seed, *, shape=None, **masks):
     return head
 
 
+def item(folder):
+    """The scan of a folder that `write_scan` made."""
+    return next(scan for scan in find_scans(folder.parent, Table()) if scan.name == folder.name)
+
+
 def right_half(mask):
     return mask & (np.arange(mask.shape[0]) >= mask.shape[0] // 2)[:, None, None]
 
@@ -54,23 +79,23 @@ def the_same(mask):
 
 def test_both_masks_tell_rims_and_one_alone_does_not(tmp_path):
     head = write_scan(tmp_path / "a", 0, lesions=the_same, lesions_pathological=right_half)
-    scan = real_slices.read_scan(tmp_path / "a")
+    scan = real_slices.read_scan(item(tmp_path / "a"))
     lesions = head.labels.canonical().data > 0
     assert scan.rims_known
     np.testing.assert_array_equal(scan.labels == WMH, right_half(lesions))
     np.testing.assert_array_equal(scan.labels == RIM, lesions & ~right_half(lesions))
     for name in ("lesions", "lesions_pathological"):
         write_scan(tmp_path / name, 0, **{name: right_half})
-        alone = real_slices.read_scan(tmp_path / name)
+        alone = real_slices.read_scan(item(tmp_path / name))
         assert not alone.rims_known
         np.testing.assert_array_equal(alone.labels, right_half(lesions) * WMH)
     write_scan(tmp_path / "none", 0)
-    assert not real_slices.read_scan(tmp_path / "none").labels.any()
+    assert not real_slices.read_scan(item(tmp_path / "none")).labels.any()
 
 
 def test_other_pathology_is_unknown(tmp_path):
     write_scan(tmp_path / "a", 0, lesions=lambda m: 1 * m + right_half(m))
-    scan = real_slices.read_scan(tmp_path / "a")
+    scan = real_slices.read_scan(item(tmp_path / "a"))
     assert (scan.labels == IGNORED).any()
     (slices,) = real_slices.scan_slices(scan)
     assert {NOT_WMH, WMH, IGNORED} == set(np.unique(slices.labels))
@@ -78,13 +103,13 @@ def test_other_pathology_is_unknown(tmp_path):
 
 def test_thick_scans_are_cut_once_and_thin_ones_along_three_axes_and_made_thick(tmp_path):
     write_scan(tmp_path / "thick", 0, lesions=the_same)
-    thick = real_slices.read_scan(tmp_path / "thick")
+    thick = real_slices.read_scan(item(tmp_path / "thick"))
     (slices,) = real_slices.scan_slices(thick)
     assert slices.images.shape[1:] == (*real_slices.CANVAS["head"], 3)
     assert 8 <= len(slices.images) <= 12
     assert not slices.sagittal.any()
     write_scan(tmp_path / "thin", 0, shape=THIN, lesions=the_same)
-    thin = real_slices.read_scan(tmp_path / "thin")
+    thin = real_slices.read_scan(item(tmp_path / "thin"))
     parts = list(real_slices.scan_slices(thin))
     assert [part.sagittal.any() for part in parts] == [True, False, False]
     assert all(len(part.images) <= math.ceil(56 / 3) for part in parts)
@@ -110,15 +135,6 @@ def test_slices_are_cut_or_padded_around_their_middle():
     assert real_slices.fitted(found, (6, 10)).sum() == slices.sum()
 
 
-def test_sources_scans_and_people_are_left_out(tmp_path):
-    assert real_slices.leave_out("tabriz_1", ["tabriz"])
-    assert not real_slices.leave_out("tabriz_1", ["tabriz_2", "ljubljana"])
-    assert real_slices.leave_out("tabriz_107130", ["tabriz_112776"])  # one person
-    write_scan(tmp_path / "elsewhere_1", 0, lesions=the_same)
-    with pytest.raises(SystemExit, match="elsewhere_1 is of no source"):
-        real_slices.labelled(tmp_path)
-
-
 def test_painted_lesions_lie_in_white_matter_and_are_labelled_where_they_are_seen():
     class Model:
         card = type("card", (), {"classes": ("background", "white", "wmh")})
@@ -133,8 +149,8 @@ def test_painted_lesions_lie_in_white_matter_and_are_labelled_where_they_are_see
     labels = np.zeros(images.shape[:3], np.uint8)
     labels[:, 40:50, 40:50] = IGNORED
     known = np.ones(6, dtype=bool)
-    slices = Slices(images, labels, ~known, known, np.full(6, "tabriz_1"))
-    found = real_slices.painted(slices, Model())
+    slices = RealSlices(images, labels, ~known, known, np.full(6, "tabriz_1"))
+    found = painted_lesions.painted(slices, Model())
     assert 3 <= len(found.images) < 6
     assert not found.rims_known.any()
     inside = images[:5, ..., 1].any(axis=0)
@@ -150,9 +166,9 @@ def test_painted_lesions_lie_in_white_matter_and_are_labelled_where_they_are_see
 def test_a_spot_is_labelled_up_to_where_readers_draw_edges():
     excess = np.zeros((20, 40))
     excess[10] = np.linspace(0, 0.5, 40)
-    labels = real_slices.seen(excess)
+    labels = painted_lesions.seen(excess)
     assert excess[labels].min() == pytest.approx(0.4 * 0.5, abs=0.02)
-    assert not real_slices.seen(excess * 0.3).any()  # a spot that nobody sees
+    assert not painted_lesions.seen(excess * 0.3).any()  # a spot that nobody sees
 
 
 # Edges of readers
@@ -183,43 +199,50 @@ def test_where_rims_are_unknown_a_rim_costs_nothing_and_where_they_are_known_it_
     truth = torch.full((1, 8, 8), NOT_WMH)
     unknown, known = torch.tensor([False]), torch.tensor([True])
     for found in (white, rim):
-        loss = real_loss(sure(torch.full((1, 8, 8), found)), truth, unknown)
+        loss = losses.partial_labels_loss(sure(torch.full((1, 8, 8), found)), truth, unknown)
         assert loss.item() == pytest.approx(0, abs=1e-3)
     said = sure(torch.full((1, 8, 8), rim))
-    assert real_loss(said, truth, known).item() > 10
-    assert real_loss(said, torch.full_like(truth, RIM), known).item() < 1e-3
-    assert real_loss(said, torch.full_like(truth, WMH), unknown).item() > 10
-    assert real_loss(said, torch.full_like(truth, IGNORED), known).item() < 1e-3
+    assert losses.partial_labels_loss(said, truth, known).item() > 10
+    assert losses.partial_labels_loss(said, torch.full_like(truth, RIM), known).item() < 1e-3
+    assert losses.partial_labels_loss(said, torch.full_like(truth, WMH), unknown).item() > 10
+    assert losses.partial_labels_loss(said, torch.full_like(truth, IGNORED), known).item() < 1e-3
     missed = sure(torch.full((1, 8, 8), wmh))
-    assert real_loss(missed, truth, unknown).item() > 10
+    assert losses.partial_labels_loss(missed, truth, unknown).item() > 10
 
 
 def test_a_sure_answer_that_is_right_costs_nothing():
     classes = torch.randint(
         0, len(CLASSES), (2, 16, 16), generator=torch.Generator().manual_seed(1)
     )
-    assert base_losses.synthetic_loss(sure(classes), classes).item() < 1e-3
-    assert base_losses.taught_loss(sure(classes), sure(classes).softmax(1)).item() < 1e-3
-    assert base_losses.synthetic_loss(sure(classes.roll(3, 1)), classes).item() > 5
+    synthetic_loss = partial(losses.synthetic_loss, classes=classes, rim_weight=0.3)
+    assert synthetic_loss(sure(classes)).item() < 1e-3
+    assert losses.taught_loss(sure(classes), sure(classes).softmax(1)).item() < 1e-3
+    assert synthetic_loss(sure(classes.roll(3, 1))).item() > 5
 
 
-def test_teachers_are_heard_of_all_but_labelled_slices():
+def test_teachers_teach_all_but_labelled_slices():
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 16, 16, generator=generator)
-    labels = torch.zeros(1, 16, 16, dtype=torch.long)
-    batch = Batch(images, torch.zeros(2, 16, 16, dtype=torch.long), labels, torch.tensor([True]))
+    labels, classes = (torch.zeros(count, 16, 16, dtype=torch.long) for count in (1, 2))
+    batch = Batch(images, labels, classes, None, torch.tensor([True]))
     teachers = [SpecialisedVGG(len(CLASSES), ((4, 4),)), SpecialisedVGG(6, ((4, 4),))]
-    wanted = train_base.taught(teachers, batch)
+    wanted = taught(teachers, images[1:])
     assert wanted.shape == (3, len(CLASSES), 16, 16)
     torch.testing.assert_close(wanted.sum(dim=1), torch.ones(3, 16, 16))
-    parts = losses(torch.zeros(4, len(CLASSES), 16, 16), batch, wanted)
-    assert set(parts) == {"synthetic", "real", "unlabelled"}
-    assert set(losses(torch.zeros(3, len(CLASSES), 16, 16), batch, None)) == {"synthetic", "real"}
+    wmh = [teacher(images[1:]).softmax(dim=1)[:, -1] for teacher in teachers]
+    torch.testing.assert_close(wanted[:, -1], (wmh[0] + wmh[1]) / 2)
+    logits = torch.zeros(4, len(CLASSES), 16, 16)
+    parts = mixed_losses(logits, batch, mixed=Mixture(), teachers=teachers)
+    assert set(parts) == {"synthetic", "labelled", "unlabelled"}
+    other = replace(batch, images=torch.cat([images[:1] + 9, images[1:]]))
+    assert mixed_losses(logits, other, mixed=Mixture(), teachers=teachers) == parts
+    alone = replace(batch, images=images[:3])
+    assert set(mixed_losses(logits[:3], alone, mixed=Mixture())) == {"synthetic", "labelled"}
 
 
 def test_reacquired_slices_stay_in_their_range_and_some_lose_their_t1():
     images = 100 * torch.ones(40, 3, 32, 32) - 127
-    found = reacquired(images, torch.Generator().manual_seed(0)) + 127
+    found = mixture.reacquired(images, torch.Generator().manual_seed(0)) + 127
     assert found.min() >= 0
     assert found.max() <= 255
     empty = (found[:, 2] == 0).all(dim=(1, 2)).float().mean()
@@ -227,16 +250,55 @@ def test_reacquired_slices_stay_in_their_range_and_some_lose_their_t1():
     assert (found[:, 1] > 0).all()
 
 
-def test_people_of_a_source_are_drawn_alike():
+def test_sources_and_people_are_drawn_alike():
     scans = np.repeat(["tabriz_107130", "tabriz_112776", "tabriz_1", "tabriz_2"], 3)
     labels = np.zeros((12, 4, 4), np.uint8)
     labels[:2, 0, :2] = WMH
     known = scans == "tabriz_2"
-    slices = Slices(np.zeros((12, 4, 4, 3), np.uint8), labels, known, known, scans)
-    groups = grouped(slices)
-    assert set(groups) == {"tabriz", "tabriz with rims"}
-    assert sorted(len(every) for every, _ in groups["tabriz"]) == [3, 6]
-    assert sorted(len(shown) for _, shown in groups["tabriz"]) == [0, 2]
+    slices = RealSlices(np.zeros((12, 4, 4, 3), np.uint8), labels, known, known, scans)
+    origins = {name: base_data.SOURCES.origin(name) for name in scans}
+    alone, with_rims = mixture.grouped(slices, origins, rims_weight=0.7)
+    assert (alone.weight, with_rims.weight) == (1, 0.7)
+    assert sorted(len(every) for every, _ in alone.people) == [3, 6]
+    assert sorted(len(shown) for _, shown in alone.people) == [0, 2]
+
+
+# Sources
+
+
+def images_of(names):
+    return [Item(name, {}, base_data.SOURCES.origin(name)) for name in names]
+
+
+def left_out(names, *leave):
+    return {found.name for found in material._left_out(images_of(names), leave)}
+
+
+def test_sources_scans_and_people_are_left_out():
+    names = ("tabriz_1", "tabriz_107130", "tabriz_112776", "ljubljana_1", "head03", "head04")
+    assert left_out(names) == {"head04"}  # its weight is 0
+    assert left_out(names, "tabriz") == {"head04", *names[:3]}
+    assert left_out(names, "tabriz_112776") == {"head04", *names[1:3]}  # one person
+    assert left_out(names, "ljubljana_1", "head03") == {"head04", "ljubljana_1", "head03"}
+    with pytest.raises(LeukoError, match="--leave tabrizz fits no scan, person, source"):
+        left_out(names, "tabrizz")
+
+
+def test_a_scan_without_a_row_and_a_table_that_is_none_are_refused(tmp_path):
+    write_scan(tmp_path / "elsewhere_1", 0, lesions=the_same)
+    with pytest.raises(LeukoError, match="elsewhere_1 is in no row of"):
+        find_scans(tmp_path, base_data.SOURCES)
+    table = tmp_path / "table.tsv"
+    for text, said in (
+        ("name\tsource\n", "expected the columns name, source, person, weight, credit"),
+        ("name\tsource\tperson\tweight\tcredit\na\tb\tc\tmuch\td\n", "weight of a is 'much'"),
+    ):
+        table.write_text(text)
+        with pytest.raises(LeukoError, match=re.escape(said)):
+            Table.read(table)
+    assert Table().origin("anna") == Origin(person="anna")
+    assert base_data.person("mslesseg_P14_3") == "mslesseg_P14"
+    assert base_data.HELD_OUT == ("head04", "head12", "head18")
 
 
 # Starts
@@ -245,26 +307,30 @@ def test_people_of_a_source_are_drawn_alike():
 def test_a_model_without_rims_gets_the_class_and_keeps_the_others():
     torch.manual_seed(0)
     old, new = SpecialisedVGG(6, vgg16(0.0625)), SpecialisedVGG(7, vgg16(0.0625))
-    new.load_state_dict(train_base.with_rims(old.state_dict()))
+    new.load_state_dict(storage.with_rims(old.state_dict()))
     image = torch.randn(1, 3, 32, 32)
     before, after = old(image), new(image)
     torch.testing.assert_close(after[:, [0, 1, 2, 3, 4, 6]], before)
-    assert train_base.with_rims(new.state_dict()).keys() == new.state_dict().keys()
+    assert storage.with_rims(new.state_dict()).keys() == new.state_dict().keys()
 
 
 def test_weights_in_8_bits_are_read(tmp_path):
-    from safetensors.torch import save_file
-
     network = SpecialisedVGG(7, vgg16(0.0625))
     stored = {}
     for name, value in network.state_dict().items():
         scale = (value.abs().amax() / 127).clamp(min=1e-9)
         stored |= {name: (value / scale).round().to(torch.int8), f"{name}.scale": scale}
     save_file(stored, tmp_path / "weights.safetensors")
-    classes, stages, weights = train_base.read_weights(str(tmp_path / "weights.safetensors"))
-    assert (classes, stages) == (7, vgg16(0.0625))
-    for name, value in network.state_dict().items():
-        assert (weights[name] - value).abs().max() <= value.abs().max() / 200 + 1e-9
+    packed = tmp_path / "weights.safetensors.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "weights.safetensors").read_bytes()))
+    for path in (tmp_path / "weights.safetensors", packed):
+        weights = storage.read_weights(str(path))
+        assert weights[:3] == (7, vgg16(0.0625), SIDE_MAPS)
+        for name, value in network.state_dict().items():
+            assert (weights.state[name] - value).abs().max() <= value.abs().max() / 200 + 1e-9
+    packed.write_bytes(b"nothing")
+    with pytest.raises(LeukoError, match="does not hold the weights of a network"):
+        storage.read_weights(str(packed))
 
 
 def test_models_are_averaged_and_what_each_has_seen_is_kept(tmp_path, monkeypatch):
@@ -276,7 +342,7 @@ def test_models_are_averaged_and_what_each_has_seen_is_kept(tmp_path, monkeypatc
         with torch.no_grad():
             network.fusion.bias.fill_(float(scans[0]))
         training = {"steps": 5, "data": f"scans {scans}", "scans": scans, "left_out": ["x", *scans]}
-        train_base.save_weights(folder, network.state_dict(), replace(card, training=training))
+        storage.save_model(folder, network.state_dict(), replace(card, training=training))
     monkeypatch.setattr("sys.argv", ["average.py", *map(str, folders), str(tmp_path / "mean")])
     average.main()
     card = load_card(tmp_path / "mean")
@@ -289,8 +355,18 @@ def test_models_are_averaged_and_what_each_has_seen_is_kept(tmp_path, monkeypatc
 # The training
 
 
+def test_the_rate_warms_up_stays_and_falls_to_a_twentieth():
+    steps = 500
+    for step in range(steps):
+        done = (step + 0.5) / steps
+        cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * max(0.0, (done - 0.4) / 0.6))) / 2
+        _, rate = phase_at(BASE, step, steps)
+        assert rate == pytest.approx(1e-4 * min(1.0, done / 0.05) * cosine)
+        assert phase_at(with_rate(BASE, 2e-4), step, steps)[1] == pytest.approx(2 * rate)
+
+
 @pytest.fixture(scope="module")
-def material(tmp_path_factory):
+def data(tmp_path_factory):
     """Two heads, three labelled scans of two sources, an unlabelled pair, a model to start from."""
     folder = tmp_path_factory.mktemp("base")
     (folder / "heads").mkdir()
@@ -299,7 +375,8 @@ def material(tmp_path_factory):
     write_scan(folder / "real" / "tabriz_1", 0, lesions=the_same, lesions_pathological=right_half)
     write_scan(folder / "real" / "tabriz_2", 1, lesions_pathological=the_same)
     write_scan(folder / "real" / "ljubljana_1", 2, lesions=the_same)
-    write_scan(folder / "pairs" / "patient01", 3)
+    write_scan(folder / "pairs" / "patient01_study1", 3)
+    write_model(folder / "start")
     return folder
 
 
@@ -309,70 +386,97 @@ def write_model(folder):
     training = {"steps": 0, "data": "none", "scans": ["another"]}
     card = ModelCard("start", CLASSES, PREPARATION, stages, SIDE_MAPS, training)
     torch.manual_seed(0)
-    train_base.save_weights(folder, SpecialisedVGG(len(CLASSES), stages).state_dict(), card)
+    storage.save_model(folder, SpecialisedVGG(len(CLASSES), stages).state_dict(), card)
 
 
-def trained(monkeypatch, capsys, material, run, *options):
-    command = [
-        "train_base.py", material / "heads", run, "--width", 0.0625, "--batch", 6, "--kept", 2,
-        "--fresh", 0.5, "--steps", 2, *options,
-    ]  # fmt: skip
-    monkeypatch.setattr("sys.argv", [str(word) for word in command])
-    threads = torch.get_num_threads()
-    try:
-        train_base.main()
-    finally:
-        torch.set_num_threads(threads)
-    return capsys.readouterr().out
+@pytest.fixture
+def command(leuko, data, monkeypatch):
+    """`leuko train --recipe base` with all kinds of slices, and few synthetic scans."""
+    heads_alone = replace(BASE.mixture, scans_kept=2, scans_per_step=0.5, head_part=1.0)
+    few = replace(BASE, mixture=heads_alone)
+    monkeypatch.setitem(recipes.RECIPES, "base", few)
+    monkeypatch.setattr(mixture, "DEFAULT", str(data / "start"))  # tells white matter, quickly
+
+    def run(out, *options):
+        return leuko(
+            "train", data / "real", "-o", out, "--recipe", "base", "--steps", 2, "--threads", 1,
+            "--heads", data / "heads", "--unlabelled", data / "pairs",
+            "--sources", Path(base_data.__file__).with_name("sources.tsv"), "--leave", "ljubljana",
+            "--init", data / "start", "--teacher", data / "start", *options,
+        )  # fmt: skip
+
+    return run
 
 
-def test_a_training_with_all_kinds_of_slices_resumes_bit_for_bit(
-    material, tmp_path, monkeypatch, capsys
-):
-    start = tmp_path / "start"
-    write_model(start)
-    options = (
-        "--real", material / "real", "--unlabelled", material / "pairs", "--leave", "ljubljana",
-        "--start", start, "--teacher", start, "--painted", 0.5,
-    )  # fmt: skip
+def test_a_training_with_all_kinds_of_slices_resumes_bit_for_bit(command, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    monkeypatch.setattr("base_batches.DEFAULT", str(start))  # tells white matter, quickly
-    printed = trained(monkeypatch, capsys, material, whole, *options)
-    last = json.loads(printed.splitlines()[-2])
-    assert last["step"] == 2
-    assert {"synthetic", "real", "unlabelled"} <= last.keys()
-    assert printed.endswith("2 of 2 steps\n")
+    code, out, err = command(whole)
+    assert code == 0, err
+    assert "data    3 scans of 3 people, 2 to train with, 1 unlabelled" in out
+    assert not (whole / "material").exists()
 
-    broken.mkdir()
-    (broken / "real.npz").write_bytes((whole / "real.npz").read_bytes())
+    late = iter([False, True])
     with monkeypatch.context() as patched:  # the time is up after a step
-        clock = chain([0.0] * 4, repeat(math.inf)).__next__
-        patched.setattr(train_base, "time", SimpleNamespace(monotonic=clock))
-        printed = trained(monkeypatch, capsys, material, broken, *options, "--minutes", 9)
-        assert printed.endswith("1 of 2 steps\n")
-    assert trained(monkeypatch, capsys, material, broken, *options).endswith("2 of 2 steps\n")
-    states = [torch.load(run / "checkpoint.pt", weights_only=True) for run in (whole, broken)]
-    for kind in ("network", "average"):
-        for name, value in states[0][kind].items():
-            assert torch.equal(value, states[1][kind][name]), name
+        patched.setattr(loop, "_is_late", lambda *_: next(late))
+        code, out, err = command(broken, "--minutes", 9)
+    assert code == 0, err
+    assert f"stopped; resume with leuko train --resume {broken}" in out
+    assert load_card(broken).training["steps"] == 1  # a model all the while
+    code, out, err = command(broken)  # the same command resumes
+    assert code == 0, err
+    assert "step 2/2" in err
     cards = [load_card(run) for run in (whole, broken)]
     assert cards[0].weights_sha256 == cards[1].weights_sha256
+    assert cards[0].training == cards[1].training
     said = cards[0].training
     assert "2 labelled scans of tabriz (Mahdi-Bashiri" in said["data"]
+    assert "1 label maps of heads (SynthSeg" in said["data"]
     assert "ljubljana" not in said["data"]
-    assert "1 unlabelled scans (Lesjak et al. 2017" in said["data"]
+    assert "1 unlabelled scans of clinical pairs (Lesjak et al." in said["data"]
     assert said["left_out"] == ["ljubljana"]
-    assert said["init"] == "start"
-    assert len(said["scans"]) == 3 + 1  # one is of the model that it started from
-    assert said["steps"] == 2
-    assert said["slices"] == 12
+    assert (said["init"], said["teachers"]) == ("start", ["start"])
+    assert len(said["scans"]) == 3
+    assert said["from"]["scans"] == ["another"]  # of the model that it started from
+    assert (said["steps"], said["images_per_step"]) == (2, 6)
+    assert cards[0].three_planes
     assert read_network(whole, cards[0])(torch.zeros(1, 3, 32, 32)).shape[1] == len(CLASSES)
-    with pytest.raises(SystemExit, match="was begun with"):
-        trained(monkeypatch, capsys, material, whole, *options, "--rate", 1)
+    assert_one_line_error(command(whole, "--rate", 1), "is not empty")
+    logged = EventAccumulator(str(whole / FOLDER))
+    logged.Reload()
+    assert {"loss", "synthetic", "labelled", "unlabelled"} <= set(logged.Tags()["scalars"])
 
 
 def test_no_real_slices_are_drawn_without_real_scans():
-    options = type("options", (), {"real": None, "painted": 0.25})
-    real = Real(options, torch.device("cpu"))
-    assert real.count("head", 6) == real.unlabelled_count("head", 6) == 0
-    assert real.scans == real.seen == []
+    nothing = mixture.Prepared({}, {}, np.zeros((0, 192, 240, 3), np.uint8))
+    real = mixture.RealDraws(nothing, {}, BASE, Mixture(), torch.device("cpu"))
+    assert real.count("head") == real.unlabelled_count("head") == 0
+
+
+def test_scans_that_changed_since_the_start_are_not_resumed_with(data, tmp_path):
+    scans = tmp_path / "real"
+    shutil.copytree(data / "real", scans)
+    settings = Settings(
+        data=str(scans), recipe=BASE, classes=CLASSES, preparation=PREPARATION,
+        stages=vgg16(0.0625), init="none", held_out=0.0, heads=str(data / "heads"),
+    )  # fmt: skip
+    plan.start(tmp_path / "run", settings)
+    (scans / "tabriz_2" / "lesions_pathological.nii.gz").unlink()
+    with pytest.raises(LeukoError, match="tabriz_2 is not as it was when the run started"):
+        loop.fit(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--atlas", "."), "--atlas goes with --recipe base"),
+        (("--leave", "a"), "--leave goes with --recipe base"),
+        (
+            ("--recipe", "base", "--folds", 2),
+            "--folds goes with --recipe modern or xu2017",
+        ),
+        (("--recipe", "base", "--unlabelled", "."), "add --teacher MODEL"),
+    ],
+)
+def test_options_of_another_recipe_are_refused(leuko, data, tmp_path, options, said):
+    answer = leuko("train", data / "real", "-o", tmp_path / "run", *options)
+    assert_one_line_error(answer, said)

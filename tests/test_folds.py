@@ -20,7 +20,7 @@ from leuko.model.network import SpecialisedVGG
 from leuko.preprocessing.slices import Preparation
 from leuko.report.figures import Example, before_after_figure, change_figure
 from leuko.synthesis.anatomy import CLASSES
-from leuko.training import cross_validation, holdout, lineage, loop, plan
+from leuko.training import cross_validation, holdout, lineage, loop, objective, plan
 from leuko.training.adaptation import Change, Validation
 from leuko.training.adaptation_report import as_html, as_markdown, changes_as_cells, examples
 from leuko.training.dataset import Subject
@@ -429,14 +429,14 @@ def test_synthetic_images_are_mixed_in_and_measured(heads, tissue_model, tmp_pat
     recipe = replace(SHORT, steps=2, synthetic_part=0.5)
     settings = replace(adapting(heads, tissue_model, recipe=recipe), folds=2)
     counts = []
-    backward = loop._loss
+    usual = objective.labelled_losses
 
-    def noted(logits, batch, recipe, total):
+    def noted(logits, batch, total, *, settings):
         counts.append((len(batch.labels), len(batch.classes)))
         assert logits.shape[1] == len(CLASSES)
-        return backward(logits, batch, recipe, total)
+        return usual(logits, batch, total, settings=settings)
 
-    monkeypatch.setattr(loop, "_loss", noted)
+    monkeypatch.setattr(objective, "labelled_losses", noted)
     plan.start(tmp_path / "run", settings)
     validation = cross_validation.fit(tmp_path / "run")
     assert counts == [(2, 2)] * 6

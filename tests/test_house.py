@@ -33,7 +33,7 @@ ONLY_IN = {
     "rich": {"cli.text"},
     "onnx": {"model.onnx_export"},
     "onnxruntime": {"model.onnx_export", "model.runtime"},
-    "safetensors": {"model.onnx_export", "model.imagenet", "training.loop"},
+    "safetensors": {"model.onnx_export", "model.imagenet", "training.storage"},
     "SimpleITK": {"preprocessing.simpleitk", "preprocessing.registration"},
     "pydicom": {"io.dicom_slices", "io.dicom_seg"},
     "highdicom": {"io.dicom_seg"},

@@ -15,7 +15,7 @@ from leuko.errors import LeukoError
 from leuko.io.files import sha256
 from leuko.model.card import WEIGHTS_FILE, load_card, save_card
 from leuko.training import loop, plan, processes
-from leuko.training.recipes import Phase
+from leuko.training.recipes import BASE, MODERN, Phase
 
 STEPS = 12
 # Trains the run in a folder and writes its losses; ends without a word after some steps.
@@ -120,14 +120,16 @@ def as_if(monkeypatch, *, processes, rank=0):
 def test_a_step_is_shared_evenly_or_not_at_all(heads, tmp_path, monkeypatch):
     plan.start(tmp_path / "run", shared(heads))
     as_if(monkeypatch, processes=4)
-    processes.require_even(8)
+    processes.require_shareable(MODERN)
     as_if(monkeypatch, processes=3)
     with pytest.raises(LeukoError, match="8 images per step cannot be shared evenly by 3"):
-        processes.require_even(8)
+        processes.require_shareable(MODERN)
     with pytest.raises(LeukoError, match="cannot be shared evenly by 3"):
         loop.fit(tmp_path / "run")
     with pytest.raises(LeukoError, match="cannot be shared evenly by 3"):
         plan.start(tmp_path / "other", shared(heads))
+    with pytest.raises(LeukoError, match="the recipe base trains in one process"):
+        processes.require_shareable(BASE)
 
 
 def test_the_total_is_the_sum_whose_gradient_is_the_own_parts():

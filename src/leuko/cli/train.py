@@ -2,23 +2,36 @@
 
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from leuko.cli.options import Device, Threads
 from leuko.cli.text import counted, means_as_text, progress_bar, validation_as_text
+from leuko.cli.train_settings import (
+    chosen_recipe,
+    mixed_network,
+    model,
+    network,
+    require_recipe,
+    require_resume_alone,
+    require_single,
+    require_start,
+    resolved,
+)
 from leuko.errors import TRAINING_LIBRARIES, LeukoError, require
 
 if TYPE_CHECKING:
-    from leuko.preprocessing.slices import Channels
     from leuko.training.adaptation import Validation
-    from leuko.training.recipes import Recipe
 
 FOLDS = 5  # to adapt
-GROUPS = {"train": "to train with", "validation": "to stop by", "held_out": "held out"}
+GROUPS = {
+    "train": "to train with",
+    "validation": "to stop by",
+    "held_out": "held out",
+    "unlabelled": "unlabelled",
+}
 
 
 def train(
@@ -26,9 +39,10 @@ def train(
     data: Annotated[Path | None, typer.Argument(help="Folder of labelled subjects.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new run.")] = None,
     recipe: Annotated[
-        Literal["modern", "xu2017", "adapt"],
+        Literal["modern", "xu2017", "adapt", "base"],
         typer.Option(
-            help="How to train; xu2017 has the paper's numbers, adapt is for a few scans."
+            help="How to train; xu2017 has the paper's numbers, adapt is for a few scans, base "
+            "mixes labelled, synthetic and unlabelled scans."
         ),
     ] = "modern",
     channels: Annotated[
@@ -46,8 +60,8 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Start: imagenet, none, or a model's name or folder. By default imagenet, and "
-            "leuko-base to adapt."
+            help="Start: imagenet, none, or a model's name or folder. By default imagenet, "
+            "leuko-base to adapt, and none for base, which also takes a file of weights."
         ),
     ] = None,
     width: Annotated[
@@ -101,8 +115,8 @@ def train(
     heads: Annotated[
         Path | None,
         typer.Option(
-            help="FreeSurfer label maps for synthetic images, which adapt mixes in; by default the "
-            "MNI152 brain."
+            help="FreeSurfer label maps for synthetic images, which adapt and base mix in; by "
+            "default the MNI152 brain."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides every random choice.")] = 0,
@@ -111,58 +125,116 @@ def train(
     compiled: Annotated[
         bool, typer.Option("--compile", help="By torch.compile: may pay on a GPU.")
     ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Stop after so long, with the model as it is then; --resume resumes. No folds.",
+        ),
+    ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Resume an interrupted run; takes no other setting.")
+        Path | None,
+        typer.Option(help="Resume an interrupted run; takes no other setting, but --minutes."),
+    ] = None,
+    atlas: Annotated[
+        Path | None,
+        typer.Option(help="For base: lesion masks in MNI space for synthetic images."),
+    ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            help="For base: folder of <scan>/FLAIR.nii.gz, and T1.nii.gz, that the teachers label.",
+        ),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="For base: a model, or a file of weights, whose probabilities synthetic and "
+            "unlabelled images are trained with too; repeat it for the mean of several.",
+        ),
+    ] = None,
+    sources: Annotated[
+        Path | None,
+        typer.Option(
+            help="For base: table of the sources of all scans, separated by tabs: name, source, "
+            "person, weight, credit.",
+        ),
+    ] = None,
+    leave: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="For base: scan, person, source or label map to leave out; repeat it for others.",
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1e-9, help="For base: highest learning rate, 1e-4 by default."),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="For base: processes that make synthetic images; by default 1, on a GPU 8.",
+        ),
     ] = None,
 ) -> None:
     """Train a model on labelled subjects, or resume an interrupted run."""
     if resume is not None:
-        for parameter in context.command.params:
-            if parameter.name not in (None, "resume") and _is_given(context, parameter.name):
-                given = parameter.opts[0] if parameter.param_type_name == "option" else "DATA"
-                raise LeukoError(f"--resume takes the settings of the run; remove {given}")
-        _fit(resume)
+        require_resume_alone(context)
+        _fit(resume, minutes)
         return
     if data is None or out is None:
         raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to resume one")
     require(*TRAINING_LIBRARIES, extra="train")
     from leuko.model.imagenet import PUBLISHED
     from leuko.model.weights import DEFAULT
-    from leuko.training import processes
-    from leuko.training.plan import start
-    from leuko.training.recipes import FROM_NOTHING, RECIPES
+    from leuko.training.plan import begun, start
+    from leuko.training.processes import is_first
     from leuko.training.settings import NO_MODELS, Settings
 
-    chosen = FROM_NOTHING if (recipe, init) == ("modern", "none") else RECIPES[recipe]
-    adapts = recipe == "adapt"
+    require_recipe(context, recipe)
+    chosen = chosen_recipe(recipe, init, device=device, rate=rate, steps=steps)
+    adapts, mixes = recipe == "adapt", recipe == "base"
     folds = (FOLDS if adapts else 0) if folds is None else folds
-    if folds and _is_given(context, "held_out"):
-        raise LeukoError("with --folds each subject is held out once; leave --held-out away")
-    init = init or (DEFAULT if adapts else "imagenet")
+    if folds:
+        require_single(context)
+    init = init or {"adapt": DEFAULT, "base": "none"}.get(recipe, "imagenet")
     if adapts and init in NO_MODELS:
         raise LeukoError(f"--recipe adapt needs a trained model; --init is {init}")
-    _require_start(context, init)
+    require_start(context, init)
     if imagenet_kind and imagenet_weights in PUBLISHED:
         raise LeukoError("--imagenet-kind goes with --imagenet-weights FILE")
     names = () if classes is None else tuple(name.strip() for name in classes.split(","))
+    if mixes:
+        shape = mixed_network(init, width, stages)
+    else:
+        shape = network(init, chosen, names, channels, width, stages)
     settings = Settings(
         data=str(data.resolve()),
-        recipe=replace(chosen, steps=steps or chosen.steps),
-        **_network(init, chosen, names, channels, width, stages),
+        recipe=chosen,
+        **shape,
         label_names=names,
         imagenet_weights=imagenet_weights,
         imagenet_kind=imagenet_kind,
         seed=seed,
-        held_out=0 if folds else held_out,
+        held_out=0 if folds or mixes else held_out,
         folds=folds,
         patience=patience,
-        heads=str(heads.resolve()) if heads else None,
+        heads=resolved(heads),
         compiled=compiled,
+        atlas=resolved(atlas),
+        unlabelled=resolved(unlabelled),
+        sources=resolved(sources),
+        leave=tuple(leave or ()),
+        teachers=tuple(model(name) for name in teacher or ()),
+        processes=processes or (8 if device == "cuda" else 1),
     )
-    if processes.is_first():
+    if is_first() and not begun(out, settings, device=device, threads=threads):
         start(out, settings, device=device, threads=threads)
         _print_plan(out)
-    _fit(out)
+    _fit(out, minutes)
 
 
 def export(
@@ -215,61 +287,6 @@ def synth(
         print(f"{folder}  {volume_ml:.2f} mL")
 
 
-def _require_start(context: typer.Context, init: str) -> None:
-    """Raises LeukoError for an option of another start."""
-    for name, starts, why in (
-        ("imagenet_weights", ("imagenet",), f"the start is {init}"),
-        ("imagenet_kind", ("imagenet",), f"the start is {init}"),
-        ("width", ("none",), f"{init} has its own"),
-        ("stages", ("imagenet", "none"), f"{init} has its own"),
-    ):
-        if init not in starts and _is_given(context, name):
-            option = f"--{name.replace('_', '-')}"
-            raise LeukoError(f"{option} goes with --init {' or '.join(starts)}; {why}")
-
-
-def _network(
-    init: str,
-    recipe: "Recipe",
-    names: tuple[str, ...],
-    channels: "Channels | None",
-    width: float,
-    stages: int,
-) -> dict[str, Any]:
-    """The settings that say what is trained, which a model to start from decides."""
-    from leuko.evaluation.labels import WMH_LABELS, tissue_labels
-    from leuko.model.card import load_card
-    from leuko.model.network import vgg16
-    from leuko.model.weights import find
-    from leuko.preprocessing.slices import Preparation
-    from leuko.training.settings import NO_MODELS
-
-    if init in NO_MODELS:
-        preparation = Preparation(channels=channels) if channels else Preparation()
-        if recipe.opening_mm2:
-            preparation = replace(preparation, opening_mm2=recipe.opening_mm2)
-        return {
-            "init": init,
-            "preparation": preparation,
-            "stages": vgg16(width)[:stages],
-            "classes": (tissue_labels(names) if names else WMH_LABELS).classes,
-        }
-    folder = find(init)
-    card = load_card(folder)
-    if channels not in (None, card.preparation.channels):
-        raise LeukoError(
-            f"{init} was trained with the channels {card.preparation.channels}, and knows no "
-            "other; leave --channels away, or start from imagenet"
-        )
-    return {
-        "init": str(folder.resolve()),
-        "preparation": card.preparation,
-        "stages": card.stages,
-        "side_maps": card.side_maps,
-        "classes": card.classes,
-    }
-
-
 def _print_plan(run: Path) -> None:
     """What is going to be trained with what."""
     from leuko.training.dataset import person
@@ -277,8 +294,8 @@ def _print_plan(run: Path) -> None:
 
     settings, record = read_settings(run)
     names = {group: [s["name"] for s in subjects] for group, subjects in record["subjects"].items()}
-    everyone = [name for group in names.values() for name in group]
-    people = len({person(name) for name in everyone})
+    subjects = [subject for group in record["subjects"].values() for subject in group]
+    people = len({s.get("person") or person(s["name"]) for s in subjects})
     how = [f"{len(group)} {GROUPS[what]}" for what, group in names.items() if group]
     trainings = 1
     if settings.folds:
@@ -286,12 +303,16 @@ def _print_plan(run: Path) -> None:
         fewer = f", not {settings.folds}: one for each person" if count < settings.folds else ""
         how, trainings = [f"cross-validated in {count} folds{fewer}"], count + 1
     whose = "1 person" if people == 1 else f"{people} people"
-    print(f"data    {counted(len(everyone), 'scan')} of {whose}, {', '.join(how)}")
-    print(f"steps   {counted(trainings, 'training')} of {settings.recipe.steps}", flush=True)
+    print(f"data    {counted(len(subjects), 'scan')} of {whose}, {', '.join(how)}")
+    print(f"steps   {counted(trainings, 'training')} of {settings.recipe.steps}")
+    if settings.recipe.mixture:
+        print(f"seen    {record['card']['training']['data']}")
+    sys.stdout.flush()
 
 
-def _fit(run: Path) -> None:
-    """Train with a progress bar, print the measures of subjects that were not trained with."""
+def _fit(run: Path, minutes: float | None) -> None:
+    """Train with a progress bar for so many minutes, print the measures of subjects that were not
+    trained with."""
     try:
         require(*TRAINING_LIBRARIES, extra="train")
         from leuko.training import cross_validation, loop, plan, processes
@@ -299,16 +320,21 @@ def _fit(run: Path) -> None:
         processes.wait_for(run / plan.RUN_FILE)
         settings = plan.read_settings(run)[0]
         with progress_bar(shown=processes.is_first()) as (on_step, doing):
+            if settings.folds and minutes is not None:
+                raise LeukoError(f"{run} is cross-validated; --minutes is for a single training")
             if settings.folds:
                 validation = cross_validation.fit(run, on_step=on_step, doing=doing)
             else:
-                measures = loop.fit(run, on_step=on_step, doing=doing)
+                measures = loop.fit(run, on_step=on_step, doing=doing, minutes=minutes)
     except KeyboardInterrupt:
         print(f"stopped; resume with leuko train --resume {run}", file=sys.stderr)
         raise typer.Exit(130) from None
     if not processes.is_first():
         return
     print(f"model   {run}")
+    if not plan.read_settings(run)[1]["finished"]:
+        print(f"stopped; resume with leuko train --resume {run}")
+        return
     if settings.folds and validation:
         _print_validation(run, validation)
     elif measures:
@@ -331,8 +357,3 @@ def _print_validation(run: Path, validation: "Validation") -> None:
     print(f"report  {run / PAGE_FILE}")
     print(validation_as_text(validation))
     print("\n".join(validation.sentences()))
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

@@ -25,14 +25,16 @@ class Batch:
     """Images (N, 3, H, W), centred, and what is known of each pixel, int64.
 
     The first images are the subjects': `labels` (R, H, W) hold the classes of their labels and
-    IGNORED. The others are synthetic: `classes` (N - R, H, W) hold the model's classes. `wmh`
-    (N, H, W), bool; None where the labels do not tell it.
+    IGNORED. The next are synthetic: `classes` (S, H, W) hold the model's classes. Others have no
+    labels. `wmh` (N, H, W), bool; None where the labels do not tell it. `rims_known` (R,), bool: in
+    a mixed training a label 0 says that there is no rim either.
     """
 
     images: Tensor
     labels: Tensor
     classes: Tensor
     wmh: Tensor | None
+    rims_known: Tensor | None = None
 
     def share(self, rank: int, count: int) -> "Batch":
         """Every `count`-th image, from that of a process's rank on."""
@@ -42,6 +44,7 @@ class Batch:
             self.labels[rank::count],
             self.classes[first::count],
             None if self.wmh is None else self.wmh[rank::count],
+            None if self.rims_known is None else self.rims_known[rank::count],
         )
 
 

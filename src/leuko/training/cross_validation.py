@@ -60,7 +60,7 @@ def fit(
     if (run / RESULT_FILE).is_file():
         raise LeukoError(f"{run} is finished; its results are in {run / RESULT_FILE}")
     planned = plan.read(run)
-    processes.require_even(planned.settings.recipe.images_per_step)
+    processes.require_shareable(planned.settings.recipe)
     folds = split([s.name for s in planned.trained], planned.settings)
     homes = [run / FOLDER / str(number) for number in range(1, len(folds) + 1)]
     before = _before(run, planned, doing) if processes.is_first() else {}

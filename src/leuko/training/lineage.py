@@ -89,7 +89,7 @@ def descended(card: ModelCard, origin: ModelCard) -> ModelCard:
     before = {"name": origin.name, "licence": origin.licence, "sha256": origin.weights_sha256}
     return replace(
         card,
-        three_planes=origin.three_planes,
+        three_planes=card.three_planes or origin.three_planes,
         threshold=origin.threshold,
         lesion_threshold=origin.lesion_threshold,
         edges=origin.edges,

@@ -5,6 +5,7 @@ A run is a folder: its settings, the last checkpoint, and at the end a model and
 
 import copy
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -16,27 +17,27 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import Row, json_ready
-from leuko.evaluation.labels import WMH, WMH_LABELS
+from leuko.evaluation.labels import WMH_LABELS
 from leuko.evaluation.metrics import dice
-from leuko.io.files import staged, write_json
+from leuko.io.files import write_json
 from leuko.io.provenance import Stopwatch
 from leuko.model import runtime
-from leuko.model.card import WEIGHTS_FILE, ModelCard, load_card, save_card
+from leuko.model.card import ModelCard, load_card
 from leuko.model.network import SpecialisedVGG
 from leuko.preprocessing.slices import centred
-from leuko.training import holdout, losses, plan, processes
+from leuko.training import holdout, objective, plan, processes
 from leuko.training.batch_norm import folded
-from leuko.training.batches import Batch, Batches
+from leuko.training.batches import Batch
 from leuko.training.dataset import Slices, find_subjects, load
+from leuko.training.objective import Losses
 from leuko.training.plan import CHECKPOINT_FILE, RUN_FILE, Plan
 from leuko.training.recipes import Phase, Recipe, phase_at
-from leuko.training.replay import Rehearsal
 from leuko.training.settings import Settings
+from leuko.training.storage import save_model
 from leuko.training.tensorboard_log import Board
 from leuko.volume import Array
 
@@ -59,15 +60,17 @@ def fit(
     *,
     on_step: Callable[[Progress], None] = lambda _: None,
     doing: Callable[[str], None] = lambda _: None,
+    minutes: float | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Row]:
-    """Train the run in a folder that `plan.start` made, from its last checkpoint.
+    """Train the run in a folder that `plan.start` made, from its last checkpoint, until it is
+    finished or the minutes are over.
 
     Leaves the model and its card in the folder and returns the measures of the held-out subjects,
-    by subject; of each class, where the labels are of several. `doing` is told what is done before
-    and after the steps. Every random choice follows from the seed and the number of the step, so
-    that a run that was stopped and resumed gives the same weights, bit for bit on CPUs of one kind.
-    Of processes that share a training the first writes and measures.
+    by subject; of each class, where the labels are of several; none of an unfinished run. `doing`
+    is told what is done before and after the steps. Every random choice follows from the seed and
+    the number of the step, so that a run that was stopped and resumed gives the same weights, bit
+    for bit on CPUs of one kind. Of processes that share a training the first writes and measures.
 
     Raises LeukoError when the run is finished, the scans have changed, the checkpoint is damaged,
     the device is missing, or the loss diverges.
@@ -78,14 +81,15 @@ def fit(
     if planned.record["finished"]:
         raise LeukoError(f"{run} is finished; its measures are in {run / RUN_FILE}")
     watch = Stopwatch()
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
     runtime.require_device(planned.device)
     torch.set_num_threads(planned.threads)
-    processes.require_even(recipe.images_per_step)
+    processes.require_shareable(recipe)
     fabric = processes.join(planned.device, planned.precision)
     doing("preparing")
     with watch.stage("prepare"):
-        batches = _batches(planned, fabric.device)
-        validation = _slices(planned, "validation") if settings.patience else None
+        source, losses = objective.of(planned, run, fabric.device, doing)
+        validation = objective.slices(planned, "validation") if settings.patience else None
 
     saved = _load_checkpoint(run, fabric.device)
     step, spent = saved["step"], saved.get("seconds", 0.0)
@@ -102,36 +106,33 @@ def fit(
     board = Board(run, step) if fabric.is_global_zero else None
 
     frozen = -1
-    with watch.stage("train", before=spent), closing(batches):
+    with watch.stage("train", before=spent), closing(source):
         begun_training = last_saved = time.monotonic()
-        while step < recipe.steps and not _is_over(best, step, settings):
+        over = step == recipe.steps or _is_over(best, step, settings)
+        stops = over or _is_late(fabric, end)
+        while not stops:
             begun = time.monotonic()
             if _frozen(recipe, step) != frozen:
                 frozen = _frozen(recipe, step)
                 model = _set_up(fabric, network, frozen=frozen, compiled=settings.compiled)
             phase, rate = phase_at(recipe, step, recipe.steps)
             _set_rate(optimizer, phase, rate)
-            batch = batches.draw(step).share(fabric.global_rank, fabric.world_size)
-            loss, logits = _backward(fabric, model, batch, settings)
-            if not math.isfinite(loss):
-                raise LeukoError(
-                    f"the loss is {loss} at step {step + 1}: the training diverged; "
-                    "check the scans, or use another recipe or start"
-                )
-            optimizer.step()
-            optimizer.zero_grad()
+            batch = source.draw(step).share(fabric.global_rank, fabric.world_size)
+            parts, logits = _backward(fabric, model, batch, losses)
             step += 1
+            _update(optimizer, network, recipe, loss=parts["loss"], step=step)
             _follow(average, network, recipe, step)
             speed = recipe.images_per_step / (time.monotonic() - begun)
-            numbers = {"loss": loss, "rate": rate, "images_per_second": speed}
+            numbers = {**parts, "rate": rate, "images_per_second": speed}
             if validation and step % recipe.validate_steps == 0:
                 validated = _validation_loss(fabric, average, validation, settings)
                 numbers["validation_loss"] = validated
                 best = _better(best, validated, step, average)
+            over = step == recipe.steps or _is_over(best, step, settings)
+            stops = over or _is_late(fabric, end)
             if board:
                 board.log(step, numbers, batch, logits)
-                ends = step == recipe.steps or _is_over(best, step, settings)
-                if ends or time.monotonic() - last_saved >= checkpoint_seconds:
+                if stops or time.monotonic() - last_saved >= checkpoint_seconds:
                     state = {
                         "model": network.state_dict(),
                         "average": average.state_dict(),
@@ -144,19 +145,19 @@ def fit(
                     torch.save(state, run / f"{CHECKPOINT_FILE}.part")
                     (run / f"{CHECKPOINT_FILE}.part").replace(run / CHECKPOINT_FILE)
                     last_saved = time.monotonic()
-            on_step(Progress(step, recipe.steps, loss, speed))
+            on_step(Progress(step, recipe.steps, parts["loss"], speed))
     if board is None:
         return {}
 
     board.close()
     average.load_state_dict(best.get("model", average.state_dict()))
-    with staged(run) as scratch:
-        tensors = {
-            name: torch.lerp(tensor, start.get(name, tensor), recipe.start_part).cpu().contiguous()
-            for name, tensor in folded(average).state_dict().items()
-        }
-        (scratch / WEIGHTS_FILE).write_bytes(save(tensors))  # save_file hides it from colleagues
-        save_card(scratch, _trained(planned, step, best))
+    tensors = {
+        name: torch.lerp(tensor, start.get(name, tensor), recipe.start_part)
+        for name, tensor in folded(average).state_dict().items()
+    }
+    save_model(run, tensors, _trained(planned, step, best))
+    if not over:
+        return {}
     with watch.stage("measure"):
         trained = runtime.load(run, device=planned.device, threads=planned.threads)
         measures = _measures(planned, trained, run / holdout.MASKS, doing)
@@ -165,6 +166,7 @@ def fit(
     write_json(run / f"{RUN_FILE}.part", planned.record | finished | {"measures": shown})
     (run / f"{RUN_FILE}.part").replace(run / RUN_FILE)
     (run / CHECKPOINT_FILE).unlink()  # several times as large as the weights
+    shutil.rmtree(run / objective.MATERIAL, ignore_errors=True)
     return measures
 
 
@@ -176,6 +178,10 @@ def training_slices(run: Path, data: Path | None = None) -> Array:
             raise LeukoError(f"{run} does not say what it was trained with; give scans with --data")
         planned = plan.read(run)
         settings = planned.settings
+        if settings.recipe.mixture:
+            raise LeukoError(
+                f"{run} was trained with several kinds of slices; give labelled scans with --data"
+            )
         return load(planned.groups["train"], settings.preparation, settings.labelling).images
     labelling = WMH_LABELS
     if (run / RUN_FILE).is_file():
@@ -202,39 +208,6 @@ def _masks(model: runtime.Model, slices: Array) -> Array:
     numbers = np.arange(1, probabilities.shape[1]).reshape(1, -1, 1, 1)
     tissues: Array = probabilities.argmax(axis=1)[:, None] == numbers
     return tissues
-
-
-def _slices(planned: Plan, group: str) -> Slices:
-    return load(
-        planned.groups[group],
-        planned.settings.preparation,
-        planned.settings.labelling,
-        three_planes=planned.card.three_planes,
-    )
-
-
-def _batches(planned: Plan, device: torch.device) -> Batches:
-    settings, recipe = planned.settings, planned.settings.recipe
-    slices = _slices(planned, "train")
-    rehearsal = None
-    if recipe.synthetic_images:
-        # Synthesis reckons in float64, which Apple's GPUs lack.
-        makes = device if device.type != "mps" else torch.device("cpu")
-        rehearsal = Rehearsal(
-            plan.anatomies(settings.heads, makes),
-            settings.preparation,
-            size=slices.images.shape[1:3],
-            seed=settings.seed,
-        )
-    return Batches(
-        slices,
-        recipe,
-        channels=settings.preparation.channels,
-        seed=settings.seed,
-        device=device,
-        rehearsal=rehearsal,
-        classes=settings.classes,
-    )
 
 
 def _load_checkpoint(run: Path, device: torch.device) -> dict[str, Any]:
@@ -276,41 +249,37 @@ def _set_up(fabric: Fabric, network: SpecialisedVGG, *, frozen: int, compiled: b
     return fabric.setup_module(cast("nn.Module", torch.compile(network)) if compiled else network)
 
 
-def _backward(fabric: Fabric, model: Any, batch: Batch, settings: Settings) -> tuple[float, Tensor]:
-    """The gradients of a step, of which this process computes its share; its loss, which is that
-    of all, and the logits."""
+def _backward(
+    fabric: Fabric, model: Any, batch: Batch, losses: Losses
+) -> tuple[dict[str, float], Tensor]:
+    """The gradients of a step, of which this process computes its share; its losses, which are
+    those of all images and whose sum is `loss`, and the logits."""
     logits = model(batch.images).float()
-    loss = _loss(logits, batch, settings, partial(processes.total, fabric))
+    parts = losses(logits, batch, partial(processes.total, fabric))
+    loss = torch.stack([*parts.values()]).sum()
     # Processes take the mean of their gradients; a step wants the sum.
     fabric.backward(loss * fabric.world_size)
-    return float(loss.detach()), logits.detach()
+    return {n: float(p.detach()) for n, p in {"loss": loss, **parts}.items()}, logits.detach()
 
 
-def _loss(logits: Tensor, batch: Batch, settings: Settings, total: losses.Total) -> Tensor:
-    """That of the subjects' slices and of the synthetic ones, which know all classes."""
-    recipe, real = settings.recipe, len(batch.labels)
-    loss = _labelled_loss(logits[:real], batch.labels, settings, total)
-    if recipe.synthetic_images:
-        part = recipe.synthetic_images / recipe.images_per_step
-        synthetic = _loss_of(settings)(logits[real:], batch.classes, total)
-        loss = (1 - part) * loss + part * synthetic
-    return loss
-
-
-def _labelled_loss(
-    logits: Tensor, labels: Tensor, settings: Settings, total: losses.Total = losses.alone
-) -> Tensor:
-    """That of slices whose labels know all classes, or only WMH and not WMH."""
-    known = logits if settings.label_names else losses.wmh_or_not(logits)
-    return _loss_of(settings)(known, labels, total)
-
-
-def _loss_of(settings: Settings) -> Callable[[Tensor, Tensor, losses.Total], Tensor]:
-    if settings.recipe.loss == "summed-cross-entropy":
-        return losses.summed_cross_entropy
-    knows_wmh = settings.classes[-1] == WMH
-    overlapping = losses.WMH_ALONE if knows_wmh else losses.ALL_BUT_BACKGROUND
-    return partial(losses.cross_entropy_dice, overlapping=overlapping)
+def _update(
+    optimizer: torch.optim.Optimizer,
+    network: SpecialisedVGG,
+    recipe: Recipe,
+    *,
+    loss: float,
+    step: int,
+) -> None:
+    """Step down the gradients. Raises LeukoError if the loss is not finite."""
+    if not math.isfinite(loss):
+        raise LeukoError(
+            f"the loss is {loss} at step {step}: the training diverged; "
+            "check the scans, or use another recipe or start"
+        )
+    if recipe.clip_norm:
+        nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _follow(
@@ -339,7 +308,7 @@ def _validation_loss(
         labels = torch.from_numpy(slices.labels[indices]).long().to(fabric.device)
         with torch.no_grad(), fabric.autocast():
             logits = network(images.to(fabric.device))
-        loss_sum += len(indices) * _labelled_loss(logits.float(), labels, settings)
+        loss_sum += len(indices) * objective.labelled_loss(logits.float(), labels, settings)
     return float(processes.total(fabric, loss_sum)) / count
 
 
@@ -358,11 +327,16 @@ def _is_over(best: Mapping[str, Any], step: int, settings: Settings) -> bool:
     return bool(patience) and step - best["step"] >= patience
 
 
+def _is_late(fabric: Fabric, end: float) -> bool:
+    """Whether the time is up, by the clock of the first process."""
+    return end < math.inf and bool(fabric.broadcast(time.monotonic() >= end))
+
+
 def _measures(
     planned: Plan, model: runtime.Model, found: Path, doing: Callable[[str], None]
 ) -> dict[str, Row]:
     """Those of the held-out subjects, what the model found kept in a folder."""
-    subjects, settings = planned.groups["held_out"], planned.settings
+    subjects, settings = planned.groups.get("held_out", []), planned.settings
     if settings.label_names:
         labelling = settings.labelling
         return holdout.class_measures(subjects, model, labelling, found, doing=doing)

@@ -1,7 +1,8 @@
-"""The two losses, and how labels of lesions alone train a network that knows tissues.
+"""Losses, and how labels of lesions alone train a network that knows tissues.
 
-Logits are (N, C, H, W), labels (N, H, W); pixels of the label `labels.IGNORED` do not count. What
-is summed over images goes through `total`, so that processes that share them have one loss.
+Logits are (N, C, H, W), labels (N, H, W); pixels of the label `labels.IGNORED` do not count. Sums
+over images go through `total`, so that processes that share them have one loss. Those of a mixed
+training, which one process computes, are for the classes of `anatomy.CLASSES`.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leuko.evaluation.labels import IGNORED
+from leuko.synthesis.anatomy import RIM, WMH
+from leuko.training.real_slices import RIM as REAL_RIM
+from leuko.training.real_slices import WMH as REAL_WMH
 
 Total = Callable[[Tensor], Tensor]  # own sums become those of all processes
 WMH_ALONE, ALL_BUT_BACKGROUND = slice(-1, None), slice(1, None)  # of the classes
@@ -59,3 +63,43 @@ def cross_entropy_dice(
     dice: Tensor = (2 * shared + 1) / (both + 1)
     # Images of ignored labels alone have no mean: their cross-entropy is 0, not nan.
     return entropy / pixels.clamp(min=1) + 1 - dice.mean()
+
+
+def synthetic_loss(logits: Tensor, classes: Tensor, *, rim_weight: float) -> Tensor:
+    """Cross-entropy, and the soft Dice loss of WMH, and of WMH and rims together."""
+    shares = logits.softmax(dim=1)
+    return (
+        F.cross_entropy(logits, classes)
+        + dice_loss(shares[:, WMH], (classes == WMH).float())
+        + rim_weight * dice_loss(shares[:, RIM:].sum(dim=1), (classes >= RIM).float())
+    )
+
+
+def partial_labels_loss(logits: Tensor, labels: Tensor, rims_known: Tensor) -> Tensor:
+    """Cross-entropy of partial labels (`real_slices`), and the soft Dice loss of WMH.
+
+    A pixel that is not WMH may be a rim, unless `rims_known` (N,); labels do not tell tissues.
+    """
+    shares = logits.log_softmax(dim=1)
+    wmh, rim = shares[:, WMH], shares[:, RIM]
+    not_wmh = shares[:, :WMH].logsumexp(dim=1)
+    tissue = shares[:, :RIM].logsumexp(dim=1)
+    neither = torch.where(rims_known[:, None, None], tissue, not_wmh)
+    told = torch.where(labels == REAL_WMH, wmh, torch.where(labels == REAL_RIM, rim, neither))
+    counted = labels != IGNORED
+    entropy = -(told * counted).sum() / counted.sum().clamp(min=1)
+    return entropy + dice_loss(wmh.exp() * counted, (labels == REAL_WMH).float())
+
+
+def taught_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy with the probabilities of a teacher, and the soft Dice loss of its WMH."""
+    shares = logits.log_softmax(dim=1)
+    entropy = -(wanted * shares).sum(dim=1).mean()
+    found, lesion = shares[:, WMH].exp(), wanted[:, WMH]
+    sizes = found.square().sum() + lesion.square().sum()
+    return entropy + 1 - (2 * (found * lesion).sum() + 1) / (sizes + 1)
+
+
+def dice_loss(share: Tensor, truth: Tensor) -> Tensor:
+    """Soft Dice (Milletari et al. 2016), with one pixel added to both."""
+    return 1 - (2 * (share * truth).sum() + 1) / (share.sum() + truth.sum() + 1)

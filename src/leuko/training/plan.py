@@ -21,7 +21,7 @@ from leuko.model.card import CARD_FILE, ModelCard, load_card
 from leuko.model.network import SpecialisedVGG
 from leuko.model.onnx_export import read_network
 from leuko.synthesis.anatomy import Anatomy, from_mni152, load_heads
-from leuko.training import lineage, processes
+from leuko.training import lineage, material, processes, storage
 from leuko.training.batch_norm import normalised
 from leuko.training.dataset import Subject, find_subjects, people, split, verify
 from leuko.training.recipes import Recipe
@@ -42,7 +42,7 @@ class Plan:
 
     settings: Settings
     card: ModelCard  # of the model that it will be
-    groups: dict[str, list[Subject]]
+    groups: dict[str, list[Subject]]  # by role; none of a mixed training (`material`)
     device: runtime.Device
     threads: int  # of each process
     precision: processes.Precision
@@ -91,20 +91,33 @@ def start(
             "start a new one choose another folder"
         )
     runtime.require_device(device)
-    processes.require_even(settings.recipe.images_per_step)
+    processes.require_shareable(settings.recipe)
     settings.require_sense()
-    subjects = find_subjects(Path(settings.data), settings.labelling)
-    groups = _held_out(subjects, settings)
     how = {
         "device": device,
         "threads": threads or max(1, runtime.available_cpus() // processes.count_here()),
         "precision": precision(settings.recipe, device),
     }
+    if settings.recipe.mixture:
+        _require_teachers(settings)
+        found = material.find(settings)
+        _make(run, settings, found.described(), how, {"data": found.credits})
+        return
+    data = Path(settings.data)
+    groups = _held_out(find_subjects(data, settings.labelling), settings)
     _require_subjects(groups, settings)
     if settings.recipe.synthetic_part:
         anatomies(settings.heads, torch.device("cpu"))
-    data = Path(settings.data)
     _make(run, settings, {name: lineage.described(groups[name], data) for name in GROUPS}, how)
+
+
+def begun(run: Path, settings: Settings, *, device: runtime.Device, threads: int | None) -> bool:
+    """Whether a folder holds an unfinished run of these settings, to be resumed."""
+    if not (run / RUN_FILE).is_file():
+        return False
+    then, record = read_settings(run)
+    same = then == settings and record["device"] == device
+    return same and threads in (None, record["threads"]) and not record["finished"]
 
 
 def start_fold(run: Path, planned: Plan, measured: Collection[str]) -> None:
@@ -131,10 +144,13 @@ def read(run: Path) -> Plan:
     Raises LeukoError if the folder is no run, or scans are gone or others.
     """
     settings, record = read_settings(run)
+    groups: dict[str, list[Subject]] = {}
+    if not settings.recipe.mixture:
+        groups = lineage.unchanged(record["subjects"], Path(settings.data))
     return Plan(
         settings=settings,
         card=ModelCard.from_json(record["card"], source=run / RUN_FILE),
-        groups=lineage.unchanged(record["subjects"], Path(settings.data)),
+        groups=groups,
         record=record,
         **{key: record[key] for key in HOW},
     )
@@ -171,12 +187,16 @@ def _make(
     settings: Settings,
     described: Mapping[str, Sequence[lineage.Described]],
     how: Mapping[str, Any],
+    training: Mapping[str, Any] | None = None,
 ) -> None:
-    """The folder of a run. Raises LeukoError if it would measure what its start has seen."""
-    lineage.require_distinct(s for group in GROUPS for s in described[group])
-    card = _card(run.resolve().name, settings, described)
+    """The folder of a run; `training` is added to what its card says of the training.
+
+    Raises LeukoError if it would measure what its start has seen.
+    """
+    lineage.require_distinct(s for group in described.values() for s in group)
+    card = _card(run.resolve().name, settings, described, training or {})
     measured = GROUPS if settings.folds else ("held_out",)
-    lineage.require_unseen(card, [s for group in measured for s in described[group]])
+    lineage.require_unseen(card, [s for group in measured for s in described.get(group, ())])
     network = _initialised(settings)
     with staged(run) as scratch:
         torch.save({"model": network.state_dict(), "step": 0}, scratch / CHECKPOINT_FILE)
@@ -261,6 +281,8 @@ def _initialised(settings: Settings) -> SpecialisedVGG:
             kind=settings.imagenet_kind,
             feature_scale=settings.recipe.feature_scale,
         )
+    elif settings.recipe.mixture and settings.init != "none":
+        network.load_state_dict(storage.with_rims(storage.read_weights(settings.init).state))
     elif settings.init != "none":
         network = _started(Path(settings.init), settings)
     return network
@@ -278,28 +300,52 @@ def _started(folder: Path, settings: Settings) -> SpecialisedVGG:
     return read_network(folder, card)
 
 
+def _require_teachers(settings: Settings) -> None:
+    """Raises LeukoError for a teacher that is no model, and if the first one knows no rims."""
+    for number, teacher in enumerate(settings.teachers):
+        classes = storage.read_weights(teacher).classes
+        if number == 0 and classes != len(settings.classes):
+            raise LeukoError(
+                f"the first --teacher {teacher} has {classes} classes, expected the "
+                f"{len(settings.classes)} of the model to train; name one that has them first"
+            )
+
+
 def _card(
-    name: str, settings: Settings, described: Mapping[str, Sequence[lineage.Described]]
+    name: str,
+    settings: Settings,
+    described: Mapping[str, Sequence[lineage.Described]],
+    training: Mapping[str, Any],
 ) -> ModelCard:
     """Of the model to come."""
-    trained = [*described["train"], *described["validation"]]
+    seen = [s for group, subjects in described.items() if group != "held_out" for s in subjects]
+    recipe = settings.recipe
+    if recipe.mixture:
+        training = {
+            "images_per_step": recipe.images_per_step,
+            "teachers": [Path(teacher).name for teacher in settings.teachers],
+            "left_out": list(settings.leave),
+            **training,
+        }
     card = ModelCard(
         name=name,
         classes=settings.classes,
         preparation=settings.preparation,
         stages=settings.stages,
         side_maps=settings.side_maps,
+        three_planes=bool(recipe.mixture),
         training={
-            "recipe": settings.recipe.name,
-            "steps": settings.recipe.steps,
+            "recipe": recipe.name,
+            "steps": recipe.steps,
             "init": Path(settings.init).name,
             "seed": settings.seed,
             "subjects": [subject["name"] for subject in described["train"]],
-            "scans": [lineage.scan(subject) for subject in trained],
+            "scans": [lineage.scan(subject) for subject in seen],
+            **training,
         },
         leuko_version=versions()["leuko"],
     )
-    if settings.init in NO_MODELS:
+    if settings.init in NO_MODELS or storage.is_file(settings.init):
         return card
     return lineage.descended(card, load_card(Path(settings.init)))
 

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from leuko.errors import LeukoError
+from leuko.training.recipes import Recipe
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs its precision
 
@@ -63,8 +64,13 @@ def total(fabric: Fabric, own: Tensor) -> Tensor:
     return summed + (own - own.detach())
 
 
-def require_even(images_per_step: int) -> None:
-    """Raises LeukoError unless the images divide evenly among the processes."""
+def require_shareable(recipe: Recipe) -> None:
+    """Raises LeukoError unless all processes can have the same work."""
+    images_per_step = recipe.images_per_step
+    if recipe.mixture and count() > 1:
+        raise LeukoError(
+            f"the recipe {recipe.name} trains in one process; start leuko train without torchrun"
+        )
     if images_per_step % count():
         raise LeukoError(
             f"{images_per_step} images per step cannot be shared evenly by {count()} processes; "

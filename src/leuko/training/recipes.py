@@ -12,7 +12,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training, over which the rate goes from one value to another on a half cosine.
+    """A part of the training, over which the rate goes from one value to another, by default on a
+    half cosine.
 
     `part` is its share of all steps. `momentum` is for SGD alone.
     """
@@ -21,6 +22,7 @@ class Phase:
     rate_from: float
     rate_to: float
     momentum: float = 0.0
+    shape: Literal["cosine", "linear"] = "cosine"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,23 @@ class Augmentation:
     gain: float = 0.0  # a channel times 1 - g to 1 + g; the residue scales with its FLAIR
     gamma: float = 0.0  # a channel's tissue contrast, exponent exp(-g) to exp(g)
     noise_grey: float = 0.0  # largest standard deviation of added noise, in grey levels
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The parts of synthetic, labelled and unlabelled slices in a step, and in its loss."""
+
+    labelled_part: float = 1 / 2  # of the images of a step
+    unlabelled_part: float = 1 / 6  # of them too, where there are any and whole heads are shown
+    painted_part: float = 0.25  # of the labelled ones have small lesions painted into them
+    rims_weight: float = 0.7  # of scans with both masks, beside their source: few, and drawn apart
+    head_part: float = 0.5  # of the steps show whole heads, the others extracted brains
+    crop: tuple[int, int] | None = (160, 176)  # pixels; on a GPU the whole canvas
+    scans_kept: int = 24  # synthetic ones that are drawn from at a time
+    scans_per_step: float = 0.1  # synthetic ones that are made anew
+    teacher_part: float = 0.5  # of the loss of synthetic slices
+    unlabelled_weight: float = 0.4  # of their loss, beside 1
+    rim_weight: float = 0.3  # of the Dice loss of WMH and rims, beside 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,8 @@ class Recipe:
     # Area of the residue's opening for models that are begun with this recipe by `leuko train`; one
     # that starts from a model keeps that model's. None: the default of channels.Preparation.
     opening_mm2: float | None = None
+    clip_norm: float | None = None  # the largest norm of a step's gradients
+    mixture: Mixture | None = None  # None: the slices of labelled subjects alone, or nearly
 
     @property
     def synthetic_images(self) -> int:
@@ -139,7 +160,47 @@ ADAPT = replace(
     synthetic_part=0.25,  # what the model came from, lest it forget
 )
 
-RECIPES = {recipe.name: recipe for recipe in (MODERN, XU2017, ADAPT)}
+# The bundled model's: synthetic, labelled and unlabelled slices (docs/methods.md).
+BASE = Recipe(
+    name="base",
+    steps=450,
+    images_per_step=6,
+    loss="cross-entropy-dice",
+    optimiser="adamw",
+    weight_decay=0.01,
+    phases=(
+        Phase(0.05, 0.0, 1e-4, shape="linear"),
+        Phase(0.35, 1e-4, 1e-4),
+        Phase(0.6, 1e-4, 5e-6),
+    ),
+    augmentation=Augmentation(
+        scale=(0.85, 1.2), rotation_degrees=12, flip=True, gain=0.1, gamma=0.15, noise_grey=3
+    ),
+    lesion_part=0.7,  # of the labelled images
+    feature_scale=64.0,  # as in `MODERN`, with a start from ImageNet
+    mixed_precision=True,
+    averaged_part=0.2,
+    clip_norm=1.0,
+    mixture=Mixture(),
+)
+# A GPU takes some 40 steps a second, and 8 processes make some 20 scans for it.
+BASE_ON_GPU = replace(
+    BASE,
+    images_per_step=32,
+    mixture=Mixture(crop=None, scans_kept=96, scans_per_step=0.3),
+)
+
+RECIPES = {recipe.name: recipe for recipe in (MODERN, XU2017, ADAPT, BASE)}
+
+
+def with_rate(recipe: Recipe, highest: float) -> Recipe:
+    """The recipe with another highest learning rate, all others in proportion."""
+    factor = highest / max(phase.rate_to for phase in recipe.phases)
+    phases = (
+        replace(phase, rate_from=factor * phase.rate_from, rate_to=factor * phase.rate_to)
+        for phase in recipe.phases
+    )
+    return replace(recipe, phases=tuple(phases))
 
 
 def phase_at(recipe: Recipe, step: int, steps: int) -> tuple[Phase, float]:
@@ -149,5 +210,6 @@ def phase_at(recipe: Recipe, step: int, steps: int) -> tuple[Phase, float]:
         begin, end = end, end + phase.part
         if done < end:
             break
-    turn = math.cos(math.pi * min(1.0, (done - begin) / phase.part))
-    return phase, phase.rate_to + (phase.rate_from - phase.rate_to) * (1 + turn) / 2
+    part = min(1.0, (done - begin) / phase.part)
+    left = 1 - part if phase.shape == "linear" else (1 + math.cos(math.pi * part)) / 2
+    return phase, phase.rate_to + (phase.rate_from - phase.rate_to) * left

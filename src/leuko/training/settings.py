@@ -10,10 +10,11 @@ from leuko.model.card import are_rims
 from leuko.model.network import SIDE_MAPS, VGG16, Stages
 from leuko.preprocessing.slices import Preparation
 from leuko.synthesis.anatomy import CLASSES as MADE
-from leuko.training.recipes import MODERN, Augmentation, Phase, Recipe
+from leuko.training.recipes import MODERN, Augmentation, Mixture, Phase, Recipe
 
 CLASSES = WMH_LABELS.classes
 SYNTHETIC = Preparation()  # what synthetic slices look like
+MIXED = Preparation(t1_optional=True)  # what slices of a mixed training look like
 # The classes of models that synthetic slices can teach: all, all but the rims of the ventricles, or
 # WMH alone.
 TAUGHT = (MADE, tuple(name for name in MADE if name != "rim"), CLASSES)
@@ -42,11 +43,23 @@ class Settings:
     patience: int = 0  # validations in a row without gain that end the training; 0: none is made
     heads: str | None = None  # label maps that synthetic images are made of; None: the MNI152 brain
     compiled: bool = False  # by torch.compile
+    # Of a mixed training.
+    atlas: str | None = None  # lesion masks in MNI space for synthetic images
+    unlabelled: str | None = None  # scans that the teachers label
+    sources: str | None = None  # table of the sources of all scans
+    leave: tuple[str, ...] = ()  # scans, people, sources and label maps that are left out
+    teachers: tuple[str, ...] = ()  # models or files of weights
+    processes: int = 1  # that make synthetic scans; do not change the weights
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Settings":
         recipe = content["recipe"]
+        mixture = recipe.get("mixture")
+        if mixture:
+            crop = mixture["crop"]
+            mixture = Mixture(**mixture | {"crop": tuple(crop) if crop else None})
         recipe = recipe | {
+            "mixture": mixture,
             "phases": tuple(Phase(**phase) for phase in recipe["phases"]),
             "augmentation": Augmentation(
                 **recipe["augmentation"] | {"scale": tuple(recipe["augmentation"]["scale"])}
@@ -60,6 +73,8 @@ class Settings:
                 "stages": tuple(tuple(widths) for widths in content["stages"]),
                 "classes": tuple(content["classes"]),
                 "label_names": tuple(content.get("label_names", ())),
+                "leave": tuple(content.get("leave", ())),
+                "teachers": tuple(content.get("teachers", ())),
             }
         )
 
@@ -88,6 +103,9 @@ class Settings:
             raise LeukoError(
                 f"the recipe {recipe.name} is for a training from nothing; the start is {self.init}"
             )
+        if recipe.mixture:
+            self._require_mixture()
+            return
         self._require_classes()
         if recipe.synthetic_part:
             self._require_synthesis()
@@ -95,6 +113,22 @@ class Settings:
             raise LeukoError(
                 f"the recipe {recipe.name} makes no synthetic images; leave --heads away, or use "
                 "--recipe adapt"
+            )
+
+    def _require_mixture(self) -> None:
+        if self.unlabelled and not self.teachers:
+            raise LeukoError(
+                "--unlabelled needs models that label these scans: add --teacher MODEL"
+            )
+        if self.folds or self.patience or self.held_out or self.label_names:
+            raise LeukoError(
+                f"the recipe {self.recipe.name} trains with all scans but those left out; leave "
+                "--folds, --patience, --held-out and --classes away, and use --leave"
+            )
+        if (self.classes, self.preparation) != (MADE, MIXED):
+            raise LeukoError(
+                f"the recipe {self.recipe.name} trains the classes {', '.join(MADE)} with the "
+                f"channels {MIXED.channels}"
             )
 
     def _require_classes(self) -> None:

@@ -1,32 +1,30 @@
-"""Synthetic slices to train with, made ahead by processes, on a GPU or on CPU cores.
+"""Synthetic slices for a mixed training, made ahead by processes, on a GPU or on CPU cores.
 
 A scan follows from its number alone, and which scans a step draws from follows from the step: not
 from the number of processes. Slices come through files, which a resumed run finds again.
 """
 
 import multiprocessing
-import time
+import signal
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, fields
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from real_slices import CANVAS, PREPARATION, shows_head
 from torch import Tensor
 
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.files import image_stem
-from leuko.synthesis.anatomy import WMH, Anatomy, load_head
+from leuko.synthesis.anatomy import WMH, Anatomy, from_mni152, load_head
 from leuko.synthesis.images import synthesise
 from leuko.synthesis.sampling import choose
+from leuko.training.real_slices import CANVAS, PREPARATION, shows_head
 
-HELD_OUT = ("head04", "head12", "head18")  # never trained on: they validate
-SEED = 24
 EVERY_MM = (4.0, 6.0)  # between slices: neighbours teach little
 LEAST_PIXELS = 2  # of WMH in a slice that shows some
 
@@ -39,6 +37,7 @@ class Maker:
     atlas: tuple[Path, ...]  # lesion masks in MNI space
     folder: Path
     device: str
+    seed: int
 
     def make(self, number: int) -> Path:
         """The file of a scan: `slices` (N, H, W, 4), uint8, the last being the classes, and whether
@@ -46,7 +45,7 @@ class Maker:
         path = self.folder / f"{number:07d}.npz"
         if path.is_file():
             return path
-        rng = np.random.default_rng([SEED, number, 1])
+        rng = np.random.default_rng([self.seed, number, 2])  # apart from the streams of the steps
         torch.set_num_threads(1)
         head = read_anatomy(self.heads[int(rng.integers(len(self.heads)))], self.device)
         atlas = [read_mask(mask, self.device) for mask in self.atlas]
@@ -54,7 +53,9 @@ class Maker:
         size = CANVAS["head" if choice.head else "brain"]
         try:
             with torch.inference_mode():
-                scan = synthesise(head, [SEED, number], atlas=atlas, choice=choice, size=size)
+                scan = synthesise(
+                    head, [self.seed, number, 3], atlas=atlas, choice=choice, size=size
+                )
                 images, classes = scan.slices(PREPARATION)
         except LeukoError:  # an odd image, in which no grey value is that of tissue
             images, classes = np.zeros((0, *size, 3), np.uint8), np.zeros((0, *size), np.uint8)
@@ -67,8 +68,7 @@ class Maker:
 
 @cache
 def read_anatomy(path: Path, device: str) -> Anatomy:
-    anatomy: Anatomy = torch.load(path, weights_only=False)
-    return anatomy.to(torch.device(device))
+    return Anatomy(**torch.load(path, weights_only=True)).to(torch.device(device))
 
 
 @cache
@@ -76,11 +76,13 @@ def read_mask(path: Path, device: str) -> Tensor:
     return torch.from_numpy(nifti.read_mask(path).canonical().data > 0).to(device)
 
 
-def save_anatomy(head: Path, out: Path) -> Path:
-    """The anatomy of a label map in a file, which is quicker to read."""
+def save_anatomy(head: Path | None, folder: Path) -> Path:
+    """The anatomy of a label map, or of the MNI152 brain, in a file, which is quicker to read."""
+    out = folder / f"{image_stem(head) if head else 'MNI152'}.pt"
     if not out.is_file():
         part = out.with_suffix(".part")
-        torch.save(load_head(head), part)
+        anatomy = load_head(head) if head else from_mni152()
+        torch.save({f.name: getattr(anatomy, f.name) for f in fields(anatomy)}, part)
         part.replace(out)
     return out
 
@@ -90,36 +92,38 @@ class Synthetic:
 
     def __init__(
         self,
-        heads: Path,
-        atlas: Path | None,
+        heads: Sequence[Path],
+        atlas: Sequence[Path],
         folder: Path,
         *,
         device: torch.device,
         processes: int,
+        seed: int,
         kept: int,
         fresh: float,
     ) -> None:
-        """Raises FileNotFoundError where `heads` holds no label maps besides those held out."""
+        """`heads` are label maps; without any, all scans are of the MNI152 brain."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._device, self._kept, self._fresh = device, kept, fresh
-        self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-        self._ahead = 3 * processes
-        maps = [path for path in sorted(heads.glob("*.nii.gz")) if image_stem(path) not in HELD_OUT]
-        if not maps:
-            raise FileNotFoundError(f"{heads} holds no label maps to train on")
-        files = [folder / f"{image_stem(path)}.pt" for path in maps]
-        self.heads = len(maps)
-        self.masks = sorted(atlas.glob("*.nii.gz")) if atlas else []
-        self._maker = Maker(
-            tuple(self._pool.map(save_anatomy, maps, files)),
-            tuple(self.masks),
-            folder,
-            str(device),
+        self.device, self._kept, self._fresh = device, kept, fresh
+        # The reckoning is in float64, which Apple's GPUs lack.
+        makes = "cpu" if device.type == "mps" else str(device)
+        # Ctrl-C is the training's to answer, not the workers'.
+        self._pool = ProcessPoolExecutor(
+            processes,
+            multiprocessing.get_context("spawn"),
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),
         )
+        self._ahead = 3 * processes
+        try:
+            files = self._pool.map(partial(save_anatomy, folder=folder), heads or [None])
+            self._maker = Maker(tuple(files), tuple(atlas), folder, makes, seed)
+        except BaseException:  # Ctrl-C too: other label maps are not waited for
+            self.close()
+            raise
         self._making: dict[int, Future[Path]] = {}
         self._scans: deque[tuple[str, Tensor, bool, Sequence[bool]]] = deque(maxlen=kept)
         self._next = 0  # number of the scan to take next
-        self.seconds_waited = 0.0
 
     def advance(self, step: int) -> None:
         """Take the scans that belong to a step, which a later step follows."""
@@ -128,17 +132,15 @@ class Synthetic:
         for number in range(self._next, end + self._ahead):
             if number not in self._making:
                 self._making[number] = self._pool.submit(self._maker.make, number)
-        begun = time.monotonic()
         for number in range(self._next, end):
             with np.load(self._making.pop(number).result()) as file:
                 slices, sagittal = file["slices"], bool(file["sagittal"])
             lesion = (slices[..., 3] == WMH).sum(axis=(1, 2)) >= LEAST_PIXELS
             canvas = next(name for name, size in CANVAS.items() if size == slices.shape[1:3])
-            on_device = torch.from_numpy(slices).to(self._device)
+            on_device = torch.from_numpy(slices).to(self.device)
             self._scans.append((canvas, on_device, sagittal, lesion.tolist()))
             (self._maker.folder / f"{number - self._kept:07d}.npz").unlink(missing_ok=True)
         if self._next < end:
-            self.seconds_waited += time.monotonic() - begun
             self._next = end
             self._index()
 
@@ -153,7 +155,7 @@ class Synthetic:
             half = (count + 1) // 2
             places[:half] = [shown[k] for k in rng.integers(len(shown), size=half)]
         slices = torch.stack([self._scans[scan][1][number] for scan, number in places])
-        sagittal = torch.tensor([self._scans[scan][2] for scan, _ in places], device=self._device)
+        sagittal = torch.tensor([self._scans[scan][2] for scan, _ in places], device=self.device)
         return slices[..., :3], slices[..., 3], sagittal
 
     @property

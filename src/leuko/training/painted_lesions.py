@@ -1,0 +1,87 @@
+"""Small, faint lesions painted into the white matter of real slices."""
+
+import math
+
+import numpy as np
+import scipy.ndimage
+
+from leuko.model import runtime
+from leuko.preprocessing.slices import area_residue
+from leuko.synthesis.images import LABELLED_PART
+from leuko.training.real_slices import NOT_WMH, PREPARATION, WMH, RealSlices
+from leuko.volume import Array
+
+
+def painted(slices: RealSlices, model: runtime.Model) -> RealSlices:
+    """The slices with small, faint lesions painted into their white matter, those where any shows.
+
+    The model tells white matter from the rest. Whether there are rims is not known any more: a
+    painted lesion beside one may hide it.
+    """
+    rng = np.random.default_rng(11)
+    images, labels, chosen = slices.images.copy(), slices.labels.copy(), []
+    for number, image in enumerate(images):
+        shares = dict(zip(model.card.classes, model.predict(image[None])[0], strict=True))
+        labels_there = labels[number]
+        free = white_matter(shares) & ~scipy.ndimage.binary_dilation(labels_there, iterations=4)
+        centres = np.argwhere(scipy.ndimage.binary_erosion(free))
+        if len(centres) < 150:  # too little white matter
+            continue
+        white = float(np.median(image[..., 1][white_matter(shares)]))
+        excess = free * random_spots(free.shape, centres, rng)
+        new = seen(excess)
+        if not new.any():
+            continue
+        image[..., 1] = np.rint(np.clip(image[..., 1] + white * excess, 0, 255))
+        image[..., 2] = np.rint(image[..., 2] * (1 - rng.uniform(0, 0.35) * excess))
+        image[..., 0] = area_residue(image[None, ..., 1], round(PREPARATION.opening_mm2))[0]
+        labels_there[new & (labels_there == NOT_WMH)] = WMH
+        chosen.append(number)
+    kept = np.array(chosen, dtype=int)
+    unknown = np.zeros(len(kept), dtype=bool)
+    return RealSlices(images[kept], labels[kept], slices.sagittal[kept], unknown, slices.scan[kept])
+
+
+def white_matter(shares: dict[str, Array]) -> Array:
+    """The pixels (H, W) that are surely white matter, by the probabilities of all classes."""
+    others = [share for name, share in shares.items() if name not in ("white", "wmh", "rim")]
+    white: Array = (shares["white"] > np.max(others, axis=0)) & (shares["wmh"] < 0.2)
+    return white & (shares["rim"] < 0.3) if "rim" in shares else white
+
+
+def random_spots(shape: tuple[int, ...], centres: Array, rng: np.random.Generator) -> Array:
+    """The excess brightness (H, W) of a few soft ellipses of 1 to 4 mm, white matter being 1."""
+    rows, columns = np.indices(shape)
+    excess = np.zeros(shape)
+    for centre in centres[rng.integers(len(centres), size=1 + int(rng.exponential(2.5)))]:
+        long = math.exp(rng.uniform(math.log(1.0), math.log(4.0)))
+        short = long * math.exp(-abs(rng.normal(0, 0.3)))
+        turn = rng.uniform(0, math.pi)
+        y, x = (
+            grid - at + rng.uniform(-0.5, 0.5)
+            for grid, at in zip((rows, columns), centre, strict=True)
+        )
+        radius = np.hypot(
+            (y * math.cos(turn) + x * math.sin(turn)) / long,
+            (x * math.cos(turn) - y * math.sin(turn)) / short,
+        )
+        uneven = 1 + 0.75 * scipy.ndimage.gaussian_filter(rng.normal(size=shape), 1.5)
+        spot = np.clip((1 - radius) * short / 0.7 + 0.5, 0, 1) * uneven
+        spot = scipy.ndimage.gaussian_filter(spot, rng.uniform(0.5, 1.1))
+        height = math.exp(rng.uniform(math.log(0.24), math.log(0.9)))
+        excess = np.maximum(excess, height * np.clip(spot, 0, 1.2))
+    return excess
+
+
+def seen(excess: Array) -> Array:
+    """Where a reader would label spots of an excess brightness (H, W), white matter being 1: spots
+    of some pixels and a fifth above it, up to where readers draw edges."""
+    pieces, count = scipy.ndimage.label(excess > 0.01, np.ones((3, 3)))
+    labels = np.zeros(excess.shape, dtype=bool)
+    for piece in range(1, count + 1):
+        inside = pieces == piece
+        top = excess[inside].max()
+        spot = inside & (excess >= LABELLED_PART * top)
+        if top >= 0.2 and spot.sum() >= 3:
+            labels |= spot
+    return labels
