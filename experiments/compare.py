@@ -33,7 +33,7 @@ from leuko.lesions.components import drop_small, find_lesions
 from leuko.longitudinal.changes import BORDER_EVIDENCE, BORDER_MM, LESION_BORDER_MM, STABLE, STATES
 from leuko.longitudinal.compare import CHANGES_FILE, Comparison, compare
 from leuko.preprocessing.registration import Mode
-from leuko.segment import segment
+from leuko.segment import SegmentSettings, segment
 from leuko.volume import Array, Volume, resample_onto
 
 LEAST_MM3 = 10.0
@@ -139,7 +139,8 @@ def segmented(home: Path, scratch: Path, alignment: Mode = "auto") -> Path:
     folder = scratch / "runs" / home.name
     if not (folder / "run.json").is_file():
         scans = home / "FLAIR.nii.gz", home / "T1.nii.gz"
-        segment(*scans, folder, alignment=alignment, threads=2)
+        settings = SegmentSettings(alignment=alignment, threads=2)
+        segment(*scans, settings=settings).save(folder)
     return folder
 
 

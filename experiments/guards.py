@@ -10,7 +10,6 @@ apart). Prints the findings of each case and the measured quantities that the ch
 
 import argparse
 import logging
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +18,8 @@ import scipy.ndimage
 
 from leuko.errors import LeukoError
 from leuko.io import nifti
-from leuko.io.inputs import Scan
 from leuko.lesions import quality_checks
-from leuko.segment import segment
+from leuko.segment import SegmentSettings, segment
 from leuko.volume import Array, Volume
 
 Pair = tuple[Volume, Volume | None]
@@ -45,18 +43,14 @@ def main() -> None:
 
 def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | None]:
     """The findings, or why the scans were refused; and the tissues."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            out = Path(folder) / "out"
-            result = segment(
-                as_scan(flair), as_scan(t1) if t1 else None, out, model=model, rims="exclude"
-            )
-        except LeukoError as error:
-            return f"REFUSED {error}", None
-    if result.tissue is None:
+    try:
+        result = segment(flair, t1, settings=SegmentSettings(model=model, rims="exclude"))
+    except LeukoError as error:
+        return f"REFUSED {error}", None
+    if result.maps.tissue is None:
         raise SystemExit("the guards need a model that knows tissues")
     grid = flair.canonical()
-    tissue = quality_checks.with_wmh(result.tissue, result.mask.data > 0)
+    tissue = quality_checks.with_wmh(result.maps.tissue, result.maps.mask.data > 0)
     case = quality_checks.Case(grid, None, tissue.canonical().data)
     white = case.median(grid.data, "white")
     fluid = [case.median(grid.data, name) / white for name in ("csf", "ventricle")]
@@ -68,10 +62,6 @@ def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | Non
     )
     found = [f"{finding.level}: {finding.text}" for finding in result.findings]
     return seen + ("; ".join(found) or "nothing"), tissue.data
-
-
-def as_scan(volume: Volume) -> Scan:
-    return Scan(Path(volume.name), volume, [])
 
 
 def swapped(flair: Volume, t1: Volume, _: Array) -> Pair:

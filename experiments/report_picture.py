@@ -22,7 +22,7 @@ def main() -> None:
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         brain = demo.make_subject(Path(folder) / "brain")
         out = Path(folder) / "result"
-        segment(brain / "FLAIR.nii.gz", brain / "T1.nii.gz", out)
+        segment(brain / "FLAIR.nii.gz", brain / "T1.nii.gz").save(out)
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )

@@ -117,7 +117,7 @@ def segment(
             excluded=excluded,
             outside=outside,
             convention=settings.rims if card.knows_rims else None,
-            exclude=None if exclude is None else inputs.as_file(excluding),
+            exclude=None if exclude is None else excluding.as_file(),
         )
 
 

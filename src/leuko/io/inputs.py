@@ -43,6 +43,12 @@ class Scan:
         hashes = "".join(sha256(file) for file in sorted(self.files))
         return hashlib.sha256(hashes.encode()).hexdigest()
 
+    def as_file(self) -> dict[str, Any]:
+        """Path, hash, size and modification time, for the record of a run."""
+        if self.path is not None and self.files == [self.path]:
+            return as_file(self.path)
+        return {"path": self.path and str(self.path), "sha256": self.sha256()}
+
 
 # A scan as people give it: its path, a nibabel image or a Volume in memory, or one that was read.
 Image = str | Path | nifti.InMemory | Volume | Scan
@@ -106,15 +112,14 @@ def read_study(
 def as_record(scans: Mapping[str, Scan]) -> dict[str, dict[str, Any]]:
     """Path, series, hash, size and modification time of each scan, for the record of a run."""
     return {
-        name: {"series": str(scan.series) if scan.series else None} | as_file(scan)
+        name: {"series": str(scan.series) if scan.series else None} | scan.as_file()
         for name, scan in scans.items()
     }
 
 
-def as_file(scan: Scan) -> dict[str, Any]:
-    """Path, hash, size and modification time of a scan, for the record of a run."""
-    stamp = _stamp(scan.path) if scan.path and len(scan.files) == 1 else {}
-    return {"path": scan.path and str(scan.path), "sha256": scan.sha256(), **stamp}
+def as_file(path: Path) -> dict[str, Any]:
+    """Path, hash, size and modification time of a file, for the record of a run."""
+    return {"path": str(path), "sha256": sha256(path), **_stamp(path)}
 
 
 def is_same(path: Path, was: Mapping[str, Any]) -> bool:

@@ -101,7 +101,7 @@ def compare(
     []
     """
     out, scanned = Path(out), (Path(baseline), Path(followup))
-    flairs = [flair and Path(flair) for flair in (baseline_flair, followup_flair)]
+    flairs = [Path(flair) if flair else None for flair in (baseline_flair, followup_flair)]
     for folder in scanned:
         refuse_foreign_files(out, folder, files=FILES, record=COMPARISON_FILE, command="compare")
     watch = Stopwatch()
