@@ -149,7 +149,7 @@ def test_probabilities_do_not_depend_on_the_other_slices(unseen, model):
     ("changes", "message"),
     [
         ({"threshold": 0.0}, "threshold is 0; give a number between 0 and 1"),
-        ({"threshold": 1.5}, "threshold 1.5 is not between"),
+        ({"threshold": 1.5}, "threshold is 1.5; give a number between 0 and 1"),
         ({"smallest_lesion_mm3": -1.0}, "smallest lesion is -1 mm3; give a finite volume"),
         ({"smallest_lesion_mm3": float("nan")}, "smallest lesion is nan mm3; give a finite volume"),
         ({"device": "cuda"}, "no cuda device was found; use --device with one of: cpu"),
@@ -173,7 +173,7 @@ def copy_of(model, folder):
 def test_a_model_without_card_is_refused(unseen, model, tmp_path):
     copy = copy_of(model, tmp_path / "copy")
     (copy / CARD_FILE).unlink()
-    with pytest.raises(LeukoError, match=r"copy has no card.json; give the folder that"):
+    with pytest.raises(LeukoError, match=r"copy has no card.json: give a folder written by"):
         run(unseen, copy, tmp_path / "out")
     (copy / "run.json").write_text("{}")
     with pytest.raises(LeukoError, match=r"not finished; run leuko train --resume"):
