@@ -22,7 +22,7 @@ def page() -> str:
             capture_output=True,
             text=True,
             check=True,
-            env=os.environ | {"COLUMNS": "90", "TERMINAL_WIDTH": "90"},
+            env=os.environ | {"COLUMNS": "80", "TERMINAL_WIDTH": "80"},
         ).stdout.replace("python -m leuko.cli", "leuko")
         parts += [f"## leuko {command}".rstrip(), "", "```text", help_text.strip(), "```", ""]
     return "\n".join(parts)

@@ -38,6 +38,25 @@ def test_help_names_the_commands(leuko):
         assert f"\n  {command} " in out
 
 
+COMMANDS = (
+    "segment", "batch", "bids", "compare", "evaluate", "demo", "models list", "models path",
+    "models verify", "models pull", "train", "export", "synth", "challenge", "challenge-score",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_80_columns_and_ends_with_an_example(leuko, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    code, out, _ = leuko(*command.split(), "--help")
+    lines = out.rstrip().splitlines()
+    assert code == 0
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].startswith(f"  Example: leuko {command}")
+    options = {word for word in lines[-1].split() if word.startswith("-")}
+    assert all(any(option in line for line in lines[:-1]) for option in options)
+
+
 def test_the_version_is_printed(leuko):
     assert leuko("--version") == (0, "leuko 0.1.0\n", "")
 

@@ -56,6 +56,11 @@ def test_the_log_of_experiments_lists_its_dated_findings_newest_first():
     assert dates == sorted(dates, reverse=True)
 
 
+def test_the_page_of_the_python_interface_is_up_to_date():
+    page = runpy.run_path(str(ROOT / "docs" / "make_api.py"))["page"]()
+    assert text("docs/api.md") == page
+
+
 def test_the_page_of_commands_is_up_to_date():
     page = runpy.run_path(str(ROOT / "docs" / "make_cli.py"))["page"]()
     assert page == text("docs/cli.md"), "run python docs/make_cli.py"

@@ -39,13 +39,17 @@ class SegmentSettings:
     model: str = weights.DEFAULT  # name or folder
     threshold: float | None = None  # smallest probability of WMH, 0 to 1; None: the model's
     smallest_lesion_mm3: float | None = None  # None: the model's
-    # Normal caps and rims of the ventricles: beside the mask, counted as WMH, or left out.
+    # Normal caps and rims of the ventricles: "separate", beside the mask; "include", counted as
+    # WMH; "exclude", left out.
     rims: Rims = "separate"
-    alignment: Mode = "auto"  # whether the T1 is registered to the FLAIR
-    rule: Rule = "voxel10"  # for what is periventricular
+    # Registration of the T1 to the FLAIR: "auto", if needed; "always"; "never".
+    alignment: Mode = "auto"
+    # What is periventricular: "voxel10", voxels up to 10 mm from the lateral ventricles;
+    # "shiva2", lesions within 2 mm of them; "contiguity", lesions that touch them.
+    rule: Rule = "voxel10"
     bias_correction: bool = False  # N4, of both scans
     strict: bool = False  # refuse what does not look like a FLAIR of a head
-    device: runtime.Device = "cpu"
+    device: runtime.Device = "cpu"  # or "cuda", "mps"
     threads: int | None = None  # None: all processors that this process may use
 
 

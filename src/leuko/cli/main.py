@@ -31,6 +31,24 @@ from leuko.io.provenance import exit_code, stderr_handler
 if TYPE_CHECKING:
     from leuko.segment import SegmentSettings
 
+# The last line of each command's help.
+EXAMPLES = {
+    name: f"Example: leuko {name} {arguments}"
+    for name, arguments in {
+        "segment": "--flair FLAIR.nii.gz --t1 T1.nii.gz -o OUT",
+        "evaluate": "reference.nii.gz OUT/wmh.nii.gz",
+        "compare": "BASELINE FOLLOWUP -o OUT",
+        "batch": "cohort.tsv -o OUT",
+        "bids": "DATASET DERIVATIVES participant",
+        "train": "DATA -o RUN --recipe adapt",
+        "export": "RUN -o MODEL",
+        "synth": "-o OUT -n 3",
+        "demo": "-o leuko-demo",
+        "challenge": "--input INPUT --output OUTPUT",
+        "challenge-score": "DATA -o OUT",
+    }.items()
+}
+
 app = typer.Typer(
     help="Find white matter hyperintensities in brain MRI.",
     no_args_is_help=True,
@@ -61,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(2)
 
 
-@app.command()
+@app.command(epilog=EXAMPLES["segment"])
 @with_settings(
     "model",
     "threshold",
@@ -128,7 +146,7 @@ def segment(
     raise typer.Exit(exit_code(result.findings))
 
 
-@app.command()
+@app.command(epilog=EXAMPLES["evaluate"])
 def evaluate(
     reference: Annotated[
         Path, typer.Argument(help="Expert mask (0, 1; 2 is ignored), or a folder of them.")
@@ -171,10 +189,10 @@ def evaluate(
     raise typer.Exit(1 if lacking else 0)
 
 
-app.command()(batch)
-app.command(cls=BidsCommand)(bids)
+app.command(epilog=EXAMPLES["batch"])(batch)
+app.command(cls=BidsCommand, epilog=EXAMPLES["bids"])(bids)
 for command in (demo, compare, train, export, synth, challenge, challenge_score):
-    app.command()(command)
+    app.command(epilog=EXAMPLES[command.__name__.replace("_", "-")])(command)
 
 
 def _version(*, asked: bool) -> None:

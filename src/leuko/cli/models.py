@@ -9,7 +9,7 @@ from leuko.errors import LeukoError
 models = typer.Typer(help="List, find, check and fetch models.", no_args_is_help=True)
 
 
-@models.command("list")
+@models.command("list", epilog="Example: leuko models list")
 def list_models() -> None:
     """The models that --model knows by name, with their licences."""
     from leuko.model.card import load_card
@@ -24,7 +24,7 @@ def list_models() -> None:
         print(f"  licence {licence}")
 
 
-@models.command("path")
+@models.command("path", epilog="Example: leuko models path leuko-base")
 def model_path(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
     """The folder of a model."""
     from leuko.model.weights import find
@@ -32,7 +32,7 @@ def model_path(name: Annotated[str, typer.Argument(help="A model's name.")]) -> 
     print(find(name))
 
 
-@models.command("verify")
+@models.command("verify", epilog="Example: leuko models verify leuko-base")
 def verify_model(
     name: Annotated[str | None, typer.Argument(help="Name or folder; by default all.")] = None,
 ) -> None:
@@ -51,7 +51,7 @@ def verify_model(
         raise LeukoError("; ".join(damaged))
 
 
-@models.command("pull")
+@models.command("pull", epilog="Example: leuko models pull https://example.org/model.zip")
 def pull_model(
     source: Annotated[str, typer.Argument(help="URL or file of a zipped model folder.")],
     sha256: Annotated[str | None, typer.Option(help="The archive's SHA-256, to be sure.")] = None,
