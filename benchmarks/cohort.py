@@ -43,7 +43,7 @@ from cohorts import REASONS, command, mere_mortal, spoil, stopped, swap, table, 
 from leuko.cohort.worker import THREADS
 from leuko.io import nifti
 from leuko.io.files import read_json
-from leuko.results import RECORD_FILE
+from leuko.io.outputs import RECORD_FILE
 from leuko.synthesis.anatomy import Anatomy, from_mni152, load_heads
 from leuko.synthesis.images import Scan, synthesise
 from leuko.synthesis.sampling import choose

@@ -27,7 +27,7 @@ from leuko.cohort.job import Job, Wanted, settle, split
 from leuko.cohort.worker import Limits, Outcome
 from leuko.io.files import staged, write_json
 from leuko.io.inputs import as_file
-from leuko.results import MASK_FILE, RECORD_FILE
+from leuko.io.outputs import MASK_FILE, RECORD_FILE
 from leuko.segment import SegmentSettings
 
 HEADER = b"\0" * 352  # as long as that of a NIfTI file

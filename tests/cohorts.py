@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import psutil
 
-from leuko.results import MASK_FILE
+from leuko.io.outputs import MASK_FILE
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
 # What the failure of a subject that is spoilt in this way must say.

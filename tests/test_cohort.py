@@ -18,7 +18,7 @@ from leuko.cohort.job import Job, perform
 from leuko.cohort.run import STRICT
 from leuko.cohort.worker import Limits
 from leuko.io.files import read_json
-from leuko.results import MASK_FILE, RECORD_FILE, REPORT_FILE
+from leuko.io.outputs import MASK_FILE, RECORD_FILE, REPORT_FILE
 from phantoms import make_phantom
 
 SHAPE, SPACING = (90, 110, 18), (1.9, 1.9, 7.0)

@@ -15,7 +15,7 @@ import pytest
 
 import leuko
 from leuko import results
-from leuko.results import FILES
+from leuko.io.outputs import FILES
 
 PUBLIC = [
     "LeukoError", "SegmentSettings", "Segmentation", "__version__", "compare", "evaluate",

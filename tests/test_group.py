@@ -15,8 +15,8 @@ from leuko.cohort.run import STRICT
 from leuko.cohort.worker import Limits
 from leuko.errors import LeukoError
 from leuko.io.inputs import as_file
+from leuko.io.outputs import MASK_FILE, PICTURE_FILE, RECORD_FILE
 from leuko.report.html import SAVED
-from leuko.results import MASK_FILE, PICTURE_FILE, RECORD_FILE
 from reports import a_head, a_record, finding
 
 HOSTILE = "<script>document.title = 'run'</script>"

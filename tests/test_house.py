@@ -157,6 +157,13 @@ def test_help_loads_nothing_heavy():
     assert loaded.splitlines()[-1] == "LOADED []"
 
 
+@pytest.mark.parametrize("module", ["evaluation.evaluate", "cohort.gather"])
+def test_evaluating_and_gathering_load_no_image_processing(module):
+    libraries = ("SimpleITK", "diplib", "onnxruntime", "psutil", "torch", "matplotlib")
+    code = f"import sys, leuko.{module}\nprint([n for n in {libraries} if n in sys.modules])"
+    assert python(code) == "[]\n"
+
+
 def test_measuring_and_preparing_work_without_torch(heads):
     labels = heads / "head0" / "wmh.nii.gz"
     printed = python(

@@ -11,13 +11,13 @@ import pytest
 from conftest import segmented
 from leuko import results
 from leuko.cohort import gather
-from leuko.io import nifti
+from leuko.io import nifti, outputs
+from leuko.io.outputs import MASK_FILE, RECORD_FILE
 from leuko.io.provenance import OUTPUT
 from leuko.longitudinal import compare
 from leuko.report import single
-from leuko.results import MASK_FILE, RECORD_FILE
 
-SIDE = set(results.FILES) - {MASK_FILE, RECORD_FILE}
+SIDE = set(outputs.FILES) - {MASK_FILE, RECORD_FILE}
 
 
 @pytest.fixture

@@ -12,7 +12,28 @@ import numpy as np
 from leuko.io import inputs, nifti
 from leuko.io.files import sha256, staged, write_json
 from leuko.io.inputs import Scan
-from leuko.io.outputs import Tell, refuse_foreign_files, side_output, write_table
+from leuko.io.outputs import (
+    DICOM_FILE,
+    ENTROPY_FILE,
+    FILES,
+    LESION_TABLE_FILE,
+    LESIONS_FILE,
+    MASK_FILE,
+    PICTURE_FILE,
+    PROBABILITY_FILE,
+    RECORD_FILE,
+    REGION_NAMES_FILE,
+    REGIONS_FILE,
+    REPORT_FILE,
+    RIMS_FILE,
+    T1_FILE,
+    TISSUE_FILE,
+    TRANSFORM_FILE,
+    Tell,
+    refuse_foreign_files,
+    side_output,
+    write_table,
+)
 from leuko.io.provenance import LEVELS, RIMS_ARE, Finding, Stopwatch, tell, versions
 from leuko.lesions.brain import Outside
 from leuko.lesions.delineation import Rims
@@ -24,21 +45,6 @@ from leuko.preprocessing.registration import Alignment
 from leuko.preprocessing.slices import Pair
 from leuko.report.viewer import RIM_KIND, Pane, as_jpeg
 from leuko.volume import Array, Orientation, Volume, resample_onto
-
-MASK_FILE, RIMS_FILE = "wmh.nii.gz", "wmh_rims.nii.gz"
-PROBABILITY_FILE, ENTROPY_FILE = "wmh_prob.nii.gz", "wmh_entropy.nii.gz"
-TISSUE_FILE = "tissue.nii.gz"
-LESIONS_FILE, LESION_TABLE_FILE = "wmh_lesions.nii.gz", "lesions.tsv"
-REGIONS_FILE, REGION_NAMES_FILE = "wmh_regions.nii.gz", "wmh_regions.tsv"
-DICOM_FILE = "wmh.dcm"
-T1_FILE, TRANSFORM_FILE = "t1_aligned.nii.gz", "t1_to_flair.tfm"
-REPORT_FILE, PICTURE_FILE = "report.html", "qc.png"
-RECORD_FILE = "run.json"
-FILES = (
-    MASK_FILE, RIMS_FILE, PROBABILITY_FILE, ENTROPY_FILE, TISSUE_FILE, LESIONS_FILE,
-    LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, DICOM_FILE,
-    T1_FILE, TRANSFORM_FILE, RECORD_FILE,
-)  # fmt: skip
 
 LESION_COLUMNS = tuple(field.name for field in fields(Lesion))
 

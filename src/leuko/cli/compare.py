@@ -26,8 +26,8 @@ def compare(
 ) -> None:
     """Compare two times of one brain: new, grown, stable, shrunk and resolved lesions."""
     from leuko.cli.text import changes_as_text
+    from leuko.io.outputs import REPORT_FILE
     from leuko.longitudinal.compare import CHANGE_TABLE_FILE, CHANGES_FILE, compare
-    from leuko.results import REPORT_FILE
 
     result = compare(
         baseline,

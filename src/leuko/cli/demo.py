@@ -23,9 +23,8 @@ def demo(
         raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
     import leuko
     from leuko.evaluation.evaluate import evaluate
-    from leuko.io.outputs import side_output
+    from leuko.io.outputs import MASK_FILE, REPORT_FILE, side_output
     from leuko.io.provenance import tell
-    from leuko.results import MASK_FILE, REPORT_FILE
     from leuko.synthesis.demo import make_subject
 
     brain = make_subject(out / "brain")

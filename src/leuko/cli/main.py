@@ -119,7 +119,8 @@ def segment(
     """Segment one brain: write the mask, its probability, tissues, lesions, regions, a record."""
     import leuko
     from leuko.io.inputs import Scan, read_study
-    from leuko.results import DICOM_FILE, MASK_FILE, REPORT_FILE, require_free
+    from leuko.io.outputs import DICOM_FILE, MASK_FILE, REPORT_FILE
+    from leuko.results import require_free
 
     scans: tuple[Path | Scan, Path | Scan | None]
     if study is not None and flair is None and t1 is None:

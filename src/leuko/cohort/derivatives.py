@@ -11,9 +11,7 @@ import scipy.ndimage
 
 from leuko.io import nifti
 from leuko.io.files import read_json, write_json
-from leuko.io.outputs import write_table
-from leuko.io.provenance import RIMS_ARE
-from leuko.results import (
+from leuko.io.outputs import (
     ENTROPY_FILE,
     LESION_TABLE_FILE,
     LESIONS_FILE,
@@ -28,7 +26,9 @@ from leuko.results import (
     T1_FILE,
     TISSUE_FILE,
     TRANSFORM_FILE,
+    write_table,
 )
+from leuko.io.provenance import RIMS_ARE
 from leuko.volume import Array, Volume
 
 MASK, PROBABILITY = "label-WMH_mask.nii.gz", "label-WMH_probseg.nii.gz"

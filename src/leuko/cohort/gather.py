@@ -9,12 +9,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from leuko import results
 from leuko.cohort import derivatives, ratings, summary
 from leuko.cohort.bids_names import OWN, Image
-from leuko.cohort.job import LOGS
 from leuko.cohort.report import Entry, Failure
+from leuko.cohort.worker import LOGS
 from leuko.errors import LeukoError
+from leuko.io import outputs
 from leuko.io.files import read_json, staged, write_json
 from leuko.io.outputs import side_output, write_table
 from leuko.io.provenance import read_findings
@@ -51,15 +51,15 @@ def write_batch(out: Path) -> dict[str, Path]:
 
     Returns the written files by kind. Raises LeukoError if there is no result and no failure.
     """
-    _name_incomplete(out.glob(f"[!.]*/{results.MASK_FILE}"), results.MASK_FILE, results.RECORD_FILE)
-    names = sorted(path.parent.name for path in out.glob(f"[!.]*/{results.RECORD_FILE}"))
+    _name_incomplete(out.glob(f"[!.]*/{outputs.MASK_FILE}"), outputs.MASK_FILE, outputs.RECORD_FILE)
+    names = sorted(path.parent.name for path in out.glob(f"[!.]*/{outputs.RECORD_FILE}"))
     segmented = [
         Result(
             name,
             (name,),
-            record=Path(name, results.RECORD_FILE),
-            report=Path(name, results.REPORT_FILE),
-            picture=Path(name, results.PICTURE_FILE),
+            record=Path(name, outputs.RECORD_FILE),
+            report=Path(name, outputs.REPORT_FILE),
+            picture=Path(name, outputs.PICTURE_FILE),
         )
         for name in names
     ]

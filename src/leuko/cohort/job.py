@@ -16,8 +16,9 @@ from typing import Any, Self
 
 from leuko import results
 from leuko.cohort import derivatives, worker
-from leuko.cohort.worker import Limits, Outcome
+from leuko.cohort.worker import LOGS, Limits, Outcome
 from leuko.errors import LeukoError
+from leuko.io import outputs
 from leuko.io.files import private, read_json, replace_text, staged
 from leuko.io.inputs import is_same
 from leuko.io.provenance import OUTPUT, Finding, exit_code, read_findings, stderr_handler
@@ -27,7 +28,6 @@ from leuko.segment import SegmentSettings, segment
 
 FETCH = "fetch it: datalad get, git annex get or git lfs pull"
 POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/")
-LOGS = "logs"  # in the output folder of a cohort: what each process said, and why it failed
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Job:
     @property
     def record(self) -> Path:
         """Of its results, whole if it is there."""
-        name = self.prefix + derivatives.RECORD if self.prefix else results.RECORD_FILE
+        name = self.prefix + derivatives.RECORD if self.prefix else outputs.RECORD_FILE
         return self.folder / name
 
     @property
     def mask(self) -> Path:
-        name = self.prefix + derivatives.MASK if self.prefix else results.MASK_FILE
+        name = self.prefix + derivatives.MASK if self.prefix else outputs.MASK_FILE
         return self.folder / name
 
     @property

@@ -24,6 +24,9 @@ _running: set["subprocess.Popen[bytes]"] = set()
 _stopping = threading.Event()
 
 
+LOGS = "logs"  # in the output folder of a cohort: what each process said, and why it failed
+
+
 @dataclass(frozen=True)
 class Limits:
     """Limits of the process."""

@@ -1,4 +1,4 @@
-"""Folders of results: what they may replace, files that they can do without, tables."""
+"""Folders of results: the names of their files, what they may replace, side outputs, tables."""
 
 import csv
 import logging
@@ -12,6 +12,21 @@ from leuko.errors import LeukoError, in_one_line
 from leuko.io.files import read_json
 from leuko.io.inputs import Scan
 from leuko.io.provenance import OUTPUT, Finding
+
+MASK_FILE, RIMS_FILE = "wmh.nii.gz", "wmh_rims.nii.gz"
+PROBABILITY_FILE, ENTROPY_FILE = "wmh_prob.nii.gz", "wmh_entropy.nii.gz"
+TISSUE_FILE = "tissue.nii.gz"
+LESIONS_FILE, LESION_TABLE_FILE = "wmh_lesions.nii.gz", "lesions.tsv"
+REGIONS_FILE, REGION_NAMES_FILE = "wmh_regions.nii.gz", "wmh_regions.tsv"
+DICOM_FILE = "wmh.dcm"
+T1_FILE, TRANSFORM_FILE = "t1_aligned.nii.gz", "t1_to_flair.tfm"
+REPORT_FILE, PICTURE_FILE = "report.html", "qc.png"
+RECORD_FILE = "run.json"
+FILES = (
+    MASK_FILE, RIMS_FILE, PROBABILITY_FILE, ENTROPY_FILE, TISSUE_FILE, LESIONS_FILE,
+    LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, DICOM_FILE,
+    T1_FILE, TRANSFORM_FILE, RECORD_FILE,
+)  # fmt: skip
 
 Tell = Callable[[Finding], None]
 

@@ -13,7 +13,6 @@ import numpy as np
 import scipy.ndimage
 
 from leuko.io import nifti
-from leuko.preprocessing import simpleitk
 from leuko.volume import Array, Volume, apply_affine, world
 
 FOLDER = Path(__file__).parents[1] / "data" / "atlas"
@@ -52,6 +51,8 @@ class Place:
         ]
         if min(size_mm) < SHORTEST_MM:
             return None
+        from leuko.preprocessing import simpleitk  # names of regions are read without it
+
         template = read("tissue")
         try:
             found = simpleitk.affine(_seen(template), _seen(tissue), threads=threads)

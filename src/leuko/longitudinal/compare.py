@@ -12,7 +12,15 @@ import numpy as np
 from leuko.errors import LeukoError
 from leuko.io import inputs, nifti
 from leuko.io.files import find_image, read_json, staged, write_json
-from leuko.io.outputs import refuse_foreign_files, side_output, write_table
+from leuko.io.outputs import (
+    MASK_FILE,
+    PROBABILITY_FILE,
+    RECORD_FILE,
+    REPORT_FILE,
+    refuse_foreign_files,
+    side_output,
+    write_table,
+)
 from leuko.io.provenance import (
     OUTPUT,
     RIMS_ARE,
@@ -28,13 +36,7 @@ from leuko.longitudinal.midspace import Halfway, meet
 from leuko.longitudinal.report import change_report
 from leuko.model.runtime import available_cpus
 from leuko.preprocessing.slices import tissue_level
-from leuko.results import (
-    MASK_FILE,
-    PROBABILITY_FILE,
-    RECORD_FILE,
-    REPORT_FILE,
-    findings_as_record,
-)
+from leuko.results import findings_as_record
 from leuko.segment import SegmentSettings, segment
 from leuko.volume import Volume, require_same_grid
 
