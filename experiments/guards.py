@@ -51,7 +51,7 @@ def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | Non
         raise SystemExit("the guards need a model that knows tissues")
     grid = flair.canonical()
     tissue = quality_checks.with_wmh(result.maps.tissue, result.maps.mask.data > 0)
-    case = quality_checks.Case(grid, None, tissue.canonical().data)
+    case = quality_checks.CheckedScan(grid, None, tissue.canonical().data)
     white = case.median(grid.data, "white")
     fluid = [case.median(grid.data, name) / white for name in ("csf", "ventricle")]
     seen = (

@@ -18,7 +18,7 @@ from leuko.io.provenance import Stopwatch
 from leuko.lesions import quality_checks
 from leuko.lesions.delineation import delineate
 from leuko.lesions.location import RULES
-from leuko.lesions.measure import Case, analyse
+from leuko.lesions.measure import MaskedScan, analyse
 from leuko.lesions.mni import Place
 from leuko.model import runtime, weights
 from leuko.model.predict import predict_pair
@@ -81,9 +81,9 @@ def main() -> None:
         )
 
 
-def a_case(tissue: Volume, mask: Array) -> Case:
+def a_case(tissue: Volume, mask: Array) -> MaskedScan:
     nothing = np.zeros(mask.shape, dtype=np.float32)
-    return Case(tissue.with_data(nothing), None, tissue, nothing, mask, mask)
+    return MaskedScan(tissue.with_data(nothing), None, tissue, nothing, mask, mask)
 
 
 def note(

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from leuko.lesions.measure import Case, analyse
+from leuko.lesions.measure import MaskedScan, analyse
 from leuko.report.single import report, sheet
 from leuko.report.viewer import RIM_KIND, Pane, as_jpeg
 from leuko.volume import Volume
@@ -37,7 +37,7 @@ def a_pane(flair, mask, t1=None, rims=None):
 
 def lesions_of(flair, mask):
     probability = np.where(mask, 0.8, 0.1)
-    case = Case(flair, None, None, probability, mask, mask)
+    case = MaskedScan(flair, None, None, probability, mask, mask)
     return analyse(case, place=None, rule="voxel10", threads=1)
 
 

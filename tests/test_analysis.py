@@ -9,7 +9,7 @@ import scipy.ndimage
 
 from leuko.lesions import mni
 from leuko.lesions.location import REGIONS, SECTORS, Where, lateral_ventricles, locate
-from leuko.lesions.measure import Case, analyse, numbered
+from leuko.lesions.measure import MaskedScan, analyse, numbered
 from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Orientation, Volume
 
@@ -35,7 +35,7 @@ def slab(lesions=(), *, ventricle=True):
 def a_case(tissue, mask):
     flair = np.where(mask, 150.0, 100.0)
     t1 = np.where(mask, 70.0, 100.0)
-    return Case(
+    return MaskedScan(
         flair=tissue.with_data(flair),
         t1=t1,
         tissue=tissue,

@@ -8,7 +8,7 @@ from leuko.lesions.quality_checks import (
     OTHERS,
     TISSUES,
     WRONG_SCAN,
-    Case,
+    CheckedScan,
     examine,
     is_doubted,
     wrong_scan,
@@ -36,7 +36,7 @@ def a_case(radii=(70, 64, 56, 18), low=0, spoil=None):
     )
     if spoil:
         spoil(flair, t1, tissue)
-    return Case(Volume(flair, AFFINE, name="FLAIR.nii.gz"), t1, tissue)
+    return CheckedScan(Volume(flair, AFFINE, name="FLAIR.nii.gz"), t1, tissue)
 
 
 def said(case, level=None):
@@ -128,7 +128,7 @@ def test_a_brain_that_is_cut_off_is_seen_at_the_outermost_slice():
 
 def test_a_side_that_is_cut_off_is_named():
     case = a_case()
-    half = Case(
+    half = CheckedScan(
         Volume(case.flair.data[:78], AFFINE, name="FLAIR.nii.gz"), case.t1[:78], case.tissue[:78]
     )
     (message,) = said(half)
@@ -138,7 +138,7 @@ def test_a_side_that_is_cut_off_is_named():
 def test_thick_slices_are_named():
     case = a_case()
     thick = Volume(case.flair.data[:, :, ::2], AFFINE @ np.diag([1, 1, 2, 1]), name="F")
-    (message,) = said(Case(thick, case.t1[:, :, ::2], case.tissue[:, :, ::2]), "note")
+    (message,) = said(CheckedScan(thick, case.t1[:, :, ::2], case.tissue[:, :, ::2]), "note")
     assert "slices are 8.0 mm apart" in message
 
 

@@ -15,7 +15,7 @@ from leuko.lesions import quality_checks
 from leuko.lesions.brain import Outside, brain_mask, within_brain
 from leuko.lesions.delineation import Delineation, Rims, delineate, seen, tissue_map, with_rims
 from leuko.lesions.location import Rule
-from leuko.lesions.measure import Case, analyse
+from leuko.lesions.measure import MaskedScan, analyse
 from leuko.lesions.mni import Place
 from leuko.model import runtime, weights
 from leuko.model.calibration import Judgement, calibrated, entropy, judge
@@ -243,7 +243,7 @@ class _Work:
         if tissue is None:
             return None, None, drawn.mask
         flair, t1 = self.flair.volume.canonical(), found.pair.t1
-        case = quality_checks.Case(flair, t1 if t1.any() else None, tissue.data)
+        case = quality_checks.CheckedScan(flair, t1 if t1.any() else None, tissue.data)
         told, checks = quality_checks.examine(case)
         if self.settings.strict and quality_checks.is_doubted(told):
             raise LeukoError(told[0].text)
@@ -271,7 +271,7 @@ class _Work:
         card, flair = self.card, found.flair
         with self.watch.stage("analyse"):
             turned = Orientation.of(flair.affine).apply
-            case = Case(
+            case = MaskedScan(
                 self.flair.volume.canonical(),
                 found.pair.t1 if found.pair.t1.any() else None,
                 self.tissue(drawn),

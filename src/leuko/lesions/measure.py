@@ -21,7 +21,7 @@ UNKNOWN = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class MaskedScan:
     """A segmented scan. Masks are bool, mask <= liberal."""
 
     flair: Volume
@@ -92,7 +92,7 @@ class Analysis:
     intracranial_ml: float | None  # brain and CSF
 
 
-def analyse(case: Case, *, place: mni.Place | None, rule: Rule, threads: int) -> Analysis:
+def analyse(case: MaskedScan, *, place: mni.Place | None, rule: Rule, threads: int) -> Analysis:
     """Measure a segmented scan; `place` is its brain's place in the template, if known."""
     numbers = numbered(case.mask)
     lesion = numbers[case.mask].astype(np.intp)
@@ -125,7 +125,9 @@ def numbered(mask: Array) -> Array:
     return numbers
 
 
-def _lesions(case: Case, lesion: Array, where: Where | None, region: Array | None) -> list[Lesion]:
+def _lesions(
+    case: MaskedScan, lesion: Array, where: Where | None, region: Array | None
+) -> list[Lesion]:
     """`lesion` (N,) is the id of each voxel of the mask, `region` (N,) its region."""
     if not len(lesion):
         return []
@@ -184,7 +186,7 @@ def _commonest(lesion: Array, kind: Array, kinds: int) -> Array:
     return commonest
 
 
-def _normal_white(case: Case) -> Array | None:
+def _normal_white(case: MaskedScan) -> Array | None:
     """White matter at least `RIM` voxels from lesions, bool; None without tissues."""
     if case.tissue is None:
         return None

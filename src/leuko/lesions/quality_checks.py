@@ -32,7 +32,7 @@ STREAK_PART, STREAK_COHERENCE = 0.0015, 1.7  # see `_streaks`
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class CheckedScan:
     """A segmented scan to check."""
 
     flair: Volume  # its axes run R, A, S
@@ -65,7 +65,7 @@ class Check:
     code: str
     title: str  # what is checked, for the list of checks that were done
     level: Level
-    find: Callable[[Case], Iterator[str]]
+    find: Callable[[CheckedScan], Iterator[str]]
     needs_t1: bool = False
 
 
@@ -74,7 +74,7 @@ def with_wmh(anatomy: Volume, mask: Array) -> Volume:
     return anatomy.with_data(np.where(mask, TISSUES.index("wmh"), anatomy.data).astype(np.uint8))
 
 
-def examine(case: Case) -> tuple[list[Finding], list[str]]:
+def examine(case: CheckedScan) -> tuple[list[Finding], list[str]]:
     """The findings on a segmented scan, and the titles of the checks that were done.
 
     If the scan seems to be a wrong one, the remaining checks are skipped: its tissues mean nothing.
@@ -96,27 +96,27 @@ def is_doubted(findings: Iterable[Finding]) -> bool:
     return any(finding.code in codes for finding in findings)
 
 
-def wrong_scan(case: Case) -> str | None:
+def wrong_scan(case: CheckedScan) -> str | None:
     """Evidence from the tissues that this is not a FLAIR of a head; None if it looks like one."""
     return next((text for check in WRONG_SCAN for text in check.find(case)), None)
 
 
-def _no_head(case: Case) -> Iterator[str]:
+def _no_head(case: CheckedScan) -> Iterator[str]:
     if case.brain_ml < LEAST_HEAD_ML:
         yield _brain_volume(case)
 
 
-def _too_little_brain(case: Case) -> Iterator[str]:
+def _too_little_brain(case: CheckedScan) -> Iterator[str]:
     if LEAST_HEAD_ML <= case.brain_ml < BRAIN_ML[0]:
         yield _brain_volume(case)
 
 
-def _too_much_brain(case: Case) -> Iterator[str]:
+def _too_much_brain(case: CheckedScan) -> Iterator[str]:
     if case.brain_ml > BRAIN_ML[1]:
         yield _brain_volume(case)
 
 
-def _brain_volume(case: Case) -> str:
+def _brain_volume(case: CheckedScan) -> str:
     low, high = BRAIN_ML
     return (
         f"{case.brain_ml:.0f} mL of brain and CSF were found, expected {low:.0f} to {high:.0f}; "
@@ -124,7 +124,7 @@ def _brain_volume(case: Case) -> str:
     )
 
 
-def _little_white(case: Case) -> Iterator[str]:
+def _little_white(case: CheckedScan) -> Iterator[str]:
     ratio = (case.ml["white"] + case.ml["wmh"]) / max(case.ml["grey"], 1e-3)
     # If the model does not recognise CSF, its grey and white matter mean nothing.
     if ratio < LEAST_WHITE_PER_GREY and case.csf_part >= NO_CSF_PART:
@@ -135,7 +135,7 @@ def _little_white(case: Case) -> Iterator[str]:
         )
 
 
-def _bright_csf(case: Case) -> Iterator[str]:
+def _bright_csf(case: CheckedScan) -> Iterator[str]:
     white = case.median(case.flair.data, "white")
     fluid = [case.median(case.flair.data, name) / white for name in ("csf", "ventricle")]
     ratio = max((value for value in fluid if not np.isnan(value)), default=0.0)
@@ -146,7 +146,7 @@ def _bright_csf(case: Case) -> Iterator[str]:
         )
 
 
-def _little_csf(case: Case) -> Iterator[str]:
+def _little_csf(case: CheckedScan) -> Iterator[str]:
     if case.csf_part < LEAST_CSF_PART:
         yield (
             f"{case.flair.name} may not be a FLAIR: CSF is {100 * case.csf_part:.1f} % of the "
@@ -154,11 +154,11 @@ def _little_csf(case: Case) -> Iterator[str]:
         )
 
 
-def _other(case: Case) -> str:
+def _other(case: CheckedScan) -> str:
     return "is it a T2" + (", or were FLAIR and T1 swapped?" if case.t1 is not None else "?")
 
 
-def _enhanced(case: Case) -> Iterator[str]:
+def _enhanced(case: CheckedScan) -> Iterator[str]:
     if case.t1 is None:
         return
     white = case.median(case.t1, "white")
@@ -172,7 +172,7 @@ def _enhanced(case: Case) -> Iterator[str]:
         )
 
 
-def _thick(case: Case) -> Iterator[str]:
+def _thick(case: CheckedScan) -> Iterator[str]:
     thickest = max(case.flair.spacing_mm)
     if thickest > THICKEST_MM:
         yield (
@@ -181,7 +181,7 @@ def _thick(case: Case) -> Iterator[str]:
         )
 
 
-def _clipped(case: Case) -> Iterator[str]:
+def _clipped(case: CheckedScan) -> Iterator[str]:
     brain = case.flair.data[case.tissue > 0]
     clipped = float((brain >= LARGEST * case.flair.data.max()).mean())
     if clipped > CLIPPED_PART:
@@ -191,7 +191,7 @@ def _clipped(case: Case) -> Iterator[str]:
         )
 
 
-def _in_motion(case: Case) -> Iterator[str]:
+def _in_motion(case: CheckedScan) -> Iterator[str]:
     strength, coherence = _streaks(case)
     if strength > STREAK_PART and coherence > STREAK_COHERENCE:
         yield (
@@ -200,7 +200,7 @@ def _in_motion(case: Case) -> Iterator[str]:
         )
 
 
-def _cut(case: Case) -> Iterator[str]:
+def _cut(case: CheckedScan) -> Iterator[str]:
     for axis, sides in enumerate(("left and right", "back and front", "bottom and top")):
         others = tuple(k for k in range(3) if k != axis)
         area = np.count_nonzero(case.tissue, axis=others)
@@ -214,7 +214,7 @@ def _cut(case: Case) -> Iterator[str]:
                 )
 
 
-def _streaks(case: Case) -> tuple[float, float]:
+def _streaks(case: CheckedScan) -> tuple[float, float]:
     """Motion ghosts beside the head: strength / white matter, and coherence, 1 for noise.
 
     In each slice the air in front of and behind the head (or left and right of it) is averaged
