@@ -29,10 +29,11 @@ from skimage.morphology import area_opening
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
+import leuko
 from leuko.io import nifti
 from leuko.io.files import read_json
 from leuko.lesions import mni, quality_checks
-from leuko.lesions.measure import Case, analyse
+from leuko.lesions.measure import MaskedScan, analyse
 from leuko.model import runtime, weights
 from leuko.model.card import WEIGHTS_FILE, ModelCard, save_card
 from leuko.model.network import SIDE_MAPS, VGG16, SpecialisedVGG
@@ -81,6 +82,7 @@ def main() -> None:
             "analysis": measure_analysis(repeats),
             "segment": measure_segment(*thick, scratch / "thick-out", max(1, repeats // 2), 700),
             "large": measure_segment(*pair, scratch / "large-out", max(1, repeats // 3), 1000),
+            "many scans": measure_many(*thick, 20 if repeats > 2 else 2),
             "start-up": measure_start(repeats),
         }.items():
             print(f"measuring: {name}", file=sys.stderr)
@@ -211,7 +213,7 @@ def measure_analysis(repeats: int) -> Iterator[Row]:
     mask = white & (noise > np.quantile(noise[white], 0.9))
     tissue[mask] = quality_checks.TISSUES.index("wmh")
     scan = Volume(tissue, affine)
-    case = Case(
+    case = MaskedScan(
         flair=scan.with_data(100.0 * tissue),
         t1=tissue,
         tissue=scan,
@@ -262,6 +264,18 @@ def measure_segment(
     for stage in stages[0]:
         yield Row(f"  {stage}", median(run[stage] for run in stages), "s")
     yield Row("  peak memory", megabytes, "MB", f"at most {most_mb}", megabytes <= most_mb)
+
+
+def measure_many(flair: Path, t1: Path, scans: int) -> Iterator[Row]:
+    """Many scans by one process: the model loaded once, and for each, in turn."""
+    model, first = leuko.load_model(), leuko.segment(flair, t1)  # libraries are loaded from here on
+    once, each = [], []
+    for _ in range(scans):
+        once.append(timed(lambda: leuko.segment(flair, t1, model=model)))
+        each.append(timed(lambda: leuko.segment(flair, t1)))
+    size = "x".join(map(str, first.mask.shape))
+    yield Row(f"leuko.segment, {size}, each of {scans}, nothing written", median(once), "s")
+    yield Row("  the model loaded for each", median(each), "s")
 
 
 def measure_start(repeats: int) -> Iterator[Row]:
