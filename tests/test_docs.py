@@ -21,7 +21,7 @@ from leuko.evaluation.evaluate import COLUMNS
 from leuko.evaluation.metrics import MEASURES
 from leuko.model.calibration import Seen, judge
 from leuko.model.weights import DEFAULT, find, load_card
-from phantoms import make_phantom
+from phantoms import SMALL_MODEL, make_phantom
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.MULTILINE | re.DOTALL
@@ -162,7 +162,7 @@ def workplace(tmp_path, monkeypatch):
         accepts(command[1:])
 
     make_phantom(np.random.default_rng(0)).write(tmp_path)
-    shutil.copytree(find(DEFAULT), tmp_path / "TISSUES")
+    shutil.copytree(SMALL_MODEL, tmp_path / "TISSUES")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", checked)
     monkeypatch.setitem(sys.modules, "dask_jobqueue", cluster_module())
