@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,10 @@ def segmented(flair, t1, out, *, model=None, exclude=None, save_intermediate=Fal
 
 
 def pytest_collection_modifyitems(items):
+    # The files that take longest begin, so that all cores are busy until the end.
+    slow = Counter(item.path for item in items if "slow" in item.keywords)
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (-slow[item.path], -tests[item.path], item.path))
     absent = pytest.mark.skip(reason=f"REAL SCANS NOT TESTED: {REAL} is not there")
     no_browser = pytest.mark.skip(reason="PAGES NOT TESTED IN A BROWSER: no Chromium")
     for item in items:

@@ -13,6 +13,8 @@ from leuko.volume import Array, Volume
 FLAIR_GREY = np.array([2, 240, 15, 35, 190, 160, 270], dtype=float)
 T1_GREY = np.array([3, 900, 40, 130, 330, 480, 350], dtype=float)
 AIR, FAT, SKULL, CSF, GREY, WHITE, LESION = range(7)
+# Finds lesions in made-up heads and has the classes of the bundled model; make_small_model.py.
+SMALL_MODEL = Path(__file__).parent / "small_model"
 
 
 @dataclass(frozen=True)

@@ -408,6 +408,7 @@ def command(leuko, data, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_training_with_all_kinds_of_slices_resumes_bit_for_bit(command, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     code, out, err = command(whole)

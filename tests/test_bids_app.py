@@ -12,18 +12,16 @@ import pytest
 from leuko.cohort.bids_names import Image
 from leuko.cohort.derivatives import is_stripped
 from leuko.io import nifti
-from leuko.model.card import load_card
-from leuko.model.weights import DEFAULT, find
-from phantoms import make_phantom
+from phantoms import SMALL_MODEL, make_phantom
 
-SHAPE, SPACING = (90, 110, 18), (1.9, 1.9, 7.0)
+MODEL = "--model", SMALL_MODEL
+SHAPE, SPACING = (64, 80, 18), (2.7, 2.6, 7.0)
 VISITS = ("sub-01_ses-a", "sub-01_ses-b", "sub-02_run-1", "sub-02_acq-3d_rec-norm_run-2")
 IMAGES = {
     "label-WMH_mask", "label-WMH_probseg", "label-WMH_desc-entropy_probseg", "label-brain_mask",
     "seg-tissue_dseg", "seg-WMHlesions_dseg", "seg-WMHpvdeep_dseg", "desc-preproc_T1w",
+    "desc-rims_mask",
 }  # fmt: skip
-if load_card(find(DEFAULT)).knows_rims:
-    IMAGES.add("desc-rims_mask")
 TABLES = {"seg-tissue_dseg", "seg-WMHlesions_dseg", "seg-WMHpvdeep_dseg"}
 OTHERS = {
     "label-WMH_report.html", "label-WMH_stats.json", "from-T1w_to-FLAIR_mode-image_xfm.tfm"
@@ -62,9 +60,9 @@ def out(raw, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("derivatives") / "leuko"
     codes = []
-    for level in ("participant", "group"):
+    for level in (("participant", *MODEL), ("group",)):
         with pytest.raises(SystemExit) as end:
-            main(["bids", str(raw), str(folder), level])
+            main(["bids", str(raw), str(folder), *map(str, level)])
         codes.append(end.value.code or 0)
     assert codes == [1, 0]  # one has no T1w
     return folder
@@ -171,8 +169,8 @@ def test_the_page_of_the_group_links_reports_and_pictures(out):
 def test_a_flair_alone_is_segmented_where_that_is_wanted(leuko, raw, out, tmp_path):
     folder = shutil.copytree(out, tmp_path / "leuko")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*_mask.nii.gz")}
-    arguments = (raw, folder, "participant", "--participant_label", "03", "sub-01", "--flair-alone")
-    code, told, _ = leuko("bids", *arguments)
+    arguments = (raw, folder, "participant", *MODEL, "--flair-alone")
+    code, told, _ = leuko("bids", *arguments, "--participant_label", "03", "sub-01")
     assert (code, told.splitlines()[0]) == (0, "done        3, 2 of them before")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     made = {path.name for path in (folder / "sub-03" / "anat").iterdir()}
@@ -210,7 +208,7 @@ def test_what_is_made_again_replaces_what_was_made_and_nothing_else(leuko, raw, 
     shutil.copytree(raw, tmp_path / "raw")
     (tmp_path / "raw" / "sub-01" / "ses-a" / "anat" / "sub-01_ses-a_T1w.nii.gz").unlink()
     options = ("--participant-label", "01", "--session-label", "a", "--flair-alone")
-    assert leuko("bids", tmp_path / "raw", folder, "participant", *options)[0] == 0
+    assert leuko("bids", tmp_path / "raw", folder, "participant", *MODEL, *options)[0] == 0
     assert edited.is_file()
     assert not t1.exists()
     assert not t1.with_name(t1.name.replace(".nii.gz", ".json")).exists()
@@ -222,7 +220,7 @@ def test_datasets_of_derivatives_are_inputs_too(leuko, tmp_path):
     add(dataset, "sub-01", 1, extra="_space-MNI152NLin6Asym_desc-brain")
     add(dataset, "sub-02", 2, extra="_space-MNI152NLin6Asym_desc-brain")
     out = tmp_path / "out"
-    code, _, said = leuko("bids", dataset, out, "participant")
+    code, _, said = leuko("bids", dataset, out, "participant", *MODEL)
     assert code == 0, said
     assert leuko("bids", dataset, out, "group")[0] == 0
     assert errors(out) == []
@@ -251,7 +249,7 @@ def test_flairs_that_cannot_be_segmented_are_named_and_the_exit_code_is_1(leuko,
     shutil.copy(anat / "sub-01_FLAIR.nii.gz", anat / "sub-01_FLAIR_corrected.nii.gz")
     anat.joinpath("sub-01_run-2_FLAIR.nii.gz").symlink_to("../../.git/annex/objects/x")
     anat.joinpath("sub-01_run-3_FLAIR.nii.gz").write_text("/annex/objects/MD5E-s1--0.nii.gz\n")
-    code, told, said = leuko("bids", dataset, out, "participant", "--nthreads", 1)
+    code, told, said = leuko("bids", dataset, out, "participant", *MODEL, "--nthreads", 1)
     assert code == 1
     place = "sub-01/anat/sub-01_FLAIR_corrected.nii.gz"
     assert said.splitlines()[0].startswith(f"left out  {place}: its name is not a BIDS name")
@@ -273,7 +271,7 @@ def test_a_filter_chooses_among_copies_of_one_scan_and_the_run_is_complete(leuko
     add(dataset, "sub-01", 0, extra="_desc-b")
     wanted = {"bold": {"task": "rest"}, "flair": {"datatype": "anat", "desc": "b"}}
     (tmp_path / "filter.json").write_text(json.dumps(wanted))
-    command = ("bids", dataset, tmp_path / "out", "participant", "--nthreads", 1)
+    command = ("bids", dataset, tmp_path / "out", "participant", *MODEL, "--nthreads", 1)
     code, _, said = leuko(*command, "--bids-filter-file", tmp_path / "filter.json")
     assert (code, "left out" in said) == (0, False)
     code, _, said = leuko(*command)

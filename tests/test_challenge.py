@@ -21,9 +21,10 @@ from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import evaluate
 from leuko.evaluation.metrics import MEASURES
 from leuko.io import nifti
-from phantoms import make_phantom
+from phantoms import SMALL_MODEL, make_phantom
 
-HEAD = {"shape": (90, 110, 18), "spacing_mm": (1.9, 1.9, 7.0)}
+MODEL = "--model", SMALL_MODEL
+HEAD = {"shape": (64, 80, 18), "spacing_mm": (2.7, 2.6, 7.0)}
 PETMR = "Amsterdam/Philips_VU .PETMR_01."
 
 
@@ -46,7 +47,7 @@ def data(tmp_path_factory):
 def test_the_container_writes_one_file_on_the_grid_of_the_flair(leuko, data, tmp_path):
     scan = data / "test" / "Utrecht" / "3"
     (tmp_path / "output").mkdir()
-    code, told, _ = leuko("challenge", "--input", scan, "--output", tmp_path / "output")
+    code, told, _ = leuko("challenge", "--input", scan, "--output", tmp_path / "output", *MODEL)
     assert code == 0
     assert told.startswith(f"mask        {tmp_path}/output/result.nii.gz\nWMH volume")
     assert [path.name for path in (tmp_path / "output").iterdir()] == ["result.nii.gz"]
@@ -60,7 +61,7 @@ def test_the_container_writes_one_file_on_the_grid_of_the_flair(leuko, data, tmp
 
 def test_the_container_reads_the_originals_where_nothing_is_prepared(leuko, data, tmp_path):
     shutil.copytree(data / "test" / "Utrecht" / "3" / "pre", tmp_path / "input" / "orig")
-    arguments = ("--input", tmp_path / "input", "--output", tmp_path / "output")
+    arguments = ("--input", tmp_path / "input", "--output", tmp_path / "output", *MODEL)
     assert leuko("challenge", *arguments)[0] == 0
     assert (tmp_path / "output" / "result.nii.gz").is_file()
 
@@ -148,7 +149,7 @@ def test_the_table_is_that_of_single_evaluations(leuko, data, tmp_path):
         "team\tdsc\th95_mm\tavd_percent\tlesion_recall\tlesion_f1\n"
         "perfect\t1\t0\t0\t1\t1\nhopeless\t0\t200\t900\t0\t0\n"
     )
-    code, told, said = leuko("challenge-score", data, "-o", out, "--teams", teams)
+    code, told, said = leuko("challenge-score", data, "-o", out, "--teams", teams, *MODEL)
     assert code == 0, said
     assert "warning: Utrecht: 1 of 30 scans found" in said
     lines = told.splitlines()
@@ -184,7 +185,7 @@ def test_the_table_is_that_of_single_evaluations(leuko, data, tmp_path):
         )  # head, scans, mean and ends
     where = lines.index("team        rank")
     assert [line.split()[0] for line in lines[where + 1 : where + 4]] == [
-        "perfect", "leuko-base", "hopeless"
+        "perfect", SMALL_MODEL.name, "hopeless"
     ]  # fmt: skip
 
 

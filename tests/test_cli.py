@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.error import URLError
 
@@ -16,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from cohorts import awaited
 from leuko.io import nifti
 from leuko.model.card import load_card
+from leuko.training.tensorboard_log import FOLDER
 from phantoms import make_phantom
 
 
@@ -257,10 +258,8 @@ def test_an_interrupted_training_says_how_to_go_on(heads, foreign_model, tmp_pat
     process = subprocess.Popen(
         [str(part) for part in [*command, "--steps", 5000]], stderr=subprocess.PIPE, text=True
     )
-    while not (run / "run.json").exists():
-        time.sleep(0.1)
-        assert process.poll() is None
-    time.sleep(2)
+    awaited(lambda: list((run / FOLDER).glob("*")))  # it trains
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

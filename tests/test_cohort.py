@@ -19,9 +19,10 @@ from leuko.cohort.run import STRICT
 from leuko.cohort.worker import Limits
 from leuko.io.files import read_json
 from leuko.io.outputs import MASK_FILE, RECORD_FILE, REPORT_FILE
-from phantoms import make_phantom
+from phantoms import SMALL_MODEL, make_phantom
 
-SHAPE, SPACING = (90, 110, 18), (1.9, 1.9, 7.0)
+MODEL = "--model", SMALL_MODEL
+SHAPE, SPACING = (64, 80, 18), (2.7, 2.6, 7.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +55,11 @@ def spoilt(scans, tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_what_fails_is_named_and_nothing_else_is_lost(spoilt, tmp_path):
     names = ["endless", *"abc", *(way for way in REASONS if way != "endless"), "d"]
     pairs, out = pairs_of(tmp_path / "pairs.tsv", spoilt, names), tmp_path / "out"
-    batch = command("batch", pairs, "-o", out, "--mem-gb", 1, "--time-limit", 0.75)
+    batch = command("batch", pairs, *MODEL, "-o", out, "--mem-gb", 1, "--time-limit", 0.75)
     with stopped("endless"):
         process = subprocess.run(
             batch, capture_output=True, text=True, check=False, preexec_fn=mere_mortal
@@ -87,28 +89,30 @@ def test_what_fails_is_named_and_nothing_else_is_lost(spoilt, tmp_path):
     assert not (out / "logs" / "forbidden.failed").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(scans, tmp_path):
     pairs = pairs_of(tmp_path / "pairs.tsv", scans, "abcd")
     out = tmp_path / "out"
-    run = subprocess.Popen(command("batch", pairs, "-o", out, "--nthreads", 1))
+    run = subprocess.Popen(command("batch", pairs, *MODEL, "-o", out, "--nthreads", 1))
     awaited(lambda: len(written(out)) == 2)
     run.kill()
     run.wait()
     before = written(out)
     assert set(before) < set("abcd")
-    assert subprocess.run(command("batch", pairs, "-o", out), check=False).returncode == 0
+    assert subprocess.run(command("batch", pairs, *MODEL, "-o", out), check=False).returncode == 0
     after = written(out)
     assert {name: after[name] for name in before} == before
     assert set(after) == set("abcd")
     assert not any(path.name.startswith(".") for path in out.iterdir())
 
     whole = tmp_path / "undisturbed"
-    assert subprocess.run(command("batch", pairs, "-o", whole), check=False).returncode == 0
+    assert subprocess.run(command("batch", pairs, *MODEL, "-o", whole), check=False).returncode == 0
     assert (out / "wmh.tsv").read_bytes() == (whole / "wmh.tsv").read_bytes()
     for name in "abcd":
         assert (out / name / MASK_FILE).read_bytes() == (whole / name / MASK_FILE).read_bytes()
 
 
+@pytest.mark.slow
 def test_subjects_are_done_again_if_and_only_if_something_they_depend_on_changed(
     leuko, scans, tmp_path
 ):
@@ -117,7 +121,7 @@ def test_subjects_are_done_again_if_and_only_if_something_they_depend_on_changed
 
     def redone(*options):
         before = written(out)
-        code, told, _ = leuko("batch", pairs, "-o", out, *options)
+        code, told, _ = leuko("batch", pairs, *MODEL, "-o", out, *options)
         assert code == 0, told
         return {name for name, when in written(out).items() if before.get(name) != when}
 
@@ -171,11 +175,13 @@ def a_cluster(folder: Path, workers: int):
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_cluster_may_die(scans, tmp_path):
     pairs, out = pairs_of(tmp_path / "pairs.tsv", scans, "abcd"), tmp_path / "out"
     with a_cluster(tmp_path, workers=2) as (address, workers):
         run = subprocess.Popen(
-            command("batch", pairs, "-o", out, "--scheduler", address), stdout=subprocess.PIPE
+            command("batch", pairs, *MODEL, "-o", out, "--scheduler", address),
+            stdout=subprocess.PIPE,
         )
         awaited(lambda: len(written(out)) >= 1)
         workers[0].send_signal(signal.SIGKILL)
@@ -187,11 +193,12 @@ def test_a_worker_of_a_cluster_may_die(scans, tmp_path):
         assert (out / name / REPORT_FILE).is_file()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_asked_to_leave_loses_nothing(scans, tmp_path):
     """As at the end of its time on a cluster: its subjects are begun again while it still ends."""
     pairs, out = pairs_of(tmp_path / "pairs.tsv", scans, "abcd"), tmp_path / "out"
     with a_cluster(tmp_path, workers=2) as (address, workers):
-        batch = command("batch", pairs, "-o", out, "--scheduler", address)
+        batch = command("batch", pairs, *MODEL, "-o", out, "--scheduler", address)
         run = subprocess.Popen(batch, stdout=subprocess.PIPE)
         awaited(lambda: list(out.glob(".leuko-*")))
         workers[0].terminate()
@@ -205,7 +212,7 @@ def test_a_worker_that_is_asked_to_leave_loses_nothing(scans, tmp_path):
 def test_a_run_that_is_interrupted_says_how_to_go_on(scans, tmp_path):
     pairs, out = pairs_of(tmp_path / "pairs.tsv", scans, "abcd"), tmp_path / "out"
     run = subprocess.Popen(
-        command("batch", pairs, "-o", out),
+        command("batch", pairs, *MODEL, "-o", out),
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509, it may be ignored here
@@ -220,7 +227,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(scans, tmp_path):
 
 def test_two_runs_of_one_table_at_once_get_on(scans, tmp_path):
     pairs, out = pairs_of(tmp_path / "pairs.tsv", scans, "ab"), tmp_path / "out"
-    batch = command("batch", pairs, "-o", out)
+    batch = command("batch", pairs, *MODEL, "-o", out)
     runs = [subprocess.Popen(batch, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for run in runs:
         told, _ = run.communicate()
@@ -234,12 +241,12 @@ def test_scratch_may_lie_where_other_things_are(leuko, scans, tmp_path):
     shutil.copytree(scans, tmp_path / "scans")
     pairs, out = pairs_of(tmp_path / "pairs.tsv", tmp_path / "scans", "a"), tmp_path / "out"
     before = sorted((tmp_path / "scans").rglob("*"))
-    assert leuko("batch", pairs, "-o", out, "-w", tmp_path / "scans")[0] == 0
+    assert leuko("batch", pairs, *MODEL, "-o", out, "-w", tmp_path / "scans")[0] == 0
     assert sorted((tmp_path / "scans").rglob("*")) == before
     left = out / ".leuko-a-killed"  # by a run that was killed
     left.mkdir()
     (out / "a" / MASK_FILE).unlink()
-    assert leuko("batch", pairs, "-o", out)[0] == 0
+    assert leuko("batch", pairs, *MODEL, "-o", out)[0] == 0
     assert not left.exists()
 
 

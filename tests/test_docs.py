@@ -22,7 +22,7 @@ from leuko.evaluation.metrics import MEASURES
 from leuko.model.calibration import Seen, judge
 from leuko.model.card import load_card
 from leuko.model.weights import DEFAULT, find
-from phantoms import make_phantom
+from phantoms import SMALL_MODEL, make_phantom
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.MULTILINE | re.DOTALL
@@ -184,7 +184,7 @@ def workplace(tmp_path, monkeypatch):
         accepts(command[1:])
 
     make_phantom(np.random.default_rng(0)).write(tmp_path)
-    shutil.copytree(find(DEFAULT), tmp_path / "TISSUES")
+    shutil.copytree(SMALL_MODEL, tmp_path / "TISSUES")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", checked)
     monkeypatch.setitem(sys.modules, "dask_jobqueue", cluster_module())

@@ -91,6 +91,7 @@ def test_two_processes_have_the_losses_of_one(heads, by_two, tmp_path):
     assert len(alone) == STEPS
 
 
+@pytest.mark.slow
 def test_a_shared_run_that_was_stopped_gives_the_same_bytes(heads, by_two, tmp_path):
     plan.start(tmp_path / "stopped", shared(heads), threads=1)
     fit_by_two(tmp_path / "stopped", last=3)
@@ -153,6 +154,7 @@ def test_a_variable_of_other_tools_does_not_make_a_shared_training(monkeypatch):
     assert processes.is_first()
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_cross_validates_by_two(leuko, heads, tmp_path):
     start = tmp_path / "start"
     plan.start(start, shared(heads))

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import nibabel as nib
@@ -25,6 +24,7 @@ from leuko.model.card import CARD_FILE, WEIGHTS_FILE, Limits, load_card, save_ca
 from leuko.preprocessing.simpleitk import without_bias
 from leuko.preprocessing.slices import prepare
 from leuko.volume import Volume
+from phantoms import SMALL_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ def test_a_name_that_is_no_utf8_is_no_obstacle(unseen, model, tmp_path):
 
 
 def test_the_tissues_of_another_model_do_not_stay(unseen, model, tmp_path):
-    segmented(unseen / "FLAIR.nii.gz", unseen / "T1.nii.gz", tmp_path)
+    run(unseen, SMALL_MODEL, tmp_path)
     assert (tmp_path / "tissue.nii.gz").is_file()
     run(unseen, model, tmp_path)
     assert not (tmp_path / "tissue.nii.gz").exists()
@@ -366,25 +366,58 @@ def test_findings_are_kept_in_the_record(unseen, model, tmp_path):
     assert [Finding(**found) for found in record["findings"]] == answer.findings
 
 
-def test_a_run_that_is_killed_leaves_no_folder_or_a_whole_one(unseen, model, tmp_path):
-    """At random moments; a new folder appears in one step, an old one is whole by its record."""
-    command = [
-        sys.executable, "-m", "leuko.cli", "segment", "--flair", unseen / "FLAIR.nii.gz",
-        "--t1", unseen / "T1.nii.gz", "--model", model, "--threads", 1,
-    ]  # fmt: skip
-    begun = time.monotonic()
-    subprocess.run([*map(str, command), "-o", tmp_path / "whole"], check=True)
-    seconds = time.monotonic() - begun
+# Segments into folders of a root. The first run counts its changes to the file system; each other
+# one is killed before the change that its folder is named by. Prints the change that renames.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from leuko.segment import segment
+
+flair, t1, model, root = map(Path, sys.argv[1:])
+CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+count = renamed = 0
+
+def watch(event, args, last):
+    global count, renamed
+    if event not in CHANGES or str(root) not in str(args[0]):
+        return
+    count += event != "open" or bool(args[2] & (os.O_WRONLY | os.O_RDWR))
+    if event == "os.rename":
+        renamed = count
+    if count == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def run(name, last=None):
+    readable, writable = os.pipe()
+    if os.fork() == 0:
+        try:
+            sys.addaudithook(lambda event, args: watch(event, args, last))
+            segment(flair, t1, root / name, model=model, threads=1)
+            os.write(writable, f"{count} {renamed}".encode())
+        finally:
+            os._exit(0)
+    os.close(writable)
+    assert os.wait()[1] == (0 if last is None else signal.SIGKILL)
+    return os.read(readable, 99)
+
+changes, renamed = map(int, run("whole").split())
+for last in {1, renamed // 2, renamed, renamed + 1, changes}:
+    run(str(last), last)
+print(renamed)
+"""
+
+
+def test_a_run_that_is_killed_leaves_no_folder_or_a_whole_one(unseen, tmp_path):
+    scans = unseen / "FLAIR.nii.gz", unseen / "T1.nii.gz"
+    command = [sys.executable, "-c", KILLED, *map(str, (*scans, SMALL_MODEL, tmp_path))]
+    renamed = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     names = {path.name for path in (tmp_path / "whole").iterdir()}
-    rng = np.random.default_rng(0)
-    for trial, moment in enumerate(rng.uniform(0.5 * seconds, 1.1 * seconds, size=6)):
-        out = tmp_path / str(trial)
-        process = subprocess.Popen([*map(str, command), "-o", out])
-        time.sleep(moment)
-        process.kill()
-        process.wait()
-        found = {path.name for path in out.iterdir()} if out.exists() else set()
-        assert found in (set(), names)
+    assert renamed > len(names)  # all were written before
+    numbers = [path.name for path in tmp_path.iterdir() if path.name.isdigit()]
+    assert numbers
+    for number in numbers:
+        assert int(number) > renamed
+        assert {path.name for path in (tmp_path / number).iterdir()} == names
 
 
 def test_two_runs_into_one_folder_leave_one_whole_result(unseen, model, tmp_path):

@@ -13,15 +13,15 @@ from leuko.errors import LeukoError
 from leuko.evaluation.labels import IGNORED
 from leuko.io import nifti
 from leuko.preprocessing.slices import Preparation
-from leuko.synthesis.anatomy import CLASSES, CSF, RIM, WMH, from_mni152
-from leuko.training import dataset, losses
+from leuko.synthesis.anatomy import CLASSES, CSF, RIM, WMH, from_labels
+from leuko.training import dataset, losses, replay
 from leuko.training.augmentation import augment
 from leuko.training.batches import Batches
 from leuko.training.dataset import Subject, find_subjects, load, people, person, split
 from leuko.training.losses import cross_entropy_dice, summed_cross_entropy
 from leuko.training.recipes import MODERN, XU2017, Augmentation, phase_at
 from leuko.training.replay import Rehearsal
-from phantoms import make_phantom
+from phantoms import label_map, make_phantom
 
 STILL = Augmentation(scale=(1.0, 1.0), rotation_degrees=0)
 
@@ -502,17 +502,26 @@ def test_shares_that_are_summed_have_the_loss_and_the_gradient_of_all(loss_of):
     torch.testing.assert_close(torch.cat(gradients), whole.grad)
 
 
-def test_synthetic_slices_are_drawn_from_scans_that_change():
-    anatomy = from_mni152()
-    size = (176, 208)
+def test_synthetic_slices_are_drawn_from_scans_that_change(monkeypatch):
+    monkeypatch.setattr(replay, "SCANS", 1)
+    anatomy = from_labels(label_map(), "ball")
+    size = (96, 96)
     draws = []
     for _ in range(2):
-        rehearsal = Rehearsal([anatomy], Preparation(), size, seed=3)
-        rng = np.random.default_rng(0)
-        draws.append([rehearsal.draw(step, 4, lesion_part=1.0, rng=rng) for step in (0, 49, 50)])
+        rehearsal = Rehearsal([anatomy], Preparation(), size, seed=4)
+        draws.append(
+            [
+                rehearsal.draw(step, 4, lesion_part=1.0, rng=np.random.default_rng(0))
+                for step in (0, 49, 50)
+            ]
+        )
+        rehearsal.close()
     for first, second in zip(*draws, strict=True):
         for one, other in zip(first, second, strict=True):
             assert np.array_equal(one, other)
+    first, same, next_ = (images for images, _, _ in draws[0])
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, next_)
     images, classes, sagittal = draws[0][0]
     assert images.shape == (4, *size, 3)
     assert classes.shape == (4, *size)
