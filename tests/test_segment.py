@@ -371,9 +371,10 @@ def test_findings_are_kept_in_the_record(unseen, model, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from leuko.segment import segment
+from leuko.segment import SegmentSettings, segment
 
 flair, t1, model, root = map(Path, sys.argv[1:])
+settings = SegmentSettings(model=str(model), threads=1)
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 count = renamed = 0
 
@@ -392,7 +393,7 @@ def run(name, last=None):
     if os.fork() == 0:
         try:
             sys.addaudithook(lambda event, args: watch(event, args, last))
-            segment(flair, t1, root / name, model=model, threads=1)
+            segment(flair, t1, settings=settings).save(root / name)
             os.write(writable, f"{count} {renamed}".encode())
         finally:
             os._exit(0)
