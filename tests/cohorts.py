@@ -21,7 +21,7 @@ REASONS = {
     "truncated": "FLAIR.nii.gz is damaged",
     "zeros": "FLAIR.nii.gz is all zeros",
     "four": "expected one 3-D image",
-    "swapped": "does not look like a FLAIR",
+    "swapped": "were FLAIR and T1 swapped?",
     "alone": "T1.nii.gz does not exist",
     "forbidden": "cannot be read; check its permissions",
     "huge": "of memory",

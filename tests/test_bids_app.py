@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -117,11 +118,11 @@ def test_each_visit_has_all_its_derivatives_with_sidecars(out, visit):
 
 
 def test_derivatives_are_on_the_grid_of_the_flair(raw, out):
-    flair = nifti.read(raw / "sub-01" / "ses-a" / "anat" / "sub-01_ses-a_FLAIR.nii.gz")
+    flair = nib.load(raw / "sub-01" / "ses-a" / "anat" / "sub-01_ses-a_FLAIR.nii.gz")
     for image in IMAGES:
         path = f"sub-01_ses-a_space-FLAIR_{image}.nii.gz"
-        derivative = nifti.read(out / "sub-01" / "ses-a" / "anat" / path)
-        assert derivative.data.shape == flair.data.shape
+        derivative = nib.load(out / "sub-01" / "ses-a" / "anat" / path)
+        assert derivative.shape == flair.shape
         np.testing.assert_array_equal(derivative.affine, flair.affine)
 
 

@@ -183,7 +183,7 @@ def test_the_table_is_that_of_single_evaluations(leuko, data, tmp_path):
         assert (
             len(list(csv.reader(file, delimiter="\t"))) == 1 + 3 + 3
         )  # head, scans, mean and ends
-    where = lines.index("team        rank")
+    where = [line.split() for line in lines].index(["team", "rank"])
     assert [line.split()[0] for line in lines[where + 1 : where + 4]] == [
         "perfect", SMALL_MODEL.name, "hopeless"
     ]  # fmt: skip

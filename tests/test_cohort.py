@@ -17,6 +17,7 @@ from leuko.cohort import executor
 from leuko.cohort.job import Job, perform
 from leuko.cohort.run import STRICT
 from leuko.cohort.worker import Limits
+from leuko.io import nifti
 from leuko.io.files import read_json
 from leuko.io.outputs import MASK_FILE, RECORD_FILE, REPORT_FILE
 from phantoms import SMALL_MODEL, make_phantom
@@ -128,7 +129,8 @@ def test_subjects_are_done_again_if_and_only_if_something_they_depend_on_changed
     assert redone() == set("abc")
     os.utime(tmp_path / "scans" / "a" / "FLAIR.nii.gz")  # touched, not changed
     assert redone() == set()
-    shutil.copy(scans / "d" / "T1.nii.gz", tmp_path / "scans" / "b" / "T1.nii.gz")
+    t1 = nifti.read(scans / "b" / "T1.nii.gz")
+    nifti.write(tmp_path / "scans" / "b" / "T1.nii.gz", t1.with_data(2 * t1.data))
     (out / "c" / MASK_FILE).unlink()
     assert redone("--align", "never") == set("abc")
     shutil.copy(scans / "b" / "T1.nii.gz", tmp_path / "scans" / "b" / "T1.nii.gz")
