@@ -105,7 +105,7 @@ LEFT_OUT = {
     "sub-01/perf/sub-01_acq-a_FLAIR.nii": "its name requires the folder sub-01/anat",
     "sub-01/anat/sub-02_FLAIR.nii.gz": "its name requires the folder sub-02/anat",
     "sub-01/anat/sub-01_ses-2_FLAIR.nii.gz": "its name requires the folder sub-01/ses-2/anat",
-    "sub-01/anat/derivatives/sub-01_acq-a_FLAIR.nii.gz": "it belongs in sub-01/anat",
+    "sub-01/anat/derivatives/sub-01_acq-a_FLAIR.nii.gz": "its name requires the folder sub-01/anat",
     "sub-07_FLAIR.nii.gz": "its name requires the folder sub-07/anat",
     "rawdata/sub-01/anat/sub-01_FLAIR.nii.gz": "its name requires the folder sub-01/anat",
     "sub-01/anat/sub-01_flair.nii.gz": "its suffix is flair; expected FLAIR",
@@ -173,7 +173,7 @@ def test_the_phase_of_a_scan_whose_magnitude_is_named_so_is_noted(dataset):
 def test_a_visit_whose_flair_is_left_out_is_not_called_one_without(dataset, place):
     found = find_pairs(touch(dataset("sub-01_FLAIR", "sub-02_T1w", "sub-03_T1w"), place))
     assert len(found.left_out) == 1
-    assert found.notes == ["without a FLAIR: sub-03"]
+    assert found.notes == ["visits without a FLAIR: sub-03"]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_session_whose_flair_is_left_out_is_not_called_one_without(dataset, pl
         touch(dataset("sub-01_FLAIR", "sub-02_ses-1_T1w", "sub-02_ses-2_T1w"), place)
     )
     assert len(found.left_out) == 1
-    assert found.notes == ["without a FLAIR: sub-02/ses-2"]
+    assert found.notes == ["visits without a FLAIR: sub-02/ses-2"]
 
 
 def test_of_one_image_in_two_files_one_is_taken_and_the_other_named(dataset):
@@ -456,7 +456,7 @@ def test_what_is_not_there_is_named(dataset, tmp_path):
 
 def test_visits_without_a_flair_are_named(dataset):
     folder = dataset("sub-01_ses-a_FLAIR", "sub-01_ses-b_T1w", "sub-02_T1w")
-    assert find_pairs(folder).notes == ["without a FLAIR: sub-01/ses-b, sub-02"]
+    assert find_pairs(folder).notes == ["visits without a FLAIR: sub-01/ses-b, sub-02"]
 
 
 def test_where_no_flair_can_be_taken_the_reasons_are_given(dataset):
@@ -472,7 +472,7 @@ def test_labels_may_have_a_plus(dataset):
 def test_the_dataset_of_another_program_is_left_alone(dataset, tmp_path):
     folder = dataset("sub-01_FLAIR")
     (folder / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.8.0"}')
-    with pytest.raises(LeukoError, match="is a dataset of its own"):
+    with pytest.raises(LeukoError, match="is a dataset of another program"):
         start_dataset(folder, folder)
     start_dataset(tmp_path / "out", folder)
     before = (tmp_path / "out" / "dataset_description.json").stat()

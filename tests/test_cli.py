@@ -230,7 +230,7 @@ def test_a_cross_validation_is_told(leuko, heads, foreign_model, tmp_path):
     assert lines[2:4] == [f"model   {run}", f"report  {run / 'report.html'}"]
     assert lines[4].split() == ["before", "after", "change", "95", "%", "interval"]
     assert lines[5].startswith("Dice (DSC)")
-    assert any(line.startswith("ours against phantom-model, on 6 people") for line in lines)
+    assert any(line.startswith("ours compared with phantom-model, on 6 people") for line in lines)
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def test_a_start_that_fails_leaves_no_run(leuko, heads, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     answer = leuko("train", heads, "-o", tmp_path / "run")
-    assert_one_line_error(answer, "could not be fetched", "--imagenet-weights FILE")
+    assert_one_line_error(answer, "could not be downloaded", "--imagenet-weights FILE")
     assert not (tmp_path / "run").exists()
 
 

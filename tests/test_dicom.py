@@ -14,6 +14,7 @@ from conftest import SMALL, segmented  # noqa: E402, after the check for the ext
 from leuko.errors import LeukoError  # noqa: E402
 from leuko.io import dicom, inputs, nifti  # noqa: E402
 from leuko.io.dicom_seg import write_segmentation  # noqa: E402
+from leuko.results import require_free  # noqa: E402
 from leuko.volume import Volume  # noqa: E402
 from phantoms import make_phantom  # noqa: E402
 
@@ -191,7 +192,7 @@ REFUSED = {
     ),
     "uneven slices": (lambda ds, k: shift(ds, 2, 1.0 * (k > 5)), "uneven distances"),
     "two images at one place": (twice, "several images at one position"),
-    "several directions": (turn, "several directions"),
+    "several directions": (turn, "several orientations"),
     "several sizes": (enlarge, "several sizes"),
     "damaged pixels": (scramble, "cannot be read"),
     "few slices": (lambda _, k: k < 4, "has 4 slices"),
@@ -354,10 +355,10 @@ def test_a_t1_in_place_of_the_flair_is_told_by_its_header(tmp_path):
         inputs.require_pair(t1, flair)
 
 
-def test_results_do_not_go_into_the_folder_of_a_series(tmp_path, model):
+def test_results_do_not_go_into_the_folder_of_a_series(tmp_path):
     folder = write_series(tmp_path / "flair", lopsided(grid()))
     with pytest.raises(LeukoError, match="holds the scans; choose another folder"):
-        segmented(folder, None, folder, model=model)
+        require_free(folder, folder)
 
 
 # --- out ---

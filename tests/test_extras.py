@@ -48,5 +48,5 @@ def test_a_library_that_is_looked_for_is_not_imported(monkeypatch):
     monkeypatch.delitem(sys.modules, "this", raising=False)
     require("this", extra="none")
     assert "this" not in sys.modules
-    with pytest.raises(LeukoError, match=r'needs nowhere; pip install "leuko\[none\]"'):
+    with pytest.raises(LeukoError, match=r'nowhere not installed; pip install "leuko\[none\]"'):
         require("this", "nowhere", extra="none")

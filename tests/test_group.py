@@ -118,7 +118,7 @@ def test_masks_of_different_conventions_are_warned_of(cohort):
     gather.write_batch(out)
     page = Words((out / "report.html").read_text()).words
     assert "Different conventions for caps and rims" in page
-    assert "by number of scans, not in the mask (2), in the mask (1)." in page
+    assert "differently (number of scans): not in the mask (2), in the mask (1)." in page
 
 
 def test_a_cohort_of_useless_results_alone_has_a_page(cohort):
@@ -283,7 +283,7 @@ def test_verdicts_find_their_subjects_by_the_scan_and_are_one_csv(cohort, caplog
         ("a", "PASS", "yes"), ("b", "FAIL", "yes"), ("c", "flag", "no"), ("n/a", "PASS", "no")
     ]  # fmt: skip
     assert found[2]["note"] == "of, old"
-    assert "other.csv holds no verdicts" in caplog.text
+    assert "other.csv lacks the columns of verdicts" in caplog.text
     assert "latin.csv cannot be read" in caplog.text
     words = Words((out / gather.PAGE).read_text()).words
     assert "FAIL: missed deep (2026-01-02)" in words

@@ -55,7 +55,7 @@ def test_a_url_will_do(archive):
 
 
 def test_a_wrong_hash_installs_nothing(archive, cache):
-    with pytest.raises(LeukoError, match="not 00ff; it was damaged"):
+    with pytest.raises(LeukoError, match="expected 00ff; it is damaged"):
         pull(str(archive), sha256_expected="00ff")
     assert not cache.exists()
 
