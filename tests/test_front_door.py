@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import astuple
 
 import nibabel as nib
 import numpy as np
@@ -162,12 +162,16 @@ def test_calls_in_threads_do_not_mix(heads, loaded):
         assert first.findings == second.findings
 
 
+def numbers_of(result):
+    values = [value for row in result.analysis.lesions for value in astuple(row)]
+    return [value for value in values if not isinstance(value, str)]
+
+
 def test_the_own_mask_measured_gives_the_own_numbers(scans, loaded, found, tmp_path):
     measured = leuko.measure(found.mask, *scans, model=loaded)
     assert measured.volume_ml == found.volume_ml
     assert measured.analysis.regions == found.analysis.regions
-    for own, other in zip(measured.analysis.lesions, found.analysis.lesions, strict=True):
-        assert asdict(own) == pytest.approx(asdict(other), rel=1e-3, nan_ok=True)
+    assert numbers_of(measured) == pytest.approx(numbers_of(found), rel=1e-3, nan_ok=True)
     assert measured.volume_interval_ml is None
     measured.save(tmp_path / "out")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
