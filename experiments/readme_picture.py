@@ -8,7 +8,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from leuko.cli.main import main
+from leuko.cli import main
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:

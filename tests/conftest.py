@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from leuko.cli.main import main
+from leuko.cli import main
 from leuko.io.outputs import PICTURE_FILE, RECORD_FILE, REPORT_FILE
 from leuko.model.card import load_card, save_card
 from leuko.preprocessing.slices import Preparation

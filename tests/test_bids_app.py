@@ -57,7 +57,7 @@ def raw(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def out(raw, tmp_path_factory) -> Path:
     """What the app made of it, with what it printed in `said`."""
-    from leuko.cli.main import main
+    from leuko.cli import main
 
     folder = tmp_path_factory.mktemp("derivatives") / "leuko"
     codes = []

@@ -538,7 +538,7 @@ def test_one_file_given_twice_is_an_error(leuko, phantom, tmp_path):
 def test_the_bundled_model_runs_without_torch(heads, tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from leuko.cli.main import main\n"
+        "from leuko.cli import main\n"
         f"head = {str(heads / 'head0')!r}\n"
         f"main(['segment', '--flair', f'{{head}}/FLAIR.nii.gz', '-o', {str(tmp_path)!r}])"
     )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import typer
 
-from leuko.cli.main import app, main
+from leuko.cli.app import app, main
 from leuko.cohort.bids_names import read_filter
 from leuko.evaluation.evaluate import COLUMNS
 from leuko.evaluation.metrics import MEASURES
@@ -67,7 +67,7 @@ def test_the_page_of_commands_is_up_to_date():
 
 
 def test_every_command_has_its_help_on_the_page():
-    from leuko.cli.main import app, models
+    from leuko.cli.app import app, models
 
     commands = {info.callback.__name__.replace("_", "-") for info in app.registered_commands}
     commands |= {f"models {info.name}" for info in models.registered_commands}

@@ -91,7 +91,7 @@ def test_slices_without_head_are_background(exported, slices):
 def test_an_exported_model_segments_without_torch(exported, heads, tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from leuko.cli.main import main\n"
+        "from leuko.cli import main\n"
         f"head = {str(heads / 'head0')!r}\n"
         "main(['segment', '--flair', f'{head}/FLAIR.nii.gz', '--t1', f'{head}/T1.nii.gz',"
         f" '--model', {str(exported)!r}, '-o', {str(tmp_path / 'out')!r}])"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from leuko.cli.main import app
+from leuko.cli.app import app
 from leuko.errors import LeukoError, require
 from without_extras import commands
 

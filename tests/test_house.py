@@ -150,7 +150,7 @@ def python(code):
 def test_help_loads_nothing_heavy():
     loaded = python(
         "import sys\n"
-        "from leuko.cli.main import main\n"
+        "from leuko.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         f"print('LOADED', [name for name in {HEAVY} if name in sys.modules])"
     )
@@ -170,7 +170,7 @@ def test_measuring_and_preparing_work_without_torch(heads):
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
         "import leuko.segment\n"
-        "from leuko.cli.main import main\n"
+        "from leuko.cli import main\n"
         "from leuko.io import nifti\n"
         "from leuko.preprocessing.slices import Preparation, prepare\n"
         f"head = Path({str(labels.parent)!r})\n"
@@ -186,7 +186,7 @@ def test_measuring_and_preparing_work_without_torch(heads):
 def test_training_without_torch_says_what_to_install(heads, tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from leuko.cli.main import main\n"
+        "from leuko.cli import main\n"
         f"main(['train', {str(heads)!r}, '-o', {str(tmp_path / 'run')!r}])"
     )
     process = subprocess.run(

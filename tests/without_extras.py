@@ -78,7 +78,7 @@ def prepare(home: Path) -> None:
 
 def answer(arguments: list[object]) -> tuple[int, str]:
     """The exit code of a command and what it said on stderr."""
-    from leuko.cli.main import main
+    from leuko.cli import main
 
     said = io.StringIO()
     with redirect_stdout(io.StringIO()), redirect_stderr(said):

@@ -1,1 +1,5 @@
 """The command line."""
+
+from leuko.cli.app import main
+
+__all__ = ["main"]

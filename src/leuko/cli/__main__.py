@@ -1,5 +1,5 @@
 """`python -m leuko.cli` is `leuko`."""
 
-from leuko.cli.main import main
+from leuko.cli import main
 
 main()
