@@ -284,7 +284,7 @@ def _pane(result: Segmentation) -> Pane:
     kinds = kinds.astype(np.uint8)
     if rims is not None and result.convention == "separate":
         kinds[rims.canonical().data] = RIM_KIND
-    has_t1 = bool(pair.t1.any())
+    has_t1 = pair.given_t1 is not None
     return Pane(
         title="FLAIR and T1" if has_t1 else "FLAIR",
         grid=result.maps.mask.canonical(),

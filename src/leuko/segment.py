@@ -242,8 +242,8 @@ class _Work:
         tissue = self.tissue(drawn)
         if tissue is None:
             return None, None, drawn.mask
-        flair, t1 = self.flair.volume.canonical(), found.pair.t1
-        case = quality_checks.CheckedScan(flair, t1 if t1.any() else None, tissue.data)
+        flair = self.flair.volume.canonical()
+        case = quality_checks.CheckedScan(flair, found.pair.given_t1, tissue.data)
         told, checks = quality_checks.examine(case)
         if self.settings.strict and quality_checks.is_doubted(told):
             raise LeukoError(told[0].text)
@@ -273,7 +273,7 @@ class _Work:
             turned = Orientation.of(flair.affine).apply
             case = MaskedScan(
                 self.flair.volume.canonical(),
-                found.pair.t1 if found.pair.t1.any() else None,
+                found.pair.given_t1,
                 self.tissue(drawn),
                 *map(turned, (drawn.probability, drawn.mask, drawn.liberal)),
             )
@@ -281,14 +281,15 @@ class _Work:
             temperature = card.calibration.temperature if card.calibration else 1
             uncertain = entropy(calibrated(drawn.probability, temperature))
         beside = None if convention == "include" else drawn.rims
-        tissue = tissue_map(drawn.anatomy, drawn.mask, beside, card)
+        has_tissues = len(card.classes) > 2
+        tissue = tissue_map(drawn.anatomy, drawn.mask, beside, card) if has_tissues else None
         scans = {"flair": self.flair, "t1": self.t1, "mask": mask}
         return Segmentation(
             maps=Maps(
                 mask=flair.with_data(drawn.mask.astype(np.uint8)),
                 probability=flair.with_data(drawn.probability),
                 entropy=flair.with_data(uncertain),
-                tissue=tissue if len(card.classes) > 2 else None,
+                tissue=tissue,
                 rims=None if drawn.rims is None else flair.with_data(drawn.rims),
             ),
             convention=convention,

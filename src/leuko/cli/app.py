@@ -80,18 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 @app.command(epilog=EXAMPLES["segment"])
-@with_settings(
-    "model",
-    "threshold",
-    "min_lesion_mm3",
-    "rims",
-    "align",
-    "pv_rule",
-    "bias_correction",
-    "strict",
-    "device",
-    "threads",
-)
+@with_settings(without={"lenient"})
 def segment(
     out: Out,
     settings: "SegmentSettings",

@@ -23,16 +23,7 @@ if TYPE_CHECKING:
     from leuko.segment import SegmentSettings
 
 
-@with_settings(
-    "model",
-    "threshold",
-    "min_lesion_mm3",
-    "rims",
-    "align",
-    "bias_correction",
-    "device",
-    "threads",
-)
+@with_settings(without={"pv_rule", "strict", "lenient"})
 def challenge(
     source: Annotated[
         Path, typer.Option("--input", help="Folder that holds pre (or orig) with FLAIR and T1.")
@@ -51,7 +42,9 @@ def challenge(
 
 
 # Every scan counts.
-@with_settings("model", "threshold", "min_lesion_mm3", "rims", "device", strict=False)
+@with_settings(
+    without={"align", "pv_rule", "bias_correction", "strict", "lenient", "threads"}, strict=False
+)
 def challenge_score(
     data: Annotated[
         Path, typer.Argument(help="The challenge's data, downloaded: holds training and test.")

@@ -42,17 +42,7 @@ Work = Annotated[
     Path | None,
     typer.Option("--work-dir", "-w", help="Folder for scratch; by default in the output folder."),
 ]
-COHORT_SETTINGS = (
-    "model",
-    "threshold",
-    "min_lesion_mm3",
-    "rims",
-    "align",
-    "pv_rule",
-    "bias_correction",
-    "lenient",
-    "device",
-)
+ONE_SCAN = {"strict", "threads"}  # options of `leuko segment` that cohorts do not have
 
 ANALYSIS = Literal["participant", "group"]
 LISTS = {
@@ -81,7 +71,7 @@ class BidsCommand(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
-@with_settings(*COHORT_SETTINGS)
+@with_settings(without=ONE_SCAN)
 def batch(
     table: Annotated[
         Path,
@@ -124,7 +114,7 @@ def batch(
     raise typer.Exit(1 if run.failed else code or page_code(run.written))
 
 
-@with_settings(*COHORT_SETTINGS)
+@with_settings(without=ONE_SCAN)
 def bids(
     bids_dir: Annotated[Path, typer.Argument(help="A BIDS dataset, raw or of derivatives.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder of the derivatives.")],

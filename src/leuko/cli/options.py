@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -94,11 +94,13 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
 Command = Callable[..., None]
 
 
-def with_settings(*names: str, **fixed: Any) -> Callable[[Command], Command]:
-    """The command has these options in place of its parameter `settings`, a `SegmentSettings`.
+def with_settings(*, without: Collection[str], **fixed: Any) -> Callable[[Command], Command]:
+    """The command has all options but those `without` in place of its parameter `settings`.
 
-    `fixed` are settings that are no option of the command.
+    That is a `SegmentSettings`; `fixed` are settings that are no option of the command.
     """
+
+    names = [name for name in SETTINGS if name not in without]
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)

@@ -34,10 +34,9 @@ class Scan:
         """SHA-256 of the file; of several files, the SHA-256 of their hashes, sorted by name; of an
         image in memory, that of its affine and its voxels."""
         if not self.files:
-            grid = np.ascontiguousarray(self.volume.affine).tobytes()
-            return hashlib.sha256(
-                grid + np.ascontiguousarray(self.volume.data).tobytes()
-            ).hexdigest()
+            content = hashlib.sha256(np.ascontiguousarray(self.volume.affine).data)
+            content.update(np.ascontiguousarray(self.volume.data).data)
+            return content.hexdigest()
         if len(self.files) == 1:
             return sha256(self.files[0])
         hashes = "".join(sha256(file) for file in sorted(self.files))

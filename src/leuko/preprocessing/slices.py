@@ -8,6 +8,7 @@ is T1, 8 bit each. Xu et al., ICIP 2017, use three successive slices of one moda
 import logging
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Self, get_args
 
 import diplib
@@ -109,6 +110,11 @@ class Pair:
         elif t1 is not None:
             t1_grey = _matched_t1(grey, t1, preparation)
         return cls(flair, grey.data, t1_grey, preparation)
+
+    @cached_property
+    def given_t1(self) -> Array | None:
+        """The T1; None without one."""
+        return self.t1 if self.t1.any() else None
 
     def slices(self, across: int | None = None) -> tuple[Array, "Placement"]:
         """As `prepare`, perpendicular to a RAS axis; by default the FLAIR's through-plane axis."""

@@ -107,9 +107,7 @@ def segment(
     doubt = None
     if guarded and model.card.tissues == quality_checks.TISSUES:
         tissue = quality_checks.with_wmh(drawn.anatomy, mask).canonical().data
-        case = quality_checks.CheckedScan(
-            flair.canonical(), pair.t1 if pair.t1.any() else None, tissue
-        )
+        case = quality_checks.CheckedScan(flair.canonical(), pair.given_t1, tissue)
         doubt = quality_checks.wrong_scan(case)
     return flair.with_data(mask), doubt
 
