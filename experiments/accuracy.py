@@ -29,14 +29,17 @@ from base_data import source
 from leuko.evaluation.evaluate import compare
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
+from leuko.io.provenance import Stopwatch
 from leuko.lesions.components import find_lesions
-from leuko.lesions.delineation import Delineation, delineate, tissue_map
+from leuko.lesions.delineation import Delineation, tissue_map
+from leuko.lesions.drawing import draw
 from leuko.model import runtime, weights
-from leuko.model.predict import predict
+from leuko.model.card import ModelCard
+from leuko.model.predict import predict_pair
 from leuko.model.runtime import Model
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.simpleitk import without_bias
-from leuko.training.holdout import within_brain
+from leuko.preprocessing.slices import Pair
 from leuko.volume import Array, Volume
 
 COLUMNS = ("dsc", "h95_mm", "avd_percent", "lesion_recall", "lesion_f1")
@@ -75,11 +78,11 @@ def main() -> None:
     for item in labelled_scans(options.data):
         folder = item.files["flair"].parent
         model = left_out.get(source(folder.name), usual)
-        for scans, flair, t1 in pairs(folder, corrected=options.bias_correction):
-            shares = predict(flair, t1, model)
-            limits = model.card.limits(options.threshold)
-            drawn = delineate(shares, flair, model.card, limits)
-            mask = within_brain(drawn, model, threads=THREADS)
+        limits = model.card.limits(options.threshold)
+        for scans, pair in pairs(folder, model.card, corrected=options.bias_correction):
+            shares = predict_pair(pair, model, Stopwatch())
+            drawn = draw(shares, pair, model.card, limits, threads=THREADS).masks
+            flair, mask = pair.scan, drawn.mask
             tissue = tissue_map(drawn.anatomy, mask, drawn.rims, model.card)
             references = references_of(folder)
             if not references:
@@ -97,7 +100,7 @@ def main() -> None:
                     white = [k for k, kind in enumerate(model.card.classes) if kind == "white"]
                     seen = lesions_of(truth, flair, mask, np.isin(tissue.data, white))
                     lesions.setdefault(scans, []).extend(seen)
-                    if options.pictures and t1 is not None:
+                    if options.pictures and pair.given_t1 is not None:
                         save_picture(options.pictures / f"{folder.name}.png", flair, mask, truth)
             path = folder / "ventricles.nii.gz"
             if path.is_file() and "ventricle" in model.card.classes:
@@ -118,8 +121,8 @@ def load(name: str) -> Model:
     return runtime.load(weights.find(name), threads=THREADS)
 
 
-def pairs(folder: Path, *, corrected: bool) -> Iterator[tuple[str, Volume, Volume | None]]:
-    """With its T1, if there is one, aligned as `leuko segment` aligns it; and the FLAIR alone."""
+def pairs(folder: Path, card: ModelCard, *, corrected: bool) -> Iterator[tuple[str, Pair]]:
+    """The FLAIR with its T1, if there is one, and the FLAIR alone."""
     flair = nifti.read(folder / "FLAIR.nii.gz")
     if corrected:
         flair = without_bias(flair, threads=THREADS)
@@ -128,8 +131,9 @@ def pairs(folder: Path, *, corrected: bool) -> Iterator[tuple[str, Volume, Volum
         t1 = nifti.read(path)
         if corrected:
             t1 = without_bias(t1, threads=THREADS)
-        yield "FLAIR + T1", flair, align(flair, t1, threads=THREADS).apply(t1)
-    yield "FLAIR", flair, None
+        aligned = align(flair, t1, threads=THREADS).apply(t1)
+        yield "FLAIR + T1", Pair.of(flair, aligned, card.preparation)
+    yield "FLAIR", Pair.of(flair, None, card.preparation)
 
 
 def references_of(folder: Path) -> dict[str, Path]:

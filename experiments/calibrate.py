@@ -41,8 +41,8 @@ from synthetic_validation import held_out, patients
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
 from leuko.io.provenance import Stopwatch
-from leuko.lesions.brain import without_outside
-from leuko.lesions.delineation import delineate, seen
+from leuko.lesions.delineation import seen
+from leuko.lesions.drawing import draw
 from leuko.model import runtime, weights
 from leuko.model.calibration import DROP_ML, Calibration, DiceLine, Seen, judge
 from leuko.model.card import ModelCard, load_card, save_card
@@ -222,8 +222,9 @@ def measure(job: Job, card: ModelCard) -> Row:
     scans = job.scans()
     flair, truth = scans["FLAIR"], scans["wmh"].data > 0
     shares = job.shares(flair, scans.get("T1"))
-    drawn = delineate(shares, flair, card)
-    mask = without_outside(drawn, threads=1).mask
+    pair = Pair.of(flair, scans.get("T1"), card.preparation)
+    drawing = draw(shares, pair, card)
+    drawn, mask = drawing.anywhere, drawing.masks.mask
     if "tissue" in scans:  # broad caps and bands look alike: only the synthesis knows which it drew
         truth |= mask & (scans["tissue"].data == RIM)
     p = drawn.probability

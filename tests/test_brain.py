@@ -7,7 +7,7 @@ import pytest
 
 from conftest import stored
 from leuko.lesions import mni
-from leuko.lesions.brain import brain_mask, find_outside, without_outside
+from leuko.lesions.brain import brain_mask, find_outside, within_brain
 from leuko.lesions.delineation import Delineation
 from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Orientation, Volume
@@ -78,7 +78,7 @@ def test_a_mask_in_any_order_loses_what_is_outside(flips):
     ]
     mask = turned[1].data
     drawn = Delineation(mask, mask, mask, rims=None, anatomy=turned[0], level=None)
-    kept = without_outside(drawn, threads=1)
+    kept, _ = within_brain(drawn, brain_mask(tissue), None)
     np.testing.assert_array_equal(kept.mask, turned[2].data)
 
 

@@ -37,6 +37,7 @@ from leuko.io.outputs import (
 from leuko.io.provenance import LEVELS, RIMS_ARE, Finding, Stopwatch, tell, versions
 from leuko.lesions.brain import Outside
 from leuko.lesions.delineation import Rims
+from leuko.lesions.drawing import Excluded
 from leuko.lesions.location import REGIONS
 from leuko.lesions.measure import Analysis, Lesion
 from leuko.model.calibration import Judgement, interval_text
@@ -52,14 +53,6 @@ LESION_COLUMNS = tuple(field.name for field in fields(Lesion))
 # What the digits of a map are worth; noise in the others would make the files many times larger.
 PROBABILITY_STEP, ENTROPY_STEP = 1e-4, 1e-3
 ROUNDING = 1e-3  # of a step: 0.4 in 32 bits may be a little less
-
-
-@dataclass(frozen=True)
-class Excluded:
-    """What an exclusion mask took out of the result, in mL."""
-
-    volume_ml: float  # of the mask
-    wmh_ml: float  # of what would have been called WMH in it
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,9 @@ from leuko.io import inputs
 from leuko.io.inputs import Image, Scan
 from leuko.io.provenance import Finding, Stopwatch, is_useless, kept_findings, tell
 from leuko.lesions import quality_checks
-from leuko.lesions.brain import Outside, brain_mask, within_brain
-from leuko.lesions.delineation import Delineation, Rims, delineate, seen, tissue_map, with_rims
+from leuko.lesions.brain import Outside
+from leuko.lesions.delineation import Delineation, Rims, delineate, seen, tissue_map
+from leuko.lesions.drawing import Checked, Excluded, check, draw, tissue_with_wmh
 from leuko.lesions.location import Rule
 from leuko.lesions.measure import MaskedScan, analyse
 from leuko.lesions.mni import Place
@@ -23,11 +24,8 @@ from leuko.model.card import Limits, ModelCard
 from leuko.model.inference import Inference, infer
 from leuko.model.runtime import Model, load_model
 from leuko.preprocessing.registration import Mode
-from leuko.results import Excluded, Maps, Segmentation, Source
+from leuko.results import Maps, Segmentation, Source
 from leuko.volume import Array, Orientation, Volume, require_same_grid, resample_onto
-
-MUCH_EXCLUDED = 0.5  # of the brain: no infarct or tumour is so large
-MUCH_OUTSIDE_ML = 0.2  # outside the brain; less is common at the skull base
 
 log = logging.getLogger(__name__)
 
@@ -84,44 +82,44 @@ def segment(
     """
     with kept_findings() as findings:
         work = _Work.begin(flair, t1, model, settings, findings)
-        card, limits, allowed = work.card, work.limits, None
+        card = work.card
+        if settings.rims == "include":
+            card.require_rims()
+        excluding, allowed = None, None
         if exclude is not None:
             with work.watch.stage("read"):
                 excluding = inputs.opened_mask(exclude)
                 allowed = _outside(excluding.volume, work.flair.volume)
         found = work.infer()
         with work.watch.stage("delineate"):
-            apart: Rims = "exclude" if settings.rims == "exclude" else "separate"
-            drawn = delineate(found.probabilities, found.flair, card, limits, rims=apart)
-            drawn, excluded = _allowed(drawn, found.flair, allowed, settings.rims)
-        with work.watch.stage("analyse"):
-            before, outside = drawn, None
-            tissue, place, brain = work.examine(drawn, found)
-            if tissue is not None:
-                _tell_much_excluded(allowed, drawn.anatomy, findings)
-                if not is_useless(findings):
-                    drawn, outside = within_brain(drawn, brain, place)
-                    _tell_much_outside(outside, found.flair, findings)
-                    work.checks.append("lesions outside the brain")
-            rims = drawn.rims
-            if settings.rims == "include":
-                drawn = with_rims(drawn, found.probabilities)
-            # A calibration is of WMH alone, at the model's own limits.
-            is_judged = limits == card.limits() and settings.rims != "include"
-            judgement = None
-            if card.calibration is not None and is_judged and not work.is_doubted:
-                wmh = found.probabilities[-1]
-                sign = seen(wmh, before, drawn.mask, found.flair, card, allowed=allowed)
+            drawing = draw(
+                found.probabilities,
+                found.pair,
+                card,
+                work.limits,
+                flair=work.flair.volume,
+                rims=settings.rims,
+                allowed=allowed,
+                threads=work.threads,
+            )
+            work.tell(drawing.checked)
+        judgement = None
+        # A calibration is of WMH alone, at the model's own limits.
+        is_judged = work.limits == card.limits() and settings.rims != "include"
+        if card.calibration is not None and is_judged and not work.is_doubted:
+            with work.watch.stage("analyse"):
+                wmh, mask = found.probabilities[-1], drawing.masks.mask
+                sign = seen(wmh, drawing.anywhere, mask, found.flair, card, allowed=allowed)
                 judgement = judge(card.calibration, sign)
         return work.result(
             found,
-            replace(drawn, rims=rims),
-            place,
+            drawing.masks,
+            drawing.checked.place,
             judgement=judgement,
-            excluded=excluded,
-            outside=outside,
+            excluded=drawing.excluded,
+            outside=drawing.outside,
             convention=settings.rims if card.knows_rims else None,
-            exclude=None if exclude is None else excluding.as_file(),
+            exclude=excluding.as_file() if excluding else None,
         )
 
 
@@ -154,9 +152,11 @@ def measure(
             limits = work.limits
             drawn = delineate(found.probabilities, found.flair, work.card, limits, rims="exclude")
             drawn = replace(drawn, mask=given, liberal=drawn.liberal | given)
-        with work.watch.stage("analyse"):
-            _, place, _ = work.examine(drawn, found)
-        return work.result(found, drawn, place, mask=reference)
+            checked = check(
+                drawn, found.pair, work.card, flair=work.flair.volume, threads=work.threads
+            )
+            work.tell(checked)
+        return work.result(found, drawn, checked.place, mask=reference)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,8 +188,6 @@ class _Work:
                 settings.model, device=settings.device, threads=settings.threads
             )
         model.card.require_wmh()
-        if settings.rims == "include":
-            model.card.require_rims()
         limits = model.card.limits(settings.threshold, settings.smallest_lesion_mm3)
         with watch.stage("read"):
             scan, t1_scan = inputs.opened(flair), None if t1 is None else inputs.opened(t1)
@@ -226,33 +224,17 @@ class _Work:
             self.checks.append("T1 aligned to FLAIR")
         return found
 
-    def tissue(self, drawn: Delineation) -> Volume | None:
-        """The tissues with WMH drawn in, axes running R, A, S; None if the model lacks some."""
-        if self.card.tissues != quality_checks.TISSUES:
-            return None
-        return quality_checks.with_wmh(drawn.anatomy, drawn.mask).canonical()
-
-    def examine(
-        self, drawn: Delineation, found: Inference
-    ) -> tuple[Volume | None, Place | None, Array]:
-        """Run the quality checks: the tissues, the brain's place in the template, its mask.
+    def tell(self, checked: Checked) -> None:
+        """Add what the quality checks found to the findings of the run.
 
         Raises LeukoError, if the settings are strict, for evidence that this is no FLAIR of a head.
         """
-        tissue = self.tissue(drawn)
-        if tissue is None:
-            return None, None, drawn.mask
-        flair = self.flair.volume.canonical()
-        case = quality_checks.CheckedScan(flair, found.pair.given_t1, tissue.data)
-        told, checks = quality_checks.examine(case)
-        if self.settings.strict and quality_checks.is_doubted(told):
-            raise LeukoError(told[0].text)
-        for finding in told:
+        found = checked.findings
+        if self.settings.strict and quality_checks.is_doubted(found):
+            raise LeukoError(found[0].text)
+        for finding in found:
             tell(self.findings, finding)
-        self.checks.extend(checks)
-        brain = brain_mask(drawn.anatomy.canonical())
-        place = Place.of(tissue.with_data(tissue.data * brain), threads=self.threads)
-        return tissue, place, brain
+        self.checks.extend(checked.checks)
 
     def result(
         self,
@@ -274,7 +256,7 @@ class _Work:
             case = MaskedScan(
                 self.flair.volume.canonical(),
                 found.pair.given_t1,
-                self.tissue(drawn),
+                tissue_with_wmh(drawn, card),
                 *map(turned, (drawn.probability, drawn.mask, drawn.liberal)),
             )
             analysis = analyse(case, place=place, rule=self.settings.rule, threads=self.threads)
@@ -333,41 +315,3 @@ def _outside(mask: Volume, flair: Volume) -> Array:
         log.warning("%s excludes nothing: it is empty", mask.name)
     outside: Array = ~Orientation.of(flair.affine).undo(mask.canonical().data)
     return outside
-
-
-def _allowed(
-    drawn: Delineation, flair: Volume, allowed: Array | None, rims: Rims
-) -> tuple[Delineation, Excluded | None]:
-    """The masks where WMH are allowed, and what was left out elsewhere."""
-    if allowed is None:
-        return drawn, None
-    counts_rims = rims == "include" and drawn.rims is not None
-    wmh = drawn.mask | drawn.rims if counts_rims else drawn.mask
-    excluded = Excluded(volume_ml=flair.ml(~allowed), wmh_ml=flair.ml(wmh & ~allowed))
-    kept = replace(
-        drawn,
-        mask=drawn.mask & allowed,
-        liberal=drawn.liberal & allowed,
-        rims=None if drawn.rims is None else drawn.rims & allowed,
-    )
-    return kept, excluded
-
-
-def _tell_much_excluded(allowed: Array | None, anatomy: Volume, findings: list[Finding]) -> None:
-    """Warn of an exclusion mask that holds most of the brain."""
-    inside = anatomy.data > 0
-    if allowed is not None and (inside & ~allowed).sum() > MUCH_EXCLUDED * inside.sum():
-        part = 100 * (inside & ~allowed).sum() / inside.sum()
-        text = f"the exclusion mask holds {part:.0f} % of the brain: is it a brain mask?"
-        tell(findings, Finding("warning", "exclusion", text))
-
-
-def _tell_much_outside(outside: Outside, flair: Volume, findings: list[Finding]) -> None:
-    """Warn of many lesions outside the brain."""
-    volume_ml = flair.ml(outside.voxels)
-    if volume_ml > MUCH_OUTSIDE_ML:
-        text = (
-            f"{outside.lesions} lesion{'s' * (outside.lesions != 1)} outside the brain, "
-            f"{volume_ml:.2f} mL, removed; look at the mask near the edge of the brain"
-        )
-        tell(findings, Finding("warning", "outside-brain", text))

@@ -92,14 +92,6 @@ def within_brain(
     return replace(drawn, mask=mask, liberal=liberal, rims=rims), removed
 
 
-def without_outside(drawn: Delineation, *, threads: int) -> Delineation:
-    """As `within_brain`; finds the brain mask and its place in the template first."""
-    grid = drawn.anatomy.canonical()
-    brain = brain_mask(grid)
-    place = mni.Place.of(grid.with_data(grid.data * brain), threads=threads)
-    return within_brain(drawn, brain, place)[0]
-
-
 def _large(mask: Array) -> Array:
     """The pieces of a mask that are larger than `LARGE_PART` of the largest."""
     pieces, _ = scipy.ndimage.label(mask)

@@ -145,8 +145,9 @@ def white_level(flair: Volume, white: Array) -> Array:
 
     Voxels without white matter nearby get the median of the scan; 0 if there is none at all.
     """
-    weight = _smoothed(flair.with_data(white), AROUND_MM)
-    level = _smoothed(flair.with_data(np.where(white, flair.data, 0)), AROUND_MM)
+    sigma = _in_slice(flair, AROUND_MM)
+    weight = _smoothed(white, sigma)
+    level = _smoothed(np.where(white, flair.data, 0), sigma)
     everywhere = float(np.median(flair.data[white])) if white.any() else 0.0
     near: Array = np.divide(
         level, weight, out=np.full_like(level, everywhere), where=weight > LEAST_WHITE
@@ -167,7 +168,7 @@ def with_edges(probability: Array, mask: Array, flair: Volume, level: Array) -> 
     lesions, count = scipy.ndimage.label(mask, in_slice)
     if not count:
         return probability
-    smooth = _smoothed(flair, EDGE_SMOOTHING_MM)
+    smooth = _smoothed(flair.data, _in_slice(flair, EDGE_SMOOTHING_MM))
     bright = _percentiles(smooth[mask], lesions[mask], count)
     cross = scipy.ndimage.generate_binary_structure(3, 1) & in_slice
     step_mm = min(np.delete(flair.spacing_mm, across))
@@ -185,12 +186,15 @@ def with_edges(probability: Array, mask: Array, flair: Volume, level: Array) -> 
     return corrected
 
 
-def _smoothed(image: Volume, sigma_mm: float) -> Array:
-    """The image after a Gaussian filter within its slices, float32."""
-    across = image.through_plane_axis
-    sigma = [0 if axis == across else sigma_mm / mm for axis, mm in enumerate(image.spacing_mm)]
-    grey = image.data.astype(np.float32)
-    smooth: Array = scipy.ndimage.gaussian_filter(grey, sigma, truncate=3)
+def _in_slice(grid: Volume, mm: float) -> list[float]:
+    """A length within the slices in voxels of each axis; 0 across the slices."""
+    across = grid.through_plane_axis
+    return [0 if axis == across else mm / size for axis, size in enumerate(grid.spacing_mm)]
+
+
+def _smoothed(image: Array, sigma: Sequence[float]) -> Array:
+    """The image after a Gaussian filter, float32; `sigma` in voxels of each axis."""
+    smooth: Array = scipy.ndimage.gaussian_filter(image.astype(np.float32), sigma, truncate=3)
     return smooth
 
 

@@ -12,13 +12,13 @@ from leuko.io import nifti
 from leuko.io.files import staged
 from leuko.io.provenance import Stopwatch
 from leuko.lesions import quality_checks
-from leuko.lesions.brain import without_outside
-from leuko.lesions.delineation import Delineation, delineate, tissue_map
+from leuko.lesions.delineation import tissue_map
+from leuko.lesions.drawing import Drawing, draw
 from leuko.model import runtime
 from leuko.model.predict import predict, predict_pair, to_tissue
 from leuko.preprocessing.slices import Pair
 from leuko.training.dataset import Subject, read_classes, read_pair
-from leuko.volume import Array, Volume
+from leuko.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -100,31 +100,21 @@ def segment(
     subject: Subject, model: runtime.Model, *, guarded: bool = False
 ) -> tuple[Volume, str | None]:
     """What a model finds in a subject, as bool; if `guarded`, why its FLAIR looks like none."""
+    drawing = _drawing(subject, model)
+    mask, findings = drawing.masks.mask, drawing.checked.findings
+    doubt = findings[0].text if guarded and quality_checks.is_doubted(findings) else None
+    return drawing.masks.anatomy.with_data(mask), doubt
+
+
+def _drawing(subject: Subject, model: runtime.Model) -> Drawing:
     flair, t1 = read_pair(subject, model.card.preparation)
     pair = Pair.of(flair, t1, model.card.preparation)
-    drawn = delineate(predict_pair(pair, model, Stopwatch()), flair, model.card)
-    mask = within_brain(drawn, model, threads=1)
-    doubt = None
-    if guarded and model.card.tissues == quality_checks.TISSUES:
-        tissue = quality_checks.with_wmh(drawn.anatomy, mask).canonical().data
-        case = quality_checks.CheckedScan(flair.canonical(), pair.given_t1, tissue)
-        doubt = quality_checks.wrong_scan(case)
-    return flair.with_data(mask), doubt
-
-
-def within_brain(drawn: Delineation, model: runtime.Model, *, threads: int) -> Array:
-    """The mask as `leuko segment` draws it: without lesions outside the brain, if the tissues can
-    tell."""
-    if model.card.tissues != quality_checks.TISSUES:
-        return drawn.mask
-    return without_outside(drawn, threads=threads).mask
+    return draw(predict_pair(pair, model, Stopwatch()), pair, model.card)
 
 
 def _tissue(subject: Subject, model: runtime.Model) -> Volume:
-    flair, t1 = read_pair(subject, model.card.preparation)
-    probabilities = predict(flair, t1, model)
     if not model.card.knows_wmh:
-        return to_tissue(probabilities, flair)
-    drawn = delineate(probabilities, flair, model.card)
-    mask = within_brain(drawn, model, threads=1)
-    return tissue_map(drawn.anatomy, mask, drawn.rims, model.card)
+        flair, t1 = read_pair(subject, model.card.preparation)
+        return to_tissue(predict(flair, t1, model), flair)
+    masks = _drawing(subject, model).masks
+    return tissue_map(masks.anatomy, masks.mask, masks.rims, model.card)

@@ -1,0 +1,150 @@
+"""The masks of one brain: what is segmented, less what an exclusion mask or the brain leaves out.
+
+Arrays are on the grid of the FLAIR as it is stored.
+"""
+
+from dataclasses import dataclass, replace
+
+from leuko.io.provenance import Finding, is_useless
+from leuko.lesions import quality_checks
+from leuko.lesions.brain import Outside, brain_mask, within_brain
+from leuko.lesions.delineation import Delineation, Rims, delineate, with_rims
+from leuko.lesions.mni import Place
+from leuko.model.card import Limits, ModelCard
+from leuko.preprocessing.slices import Pair
+from leuko.volume import Array, Volume
+
+MUCH_EXCLUDED = 0.5  # of the brain: no infarct or tumour is so large
+MUCH_OUTSIDE_ML = 0.2  # outside the brain; less is common at the skull base
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """What an exclusion mask took out of the result, in mL."""
+
+    volume_ml: float  # of the mask
+    wmh_ml: float  # of the WMH in it
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """What the tissues tell of a scan; nothing, where the model does not know all of them."""
+
+    brain: Array | None = None  # brain mask, bool (X, Y, Z), axes running R, A, S
+    place: Place | None = None  # of the brain in the template; None if it was not found
+    findings: tuple[Finding, ...] = ()
+    checks: tuple[str, ...] = ()  # titles of the checks that were done
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """The masks of one scan, and the checks that they passed through."""
+
+    masks: Delineation
+    anywhere: Delineation  # with lesions outside the brain, without caps and rims in the mask
+    checked: Checked
+    outside: Outside | None  # lesions that were removed; None if the brain was not found
+    excluded: Excluded | None  # None without an exclusion mask
+
+
+def draw(
+    probabilities: Array,
+    pair: Pair,
+    card: ModelCard,
+    limits: Limits | None = None,
+    *,
+    flair: Volume | None = None,
+    rims: Rims = "separate",
+    allowed: Array | None = None,
+    threads: int = 1,
+) -> Drawing:
+    """Masks from a model's probabilities (C, X, Y, Z), by default at the model's own limits.
+
+    `flair` is the scan as it was read, if `pair` holds a corrected one: it is what the quality
+    checks examine. WMH and rims are drawn only where `allowed` (X, Y, Z), and only within the
+    brain, unless a check finds that the result must not be used. With `rims="include"` caps and
+    rims are in the mask, and still in `masks.rims`.
+    """
+    apart: Rims = "exclude" if rims == "exclude" else "separate"
+    drawn = delineate(probabilities, pair.scan, card, limits, rims=apart)
+    excluded = None
+    if allowed is not None:
+        drawn, excluded = _without_excluded(drawn, allowed, rims=rims)
+    checked = check(drawn, pair, card, flair=flair, threads=threads)
+    findings = list(checked.findings)
+    kept, outside = drawn, None
+    if checked.brain is not None:
+        if allowed is not None:
+            findings += _much_excluded(allowed, drawn.anatomy)
+        if not is_useless(findings):
+            kept, outside = within_brain(drawn, checked.brain, checked.place)
+            findings += _much_outside(outside, drawn.anatomy)
+            checked = replace(checked, checks=(*checked.checks, "lesions outside the brain"))
+    masks = kept
+    if rims == "include":
+        masks = replace(with_rims(kept, probabilities), rims=kept.rims)
+    return Drawing(masks, drawn, replace(checked, findings=tuple(findings)), outside, excluded)
+
+
+def check(
+    drawn: Delineation,
+    pair: Pair,
+    card: ModelCard,
+    *,
+    flair: Volume | None = None,
+    threads: int = 1,
+) -> Checked:
+    """The automatic quality checks of a delineated scan, its brain mask and place; as `draw`."""
+    tissue = tissue_with_wmh(drawn, card)
+    if tissue is None:
+        return Checked()
+    case = quality_checks.CheckedScan((flair or pair.scan).canonical(), pair.given_t1, tissue.data)
+    findings, checks = quality_checks.examine(case)
+    brain = brain_mask(drawn.anatomy.canonical())
+    place = Place.of(tissue.with_data(tissue.data * brain), threads=threads)
+    return Checked(brain, place, tuple(findings), tuple(checks))
+
+
+def tissue_with_wmh(drawn: Delineation, card: ModelCard) -> Volume | None:
+    """The tissues with WMH drawn in, axes running R, A, S; None if the model lacks some."""
+    if card.tissues != quality_checks.TISSUES:
+        return None
+    return quality_checks.with_wmh(drawn.anatomy, drawn.mask).canonical()
+
+
+def _without_excluded(
+    drawn: Delineation, allowed: Array, *, rims: Rims
+) -> tuple[Delineation, Excluded]:
+    """The masks where WMH are allowed, and what was removed elsewhere."""
+    counts_rims = rims == "include" and drawn.rims is not None
+    wmh, grid = drawn.mask | drawn.rims if counts_rims else drawn.mask, drawn.anatomy
+    kept = replace(
+        drawn,
+        mask=drawn.mask & allowed,
+        liberal=drawn.liberal & allowed,
+        rims=None if drawn.rims is None else drawn.rims & allowed,
+    )
+    return kept, Excluded(volume_ml=grid.ml(~allowed), wmh_ml=grid.ml(wmh & ~allowed))
+
+
+def _much_excluded(allowed: Array, anatomy: Volume) -> list[Finding]:
+    """A warning about an exclusion mask that holds most of the brain."""
+    inside = anatomy.data > 0
+    excluded, brain = (inside & ~allowed).sum(), inside.sum()
+    if excluded <= MUCH_EXCLUDED * brain:
+        return []
+    part = 100 * excluded / brain
+    text = f"the exclusion mask holds {part:.0f} % of the brain: is it a brain mask?"
+    return [Finding("warning", "exclusion", text)]
+
+
+def _much_outside(outside: Outside, grid: Volume) -> list[Finding]:
+    """A warning about many lesions outside the brain."""
+    volume_ml = grid.ml(outside.voxels)
+    if volume_ml <= MUCH_OUTSIDE_ML:
+        return []
+    text = (
+        f"{outside.lesions} lesion{'s' * (outside.lesions != 1)} outside the brain, "
+        f"{volume_ml:.2f} mL, removed; look at the mask near the edge of the brain"
+    )
+    return [Finding("warning", "outside-brain", text)]
