@@ -32,7 +32,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import leuko
 from leuko.io import nifti
 from leuko.io.files import read_json
-from leuko.lesions import mni, quality_checks
+from leuko.io.tissue import Tissue
+from leuko.lesions import mni
 from leuko.lesions.measure import MaskedScan, analyse
 from leuko.model import runtime, weights
 from leuko.model.card import WEIGHTS_FILE, ModelCard, save_card
@@ -209,9 +210,9 @@ def measure_analysis(repeats: int) -> Iterator[Row]:
     to_template = np.linalg.inv(template.affine) @ affine
     tissue = affine_transform(template.data, to_template, output_shape=shape, order=0)
     noise = gaussian_filter(np.random.default_rng(0).normal(size=shape), (4, 4, 1))
-    white = tissue == quality_checks.TISSUES.index("white")
+    white = tissue == Tissue.WHITE
     mask = white & (noise > np.quantile(noise[white], 0.9))
-    tissue[mask] = quality_checks.TISSUES.index("wmh")
+    tissue[mask] = Tissue.WMH
     scan = Volume(tissue, affine)
     case = MaskedScan(
         flair=scan.with_data(100.0 * tissue),

@@ -41,6 +41,7 @@ from synthetic_validation import held_out, patients
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
 from leuko.io.provenance import Stopwatch
+from leuko.io.tissue import Tissue
 from leuko.lesions.delineation import seen
 from leuko.lesions.drawing import draw
 from leuko.model import runtime, weights
@@ -52,7 +53,7 @@ from leuko.model.runtime import Model
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair
 from leuko.report.figures import reliability_figure
-from leuko.synthesis.anatomy import RIM, Anatomy
+from leuko.synthesis.anatomy import Anatomy
 from leuko.synthesis.images import synthesise
 from leuko.synthesis.sampling import choose
 from leuko.volume import Array, Orientation, Volume
@@ -226,7 +227,7 @@ def measure(job: Job, card: ModelCard) -> Row:
     drawing = draw(shares, pair, card)
     drawn, mask = drawing.anywhere, drawing.masks.mask
     if "tissue" in scans:  # broad caps and bands look alike: only the synthesis knows which it drew
-        truth |= mask & (scans["tissue"].data == RIM)
+        truth |= mask & (scans["tissue"].data == Tissue.RIM)
     p = drawn.probability
     likely = p >= LEAST
     odds = scipy.special.logit(np.clip(p[likely].astype(float), 1e-5, 1 - 1e-5))

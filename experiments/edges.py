@@ -5,7 +5,7 @@
 FOLDER: labelled scans as for real_slices.py. A lesion is a connected component within one slice.
 Its white matter is the median of the model's white matter 3 to 7 mm around it; its brightness is
 its 90th percentile. Its edge is the mean of the pixels on both sides of the reader's outline, where
-the outline borders on white matter. `synthesis.images.LABELLED_PART` follows from it. Prints the
+the outline borders on white matter. `synthesis.labels.LABELLED_PART` follows from it. Prints the
 median over the lesions of each scan, and the means by source.
 """
 

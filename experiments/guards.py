@@ -18,11 +18,14 @@ import scipy.ndimage
 
 from leuko.errors import LeukoError
 from leuko.io import nifti
+from leuko.io.tissue import Tissue
 from leuko.lesions import quality_checks
 from leuko.segment import SegmentSettings, segment
 from leuko.volume import Array, Volume
 
 Pair = tuple[Volume, Volume | None]
+
+FLUIDS = (Tissue.CSF, Tissue.VENTRICLE)
 
 
 def main() -> None:
@@ -52,12 +55,13 @@ def said(flair: Volume, t1: Volume | None, model: str) -> tuple[str, Array | Non
     grid = flair.canonical()
     tissue = quality_checks.with_wmh(result.maps.tissue, result.maps.mask.data > 0)
     case = quality_checks.CheckedScan(grid, None, tissue.canonical().data)
-    white = case.median(grid.data, "white")
-    fluid = [case.median(grid.data, name) / white for name in ("csf", "ventricle")]
+    white = case.median(grid.data, Tissue.WHITE)
+    fluid = [case.median(grid.data, kind) / white for kind in FLUIDS]
+    white_ml = sum(case.ml[kind] for kind in (Tissue.WHITE, Tissue.RIM, Tissue.WMH))
     seen = (
         f"[{case.brain_ml:.0f} mL; white to grey "
-        f"{(case.ml['white'] + case.ml['wmh']) / case.ml['grey']:.2f}; CSF "
-        f"{100 * (case.ml['csf'] + case.ml['ventricle']) / case.brain_ml:.0f} %, "
+        f"{white_ml / case.ml[Tissue.GREY]:.2f}; CSF "
+        f"{100 * case.csf_part:.0f} %, "
         f"{max(fluid):.2f} of white] "
     )
     found = [f"{finding.level}: {finding.text}" for finding in result.findings]
@@ -73,8 +77,8 @@ def t1_alone(_: Volume, t1: Volume, __: Array) -> Pair:
 
 
 def like_t2(flair: Volume, t1: Volume, tissue: Array) -> Pair:
-    white = np.median(flair.data[tissue == 4])
-    fluid = scipy.ndimage.gaussian_filter(np.isin(tissue, (1, 2)).astype(np.float32), 0.7)
+    white = np.median(flair.data[tissue == Tissue.WHITE])
+    fluid = scipy.ndimage.gaussian_filter(np.isin(tissue, FLUIDS).astype(np.float32), 0.7)
     return flair.with_data(flair.data * (1 - fluid) + 2.2 * white * fluid), t1
 
 
@@ -87,7 +91,8 @@ def upper_half(flair: Volume, t1: Volume, _: Array) -> Pair:
 
 
 def clipped(flair: Volume, t1: Volume, tissue: Array) -> Pair:
-    return flair.with_data(np.minimum(flair.data, np.percentile(flair.data[tissue == 3], 80))), t1
+    highest = np.percentile(flair.data[tissue == Tissue.GREY], 80)
+    return flair.with_data(np.minimum(flair.data, highest)), t1
 
 
 def in_motion(flair: Volume, t1: Volume, _: Array) -> Pair:

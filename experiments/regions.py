@@ -15,6 +15,7 @@ import numpy as np
 from synthetic_validation import held_out
 
 from leuko.io.provenance import Stopwatch
+from leuko.io.tissue import Tissue
 from leuko.lesions import quality_checks
 from leuko.lesions.delineation import delineate
 from leuko.lesions.location import RULES
@@ -23,7 +24,6 @@ from leuko.lesions.mni import Place
 from leuko.model import runtime, weights
 from leuko.model.predict import predict_pair
 from leuko.preprocessing.slices import Pair
-from leuko.synthesis.anatomy import numbers_in
 from leuko.synthesis.images import synthesise
 from leuko.synthesis.sampling import choose
 from leuko.volume import Array, Volume
@@ -44,13 +44,13 @@ def main() -> None:
             choice = choose(anatomy, np.random.default_rng([5, number, scan]), every_mm=0)
             made = synthesise(anatomy, [5, number, scan], choice=choice, size=(208, 224)).volumes()
             truth = made["tissue"].canonical()
-            truth = truth.with_data(np.array(numbers_in(quality_checks.TISSUES))[truth.data])
+            truth = truth.with_data(np.where(truth.data == Tissue.RIM, Tissue.WHITE, truth.data))
             pair = Pair.of(made["FLAIR"], made.get("T1"), model.card.preparation)
             shares = predict_pair(pair, model, Stopwatch())
             drawn = made["wmh"].data > 0
             tissues = delineate(shares, made["FLAIR"], model.card).anatomy
             seen = quality_checks.with_wmh(tissues, drawn).canonical()
-            mask = truth.data == quality_checks.TISSUES.index("wmh")
+            mask = truth.data == Tissue.WMH
             for rule in RULES:
                 true, found = (
                     analyse(

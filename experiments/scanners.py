@@ -28,8 +28,9 @@ from torch import Tensor
 from leuko.evaluation.evaluate import Row
 from leuko.io import nifti
 from leuko.io.files import image_stem, staged
+from leuko.io.tissue import Tissue
 from leuko.model import runtime, weights
-from leuko.synthesis.anatomy import CSF, GREY, VENTRICLE, WHITE, WMH, Anatomy, load_head
+from leuko.synthesis.anatomy import Anatomy, load_head
 from leuko.synthesis.images import Scan, synthesise
 from leuko.synthesis.random_fields import blurred, smooth_noise
 from leuko.synthesis.sampling import Choice, choose
@@ -77,10 +78,14 @@ SCANNERS = (
         "low-field",
         head=True,
         flair=Look(
-            levels={CSF: 0.55, VENTRICLE: 0.5, GREY: 1.15, WMH: 1.42}, resolution_mm=2.0, noise=0.15
+            levels={Tissue.CSF: 0.55, Tissue.VENTRICLE: 0.5, Tissue.GREY: 1.15, Tissue.WMH: 1.42},
+            resolution_mm=2.0,
+            noise=0.15,
         ),
         t1=Look(
-            levels={CSF: 0.6, VENTRICLE: 0.55, GREY: 0.87, WMH: 0.87}, resolution_mm=2.0, noise=0.15
+            levels={Tissue.CSF: 0.6, Tissue.VENTRICLE: 0.55, Tissue.GREY: 0.87, Tissue.WMH: 0.87},
+            resolution_mm=2.0,
+            noise=0.15,
         ),
     ),
     # One receiver behind the head, and nothing done about it.
@@ -94,8 +99,8 @@ SCANNERS = (
     Scanner(
         "other-sequence",
         head=False,
-        flair=Look(levels={GREY: 1.25, WMH: 1.6}, exponent=2.2),
-        t1=Look(levels={CSF: 1.9, VENTRICLE: 2.0, GREY: 1.3, WMH: 1.5}),
+        flair=Look(levels={Tissue.GREY: 1.25, Tissue.WMH: 1.6}, exponent=2.2),
+        t1=Look(levels={Tissue.CSF: 1.9, Tissue.VENTRICLE: 2.0, Tissue.GREY: 1.3, Tissue.WMH: 1.5}),
     ),
 )
 
@@ -167,7 +172,7 @@ def ordinary(
         if head is not None:
             choice = replace(choice, head=head)
         scan = synthesise(anatomy, [*seed, attempt], atlas=atlas, choice=choice, size=SIZE)
-        if (scan.truth == WMH).sum() * SPACING_MM / 1000 >= LEAST_ML:
+        if (scan.truth == Tissue.WMH).sum() * SPACING_MM / 1000 >= LEAST_ML:
             break
     return scan
 
@@ -187,7 +192,7 @@ def axial(anatomy: Anatomy, rng: np.random.Generator) -> Choice:
 def seen(image: Tensor, truth: Tensor, look: Look, rng: np.random.Generator) -> Tensor:
     """The image (N, H, W) as a scanner would have seen it; what is 0 stays 0."""
     inside = image > 0
-    image = image / image[truth == WHITE].median()
+    image = image / image[truth == Tissue.WHITE].median()
     image = relevelled(image, truth, look.levels, rng)
     image = at_resolution(image, look.resolution_mm)
     image = image * sensitivity(image.shape, look, rng)

@@ -29,12 +29,12 @@ from tables import interval
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
 from leuko.io.files import find_image
+from leuko.io.tissue import Tissue
 from leuko.lesions.components import drop_small
 from leuko.model import runtime, weights
 from leuko.model.calibration import calibrated
 from leuko.model.runtime import Model
 from leuko.preprocessing.slices import Pair, area_residue
-from leuko.synthesis.anatomy import BACKGROUND, CSF, GREY, VENTRICLE, WHITE
 from leuko.volume import Array
 
 APART_MM = 6.0
@@ -181,7 +181,7 @@ def few_slices(cases: Sequence[Case]) -> list[Case]:
 
 
 def look(cases: Sequence[Case], grid: Sequence[Point], model: Model) -> dict[Point, Look]:
-    brains = [case.predicted(model).argmax(axis=1) != BACKGROUND for case in cases]
+    brains = [case.predicted(model).argmax(axis=1) != Tissue.BACKGROUND for case in cases]
     looks = {}
     for point in grid:
         moved = [case.greys(point, model) for case in cases]
@@ -208,7 +208,11 @@ def features(case: Case, shares: Array) -> Array:
     for image in (case.flair, case.t1):
         fluid, grey, white = (
             np.median(image[inside]) if inside.sum() >= FEW else np.nan
-            for inside in (np.isin(labels, (CSF, VENTRICLE)), labels == GREY, labels == WHITE)
+            for inside in (
+                np.isin(labels, (Tissue.CSF, Tissue.VENTRICLE)),
+                labels == Tissue.GREY,
+                labels == Tissue.WHITE,
+            )
         )
         greys = np.array([fluid, grey, white]) + 1  # black is a grey value too
         values += [greys[0] / greys[2], greys[1] / greys[2], greys[2]]

@@ -25,13 +25,14 @@ from torch import Tensor
 from leuko.evaluation.metrics import dice, lesion_detection
 from leuko.io import nifti
 from leuko.io.files import image_stem
+from leuko.io.tissue import Tissue
 from leuko.lesions.components import drop_small
 from leuko.model import runtime
 from leuko.model.card import WEIGHTS_FILE, load_card
 from leuko.model.onnx_export import read_network
 from leuko.model.predict import predict
 from leuko.preprocessing.slices import Preparation
-from leuko.synthesis.anatomy import WMH, load_head
+from leuko.synthesis.anatomy import load_head
 from leuko.synthesis.images import synthesise
 from leuko.training import losses
 from leuko.training.augmentation import augment
@@ -84,7 +85,7 @@ def training_slices(options: argparse.Namespace) -> Slices:
     for number in range(3 * options.steps // 100):
         scan = synthesise(heads[number % len(heads)], [99, number], atlas=atlas)
         images, classes = scan.slices(Preparation())
-        parts.append(Slices(images, classes, np.full(len(images), scan.axis == 0), WMH))
+        parts.append(Slices(images, classes, np.full(len(images), scan.axis == 0), Tissue.WMH))
     return joined(parts)
 
 
@@ -93,17 +94,17 @@ def tversky(logits: Tensor, labels: Tensor) -> Tensor:
 
     Salehi et al. 2017, alpha 0.3, beta 0.7.
     """
-    wmh, truth = logits.softmax(dim=1)[:, WMH], (labels == WMH).float()
+    wmh, truth = logits.softmax(dim=1)[:, Tissue.WMH], (labels == Tissue.WMH).float()
     hit, false, missed = (wmh * truth).sum(), (wmh * (1 - truth)).sum(), ((1 - wmh) * truth).sum()
     return F.cross_entropy(logits, labels) + 1 - (hit + 1) / (hit + 0.3 * false + 0.7 * missed + 1)
 
 
 def per_lesion(logits: Tensor, labels: Tensor) -> Tensor:
     """The usual loss, and the mean over lesions (of a slice) of what is missed of each."""
-    missed = 1 - logits.softmax(dim=1)[:, WMH]
+    missed = 1 - logits.softmax(dim=1)[:, Tissue.WMH]
     box = np.zeros((3, 3, 3), dtype=bool)
     box[1] = True
-    found, count = scipy.ndimage.label((labels == WMH).numpy(), box)
+    found, count = scipy.ndimage.label((labels == Tissue.WMH).numpy(), box)
     shares = torch.zeros(count + 1).scatter_reduce(
         0, torch.from_numpy(found).long().flatten(), missed.flatten(), "mean", include_self=False
     )
@@ -163,8 +164,10 @@ def synthetic_cases(heads: Path, model: runtime.Model) -> list[Case]:
         for scan in range(SCANS):
             made = synthesise(anatomy, [88, number, scan])
             slices, truth = made.slices(Preparation())
-            if (truth == WMH).sum() * made.spacing_mm >= 1000 * LEAST_ML:
-                cases.append((model.predict(slices)[:, WMH], truth == WMH, made.spacing_mm))
+            if (truth == Tissue.WMH).sum() * made.spacing_mm >= 1000 * LEAST_ML:
+                cases.append(
+                    (model.predict(slices)[:, Tissue.WMH], truth == Tissue.WMH, made.spacing_mm)
+                )
     return cases
 
 

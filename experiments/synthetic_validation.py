@@ -19,9 +19,10 @@ from base_data import HELD_OUT
 
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
+from leuko.io.tissue import Tissue, numbers_in
 from leuko.model import runtime, weights
 from leuko.preprocessing.slices import Preparation
-from leuko.synthesis.anatomy import INDEX, WMH, Anatomy, load_head, make_anatomy, numbers_in
+from leuko.synthesis.anatomy import INDEX, Anatomy, load_head, make_anatomy
 from leuko.synthesis.images import synthesise
 from leuko.volume import Array, Volume
 
@@ -52,7 +53,7 @@ def main() -> None:
                 made = synthesise(anatomy, [77, number, scan], own_lesions=own)
                 slices, truth = made.slices(Preparation())
                 found = model.predict(slices)
-                found_wmh, true_wmh = found[:, -1] >= model.card.threshold, truth == WMH
+                found_wmh, true_wmh = found[:, -1] >= model.card.threshold, truth == Tissue.WMH
                 labels = np.where(found_wmh, len(known) - 1, found[:, :-1].argmax(axis=1))
                 rows.append(overlaps(labels, numbers[truth], len(known), made.spacing_mm))
                 twice_shared_ml += 2 * (found_wmh & true_wmh).sum() * made.spacing_mm / 1000

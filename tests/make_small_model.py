@@ -10,12 +10,12 @@ import scipy.ndimage
 import torch
 import torch.nn.functional as F
 
+from leuko.io.tissue import CLASSES
 from leuko.model.calibration import Calibration
 from leuko.model.card import ONNX_FILE, ModelCard, save_card
 from leuko.model.network import SpecialisedVGG
 from leuko.model.onnx_export import quantised
 from leuko.preprocessing.slices import Pair, Preparation, centred
-from leuko.synthesis.anatomy import CLASSES
 from phantoms import CSF, FLAIR_GREY, GREY, LESION, SMALL_MODEL, WHITE, make_phantom
 
 PREPARATION = Preparation(pixel_mm=2.0, t1_optional=True)

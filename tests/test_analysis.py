@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from leuko.io.tissue import Tissue
 from leuko.lesions import mni
 from leuko.lesions.location import REGIONS, SECTORS, Where, lateral_ventricles, locate
 from leuko.lesions.measure import MaskedScan, analyse, numbered
-from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Orientation, Volume
 
-CSF, VENTRICLE, GREY, WHITE, WMH = (TISSUES.index(name) for name in TISSUES[1:])
 SHAPE, SPACING = (60, 60, 10), (1.0, 1.0, 5.0)
 
 
@@ -22,13 +21,13 @@ def slab(lesions=(), *, ventricle=True):
 
     It is too small for the template, so that distances alone decide.
     """
-    tissue = np.full(SHAPE, WHITE, np.uint8)
+    tissue = np.full(SHAPE, Tissue.WHITE, np.uint8)
     if ventricle:
-        tissue[:10] = VENTRICLE
+        tissue[:10] = Tissue.VENTRICLE
     mask = np.zeros(SHAPE, bool)
     for box in lesions:
         mask[box] = True
-    tissue[mask] = WMH
+    tissue[mask] = Tissue.WMH
     return a_case(Volume(tissue, np.diag([*SPACING, 1.0]), name="FLAIR"), mask)
 
 
@@ -59,7 +58,7 @@ def brain(lesions=()):
     mask = np.zeros(template.data.shape, bool)
     for centre, radius_mm in lesions:
         mask |= np.linalg.norm(points - np.array(centre), axis=-1) <= radius_mm
-    tissue = np.where(mask, WMH, template.data).astype(np.uint8)
+    tissue = np.where(mask, Tissue.WMH, template.data).astype(np.uint8)
     return a_case(template.with_data(tissue), mask)
 
 
@@ -120,8 +119,8 @@ def test_each_rule_divides_the_volume_as_it_says(rule, periventricular, deep):
 
 
 def test_a_distance_across_thick_slices_is_in_millimetres():
-    tissue = np.full((30, 30, 10), WHITE, np.uint8)
-    tissue[10:20, 10:20, 0] = VENTRICLE
+    tissue = np.full((30, 30, 10), Tissue.WHITE, np.uint8)
+    tissue[10:20, 10:20, 0] = Tissue.VENTRICLE
     mask = np.zeros(tissue.shape, bool)
     mask[15, 15, 2] = mask[15, 15, 3] = True  # 10 and 15 mm above
     where = locate(mask, Volume(tissue, np.diag([1, 1, 5.0, 1])), None, threads=1)
@@ -194,15 +193,15 @@ def ventricle_distances(tissue):
 
 def test_slit_ventricles_are_where_the_template_has_them():
     template = mni.read("tissue").data
-    closed = np.where(template == VENTRICLE, WHITE, template).astype(np.uint8)
+    closed = np.where(template == Tissue.VENTRICLE, Tissue.WHITE, template).astype(np.uint8)
     difference = ventricle_distances(closed) - ventricle_distances(template)
     assert np.abs(difference).max() < 3
 
 
 def test_wide_ventricles_are_nearer():
     template = mni.read("tissue").data
-    wide = scipy.ndimage.binary_dilation(template == VENTRICLE, iterations=2)
-    widened = np.where(wide & (template > 0), VENTRICLE, template).astype(np.uint8)
+    wide = scipy.ndimage.binary_dilation(template == Tissue.VENTRICLE, iterations=2)
+    widened = np.where(wide & (template > 0), Tissue.VENTRICLE, template).astype(np.uint8)
     nearer = ventricle_distances(template) - ventricle_distances(widened)
     assert nearer.min() > 1
     assert nearer.max() < 8
@@ -211,9 +210,9 @@ def test_wide_ventricles_are_nearer():
 def test_specks_of_ventricle_in_a_sulcus_are_none():
     template = mni.read("tissue")
     speckled = template.data.copy()
-    speckled[20:24, 50:54, 45:49] = VENTRICLE  # far from the template's
+    speckled[20:24, 50:54, 45:49] = Tissue.VENTRICLE  # far from the template's
     voxel = np.linalg.inv(template.affine) @ (12, 42, 8, 1)  # before the frontal horn
-    speckled[tuple(np.rint(voxel[:3]).astype(int))] = VENTRICLE
+    speckled[tuple(np.rint(voxel[:3]).astype(int))] = Tissue.VENTRICLE
     case = template.with_data(speckled)
     kept = lateral_ventricles(case, mni.Place.of(case, threads=2))
     np.testing.assert_array_equal(kept, lateral_ventricles(template, mni.Place(np.eye(4))))
@@ -237,13 +236,13 @@ def test_odd_scans_are_analysed(kind):
     if kind == "one voxel":
         mask[60, 70, 50] = True
     elif kind == "half the brain":
-        mask[: len(mask) // 2] = tissue[: len(mask) // 2] > CSF
+        mask[: len(mask) // 2] = tissue[: len(mask) // 2] > Tissue.CSF
     elif kind == "one slice":
         tissue, mask = tissue[:, :, 48:49], mask[:, :, 48:49]
         mask[58:60, 60:64] = True
     elif kind == "empty":
         tissue[:] = 0
-    tissue[mask] = WMH
+    tissue[mask] = Tissue.WMH
     found = analysed(a_case(Volume(tissue, case.flair.affine), mask), rule="voxel10", threads=2)
     total = mask.sum() * 8 / 1000
     assert sum(lesion.volume_ml for lesion in found.lesions) == pytest.approx(total)

@@ -21,10 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from leuko.errors import LeukoError
 from leuko.io import nifti
+from leuko.io.tissue import CLASSES
 from leuko.model.card import ModelCard, load_card
 from leuko.model.network import SIDE_MAPS, SpecialisedVGG, vgg16
 from leuko.model.onnx_export import read_network
-from leuko.synthesis.anatomy import CLASSES
 from leuko.training import (
     loop,
     losses,

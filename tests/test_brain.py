@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 from conftest import stored
+from leuko.io.tissue import Tissue
 from leuko.lesions import mni
 from leuko.lesions.brain import brain_mask, find_outside, within_brain
 from leuko.lesions.delineation import Delineation
-from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Orientation, Volume
-
-WHITE = TISSUES.index("white")
 
 
 def ball(grid, centre_mm, radius_mm):
@@ -30,7 +28,7 @@ def a_head(spacing_mm=(2.0, 2.0, 4.0)):
     rod = [ball(grid, (0, 0, z), 3) for z in range(-70, -40)]
     neck = np.any([*rod, ball(grid, (0, 0, -75), 20)], axis=0)
     brain = ball(grid, (0, 0, 20), 50)
-    return grid.with_data(np.where(brain | neck, WHITE, 0).astype(np.uint8)), brain
+    return grid.with_data(np.where(brain | neck, Tissue.WHITE, 0).astype(np.uint8)), brain
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 4.0), (2.0, 2.0, 4.0), (2.5, 2.5, 2.5)])

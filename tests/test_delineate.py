@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from leuko.errors import LeukoError
 from leuko.evaluation.metrics import dice
+from leuko.io.tissue import CLASSES, CLASSES_WITHOUT_RIM, Tissue
 from leuko.lesions.delineation import (
     EDGE,
     RIM_CONTRAST,
@@ -22,8 +23,7 @@ from leuko.model.card import Limits, ModelCard
 from leuko.preprocessing.slices import Preparation
 from leuko.volume import Volume
 
-CLASSES = ("background", "csf", "ventricle", "grey", "white", "rim", "wmh")
-WHITE, RIM, WMH = 4, 5, 6
+WHITE, RIM, WMH = Tissue.WHITE, Tissue.RIM, Tissue.WMH
 SHAPE = (48, 48, 5)
 AFFINE = np.diag([1.0, 1.0, 6.0, 1.0])
 
@@ -172,7 +172,7 @@ def test_rims_are_counted_or_left_out_as_asked():
 def test_a_model_without_rims_draws_none():
     flair, p, _ = rims_and_a_lesion()
     merged = np.concatenate([p[:WHITE], p[WHITE:RIM] + p[RIM:WMH], p[WMH:]])
-    drawn = delineate(merged, flair, card(classes=CLASSES[:RIM] + CLASSES[WMH:]), rims="include")
+    drawn = delineate(merged, flair, card(classes=CLASSES_WITHOUT_RIM), rims="include")
     assert drawn.rims is None
     np.testing.assert_array_equal(drawn.mask, box(20, 28))
 

@@ -14,12 +14,15 @@ from leuko.evaluation.evaluate import compare, evaluate_folders
 from leuko.evaluation.labels import LABEL_VALUES
 from leuko.io import nifti
 from leuko.io.files import sha256
+from leuko.io.tissue import CLASSES
+from leuko.lesions import drawing
 from leuko.model import runtime
 from leuko.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.model.network import SpecialisedVGG
 from leuko.preprocessing.slices import Preparation
 from leuko.report.figures import Example, before_after_figure, change_figure
-from leuko.synthesis.anatomy import CLASSES
+from leuko.synthesis.random_fields import NoiseSettings
+from leuko.synthesis.settings import SynthesisSettings
 from leuko.training import cross_validation, holdout, lineage, loop, objective, plan
 from leuko.training.adaptation import Change, Validation
 from leuko.training.adaptation_report import as_html, as_markdown, changes_as_cells, examples
@@ -111,7 +114,7 @@ def test_scans_that_are_no_flair_are_told_before_training(
     def stop(*_, **__):
         raise StoppedError
 
-    monkeypatch.setattr(holdout.quality_checks, "TISSUES", load_card(foreign_model).classes)
+    monkeypatch.setattr(drawing, "CLASSES_WITHOUT_RIM", load_card(foreign_model).classes)
     monkeypatch.setattr(
         holdout.quality_checks, "wrong_scan", lambda case: f"{case.flair.name} is odd"
     )
@@ -427,7 +430,11 @@ def tissue_model(tmp_path_factory):
 def test_synthetic_images_are_mixed_in_and_measured(heads, tissue_model, tmp_path, monkeypatch):
     monkeypatch.setattr(cross_validation, "SYNTHETIC_SCANS", 2)
     recipe = replace(SHORT, steps=2, synthetic_part=0.5)
-    settings = replace(adapting(heads, tissue_model, recipe=recipe), folds=2)
+    settings = replace(
+        adapting(heads, tissue_model, recipe=recipe),
+        folds=2,
+        synthesis=SynthesisSettings(noise=NoiseSettings(coarse_mm=12.5)),
+    )
     counts = []
     usual = objective.labelled_losses
 
@@ -442,6 +449,8 @@ def test_synthetic_images_are_mixed_in_and_measured(heads, tissue_model, tmp_pat
     assert counts == [(2, 2)] * 6
     before, after = validation.synthetic
     assert len(before) == len(after) == 2
+    synthesis = load_card(tmp_path / "run").training["synthesis"]
+    assert SynthesisSettings.from_json(synthesis) == settings.synthesis
 
 
 def test_synthetic_images_need_a_model_of_their_kind(heads, foreign_model, tmp_path):

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from leuko.io.tissue import Tissue
 from leuko.lesions.quality_checks import (
     OTHERS,
-    TISSUES,
     WRONG_SCAN,
     CheckedScan,
     examine,
@@ -15,10 +15,9 @@ from leuko.lesions.quality_checks import (
 )
 from leuko.volume import Volume
 
-AIR, CSF, VENTRICLE, GREY, WHITE, WMH = range(len(TISSUES))
-#                      air csf ventricle grey white wmh
-FLAIR_GREY = np.array([5, 40, 30, 120, 100, 170.0])
-T1_GREY = np.array([5, 40, 30, 70, 100, 80.0])
+#                      air csf ventricle grey white rim wmh
+FLAIR_GREY = np.array([5, 40, 30, 120, 100, 120, 170.0])
+T1_GREY = np.array([5, 40, 30, 70, 100, 90, 80.0])
 AFFINE = np.diag([2.0, 2.0, 4.0, 1.0])
 
 
@@ -27,9 +26,11 @@ def a_case(radii=(70, 64, 56, 18), low=0, spoil=None):
     x, y, z = np.ogrid[-52:52, -52:52, -22 + low : 22]
     radius = np.sqrt((2 * x) ** 2 + (2 * y) ** 2 + (4 * z) ** 2)
     tissue = np.zeros(radius.shape, np.uint8)
-    for limit, kind in zip(radii, (CSF, GREY, WHITE, VENTRICLE), strict=True):
+    for limit, kind in zip(
+        radii, (Tissue.CSF, Tissue.GREY, Tissue.WHITE, Tissue.VENTRICLE), strict=True
+    ):
         tissue[radius < limit] = kind
-    tissue[38:41, 38:41, 21:23] = WMH
+    tissue[38:41, 38:41, 21:23] = Tissue.WMH
     rng = np.random.default_rng(0)
     flair, t1 = (
         np.abs(grey[tissue] + rng.normal(0, 1, tissue.shape)) for grey in (FLAIR_GREY, T1_GREY)
@@ -85,8 +86,8 @@ def test_a_t2_is_seen_by_its_missing_dark_csf():
 
 def test_bright_ventricles_are_no_flair_though_no_other_csf_is_there():
     def without_csf(flair, _, tissue):
-        flair[tissue == VENTRICLE] = 180
-        tissue[tissue == CSF] = GREY
+        flair[tissue == Tissue.VENTRICLE] = 180
+        tissue[tissue == Tissue.CSF] = Tissue.GREY
 
     (message,) = said(a_case(spoil=without_csf), "do not use")
     assert "CSF is 1.80 times as bright" in message
@@ -94,7 +95,7 @@ def test_bright_ventricles_are_no_flair_though_no_other_csf_is_there():
 
 def test_bright_csf_is_no_flair():
     def like_t2(flair, _, tissue):
-        flair[(tissue == CSF) | (tissue == VENTRICLE)] = 180
+        flair[(tissue == Tissue.CSF) | (tissue == Tissue.VENTRICLE)] = 180
 
     (message,) = said(a_case(spoil=like_t2), "do not use")
     assert "CSF is 1.80 times as bright as white matter, expected at most 0.85" in message
@@ -144,7 +145,7 @@ def test_thick_slices_are_named():
 
 def test_enhanced_choroid_plexus_is_seen_on_the_t1():
     def enhance(_, t1, tissue):
-        t1[(tissue == VENTRICLE) & (np.arange(104)[:, None, None] < 46)] = 140
+        t1[(tissue == Tissue.VENTRICLE) & (np.arange(104)[:, None, None] < 46)] = 140
 
     (message,) = said(a_case(spoil=enhance), "note")
     assert "contrast-enhanced" in message

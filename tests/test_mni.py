@@ -5,10 +5,9 @@ import pytest
 import scipy.ndimage
 from scipy.spatial.transform import Rotation
 
+from leuko.io.tissue import Tissue
 from leuko.lesions import mni
 from leuko.volume import Volume
-
-VENTRICLE, GREY, WHITE = (mni.TISSUES.index(name) for name in ("ventricle", "grey", "white"))
 
 
 def moved(matrix):
@@ -19,7 +18,7 @@ def moved(matrix):
 
 def some_points(count=500):
     template = mni.read("tissue")
-    voxels = np.argwhere(template.data >= GREY)
+    voxels = np.argwhere(template.data >= Tissue.GREY)
     chosen = np.random.default_rng(0).choice(len(voxels), count)
     return voxels[chosen] @ template.affine[:3, :3].T + template.affine[:3, 3]
 
@@ -64,7 +63,7 @@ def test_a_brain_cut_off_at_its_top_is_still_found():
 
 def test_what_is_no_brain_has_no_place():
     x, y, z = np.ogrid[-60:60, -60:60, -60:60]
-    bar = np.where((abs(x) < 55) & (abs(y) < 32) & (abs(z) < 31), WHITE, 0).astype(np.uint8)
+    bar = np.where((abs(x) < 55) & (abs(y) < 32) & (abs(z) < 31), Tissue.WHITE, 0).astype(np.uint8)
     assert mni.Place.of(Volume(bar, np.diag([3.0, 1, 1, 1])), threads=2) is None
 
 
@@ -81,7 +80,7 @@ def test_the_atlas_has_two_equal_sides():
     template, lobes = mni.read("tissue"), mni.read("lobes")
     assert template.shares_grid_with(lobes)
     x_mm = template.affine[0, 0] * np.arange(template.data.shape[0]) + template.affine[0, 3]
-    ventricles = (template.data == VENTRICLE).sum(axis=(1, 2))
+    ventricles = (template.data == Tissue.VENTRICLE).sum(axis=(1, 2))
     left, right = ventricles[x_mm < 0].sum(), ventricles[x_mm > 0].sum()
     assert abs(left - right) < 0.05 * right
-    assert scipy.ndimage.label(template.data == VENTRICLE, np.ones((3, 3, 3)))[1] <= 4
+    assert scipy.ndimage.label(template.data == Tissue.VENTRICLE, np.ones((3, 3, 3)))[1] <= 4

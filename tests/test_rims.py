@@ -15,8 +15,8 @@ from leuko.cohort.job import Wanted
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.files import read_json
+from leuko.io.tissue import CLASSES
 from leuko.lesions.delineation import delineate
-from leuko.lesions.quality_checks import TISSUES
 from leuko.longitudinal.compare import compare
 from leuko.model import inference
 from leuko.model.calibration import Calibration
@@ -29,7 +29,6 @@ from leuko.training.plan import start
 from leuko.training.settings import Settings
 from phantoms import AIR, CSF, FAT, GREY, SKULL, WHITE, make_phantom
 
-CLASSES = (*TISSUES[:-1], "rim", "wmh")
 CONVENTIONS = ("separate", "include", "exclude")
 CARD = ModelCard(
     name="seven",

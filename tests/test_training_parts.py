@@ -12,8 +12,10 @@ from conftest import SMALL
 from leuko.errors import LeukoError
 from leuko.evaluation.labels import IGNORED
 from leuko.io import nifti
+from leuko.io.tissue import CLASSES, CLASSES_WITHOUT_RIM, Tissue
 from leuko.preprocessing.slices import Preparation
-from leuko.synthesis.anatomy import CLASSES, CSF, RIM, WMH, from_labels
+from leuko.synthesis.anatomy import from_labels
+from leuko.synthesis.settings import SynthesisSettings
 from leuko.training import dataset, losses, replay
 from leuko.training.augmentation import augment
 from leuko.training.batches import Batches
@@ -419,7 +421,9 @@ def test_the_shares_of_a_step_are_all_of_it():
         assert {len(share.images) for share in shares} == {8 // count}
         for share in shares:
             assert len(share.images) == len(share.labels) + len(share.classes) == len(share.wmh)
-            assert torch.equal(share.wmh, torch.cat([share.labels == 1, share.classes == WMH]))
+            assert torch.equal(
+                share.wmh, torch.cat([share.labels == 1, share.classes == Tissue.WMH])
+            )
         assert sorted(g for share in shares for g in greys(share)) == sorted(greys(whole))
     assert sum(len(whole.share(rank, 4).classes) for rank in range(4)) == 2
 
@@ -450,8 +454,8 @@ class MadeUp:
     """Synthetic slices of grey value 200: a row of CSF, one of a rim, WMH below."""
 
     def draw(self, _step, count, **_):
-        classes = np.full((count, 16, 16), WMH, np.uint8)
-        classes[:, 0], classes[:, 1] = CSF, RIM
+        classes = np.full((count, 16, 16), Tissue.WMH, np.uint8)
+        classes[:, 0], classes[:, 1] = Tissue.CSF, Tissue.RIM
         return np.full((count, 16, 16, 3), 200, np.uint8), classes, np.zeros(count, dtype=bool)
 
 
@@ -460,14 +464,14 @@ def test_synthetic_images_are_their_part_of_a_step():
     batch = made_batches(recipe, MadeUp(), classes=CLASSES).draw(0)
     assert (len(batch.labels), len(batch.classes)) == (6, 2)
     assert greys(batch).count(200) == 2
-    assert set(batch.classes.unique().tolist()) == {CSF, RIM, WMH}
+    assert set(batch.classes.unique().tolist()) == {Tissue.CSF, Tissue.RIM, Tissue.WMH}
 
 
 @pytest.mark.parametrize(
     ("classes", "numbers"),
     [
         (CLASSES, [1, 5, 6]),
-        (("background", "csf", "ventricle", "grey", "white", "wmh"), [1, 4, 5]),
+        (CLASSES_WITHOUT_RIM, [1, 4, 5]),
         (("background", "wmh"), [0, 0, 1]),
     ],
 )
@@ -508,7 +512,7 @@ def test_synthetic_slices_are_drawn_from_scans_that_change(monkeypatch):
     size = (96, 96)
     draws = []
     for _ in range(2):
-        rehearsal = Rehearsal([anatomy], Preparation(), size, seed=4)
+        rehearsal = Rehearsal([anatomy], Preparation(), size, seed=4, settings=SynthesisSettings())
         draws.append(
             [
                 rehearsal.draw(step, 4, lesion_part=1.0, rng=np.random.default_rng(0))
@@ -526,4 +530,4 @@ def test_synthetic_slices_are_drawn_from_scans_that_change(monkeypatch):
     assert images.shape == (4, *size, 3)
     assert classes.shape == (4, *size)
     assert sagittal.shape == (4,)
-    assert (classes == WMH).any(axis=(1, 2)).all()
+    assert (classes == Tissue.WMH).any(axis=(1, 2)).all()

@@ -76,8 +76,8 @@ def model(name: str) -> str:
 
 def mixed_network(init: str, width: float, stages: int) -> dict[str, Any]:
     """The settings of the recipe base that say what is trained."""
+    from leuko.io.tissue import CLASSES
     from leuko.model.network import vgg16
-    from leuko.synthesis.anatomy import CLASSES
     from leuko.training.settings import MIXED, NO_MODELS
     from leuko.training.storage import read_weights
 

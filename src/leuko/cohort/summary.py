@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from leuko.io.provenance import is_useless, read_findings
+from leuko.io.tissue import CLASSES_WITHOUT_RIM
 from leuko.lesions.location import REGIONS, SECTORS
-from leuko.lesions.quality_checks import TISSUES
 
 Record = Mapping[str, Any]  # the content of run.json
 SIDES = ("left", "right")
@@ -112,7 +112,7 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
         yield f"{name}_ml", (text, ML)
     for sector in SECTORS:
         yield _sector(sector), (f"Volume of WMH, {sector}, without infratentorial WMH", ML)
-    for tissue in TISSUES[1:-1]:  # the last is WMH itself
+    for tissue in CLASSES_WITHOUT_RIM[1:-1]:  # the last is WMH itself
         yield f"{tissue}_tissue_ml", (f"Volume of the tissue class {tissue}", ML)
     yield "excluded_ml", ("Volume of the exclusion mask", ML)
     yield "excluded_wmh_ml", ("Volume of WMH removed by the exclusion mask", ML)

@@ -6,6 +6,7 @@ Arrays are on the grid of the FLAIR as it is stored.
 from dataclasses import dataclass, replace
 
 from leuko.io.provenance import Finding, is_useless
+from leuko.io.tissue import CLASSES_WITHOUT_RIM
 from leuko.lesions import quality_checks
 from leuko.lesions.brain import Outside, brain_mask, within_brain
 from leuko.lesions.delineation import Delineation, Rims, delineate, with_rims
@@ -107,7 +108,7 @@ def check(
 
 def tissue_with_wmh(drawn: Delineation, card: ModelCard) -> Volume | None:
     """The tissues with WMH drawn in, axes running R, A, S; None if the model lacks some."""
-    if card.tissues != quality_checks.TISSUES:
+    if card.tissues != CLASSES_WITHOUT_RIM:
         return None
     return quality_checks.with_wmh(drawn.anatomy, drawn.mask).canonical()
 

@@ -10,9 +10,9 @@ import numpy as np
 import scipy.ndimage
 from scipy.spatial import cKDTree
 
+from leuko.io.tissue import Tissue
 from leuko.lesions import mni
 from leuko.lesions.components import TOUCHING
-from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Array, Volume, world
 
 Rule = Literal["voxel10", "shiva2", "contiguity"]
@@ -91,7 +91,7 @@ class Where:
 def locate(mask: Array, tissue: Volume, place: mni.Place | None, *, threads: int) -> Where | None:
     """Location of the voxels of a lesion mask (X, Y, Z).
 
-    `tissue` holds indices into `quality_checks.TISSUES`, `place` is the brain's place in the
+    `tissue` holds values of `Tissue`, `place` is the brain's place in the
     template, if known. None if neither shows the lateral ventricles.
     """
     ventricles = lateral_ventricles(tissue, place)
@@ -102,7 +102,7 @@ def locate(mask: Array, tissue: Volume, place: mni.Place | None, *, threads: int
     touching = scipy.ndimage.binary_dilation(ventricles, TOUCHING)
     cortex_mm = np.full(len(points), np.nan)
     if place is not None:
-        cortex = world(tissue, np.argwhere(_large(tissue.data == TISSUES.index("grey"), tissue)))
+        cortex = world(tissue, np.argwhere(_large(tissue.data == Tissue.GREY, tissue)))
         cortex = cortex[place.lobes(cortex) != mni.LOBES.index("deep grey")]
         if len(cortex):
             cortex_mm = _nearest_mm(points, cortex, threads)
@@ -121,7 +121,7 @@ def lateral_ventricles(tissue: Volume, place: mni.Place | None) -> Array:
     If less than `LEAST_VENTRICLES_ML` remains (slit ventricles), the template's are added. If the
     place in the template is unknown, only specks are removed.
     """
-    seen = tissue.data == TISSUES.index("ventricle")
+    seen = tissue.data == Tissue.VENTRICLE
     pieces, count = scipy.ndimage.label(seen, TOUCHING)
     large = np.bincount(pieces.ravel(), minlength=1) * tissue.voxel_mm3 / 1000 > LEAST_PIECE_ML
     large[0] = False
@@ -129,7 +129,7 @@ def lateral_ventricles(tissue: Volume, place: mni.Place | None) -> Array:
         kept: Array = large[pieces]
         return kept
     template = mni.read("tissue")
-    expected = world(template, np.argwhere(template.data == mni.TISSUES.index("ventricle")))
+    expected = world(template, np.argwhere(template.data == Tissue.VENTRICLE))
     near = np.zeros(count + 1, dtype=bool)
     voxels = np.argwhere(seen)
     far_mm = _nearest_mm(place.apply(world(tissue, voxels)), expected, threads=1)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
+from leuko.io.tissue import Tissue
 from leuko.lesions import mni
 from leuko.lesions.components import TOUCHING, find_lesions
 from leuko.lesions.location import REGIONS, RULES, SECTORS, SHELLS, Rule, Where, locate
 from leuko.lesions.mni import LOBES
-from leuko.lesions.quality_checks import TISSUES
 from leuko.volume import Array, Volume, world
 
 RIM = 2  # voxels around lesions that do not count as normal white matter
@@ -26,7 +26,7 @@ class MaskedScan:
 
     flair: Volume
     t1: Array | None  # on the grid of the FLAIR, any scale
-    tissue: Volume | None  # indices into `quality_checks.TISSUES`
+    tissue: Volume | None  # values of `Tissue`
     probability: Array  # of WMH, 0 to 1
     mask: Array
     liberal: Array  # at a lower threshold
@@ -191,7 +191,7 @@ def _normal_white(case: MaskedScan) -> Array | None:
     if case.tissue is None:
         return None
     rim = scipy.ndimage.binary_dilation(case.liberal, TOUCHING, iterations=RIM)
-    white: Array = (case.tissue.data == TISSUES.index("white")) & ~rim
+    white: Array = (case.tissue.data == Tissue.WHITE) & ~rim
     return white
 
 

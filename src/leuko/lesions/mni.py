@@ -13,15 +13,15 @@ import numpy as np
 import scipy.ndimage
 
 from leuko.io import nifti
+from leuko.io.tissue import Tissue
 from leuko.volume import Array, Volume, apply_affine, world
 
 FOLDER = Path(__file__).parents[1] / "data" / "atlas"
-TISSUES = ("background", "csf", "ventricle", "grey", "white")  # of the template
 LOBES = ("frontal", "parietal", "temporal", "occipital", "deep grey", "infratentorial")
 
-# Grey values of the tissues for the registration; the last is WMH. CSF around the brain is faint
+# Grey values of each `Tissue` for the registration. CSF around the brain is faint
 # because brain extraction may remove it.
-BRIGHTNESS = np.array([0.0, 0.1, 0.0, 0.6, 1.0, 1.0], dtype=np.float32)
+BRIGHTNESS = np.array([0.0, 0.1, 0.0, 0.6, 1.0, 1.0, 1.0], dtype=np.float32)
 GRID_MM = 4.0
 SHORTEST_MM = 60.0  # extent of the brain along each axis; less cannot be registered
 SCALES = (0.7, 1.4)  # of a head relative to the template; beyond them the registration has failed
@@ -37,7 +37,7 @@ class Place:
 
     @classmethod
     def of(cls, tissue: Volume, *, threads: int) -> Self | None:
-        """Register tissues (0 background, 1 CSF, 2 ventricle, 3 grey, 4 white, 5 WMH).
+        """Register a map of `Tissue` values.
 
         None if too little of the brain is in the image, or if the registration fails.
         """
@@ -63,7 +63,7 @@ class Place:
         low, high = SCALES
         if scales.min() < low or scales.max() > high:
             return None
-        inside = np.argwhere(tissue.data >= TISSUES.index("grey"))[::SPARSE]
+        inside = np.argwhere(tissue.data >= Tissue.GREY)[::SPARSE]
         parenchyma = world(tissue, inside)
         within = _at(template, place.apply(parenchyma)) > 0
         return place if within.mean() > LEAST_WITHIN else None
@@ -78,7 +78,7 @@ class Place:
 
     def is_ventricle(self, points_mm: Array) -> Array:
         """Whether each point (N, 3) lies in the template's lateral ventricles, bool."""
-        found: Array = _at(read("tissue"), self.apply(points_mm)) == TISSUES.index("ventricle")
+        found: Array = _at(read("tissue"), self.apply(points_mm)) == Tissue.VENTRICLE
         return found
 
     def beyond_brain_mm(self, points_mm: Array) -> Array:
@@ -93,7 +93,7 @@ class Place:
 
 @cache
 def read(name: str) -> Volume:
-    """The template's `tissue`, indices into TISSUES, or its `lobes`, into LOBES, uint8 at 2 mm.
+    """The template's `tissue`, values of `Tissue`, or its `lobes`, into LOBES, uint8 at 2 mm.
 
     Voxels outside the brain have the nearest lobe.
     """

@@ -13,9 +13,8 @@ import numpy as np
 import scipy.ndimage
 
 from leuko.io.provenance import Finding, Level, is_useless
+from leuko.io.tissue import Tissue
 from leuko.volume import Array, Volume
-
-TISSUES = ("background", "csf", "ventricle", "grey", "white", "wmh")
 
 THICKEST_MM = 7.0
 BRAIN_ML = (600.0, 2400.0)  # with its CSF
@@ -37,24 +36,24 @@ class CheckedScan:
 
     flair: Volume  # its axes run R, A, S
     t1: Array | None  # on the grid of the FLAIR, any scale
-    tissue: Array  # uint8, indices into TISSUES, on the same grid
+    tissue: Array  # uint8, values of `Tissue`, on the same grid
 
     @cached_property
-    def ml(self) -> dict[str, float]:
-        counts = np.bincount(self.tissue.ravel(), minlength=len(TISSUES))
-        return dict(zip(TISSUES, counts * self.flair.voxel_mm3 / 1000, strict=True))
+    def ml(self) -> dict[Tissue, float]:
+        counts = np.bincount(self.tissue.ravel(), minlength=len(Tissue))
+        return dict(zip(Tissue, counts * self.flair.voxel_mm3 / 1000, strict=True))
 
     @cached_property
     def brain_ml(self) -> float:
-        return sum(self.ml.values()) - self.ml["background"]
+        return sum(self.ml.values()) - self.ml[Tissue.BACKGROUND]
 
     @property
     def csf_part(self) -> float:
         """CSF, ventricles included, as part of the brain with its CSF."""
-        return (self.ml["csf"] + self.ml["ventricle"]) / self.brain_ml
+        return (self.ml[Tissue.CSF] + self.ml[Tissue.VENTRICLE]) / self.brain_ml
 
-    def median(self, image: Array, tissue: str) -> float:
-        values = image[self.tissue == TISSUES.index(tissue)]
+    def median(self, image: Array, tissue: Tissue) -> float:
+        values = image[self.tissue == tissue]
         return float(np.median(values)) if len(values) else float("nan")
 
 
@@ -70,8 +69,8 @@ class Check:
 
 
 def with_wmh(anatomy: Volume, mask: Array) -> Volume:
-    """`anatomy`, indices into TISSUES without WMH, with WMH added where the mask is."""
-    return anatomy.with_data(np.where(mask, TISSUES.index("wmh"), anatomy.data).astype(np.uint8))
+    """`anatomy`, values of `Tissue` without WMH, with WMH added where the mask is."""
+    return anatomy.with_data(np.where(mask, Tissue.WMH, anatomy.data).astype(np.uint8))
 
 
 def examine(case: CheckedScan) -> tuple[list[Finding], list[str]]:
@@ -125,7 +124,8 @@ def _brain_volume(case: CheckedScan) -> str:
 
 
 def _little_white(case: CheckedScan) -> Iterator[str]:
-    ratio = (case.ml["white"] + case.ml["wmh"]) / max(case.ml["grey"], 1e-3)
+    white = sum(case.ml[tissue] for tissue in (Tissue.WHITE, Tissue.RIM, Tissue.WMH))
+    ratio = white / max(case.ml[Tissue.GREY], 1e-3)
     # If the model does not recognise CSF, its grey and white matter mean nothing.
     if ratio < LEAST_WHITE_PER_GREY and case.csf_part >= NO_CSF_PART:
         yield (
@@ -136,8 +136,8 @@ def _little_white(case: CheckedScan) -> Iterator[str]:
 
 
 def _bright_csf(case: CheckedScan) -> Iterator[str]:
-    white = case.median(case.flair.data, "white")
-    fluid = [case.median(case.flair.data, name) / white for name in ("csf", "ventricle")]
+    white = case.median(case.flair.data, Tissue.WHITE)
+    fluid = [case.median(case.flair.data, k) / white for k in (Tissue.CSF, Tissue.VENTRICLE)]
     ratio = max((value for value in fluid if not np.isnan(value)), default=0.0)
     if ratio > BRIGHT_CSF:
         yield (
@@ -161,8 +161,8 @@ def _other(case: CheckedScan) -> str:
 def _enhanced(case: CheckedScan) -> Iterator[str]:
     if case.t1 is None:
         return
-    white = case.median(case.t1, "white")
-    inside = case.t1[case.tissue == TISSUES.index("ventricle")]
+    white = case.median(case.t1, Tissue.WHITE)
+    inside = case.t1[case.tissue == Tissue.VENTRICLE]
     part = float((inside > ENHANCED * white).mean()) if len(inside) else 0.0
     if part > ENHANCED_PART:
         yield (
@@ -222,7 +222,7 @@ def _streaks(case: CheckedScan) -> tuple[float, float]:
     compared with that of the air's pixels. Medians over slices, for the stronger direction.
     """
     axis = case.flair.through_plane_axis
-    white = case.median(case.flair.data, "white")
+    white = case.median(case.flair.data, Tissue.WHITE)
     slices = np.moveaxis(np.clip(case.flair.data / white, 0, 0.25), axis, 0)
     in_plane_mm = np.delete(np.array(case.flair.spacing_mm), axis)
     margin, smooth = 8 / in_plane_mm, 6 / in_plane_mm

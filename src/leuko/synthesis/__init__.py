@@ -1,1 +1,1 @@
-"""Synthetic images: anatomies, lesions, what a scanner does."""
+"""Synthetic scans: anatomies, lesions, contrast, acquisition."""

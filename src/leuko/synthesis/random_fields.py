@@ -1,11 +1,23 @@
-"""Smooth random fields and blur, of which synthetic images are made."""
+"""Smooth noise and blur for synthetic images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Noise = Callable[[], tuple[Tensor, Tensor]]  # draws `coarse_and_fine` noise of a scan
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """Distances over which properties of tissue vary."""
+
+    coarse_mm: float = 20  # from region to region
+    fine_mm: float = 6  # within a region
+    damage_mm: float = 9  # loss of tissue in lesions
 
 
 def smooth_noise(
@@ -17,6 +29,17 @@ def smooth_noise(
     noise = torch.randn(1, 1, *coarse, generator=generator, device=generator.device)
     # Linear interpolation averages, most of all between the coarse points.
     return 1.4 * F.interpolate(noise, tuple(shape), mode="trilinear", align_corners=True)[0, 0]
+
+
+def coarse_and_fine(
+    shape: Sequence[int], step_mm: float, generator: torch.Generator, settings: NoiseSettings
+) -> tuple[Tensor, Tensor]:
+    """Coarse and fine noise (D, H, W) on pixels of 1 mm, `step_mm` apart along the first axis."""
+    coarse, fine = settings.coarse_mm, settings.fine_mm
+    return (
+        smooth_noise(shape, (coarse / step_mm, coarse, coarse), generator),
+        smooth_noise(shape, (max(1, fine / step_mm), fine, fine), generator),
+    )
 
 
 def blurred(stack: Tensor, sigma: float) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from leuko.evaluation.labels import WMH_LABELS
+from leuko.io.tissue import Tissue, numbers_in
 from leuko.preprocessing.slices import Channels
-from leuko.synthesis.anatomy import WMH, numbers_in
 from leuko.training.augmentation import augment
 from leuko.training.dataset import Slices
 from leuko.training.recipes import Recipe
@@ -62,7 +62,7 @@ class Batches:
         rehearsal: Rehearsal | None = None,
         classes: Sequence[str] = WMH_LABELS.classes,
     ) -> None:
-        """`classes` are the model's; synthetic slices come with `anatomy.CLASSES`."""
+        """`classes` are the model's; synthetic slices come with values of `Tissue`."""
         self._slices, self._recipe, self._channels = slices, recipe, channels
         self._seed, self._device = seed, device
         self._rehearsal = rehearsal
@@ -101,7 +101,7 @@ class Batches:
         labels, synthetic = moved[:real], moved[real:]
         wmh = None
         if self._slices.wmh is not None:
-            wmh = torch.cat([labels == self._slices.wmh, synthetic == WMH])
+            wmh = torch.cat([labels == self._slices.wmh, synthetic == Tissue.WMH])
         return Batch(varied, labels, self._numbers[synthetic], wmh)
 
     def close(self) -> None:

@@ -21,10 +21,10 @@ from leuko.evaluation.labels import LABEL_VALUES
 from leuko.evaluation.metrics import MEASURES, dice
 from leuko.io import nifti
 from leuko.io.files import read_json, staged, write_json
+from leuko.io.tissue import Tissue
 from leuko.model import runtime
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, tissue_level
 from leuko.report.figures import Example
-from leuko.synthesis.anatomy import WMH
 from leuko.synthesis.images import synthesise
 from leuko.training import holdout, loop, plan, processes
 from leuko.training.adaptation import Validation
@@ -167,11 +167,12 @@ def _on_synthetic_scans(models: Sequence[runtime.Model], planned: Plan) -> list[
     found: list[list[float]] = [[] for _ in models]
     for number in range(SYNTHETIC_SCANS):
         anatomy = anatomies[number % len(anatomies)]
-        scan = synthesise(anatomy, [planned.settings.seed, SYNTHETIC_SEED, number])
+        seed = [planned.settings.seed, SYNTHETIC_SEED, number]
+        scan = synthesise(anatomy, seed, settings=planned.settings.synthesis)
         slices, classes = scan.slices(planned.settings.preparation)
         for values, model in zip(found, models, strict=True):
             mask = model.predict(slices)[:, -1] >= model.card.threshold
-            values.append(dice(prediction=mask, reference=classes == WMH))
+            values.append(dice(prediction=mask, reference=classes == Tissue.WMH))
     return found
 
 

@@ -2,7 +2,7 @@
 
 Logits are (N, C, H, W), labels (N, H, W); pixels of the label `labels.IGNORED` do not count. Sums
 over images go through `total`, so that processes that share them have one loss. Those of a mixed
-training, which one process computes, are for the classes of `anatomy.CLASSES`.
+training, which one process computes, are for all classes of `Tissue`.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leuko.evaluation.labels import IGNORED
-from leuko.synthesis.anatomy import RIM, WMH
-from leuko.training.real_slices import RIM as REAL_RIM
-from leuko.training.real_slices import WMH as REAL_WMH
+from leuko.io.tissue import Tissue
+from leuko.training.real_slices import RIM, WMH
 
 Total = Callable[[Tensor], Tensor]  # own sums become those of all processes
 WMH_ALONE, ALL_BUT_BACKGROUND = slice(-1, None), slice(1, None)  # of the classes
@@ -70,8 +69,9 @@ def synthetic_loss(logits: Tensor, classes: Tensor, *, rim_weight: float) -> Ten
     shares = logits.softmax(dim=1)
     return (
         F.cross_entropy(logits, classes)
-        + dice_loss(shares[:, WMH], (classes == WMH).float())
-        + rim_weight * dice_loss(shares[:, RIM:].sum(dim=1), (classes >= RIM).float())
+        + dice_loss(shares[:, Tissue.WMH], (classes == Tissue.WMH).float())
+        + rim_weight
+        * dice_loss(shares[:, Tissue.RIM :].sum(dim=1), (classes >= Tissue.RIM).float())
     )
 
 
@@ -81,21 +81,21 @@ def partial_labels_loss(logits: Tensor, labels: Tensor, rims_known: Tensor) -> T
     A pixel that is not WMH may be a rim, unless `rims_known` (N,); labels do not tell tissues.
     """
     shares = logits.log_softmax(dim=1)
-    wmh, rim = shares[:, WMH], shares[:, RIM]
-    not_wmh = shares[:, :WMH].logsumexp(dim=1)
-    tissue = shares[:, :RIM].logsumexp(dim=1)
+    wmh, rim = shares[:, Tissue.WMH], shares[:, Tissue.RIM]
+    not_wmh = shares[:, : Tissue.WMH].logsumexp(dim=1)
+    tissue = shares[:, : Tissue.RIM].logsumexp(dim=1)
     neither = torch.where(rims_known[:, None, None], tissue, not_wmh)
-    told = torch.where(labels == REAL_WMH, wmh, torch.where(labels == REAL_RIM, rim, neither))
+    told = torch.where(labels == WMH, wmh, torch.where(labels == RIM, rim, neither))
     counted = labels != IGNORED
     entropy = -(told * counted).sum() / counted.sum().clamp(min=1)
-    return entropy + dice_loss(wmh.exp() * counted, (labels == REAL_WMH).float())
+    return entropy + dice_loss(wmh.exp() * counted, (labels == WMH).float())
 
 
 def taught_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     """Cross-entropy with the probabilities of a teacher, and the soft Dice loss of its WMH."""
     shares = logits.log_softmax(dim=1)
     entropy = -(wanted * shares).sum(dim=1).mean()
-    found, lesion = shares[:, WMH].exp(), wanted[:, WMH]
+    found, lesion = shares[:, Tissue.WMH].exp(), wanted[:, Tissue.WMH]
     sizes = found.square().sum() + lesion.square().sum()
     return entropy + 1 - (2 * (found * lesion).sum() + 1) / (sizes + 1)
 

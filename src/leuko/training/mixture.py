@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leuko.io.tissue import Tissue
 from leuko.model import runtime
 from leuko.model.weights import DEFAULT, find
-from leuko.synthesis.anatomy import WMH as MADE_WMH
 from leuko.training import real_slices
 from leuko.training.augmentation import augment
 from leuko.training.batches import Batch
@@ -197,7 +197,7 @@ class MixedBatches:
             )
             part, nothing = cropped(reacquired(part, generator), nothing, crop, rng)
             parts.append(part)
-        wmh = torch.cat([labels == WMH, classes == MADE_WMH, nothing > 0])
+        wmh = torch.cat([labels == WMH, classes == Tissue.WMH, nothing > 0])
         together = torch.cat(parts).contiguous(memory_format=torch.channels_last)
         return Batch(together, labels, classes, wmh, rims_known)
 

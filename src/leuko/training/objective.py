@@ -61,13 +61,14 @@ def _batches(planned: Plan, device: torch.device) -> Batches:
     train = slices(planned, "train")
     rehearsal = None
     if recipe.synthetic_images:
-        # Synthesis reckons in float64, which Apple's GPUs lack.
+        # Synthesis computes in float64, which Apple's GPUs lack.
         makes = device if device.type != "mps" else torch.device("cpu")
         rehearsal = Rehearsal(
             plan.anatomies(settings.heads, makes),
             settings.preparation,
             size=train.images.shape[1:3],
             seed=settings.seed,
+            settings=settings.synthesis,
         )
     return Batches(
         train,
@@ -137,6 +138,7 @@ def _mixed(
         seed=settings.seed,
         kept=mixed.scans_kept,
         fresh=mixed.scans_per_step,
+        settings=settings.synthesis,
     )
     torch.backends.cudnn.benchmark = True  # images have two sizes
     half = planned.precision == "bf16-mixed"

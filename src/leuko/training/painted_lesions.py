@@ -7,7 +7,7 @@ import scipy.ndimage
 
 from leuko.model import runtime
 from leuko.preprocessing.slices import area_residue
-from leuko.synthesis.images import LABELLED_PART
+from leuko.synthesis.labels import LABELLED_PART
 from leuko.training.real_slices import NOT_WMH, PREPARATION, WMH, RealSlices
 from leuko.volume import Array
 

@@ -327,6 +327,8 @@ def _card(
             "left_out": list(settings.leave),
             **training,
         }
+    if recipe.mixture or recipe.synthetic_part:
+        training = {**training, "synthesis": asdict(settings.synthesis)}
     card = ModelCard(
         name=name,
         classes=settings.classes,

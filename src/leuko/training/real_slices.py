@@ -18,7 +18,7 @@ from leuko.evaluation.metrics import OTHER_PATHOLOGY
 from leuko.io import nifti
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair, Placement, Preparation, area_residue
-from leuko.synthesis.images import LABELLED_PART
+from leuko.synthesis.labels import LABELLED_PART
 from leuko.training.material import Item
 from leuko.volume import Array, Volume, require_same_grid
 

@@ -1,7 +1,7 @@
-"""Synthetic slices among those of a training, so that a model keeps what it came with.
+"""Synthetic slices among those of an adaptation, so that the model keeps what it has learnt.
 
-A few scans are made at a time, on the training's device, and drawn from for a while; the next ones
-are made meanwhile. All follows from the seed.
+A few scans are made at a time, on the training's device, and drawn from for some steps, while the
+next ones are made. All follows from the seed.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from leuko.io.tissue import Tissue
 from leuko.preprocessing.slices import Preparation
-from leuko.synthesis.anatomy import WMH, Anatomy
+from leuko.synthesis.anatomy import Anatomy
 from leuko.synthesis.images import synthesise
+from leuko.synthesis.settings import SynthesisSettings
 from leuko.training.dataset import Slices, joined
 from leuko.volume import Array
 
@@ -28,9 +30,10 @@ class Rehearsal:
         preparation: Preparation,
         size: tuple[int, int],
         seed: int,
+        settings: SynthesisSettings,
     ) -> None:
         self._anatomies, self._preparation = anatomies, preparation
-        self._size, self._seed = size, seed
+        self._size, self._seed, self._settings = size, seed, settings
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._made: dict[int, list[Future[Slices]]] = {}  # by turn
         self._turn = -1  # whose slices are at hand
@@ -62,6 +65,11 @@ class Rehearsal:
         # Of five numbers, so that no other random stream is the same.
         rng = np.random.default_rng([self._seed, turn, number, 0, 1])
         anatomy = self._anatomies[int(rng.integers(len(self._anatomies)))]
-        scan = synthesise(anatomy, rng.integers(2**32, size=4).tolist(), size=self._size)
+        scan = synthesise(
+            anatomy,
+            rng.integers(2**32, size=4).tolist(),
+            size=self._size,
+            settings=self._settings,
+        )
         images, classes = scan.slices(self._preparation)
-        return Slices(images, classes, np.full(len(images), scan.axis == 0), WMH)
+        return Slices(images, classes, np.full(len(images), scan.axis == 0), Tissue.WMH)

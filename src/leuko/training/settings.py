@@ -5,11 +5,13 @@ from typing import Any
 
 from leuko.errors import LeukoError
 from leuko.evaluation.labels import BACKGROUND, UNKNOWN, WMH, WMH_LABELS, Labelling, tissue_labels
+from leuko.io.tissue import CLASSES as MADE
+from leuko.io.tissue import CLASSES_WITHOUT_RIM
 from leuko.model import imagenet
 from leuko.model.card import are_rims
 from leuko.model.network import SIDE_MAPS, VGG16, Stages
 from leuko.preprocessing.slices import Preparation
-from leuko.synthesis.anatomy import CLASSES as MADE
+from leuko.synthesis.settings import SynthesisSettings
 from leuko.training.recipes import MODERN, Augmentation, Mixture, Phase, Recipe
 
 CLASSES = WMH_LABELS.classes
@@ -17,7 +19,7 @@ SYNTHETIC = Preparation()  # what synthetic slices look like
 MIXED = Preparation(t1_optional=True)  # what slices of a mixed training look like
 # The classes of models that synthetic slices can teach: all, all but the rims of the ventricles, or
 # WMH alone.
-TAUGHT = (MADE, tuple(name for name in MADE if name != "rim"), CLASSES)
+TAUGHT = (MADE, CLASSES_WITHOUT_RIM, CLASSES)
 NO_MODELS = ("imagenet", "none")  # to start from
 
 
@@ -42,6 +44,7 @@ class Settings:
     folds: int = 0  # parts of the subjects, each measured by a model trained without it; 0: none
     patience: int = 0  # validations in a row without gain that end the training; 0: none is made
     heads: str | None = None  # label maps that synthetic images are made of; None: the MNI152 brain
+    synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)  # of synthetic images
     compiled: bool = False  # by torch.compile
     # Of a mixed training.
     atlas: str | None = None  # lesion masks in MNI space for synthetic images
@@ -71,6 +74,7 @@ class Settings:
                 "recipe": Recipe(**recipe),
                 "preparation": Preparation(**content["preparation"]),
                 "stages": tuple(tuple(widths) for widths in content["stages"]),
+                "synthesis": SynthesisSettings.from_json(content.get("synthesis", {})),
                 "classes": tuple(content["classes"]),
                 "label_names": tuple(content.get("label_names", ())),
                 "leave": tuple(content.get("leave", ())),

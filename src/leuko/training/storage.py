@@ -12,11 +12,11 @@ from torch import Tensor
 
 from leuko.errors import LeukoError
 from leuko.io.files import staged
+from leuko.io.tissue import Tissue
 from leuko.model.card import WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.model.network import SpecialisedVGG, Stages
 from leuko.model.onnx_export import read_network
 from leuko.model.weights import find
-from leuko.synthesis.anatomy import CLASSES, RIM
 
 
 class Weights(NamedTuple):
@@ -84,15 +84,15 @@ def _network(weights: Weights) -> SpecialisedVGG:
 
 
 def with_rims(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a model of `anatomy.CLASSES`, or of one without the class of rims, which is
+    """The weights of a model of all `Tissue` classes, or of one without the class of rims, which is
     put between white matter and WMH."""
     state = dict(state)
-    if len(state["fusion.bias"]) == len(CLASSES):
+    if len(state["fusion.bias"]) == len(Tissue):
         return state
     for name, shift in (("fusion.weight", 0.0), ("fusion.bias", -0.5)):
         value = state[name]
-        between = value[RIM - 1 : RIM + 1].mean(dim=0, keepdim=True) + shift
-        state[name] = torch.cat([value[:RIM], between, value[RIM:]])
+        between = value[Tissue.WHITE : Tissue.RIM + 1].mean(dim=0, keepdim=True) + shift
+        state[name] = torch.cat([value[: Tissue.RIM], between, value[Tissue.RIM :]])
     return state
 
 

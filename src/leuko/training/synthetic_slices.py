@@ -1,7 +1,7 @@
 """Synthetic slices for a mixed training, made ahead by processes, on a GPU or on CPU cores.
 
-A scan follows from its number alone, and which scans a step draws from follows from the step: not
-from the number of processes. Slices come through files, which a resumed run finds again.
+A scan follows from the seed and its number, and the scans that a step draws from follow from the
+step, not from the number of processes. Slices are kept in files, which a resumed run reuses.
 """
 
 import multiprocessing
@@ -20,24 +20,27 @@ from torch import Tensor
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.files import image_stem
-from leuko.synthesis.anatomy import WMH, Anatomy, from_mni152, load_head
+from leuko.io.tissue import Tissue
+from leuko.synthesis.anatomy import Anatomy, from_mni152, load_head
 from leuko.synthesis.images import synthesise
 from leuko.synthesis.sampling import choose
+from leuko.synthesis.settings import SynthesisSettings
 from leuko.training.real_slices import CANVAS, PREPARATION, shows_head
 
-EVERY_MM = (4.0, 6.0)  # between slices: neighbours teach little
-LEAST_PIXELS = 2  # of WMH in a slice that shows some
+EVERY_MM = (4.0, 6.0)  # least distances of slices: neighbouring thin ones are nearly alike
+LEAST_PIXELS = 2  # of WMH in a slice that counts as showing WMH
 
 
 @dataclass(frozen=True)
 class Maker:
-    """What scans are made of, and where."""
+    """Makes synthetic scans, and keeps their slices in files."""
 
     heads: tuple[Path, ...]  # anatomies, as torch saved them
     atlas: tuple[Path, ...]  # lesion masks in MNI space
     folder: Path
     device: str
     seed: int
+    settings: SynthesisSettings
 
     def make(self, number: int) -> Path:
         """The file of a scan: `slices` (N, H, W, 4), uint8, the last being the classes, and whether
@@ -49,15 +52,21 @@ class Maker:
         torch.set_num_threads(1)
         head = read_anatomy(self.heads[int(rng.integers(len(self.heads)))], self.device)
         atlas = [read_mask(mask, self.device) for mask in self.atlas]
-        choice = choose(head, rng, every_mm=float(rng.choice(EVERY_MM)))
+        every_mm = float(rng.choice(EVERY_MM))
+        choice = choose(head, rng, every_mm=every_mm, settings=self.settings.sampling)
         size = CANVAS["head" if choice.head else "brain"]
         try:
             with torch.inference_mode():
                 scan = synthesise(
-                    head, [self.seed, number, 3], atlas=atlas, choice=choice, size=size
+                    head,
+                    [self.seed, number, 3],
+                    atlas=atlas,
+                    choice=choice,
+                    size=size,
+                    settings=self.settings,
                 )
                 images, classes = scan.slices(PREPARATION)
-        except LeukoError:  # an odd image, in which no grey value is that of tissue
+        except LeukoError:  # an odd image, without a grey value that is that of tissue
             images, classes = np.zeros((0, *size, 3), np.uint8), np.zeros((0, *size), np.uint8)
         slices = np.concatenate([images, classes[..., None]], axis=-1)[shows_head(images)]
         part = path.with_suffix(".part.npz")
@@ -101,13 +110,14 @@ class Synthetic:
         seed: int,
         kept: int,
         fresh: float,
+        settings: SynthesisSettings,
     ) -> None:
         """`heads` are label maps; without any, all scans are of the MNI152 brain."""
         folder.mkdir(parents=True, exist_ok=True)
         self.device, self._kept, self._fresh = device, kept, fresh
-        # The reckoning is in float64, which Apple's GPUs lack.
+        # Synthesis computes in float64, which Apple's GPUs lack.
         makes = "cpu" if device.type == "mps" else str(device)
-        # Ctrl-C is the training's to answer, not the workers'.
+        # The training handles Ctrl-C, not the workers.
         self._pool = ProcessPoolExecutor(
             processes,
             multiprocessing.get_context("spawn"),
@@ -117,8 +127,8 @@ class Synthetic:
         self._ahead = 3 * processes
         try:
             files = self._pool.map(partial(save_anatomy, folder=folder), heads or [None])
-            self._maker = Maker(tuple(files), tuple(atlas), folder, makes, seed)
-        except BaseException:  # Ctrl-C too: other label maps are not waited for
+            self._maker = Maker(tuple(files), tuple(atlas), folder, makes, seed, settings)
+        except BaseException:  # Ctrl-C too: do not wait for other label maps
             self.close()
             raise
         self._making: dict[int, Future[Path]] = {}
@@ -135,7 +145,7 @@ class Synthetic:
         for number in range(self._next, end):
             with np.load(self._making.pop(number).result()) as file:
                 slices, sagittal = file["slices"], bool(file["sagittal"])
-            lesion = (slices[..., 3] == WMH).sum(axis=(1, 2)) >= LEAST_PIXELS
+            lesion = (slices[..., 3] == Tissue.WMH).sum(axis=(1, 2)) >= LEAST_PIXELS
             canvas = next(name for name, size in CANVAS.items() if size == slices.shape[1:3])
             on_device = torch.from_numpy(slices).to(self.device)
             self._scans.append((canvas, on_device, sagittal, lesion.tolist()))
