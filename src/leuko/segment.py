@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from leuko.model.inference import Inference, infer
 from leuko.model.runtime import Model, load_model
 from leuko.preprocessing.registration import Mode
 from leuko.results import Maps, Segmentation, Source
-from leuko.volume import Array, Orientation, Volume, require_same_grid, resample_onto
+from leuko.volume import Array, Volume, require_same_grid, resample_onto
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def segment(
                 found.pair,
                 card,
                 work.limits,
-                flair=work.flair.volume,
+                flair=work.canonical_flair,
                 rims=settings.rims,
                 allowed=allowed,
                 threads=work.threads,
@@ -146,14 +147,14 @@ def measure(
         work = _Work.begin(flair, t1, model, settings, findings)
         with work.watch.stage("read"):
             reference = inputs.opened_mask(mask)
-            given = resample_onto(reference.volume, work.flair.volume).data >= 0.5
+            given = resample_onto(reference.volume, work.canonical_flair).data >= 0.5
         found = work.infer()
         with work.watch.stage("delineate"):
             limits = work.limits
             drawn = delineate(found.probabilities, found.flair, work.card, limits, rims="exclude")
             drawn = replace(drawn, mask=given, liberal=drawn.liberal | given)
             checked = check(
-                drawn, found.pair, work.card, flair=work.flair.volume, threads=work.threads
+                drawn, found.pair, work.card, flair=work.canonical_flair, threads=work.threads
             )
             work.tell(checked)
         return work.result(found, drawn, checked.place, mask=reference)
@@ -208,10 +209,15 @@ class _Work:
         """Whether a finding says not to use the result, or that this may be no FLAIR of a head."""
         return is_useless(self.findings) or quality_checks.is_doubted(self.findings)
 
+    @cached_property
+    def canonical_flair(self) -> Volume:
+        """The FLAIR as it was read, its axes running R, A, S, as in all that follows."""
+        return self.flair.volume.canonical()
+
     def infer(self) -> Inference:
         """What the model says of the scans."""
         found = infer(
-            self.flair.volume,
+            self.canonical_flair,
             self.t1.volume if self.t1 else None,
             self.model,
             alignment=self.settings.alignment,
@@ -250,14 +256,15 @@ class _Work:
         mask: Scan | None = None,
     ) -> Segmentation:
         """All that is known of what was drawn; `mask` where that is a mask from elsewhere."""
-        card, flair = self.card, found.flair
+        card, grid = self.card, self.flair.volume
         with self.watch.stage("analyse"):
-            turned = Orientation.of(flair.affine).apply
             case = MaskedScan(
-                self.flair.volume.canonical(),
+                self.canonical_flair,
                 found.pair.given_t1,
                 tissue_with_wmh(drawn, card),
-                *map(turned, (drawn.probability, drawn.mask, drawn.liberal)),
+                drawn.probability,
+                drawn.mask,
+                drawn.liberal,
             )
             analysis = analyse(case, place=place, rule=self.settings.rule, threads=self.threads)
             temperature = card.calibration.temperature if card.calibration else 1
@@ -268,14 +275,14 @@ class _Work:
         scans = {"flair": self.flair, "t1": self.t1, "mask": mask}
         return Segmentation(
             maps=Maps(
-                mask=flair.with_data(drawn.mask.astype(np.uint8)),
-                probability=flair.with_data(drawn.probability),
-                entropy=flair.with_data(uncertain),
-                tissue=tissue,
-                rims=None if drawn.rims is None else flair.with_data(drawn.rims),
+                mask=grid.with_canonical(drawn.mask.astype(np.uint8)),
+                probability=grid.with_canonical(drawn.probability),
+                entropy=grid.with_canonical(uncertain),
+                tissue=None if tissue is None else grid.with_canonical(tissue.data),
+                rims=None if drawn.rims is None else grid.with_canonical(drawn.rims),
             ),
             convention=convention,
-            volume_ml=flair.ml(drawn.mask),
+            volume_ml=grid.ml(drawn.mask),
             analysis=analysis,
             judgement=judgement,
             excluded=excluded,
@@ -308,10 +315,10 @@ class _Work:
 
 
 def _outside(mask: Volume, flair: Volume) -> Array:
-    """Where WMH may be, bool (X, Y, Z) as the FLAIR is stored. Raises LeukoError for a mask on
+    """Where WMH may be, bool (X, Y, Z), axes running R, A, S. Raises LeukoError for a mask on
     another grid."""
     require_same_grid(mask, flair)
     if not mask.data.any():
         log.warning("%s excludes nothing: it is empty", mask.name)
-    outside: Array = ~Orientation.of(flair.affine).undo(mask.canonical().data)
+    outside: Array = ~mask.canonical().data
     return outside

@@ -1,6 +1,6 @@
 """The masks of one brain: what is segmented, less what an exclusion mask or the brain leaves out.
 
-Arrays are on the grid of the FLAIR as it is stored.
+Array axes run R, A, S.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class Excluded:
 class Checked:
     """What the tissues tell of a scan; nothing, where the model does not know all of them."""
 
-    brain: Array | None = None  # brain mask, bool (X, Y, Z), axes running R, A, S
+    brain: Array | None = None  # brain mask, bool (X, Y, Z)
     place: Place | None = None  # of the brain in the template; None if it was not found
     findings: tuple[Finding, ...] = ()
     checks: tuple[str, ...] = ()  # titles of the checks that were done
@@ -98,18 +98,18 @@ def check(
     tissue = tissue_with_wmh(drawn, card)
     if tissue is None:
         return Checked()
-    case = quality_checks.CheckedScan((flair or pair.scan).canonical(), pair.given_t1, tissue.data)
+    case = quality_checks.CheckedScan(flair or pair.scan, pair.given_t1, tissue.data)
     findings, checks = quality_checks.examine(case)
-    brain = brain_mask(drawn.anatomy.canonical())
+    brain = brain_mask(drawn.anatomy)
     place = Place.of(tissue.with_data(tissue.data * brain), threads=threads)
     return Checked(brain, place, tuple(findings), tuple(checks))
 
 
 def tissue_with_wmh(drawn: Delineation, card: ModelCard) -> Volume | None:
-    """The tissues with WMH drawn in, axes running R, A, S; None if the model lacks some."""
+    """The tissues with WMH drawn in; None if the model lacks some."""
     if card.tissues != quality_checks.TISSUES:
         return None
-    return quality_checks.with_wmh(drawn.anatomy, drawn.mask).canonical()
+    return quality_checks.with_wmh(drawn.anatomy, drawn.mask)
 
 
 def _without_excluded(

@@ -19,7 +19,7 @@ class Inference:
     flair: Volume  # as the model looked at it
     t1: Volume | None  # likewise, aligned
     pair: Pair
-    probabilities: Array  # (C, X, Y, Z), float32, on the FLAIR's grid as it is stored
+    probabilities: Array  # (C, X, Y, Z), float32, on the FLAIR's grid
     alignment: Alignment | None  # of the T1, where the model looked at one
 
 
