@@ -1,4 +1,4 @@
-"""Segment one brain: two scans and a model become a mask, a map and numbers. Nothing is written."""
+"""Segment one brain, or measure a mask of it, without writing files."""
 
 import logging
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """How brains are segmented: what `leuko segment` calls options."""
+    """How brains are segmented: the options of `leuko segment`."""
 
     model: str = weights.DEFAULT  # name or folder
     threshold: float | None = None  # smallest probability of WMH, 0 to 1; None: the model's
@@ -66,13 +66,13 @@ def segment(
     """Segment the white matter hyperintensities (WMH) of one brain; nothing is written.
 
     `flair`, and `t1` of the same brain if there is one: the path of an image or of a folder with
-    one DICOM series, or a 3-D nibabel image in memory. `model` is one from `load_model`; by
-    default that of the settings is loaded. In `exclude`, a mask on the FLAIR's grid, nothing is
-    WMH. Lesions outside the brain are left out.
+    one DICOM series, or a 3-D nibabel image in memory. `model` comes from `load_model`; by default
+    the model of the settings is loaded. Nonzero voxels of `exclude`, a mask on the grid of the FLAIR, are never
+    WMH. Lesions outside the brain are removed.
 
-    Raises LeukoError for images that cannot be used, for a T1 that could not be registered to the
-    FLAIR, for `rims="include"` with a model that does not know rims and, if the settings are
-    `strict`, for what does not look like the FLAIR of a head.
+    Raises LeukoError if an image cannot be read or used, if the T1 cannot be registered to the
+    FLAIR, if `rims="include"` and the model has no class for rims, and, if the settings are
+    `strict`, if the scan does not look like a FLAIR of a head.
 
     >>> import leuko
     >>> found = leuko.segment("FLAIR.nii.gz", t1="T1.nii.gz")
@@ -92,18 +92,18 @@ def segment(
                 excluding = inputs.opened_mask(exclude)
                 allowed = _outside(excluding.volume, work.flair.volume)
         found = work.infer()
-        with work.watch.stage("delineate"):
-            drawing = draw(
-                found.probabilities,
-                found.pair,
-                card,
-                work.limits,
-                flair=work.canonical_flair,
-                rims=settings.rims,
-                allowed=allowed,
-                threads=work.threads,
-            )
-            work.tell(drawing.checked)
+        drawing = draw(
+            found.probabilities,
+            found.pair,
+            card,
+            work.limits,
+            flair=work.canonical_flair,
+            rims=settings.rims,
+            allowed=allowed,
+            threads=work.threads,
+            watch=work.watch,
+        )
+        work.tell(drawing.checked)
         judgement = None
         # A calibration is of WMH alone, at the model's own limits.
         is_judged = work.limits == card.limits() and settings.rims != "include"
@@ -132,12 +132,12 @@ def measure(
     model: Model | None = None,
     settings: SegmentSettings = DEFAULTS,
 ) -> Segmentation:
-    """Measure a mask of WMH from elsewhere, a reader or another tool, as one that was segmented.
+    """Measure the WMH mask of a reader or of another tool.
 
-    In `mask` what is not 0 is WMH; on another grid than the FLAIR's it is interpolated. The model
-    tells the tissues, for regions and the intracranial volume. The other arguments are those of
-    `segment`; thresholds and rims do not apply. The volume has no interval. Raises LeukoError as
-    `segment`.
+    Nonzero voxels of `mask` are WMH; a mask on another grid is resampled to the FLAIR's. Regions
+    and the intracranial volume come from the tissues that the model finds. The other arguments are
+    those of `segment`; thresholds and rims do not apply, and the volume has no interval. Raises
+    LeukoError as `segment`.
 
     >>> import leuko
     >>> leuko.measure("wmh.nii.gz", "FLAIR.nii.gz", "T1.nii.gz").volume_interval_ml is None
@@ -162,7 +162,7 @@ def measure(
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """The segmentation of one brain while it is made."""
+    """The segmentation of one brain in progress."""
 
     flair: Scan
     t1: Scan | None
@@ -206,16 +206,16 @@ class _Work:
 
     @property
     def is_doubted(self) -> bool:
-        """Whether a finding says not to use the result, or that this may be no FLAIR of a head."""
+        """Whether the result should not be used, or the scan may not be a FLAIR of a head."""
         return is_useless(self.findings) or quality_checks.is_doubted(self.findings)
 
     @cached_property
     def canonical_flair(self) -> Volume:
-        """The FLAIR as it was read, its axes running R, A, S, as in all that follows."""
+        """The FLAIR as it was read, with its axes in RAS order."""
         return self.flair.volume.canonical()
 
     def infer(self) -> Inference:
-        """What the model says of the scans."""
+        """Register the T1 and run the model."""
         found = infer(
             self.canonical_flair,
             self.t1.volume if self.t1 else None,
@@ -231,9 +231,9 @@ class _Work:
         return found
 
     def tell(self, checked: Checked) -> None:
-        """Add what the quality checks found to the findings of the run.
+        """Add the findings of the quality checks to those of the run.
 
-        Raises LeukoError, if the settings are strict, for evidence that this is no FLAIR of a head.
+        Raises LeukoError, if the settings are strict, for a scan that is not a FLAIR of a head.
         """
         found = checked.findings
         if self.settings.strict and quality_checks.is_doubted(found):
@@ -255,7 +255,7 @@ class _Work:
         exclude: Mapping[str, Any] | None = None,
         mask: Scan | None = None,
     ) -> Segmentation:
-        """All that is known of what was drawn; `mask` where that is a mask from elsewhere."""
+        """The segmentation, with its measures; `mask` is the input of `measure`."""
         card, grid = self.card, self.flair.volume
         with self.watch.stage("analyse"):
             case = MaskedScan(
@@ -303,7 +303,7 @@ class _Work:
         )
 
     def used_settings(self, exclude: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The settings for the record, the model's own limits filled in."""
+        """The settings for the record, with the limits of the model where none were given."""
         names = ("rims", "alignment", "bias_correction", "rule", "strict", "device")
         limits = self.limits
         return {
@@ -315,8 +315,10 @@ class _Work:
 
 
 def _outside(mask: Volume, flair: Volume) -> Array:
-    """Where WMH may be, bool (X, Y, Z), axes running R, A, S. Raises LeukoError for a mask on
-    another grid."""
+    """Voxels outside an exclusion mask, bool (X, Y, Z), axes in RAS order.
+
+    Raises LeukoError for a mask on another grid.
+    """
     require_same_grid(mask, flair)
     if not mask.data.any():
         log.warning("%s excludes nothing: it is empty", mask.name)
