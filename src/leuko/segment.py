@@ -65,10 +65,10 @@ def segment(
 ) -> Segmentation:
     """Segment the white matter hyperintensities (WMH) of one brain; nothing is written.
 
-    `flair`, and `t1` of the same brain if there is one: the path of an image or of a folder with
-    one DICOM series, or a 3-D nibabel image in memory. `model` comes from `load_model`; by default
-    the model of the settings is loaded. Nonzero voxels of `exclude`, a mask on the grid of the FLAIR, are never
-    WMH. Lesions outside the brain are removed.
+    `flair` and `t1`, two scans of the same brain, are paths of images, folders of one DICOM series,
+    or 3-D nibabel images. `model` comes from `load_model`; by default the model of the settings is
+    loaded. Nonzero voxels of `exclude`, a mask on the grid of the FLAIR, are never WMH. Lesions
+    outside the brain are removed.
 
     Raises LeukoError if an image cannot be read or used, if the T1 cannot be registered to the
     FLAIR, if `rims="include"` and the model has no class for rims, and, if the settings are
