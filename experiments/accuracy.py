@@ -88,7 +88,7 @@ def main() -> None:
             if not references:
                 print(f"| {folder.name} | {scans} | {WMH} | | | | | | 0 | {flair.ml(mask):.2f} |")
             for counted, path in references.items():
-                truth = nifti.read_labels(path, values=(0, 1, 2))
+                truth = nifti.read_labels(path, values=(0, 1, 2)).canonical()
                 found = mask if counted == WMH else with_rims(mask, drawn)
                 row = compare(truth, flair.with_data(found))
                 values = [row[column] for column in COLUMNS]
@@ -105,7 +105,9 @@ def main() -> None:
             path = folder / "ventricles.nii.gz"
             if path.is_file() and "ventricle" in model.card.classes:
                 seen = tissue.data == model.card.classes.index("ventricle")
-                overlap = dice(prediction=seen, reference=nifti.read_mask(path).data > 0)
+                overlap = dice(
+                    prediction=seen, reference=nifti.read_mask(path).canonical().data > 0
+                )
                 ventricles.setdefault(scans, []).append(overlap)
     print(f"\n| source | scans | counted | n | {HEADER} |")
     print("|---" * 9 + "|")
@@ -123,7 +125,7 @@ def load(name: str) -> Model:
 
 def pairs(folder: Path, card: ModelCard, *, corrected: bool) -> Iterator[tuple[str, Pair]]:
     """The FLAIR with its T1, if there is one, and the FLAIR alone."""
-    flair = nifti.read(folder / "FLAIR.nii.gz")
+    flair = nifti.read(folder / "FLAIR.nii.gz").canonical()
     if corrected:
         flair = without_bias(flair, threads=THREADS)
     path = folder / "T1.nii.gz"
@@ -149,7 +151,7 @@ def with_rims(mask: Array, drawn: Delineation) -> Array:
 
 
 def lesions_of(truth: Volume, flair: Volume, mask: Array, white: Array) -> Iterator[Lesion]:
-    """The lesions of a reference; all masks are bool, on the grid of the FLAIR as it is stored."""
+    """The lesions of a reference; all masks are bool, axes as in the FLAIR."""
     labels, count = find_lesions(truth.data == 1)
     near = scipy.ndimage.binary_dilation((labels > 0) | mask, iterations=2)
     normal = flair.data[white & ~near]
@@ -184,16 +186,15 @@ def save_picture(path: Path, flair: Volume, mask: Array, truth: Volume) -> None:
     import matplotlib.pyplot as plt
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    grey = flair.canonical()
-    axis = grey.through_plane_axis
+    axis = flair.through_plane_axis
     stacks = [
-        np.moveaxis(flair.with_data(a).canonical().data, axis, 0)
+        np.moveaxis(a, axis, 0)
         for a in (flair.data, mask.astype(np.uint8), (truth.data == 1).astype(np.uint8))
     ]
     shown = np.flatnonzero((stacks[1] | stacks[2]).any(axis=(1, 2)))
     picks = shown[np.linspace(0, len(shown) - 1, 12).astype(int)]
     figure, axes = plt.subplots(2, 6, figsize=(24, 10))
-    top = np.percentile(grey.data[grey.data > 0], 99.7)
+    top = np.percentile(flair.data[flair.data > 0], 99.7)
     for panel, n in zip(axes.flat, picks, strict=True):
         panel.imshow(stacks[0][n].T, cmap="gray", origin="lower", vmin=0, vmax=top)
         panel.contour(stacks[2][n].T, [0.5], colors="lime", linewidths=0.7)

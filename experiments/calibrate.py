@@ -56,7 +56,7 @@ from leuko.report.figures import reliability_figure
 from leuko.synthesis.anatomy import Anatomy
 from leuko.synthesis.images import synthesise
 from leuko.synthesis.sampling import choose
-from leuko.volume import Array, Orientation, Volume
+from leuko.volume import Array, Volume
 
 Row = dict[str, Any]
 Figures = dict[str, float]
@@ -173,10 +173,10 @@ def real(folder: Path, maps: Path, sources: Sequence[str], card: ModelCard) -> I
 
 def read(home: Path) -> dict[str, Volume]:
     """The scans of a folder, the T1 on the FLAIR; without lesions where none are labelled."""
-    flair = nifti.read(home / "FLAIR.nii.gz")
+    flair = nifti.read(home / "FLAIR.nii.gz").canonical()
     paths = {key: home / f"{key}.nii.gz" for key in ("T1", "lesions", "lesions_pathological")}
     t1, every, pathological = (
-        nifti.read(path) if path.exists() else None for path in paths.values()
+        nifti.read(path).canonical() if path.exists() else None for path in paths.values()
     )
     truth = pathological or every
     found = np.zeros(flair.data.shape, dtype=bool) if truth is None else truth.data > 0.5
@@ -190,14 +190,12 @@ def kept_shares(maps: Path, name: str, card: ModelCard, flair: Volume, t1: Volum
     if not path.exists():
         model = runtime.load(maps)
         shares = predict_pair(Pair.of(flair, t1, card.preparation), model, Stopwatch())
-        turned = [flair.with_data(share).canonical().data for share in shares]
-        halves = [np.where(p < LEAST, 0, p).astype(np.float16) for p in turned[:-3:-1]]
-        tissue = np.argmax(turned[:PARTS], axis=0).astype(np.uint8)
+        halves = [np.where(p < LEAST, 0, p).astype(np.float16) for p in shares[:-3:-1]]
+        tissue = np.argmax(shares[:PARTS], axis=0).astype(np.uint8)
         np.savez_compressed(path, wmh=halves[0], rim=halves[1], tissue=tissue)
     kept = np.load(path)
-    turn = Orientation.of(flair.affine).undo
-    wmh, rim = (turn(kept[key]).astype(np.float32) for key in ("wmh", "rim"))
-    tissues = turn(kept["tissue"]) == np.arange(PARTS)[:, None, None, None]
+    wmh, rim = (kept[key].astype(np.float32) for key in ("wmh", "rim"))
+    tissues = kept["tissue"] == np.arange(PARTS)[:, None, None, None]
     return np.concatenate([tissues * (1 - wmh - rim), rim[None], wmh[None]])
 
 

@@ -525,7 +525,7 @@ def test_the_number_of_a_series_chooses_from_a_study_alone(leuko, heads, tmp_pat
     result = leuko(
         "segment", "--flair", heads / "head0/FLAIR.nii.gz", "--t1-series", "3", "-o", tmp_path / "o"
     )
-    assert_one_line_error(result, "choose from a --study")
+    assert_one_line_error(result, "need --study")
 
 
 def test_one_file_given_twice_is_an_error(leuko, phantom, tmp_path):

@@ -14,6 +14,7 @@ from leuko.evaluation.evaluate import compare, evaluate_folders
 from leuko.evaluation.labels import LABEL_VALUES
 from leuko.io import nifti
 from leuko.io.files import sha256
+from leuko.io.provenance import Finding
 from leuko.io.tissue import CLASSES
 from leuko.lesions import drawing
 from leuko.model import runtime
@@ -116,7 +117,9 @@ def test_scans_that_are_no_flair_are_told_before_training(
 
     monkeypatch.setattr(drawing, "CLASSES_WITHOUT_RIM", load_card(foreign_model).classes)
     monkeypatch.setattr(
-        holdout.quality_checks, "wrong_scan", lambda case: f"{case.flair.name} is odd"
+        drawing.quality_checks,
+        "examine",
+        lambda case: ([Finding("do not use", "no-head", f"{case.flair.name} is odd")], []),
     )
     monkeypatch.setattr(loop, "fit", stop)
     plan.start(tmp_path / "run", adapting(heads, foreign_model))

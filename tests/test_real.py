@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import leuko
 from conftest import segmented, small_settings
 from leuko.evaluation.evaluate import evaluate
 from leuko.io import nifti
@@ -67,6 +68,17 @@ def test_a_raw_clinical_pair_is_segmented_on_its_own_grid(real, run, tmp_path):
         np.testing.assert_array_equal(mask.header[field], flair.header[field])
     np.testing.assert_array_equal(mask.header["pixdim"][:4], flair.header["pixdim"][:4])
     assert 0 < result.volume_ml < 200
+
+
+def test_a_real_scan_has_the_same_mask_in_any_storage_order(real):
+    flair = nib.load(real / "real" / "tabriz_104899" / "FLAIR.nii.gz")
+    turned = flair.as_reoriented([[1, -1], [2, 1], [0, -1]])
+    model = leuko.load_model()
+    one, other = (leuko.segment(image, model=model).mask for image in (flair, turned))
+    np.testing.assert_array_equal(
+        *(np.asarray(nib.as_closest_canonical(mask).dataobj) for mask in (one, other))
+    )
+    assert np.asarray(one.dataobj).any()
 
 
 @pytest.mark.parametrize("pair", PAIRS)

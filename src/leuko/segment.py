@@ -1,8 +1,9 @@
-"""Segment one brain: two scans and a model become a mask, a map and numbers. Nothing is written."""
+"""Segment one brain, or measure a mask of it, without writing files."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,14 @@ from leuko.model.inference import Inference, infer
 from leuko.model.runtime import Model, load_model
 from leuko.preprocessing.registration import Mode
 from leuko.results import Maps, Segmentation, Source
-from leuko.volume import Array, Orientation, Volume, require_same_grid, resample_onto
+from leuko.volume import Array, Volume, require_same_grid, resample_onto
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """How brains are segmented: what `leuko segment` calls options."""
+    """How brains are segmented: the options of `leuko segment`."""
 
     model: str = weights.DEFAULT  # name or folder
     threshold: float | None = None  # smallest probability of WMH, 0 to 1; None: the model's
@@ -64,14 +65,14 @@ def segment(
 ) -> Segmentation:
     """Segment the white matter hyperintensities (WMH) of one brain; nothing is written.
 
-    `flair`, and `t1` of the same brain if there is one: the path of an image or of a folder with
-    one DICOM series, or a 3-D nibabel image in memory. `model` is one from `load_model`; by
-    default that of the settings is loaded. In `exclude`, a mask on the FLAIR's grid, nothing is
-    WMH. Lesions outside the brain are left out.
+    `flair` and `t1`, two scans of the same brain, are paths of images, folders of one DICOM series,
+    or 3-D nibabel images. `model` comes from `load_model`; by default the model of the settings is
+    loaded. Nonzero voxels of `exclude`, a mask on the grid of the FLAIR, are never WMH. Lesions
+    outside the brain are removed.
 
-    Raises LeukoError for images that cannot be used, for a T1 that could not be registered to the
-    FLAIR, for `rims="include"` with a model that does not know rims and, if the settings are
-    `strict`, for what does not look like the FLAIR of a head.
+    Raises LeukoError if an image cannot be read or used, if the T1 cannot be registered to the
+    FLAIR, if `rims="include"` and the model has no class for rims, and, if the settings are
+    `strict`, if the scan does not look like a FLAIR of a head.
 
     >>> import leuko
     >>> found = leuko.segment("FLAIR.nii.gz", t1="T1.nii.gz")
@@ -91,18 +92,18 @@ def segment(
                 excluding = inputs.opened_mask(exclude)
                 allowed = _outside(excluding.volume, work.flair.volume)
         found = work.infer()
-        with work.watch.stage("delineate"):
-            drawing = draw(
-                found.probabilities,
-                found.pair,
-                card,
-                work.limits,
-                flair=work.flair.volume,
-                rims=settings.rims,
-                allowed=allowed,
-                threads=work.threads,
-            )
-            work.tell(drawing.checked)
+        drawing = draw(
+            found.probabilities,
+            found.pair,
+            card,
+            work.limits,
+            flair=work.canonical_flair,
+            rims=settings.rims,
+            allowed=allowed,
+            threads=work.threads,
+            watch=work.watch,
+        )
+        work.tell(drawing.checked)
         judgement = None
         # A calibration is of WMH alone, at the model's own limits.
         is_judged = work.limits == card.limits() and settings.rims != "include"
@@ -131,12 +132,12 @@ def measure(
     model: Model | None = None,
     settings: SegmentSettings = DEFAULTS,
 ) -> Segmentation:
-    """Measure a mask of WMH from elsewhere, a reader or another tool, as one that was segmented.
+    """Measure the WMH mask of a reader or of another tool.
 
-    In `mask` what is not 0 is WMH; on another grid than the FLAIR's it is interpolated. The model
-    tells the tissues, for regions and the intracranial volume. The other arguments are those of
-    `segment`; thresholds and rims do not apply. The volume has no interval. Raises LeukoError as
-    `segment`.
+    Nonzero voxels of `mask` are WMH; a mask on another grid is resampled to the FLAIR's. Regions
+    and the intracranial volume come from the tissues that the model finds. The other arguments are
+    those of `segment`; thresholds and rims do not apply, and the volume has no interval. Raises
+    LeukoError as `segment`.
 
     >>> import leuko
     >>> leuko.measure("wmh.nii.gz", "FLAIR.nii.gz", "T1.nii.gz").volume_interval_ml is None
@@ -146,14 +147,14 @@ def measure(
         work = _Work.begin(flair, t1, model, settings, findings)
         with work.watch.stage("read"):
             reference = inputs.opened_mask(mask)
-            given = resample_onto(reference.volume, work.flair.volume).data >= 0.5
+            given = resample_onto(reference.volume, work.canonical_flair).data >= 0.5
         found = work.infer()
         with work.watch.stage("delineate"):
             limits = work.limits
             drawn = delineate(found.probabilities, found.flair, work.card, limits, rims="exclude")
             drawn = replace(drawn, mask=given, liberal=drawn.liberal | given)
             checked = check(
-                drawn, found.pair, work.card, flair=work.flair.volume, threads=work.threads
+                drawn, found.pair, work.card, flair=work.canonical_flair, threads=work.threads
             )
             work.tell(checked)
         return work.result(found, drawn, checked.place, mask=reference)
@@ -161,7 +162,7 @@ def measure(
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """The segmentation of one brain while it is made."""
+    """The segmentation of one brain in progress."""
 
     flair: Scan
     t1: Scan | None
@@ -205,13 +206,18 @@ class _Work:
 
     @property
     def is_doubted(self) -> bool:
-        """Whether a finding says not to use the result, or that this may be no FLAIR of a head."""
+        """Whether the result should not be used, or the scan may not be a FLAIR of a head."""
         return is_useless(self.findings) or quality_checks.is_doubted(self.findings)
 
+    @cached_property
+    def canonical_flair(self) -> Volume:
+        """The FLAIR as it was read, with its axes in RAS order."""
+        return self.flair.volume.canonical()
+
     def infer(self) -> Inference:
-        """What the model says of the scans."""
+        """Register the T1 and run the model."""
         found = infer(
-            self.flair.volume,
+            self.canonical_flair,
             self.t1.volume if self.t1 else None,
             self.model,
             alignment=self.settings.alignment,
@@ -225,9 +231,9 @@ class _Work:
         return found
 
     def tell(self, checked: Checked) -> None:
-        """Add what the quality checks found to the findings of the run.
+        """Add the findings of the quality checks to those of the run.
 
-        Raises LeukoError, if the settings are strict, for evidence that this is no FLAIR of a head.
+        Raises LeukoError, if the settings are strict, for a scan that is not a FLAIR of a head.
         """
         found = checked.findings
         if self.settings.strict and quality_checks.is_doubted(found):
@@ -249,15 +255,16 @@ class _Work:
         exclude: Mapping[str, Any] | None = None,
         mask: Scan | None = None,
     ) -> Segmentation:
-        """All that is known of what was drawn; `mask` where that is a mask from elsewhere."""
-        card, flair = self.card, found.flair
+        """The segmentation, with its measures; `mask` is the input of `measure`."""
+        card, grid = self.card, self.flair.volume
         with self.watch.stage("analyse"):
-            turned = Orientation.of(flair.affine).apply
             case = MaskedScan(
-                self.flair.volume.canonical(),
+                self.canonical_flair,
                 found.pair.given_t1,
                 tissue_with_wmh(drawn, card),
-                *map(turned, (drawn.probability, drawn.mask, drawn.liberal)),
+                drawn.probability,
+                drawn.mask,
+                drawn.liberal,
             )
             analysis = analyse(case, place=place, rule=self.settings.rule, threads=self.threads)
             temperature = card.calibration.temperature if card.calibration else 1
@@ -268,14 +275,14 @@ class _Work:
         scans = {"flair": self.flair, "t1": self.t1, "mask": mask}
         return Segmentation(
             maps=Maps(
-                mask=flair.with_data(drawn.mask.astype(np.uint8)),
-                probability=flair.with_data(drawn.probability),
-                entropy=flair.with_data(uncertain),
-                tissue=tissue,
-                rims=None if drawn.rims is None else flair.with_data(drawn.rims),
+                mask=grid.with_canonical(drawn.mask.astype(np.uint8)),
+                probability=grid.with_canonical(drawn.probability),
+                entropy=grid.with_canonical(uncertain),
+                tissue=None if tissue is None else grid.with_canonical(tissue.data),
+                rims=None if drawn.rims is None else grid.with_canonical(drawn.rims),
             ),
             convention=convention,
-            volume_ml=flair.ml(drawn.mask),
+            volume_ml=grid.ml(drawn.mask),
             analysis=analysis,
             judgement=judgement,
             excluded=excluded,
@@ -296,7 +303,7 @@ class _Work:
         )
 
     def used_settings(self, exclude: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The settings for the record, the model's own limits filled in."""
+        """The settings for the record, with the limits of the model where none were given."""
         names = ("rims", "alignment", "bias_correction", "rule", "strict", "device")
         limits = self.limits
         return {
@@ -308,10 +315,12 @@ class _Work:
 
 
 def _outside(mask: Volume, flair: Volume) -> Array:
-    """Where WMH may be, bool (X, Y, Z) as the FLAIR is stored. Raises LeukoError for a mask on
-    another grid."""
+    """Voxels outside an exclusion mask, bool (X, Y, Z), axes in RAS order.
+
+    Raises LeukoError for a mask on another grid.
+    """
     require_same_grid(mask, flair)
     if not mask.data.any():
         log.warning("%s excludes nothing: it is empty", mask.name)
-    outside: Array = ~Orientation.of(flair.affine).undo(mask.canonical().data)
+    outside: Array = ~mask.canonical().data
     return outside

@@ -127,6 +127,10 @@ class Volume:
             to_stored[axis, 3] = self.data.shape[axis] - 1 if orientation.flips[k] else 0
         return Volume(orientation.apply(self.data), self.affine @ to_stored, name=self.name)
 
+    def with_canonical(self, data: Array) -> Self:
+        """Another image on the same grid, from data with their axes in RAS order."""
+        return self.with_data(Orientation.of(self.affine).undo(data))
+
     def shares_grid_with(self, other: "Volume") -> bool:
         """Whether both have the same shape and world coordinates, within 0.1 voxel."""
         if self.data.shape != other.data.shape:

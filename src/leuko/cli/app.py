@@ -1,6 +1,6 @@
-"""The commands, and what they print: results to stdout, all else to stderr.
+"""The commands. Results go to stdout, progress and warnings to stderr.
 
-What a command needs is imported inside it, so that `leuko --help` loads nothing heavy.
+Commands import what they need, so that `leuko --help` loads nothing heavy.
 """
 
 import json
@@ -50,7 +50,7 @@ EXAMPLES = {
 }
 
 app = typer.Typer(
-    help="Find white matter hyperintensities in brain MRI.",
+    help="Segment white matter hyperintensities in brain MRI.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -64,9 +64,9 @@ app.add_typer(models, name="models")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command.
 
-    Exit code 0: done; 1: some subjects of several failed; 2: a problem the user can fix, nothing
-    was written; 3: done, but a file is missing or a result should not be used; 130: interrupted.
-    A failure to print never ends it: see `printing`.
+    Exit code 0: done; 1: some subjects failed; 2: a problem the user can fix, nothing was written;
+    3: done, but a file is missing or a result should not be used; 130: interrupted. A failure to
+    print never ends a command (`streams.printable`).
     """
     with printable():
         logger = logging.getLogger("leuko")
@@ -87,25 +87,33 @@ def segment(
     flair: Annotated[
         Path | None, typer.Option(help="FLAIR: an image file, or a folder of one DICOM series.")
     ] = None,
-    t1: Annotated[Path | None, typer.Option(help="T1 of the same brain, likewise.")] = None,
+    t1: Annotated[
+        Path | None, typer.Option(help="T1 of the same brain: a file, or a folder of one series.")
+    ] = None,
     study: Annotated[
-        Path | None, typer.Option(help="Folder of DICOM files in which FLAIR and T1 are found.")
+        Path | None,
+        typer.Option(help="Folder of DICOM files; Leuko finds the FLAIR and the T1 in it."),
     ] = None,
     flair_series: Annotated[
-        int | None, typer.Option(help="Of a study: the number of the FLAIR's series.")
+        int | None, typer.Option(help="With --study: the series number of the FLAIR.")
     ] = None,
     t1_series: Annotated[
-        int | None, typer.Option(help="Of a study: the number of the T1's series.")
+        int | None, typer.Option(help="With --study: the series number of the T1.")
     ] = None,
     exclude: Annotated[
         Path | None,
-        typer.Option(help="Mask on the FLAIR's grid (infarct, tumour) where nothing is WMH."),
+        typer.Option(
+            help="Mask of voxels that are never WMH (infarct, tumour), on the FLAIR's grid."
+        ),
     ] = None,
     save_intermediate: Annotated[
         bool, typer.Option("--save-intermediate", help="Keep the aligned T1 and its transform.")
     ] = False,
 ) -> None:
-    """Segment one brain: write the mask, its probability, tissues, lesions, regions, a record."""
+    """Segment one brain.
+
+    Writes the mask, probabilities, tissues, tables of lesions and regions, and a report.
+    """
     import leuko
     from leuko.io.inputs import Scan, read_study
     from leuko.io.outputs import DICOM_FILE, MASK_FILE, REPORT_FILE
@@ -121,7 +129,7 @@ def segment(
     else:
         raise LeukoError("give --flair, and --t1 if there is one; or --study alone")
     if study is None and (flair_series, t1_series) != (None, None):
-        raise LeukoError("--flair-series and --t1-series choose from a --study")
+        raise LeukoError("--flair-series and --t1-series need --study")
     result = leuko.segment(scans[0], scans[1], exclude=exclude, settings=settings)
     result.save(out, save_intermediate=save_intermediate)
     for name, scan in zip(("FLAIR", "T1"), scans, strict=True):
@@ -147,7 +155,10 @@ def evaluate(
         Path | None, typer.Option("--out", "-o", help="For folders: write the table here (TSV).")
     ] = None,
 ) -> None:
-    """Measure a mask against a reference, or two folders of them subject by subject."""
+    """Compare masks with reference masks.
+
+    Give two files, or two folders that are compared subject by subject.
+    """
     from leuko.evaluation.evaluate import (
         evaluate,
         json_ready,
@@ -160,7 +171,9 @@ def evaluate(
         if not path.exists():
             raise LeukoError(f"{path} does not exist; check the path")
     if reference.is_dir() != prediction.is_dir():
-        raise LeukoError(f"{reference} and {prediction}: give two files, or two folders")
+        raise LeukoError(
+            f"{reference} and {prediction}: one is a folder; give two files or two folders"
+        )
     if not reference.is_dir():
         if out:
             raise LeukoError("-o writes a table of many subjects; give two folders, or use --json")

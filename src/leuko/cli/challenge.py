@@ -1,4 +1,4 @@
-"""The commands for the WMH Segmentation Challenge: its container, and its table."""
+"""The commands for the WMH Segmentation Challenge: its container and its table."""
 
 import sys
 from pathlib import Path
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 @with_settings(without={"pv_rule", "strict", "lenient"})
 def challenge(
     source: Annotated[
-        Path, typer.Option("--input", help="Folder that holds pre (or orig) with FLAIR and T1.")
+        Path, typer.Option("--input", help="Folder that contains pre (or orig) with FLAIR and T1.")
     ] = Path("/input"),
     output: Annotated[Path, typer.Option(help="Folder for result.nii.gz.")] = Path("/output"),
     *,
     settings: "SegmentSettings",
 ) -> None:
-    """Segment one scan as the challenge's container must: /input/pre to /output/result.nii.gz."""
+    """Segment a scan of the WMH Challenge.
+
+    Reads /input/pre and writes /output/result.nii.gz, as containers of the challenge do.
+    """
     from leuko.cohort.challenge import RESULT_FILE, answer
 
     result = answer(source, output, settings)
@@ -41,31 +44,34 @@ def challenge(
     raise typer.Exit(DONE_WITH_WARNINGS if is_useless(result.findings) else 0)
 
 
-# Every scan counts.
+# The challenge scores every scan, so none is refused.
 @with_settings(
     without={"align", "pv_rule", "bias_correction", "strict", "lenient", "threads"}, strict=False
 )
 def challenge_score(
     data: Annotated[
-        Path, typer.Argument(help="The challenge's data, downloaded: holds training and test.")
+        Path,
+        typer.Argument(
+            help="Downloaded data of the challenge, with the folders training and test."
+        ),
     ],
     *,
     out: Out,
     split: Annotated[
-        Literal["training", "test"], typer.Option(help="60 scans to train with, or 110 to test.")
+        Literal["training", "test"], typer.Option(help="training: 60 scans; test: 110 scans.")
     ] = "test",
     results: Annotated[
         Path | None,
         typer.Option(
-            help="Score these masks instead of segmenting: a folder laid out as the data, with "
-            "result.nii.gz for each scan."
+            help="Score existing masks instead of segmenting: a folder with the layout of the data "
+            "and result.nii.gz for each scan."
         ),
     ] = None,
     teams: Annotated[
         Path | None,
         typer.Option(
-            help="Rank among these: TSV with the columns team, dsc, h95_mm, avd_percent, "
-            "lesion_recall, lesion_f1."
+            help="Rank Leuko among these teams: TSV with the columns team, dsc, h95_mm, "
+            "avd_percent, lesion_recall, lesion_f1."
         ),
     ] = None,
     nthreads: Processors = None,
@@ -74,7 +80,10 @@ def challenge_score(
     scheduler: Scheduler = None,
     settings: "SegmentSettings",
 ) -> None:
-    """Reproduce the challenge's table: segment its scans, measure each, mean by site, rank."""
+    """Score on the WMH Challenge data.
+
+    Segments the scans, computes the metrics of the challenge by site, and ranks teams.
+    """
     if results is None:
         require(*COHORT_LIBRARIES, extra="cohort")
     from leuko.cohort import challenge as wmh

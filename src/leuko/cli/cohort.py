@@ -1,4 +1,4 @@
-"""The commands for many subjects: bids, batch."""
+"""The commands for many subjects: batch and bids."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,23 +24,25 @@ Processors = Annotated[
     typer.Option(
         "--nthreads",
         min=1,
-        help="Processors to use on this machine, one for each subject; by default all that are "
-        "allowed, if the memory suffices.",
+        help="Subjects to segment at the same time, each on one processor; by default as many as "
+        "processors and memory allow.",
     ),
 ]
 MemoryGb = Annotated[
-    float, typer.Option("--mem-gb", min=0.1, help="Memory that one subject may use, in GB.")
+    float, typer.Option("--mem-gb", min=0.1, help="Memory limit of one subject, in GB.")
 ]
 TimeLimit = Annotated[
-    float, typer.Option("--time-limit", min=0.01, help="Minutes that one subject may take.")
+    float, typer.Option("--time-limit", min=0.01, help="Time limit of one subject, in minutes.")
 ]
 Scheduler = Annotated[
     str | None,
-    typer.Option(help="Address of a dask scheduler whose workers do it: tcp://node1:8786."),
+    typer.Option(help="Run on the workers of this dask scheduler, such as tcp://node1:8786."),
 ]
 Work = Annotated[
     Path | None,
-    typer.Option("--work-dir", "-w", help="Folder for scratch; by default in the output folder."),
+    typer.Option(
+        "--work-dir", "-w", help="Folder for temporary files; by default in the output folder."
+    ),
 ]
 ONE_SCAN = {"strict", "threads"}  # options of `leuko segment` that cohorts do not have
 
@@ -88,9 +90,9 @@ def batch(
     work_dir: Work = None,
     settings: "SegmentSettings",
 ) -> None:
-    """Segment the subjects of a table, each in a process of its own.
+    """Segment the subjects of a table.
 
-    If it was interrupted, run the same command again to resume.
+    Each runs in a process of its own. Run an interrupted command again to resume it.
     """
     require(*COHORT_LIBRARIES, extra="cohort")
     from leuko.cohort.run import segment_cohort
@@ -119,7 +121,10 @@ def bids(
     bids_dir: Annotated[Path, typer.Argument(help="A BIDS dataset, raw or of derivatives.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder of the derivatives.")],
     analysis_level: Annotated[
-        ANALYSIS, typer.Argument(help="Segment; or gather what there is, in a table and a page.")
+        ANALYSIS,
+        typer.Argument(
+            help="participant: segment. group: collect all results in a table and a page."
+        ),
     ],
     *,
     participant_label: Annotated[
@@ -130,10 +135,10 @@ def bids(
     ] = None,
     bids_filter_file: Annotated[
         Path | None,
-        typer.Option(help="JSON that chooses images by entities, as fMRIPrep takes it."),
+        typer.Option(help="JSON file that selects images by BIDS entities, as for fMRIPrep."),
     ] = None,
     flair_alone: Annotated[
-        bool, typer.Option("--flair-alone", help="Segment a FLAIR that has no T1w by itself.")
+        bool, typer.Option("--flair-alone", help="Also segment FLAIR images that have no T1w.")
     ] = False,
     nthreads: Processors = None,
     mem_gb: MemoryGb = 4.0,
@@ -142,7 +147,10 @@ def bids(
     work_dir: Work = None,
     settings: "SegmentSettings",
 ) -> None:
-    """Segment a BIDS dataset (participant), and gather what was found (group): a BIDS App."""
+    """Segment a BIDS dataset, as a BIDS App.
+
+    Run participant first, then group.
+    """
     from leuko.cohort.bids import find_pairs, start_dataset
     from leuko.cohort.bids_names import read_filter
     from leuko.cohort.gather import write_dataset
@@ -191,7 +199,7 @@ def bids(
         )
         for pair in found.pairs
     ]
-    Wanted.of(settings)  # before anything is made
+    Wanted.of(settings)  # raises before anything is written
     start_dataset(out, dataset)
     run = performed(jobs, nthreads, scheduler)
     if found.left_out:
@@ -202,13 +210,12 @@ def bids(
 
 
 def page_code(written: Mapping[str, Path]) -> int:
-    """The exit code that says whether the page is missing among the files that were written."""
+    """Exit code 3 if the page could not be written, else 0."""
     return 0 if "report" in written else DONE_WITH_WARNINGS
 
 
 def look_at(jobs: "Sequence[Job]") -> int:
-    """Print why results should not be used, and which files are missing; the exit code that
-    says whether there are any."""
+    """Print the serious findings of each subject; exit code 3 if there are any, else 0."""
     from leuko.cohort.job import serious_findings
 
     found = {job.name: serious_findings(job) for job in jobs}
@@ -219,7 +226,7 @@ def look_at(jobs: "Sequence[Job]") -> int:
 
 
 def performed(jobs: "Sequence[Job]", processors: int | None, scheduler: str | None) -> "CohortRun":
-    """Do the jobs that are not done yet, and print how they went."""
+    """Run the jobs that are not done yet and print a summary."""
     from leuko.cohort.run import run_jobs
 
     with resumable():
@@ -230,7 +237,7 @@ def performed(jobs: "Sequence[Job]", processors: int | None, scheduler: str | No
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Ctrl-C ends the command with exit code 130 and says how to resume."""
+    """Ctrl-C ends the command with exit code 130 and a line that tells how to resume."""
     try:
         yield
     except KeyboardInterrupt:
@@ -239,7 +246,7 @@ def resumable() -> Iterator[None]:
 
 
 def print_run(run: "CohortRun") -> None:
-    """How many subjects are done, and why others failed."""
+    """Print how many subjects are done, and why the others failed."""
     earlier = f", {run.earlier} of them before" if run.earlier else ""
     print(f"{'done':<12}{len(run.done)}{earlier}")
     print(f"{'failed':<12}{len(run.failed)}")

@@ -15,14 +15,17 @@ Threads = Annotated[
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write the results into.")]
 Model = Annotated[str, typer.Option(help="A model's name (leuko models list) or folder.")]
 
-# The options of `SegmentSettings`: for each its field, its type and its default.
+# Options of `SegmentSettings`: field, type, default.
 SETTINGS: dict[str, tuple[str, Any, Any]] = {
     "model": ("model", Model, "leuko-base"),
     "threshold": (
         "threshold",
         Annotated[
             float | None,
-            typer.Option(help="Smallest WMH probability; by default the model's, with interval."),
+            typer.Option(
+                help="Smallest probability of WMH; by default the model's, with which "
+                "the volume has an interval."
+            ),
         ],
         None,
     ),
@@ -36,8 +39,8 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         Annotated[
             Literal["separate", "include", "exclude"],
             typer.Option(
-                help="Normal caps and rims of the ventricles: beside the mask, counted as WMH, or "
-                "left out."
+                help="Normal caps and rims of the ventricles: separate (a mask of their own), "
+                "include (in the mask), or exclude."
             ),
         ],
         "separate",
@@ -46,7 +49,7 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         "alignment",
         Annotated[
             Literal["auto", "always", "never"],
-            typer.Option(help="Register the T1 to the FLAIR: if needed, always, never."),
+            typer.Option(help="Register the T1 to the FLAIR: auto (if needed), always or never."),
         ],
         "auto",
     ),
@@ -55,8 +58,8 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         Annotated[
             Literal["voxel10", "shiva2", "contiguity"],
             typer.Option(
-                help="What is periventricular: voxels up to 10 mm from the lateral ventricles; "
-                "lesions within 2 mm of them; lesions that touch them."
+                help="Definition of periventricular: voxels within 10 mm of the lateral ventricles "
+                "(voxel10), lesions within 2 mm (shiva2), lesions that touch them (contiguity)."
             ),
         ],
         "voxel10",
@@ -64,7 +67,10 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
     "bias_correction": (
         "bias_correction",
         Annotated[
-            bool, typer.Option("--bias-correction", help="Correct the bias fields first (N4).")
+            bool,
+            typer.Option(
+                "--bias-correction", help="Correct both scans for bias fields first (N4)."
+            ),
         ],
         False,
     ),
@@ -72,7 +78,9 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         "strict",
         Annotated[
             bool,
-            typer.Option("--strict", help="Refuse what does not look like a FLAIR of a head."),
+            typer.Option(
+                "--strict", help="Refuse a scan that does not look like a FLAIR of a head."
+            ),
         ],
         False,
     ),
@@ -81,7 +89,7 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         Annotated[
             bool,
             typer.Option(
-                "--lenient", help="Keep results of what does not look like a FLAIR of a head."
+                "--lenient", help="Also segment scans that do not look like a FLAIR of a head."
             ),
         ],
         False,
@@ -95,9 +103,9 @@ Command = Callable[..., None]
 
 
 def with_settings(*, without: Collection[str], **fixed: Any) -> Callable[[Command], Command]:
-    """The command has all options but those `without` in place of its parameter `settings`.
+    """Give a command the options of `SegmentSettings` in place of its parameter `settings`.
 
-    That is a `SegmentSettings`; `fixed` are settings that are no option of the command.
+    It has none of the options `without`; `fixed` are settings that are not options.
     """
 
     names = [name for name in SETTINGS if name not in without]

@@ -13,7 +13,7 @@ import scipy.ndimage
 from leuko.lesions import mni
 from leuko.lesions.components import find_lesions
 from leuko.lesions.delineation import Delineation
-from leuko.volume import Array, Orientation, Volume, world
+from leuko.volume import Array, Volume, world
 
 GRID_MM = 2.0  # finer grids take longer and give the same result
 BRIDGE_MM = 4.0  # half the width of nerves and vessels that join other tissue to the brain
@@ -79,17 +79,14 @@ def find_outside(mask: Array, brain: Array, place: mni.Place | None, grid: Volum
 def within_brain(
     drawn: Delineation, brain: Array, place: mni.Place | None
 ) -> tuple[Delineation, Outside]:
-    """The masks without lesions and rims outside the brain mask (R, A, S), and those lesions on the
-    grid as it is stored; `place` is the brain's place in the template."""
-    grid, stored = drawn.anatomy.canonical(), Orientation.of(drawn.anatomy.affine)
-    outside, liberal_outside = (
-        find_outside(stored.apply(mask), brain, place, grid) for mask in (drawn.mask, drawn.liberal)
-    )
-    mask = drawn.mask & ~stored.undo(outside.voxels)
-    liberal = mask | drawn.liberal & ~stored.undo(liberal_outside.voxels)
-    rims = None if drawn.rims is None else drawn.rims & stored.undo(brain)
-    removed = Outside(stored.undo(outside.voxels), outside.lesions)
-    return replace(drawn, mask=mask, liberal=liberal, rims=rims), removed
+    """The masks without lesions and rims outside the brain mask, and those lesions; `place` is the
+    brain's place in the template."""
+    grid = drawn.anatomy
+    outside = find_outside(drawn.mask, brain, place, grid)
+    mask = drawn.mask & ~outside.voxels
+    liberal = drawn.liberal & ~find_outside(drawn.liberal, brain, place, grid).voxels
+    rims = None if drawn.rims is None else drawn.rims & brain
+    return replace(drawn, mask=mask, liberal=mask | liberal, rims=rims), outside
 
 
 def _large(mask: Array) -> Array:

@@ -1,6 +1,6 @@
 """Masks from probabilities: which lesions are kept, where their edges lie, which rims are drawn.
 
-All arrays are on the grid of the FLAIR as it is stored.
+All arrays are on the grid of the FLAIR.
 """
 
 import math

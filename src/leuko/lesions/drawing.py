@@ -1,11 +1,11 @@
-"""The masks of one brain: what is segmented, less what an exclusion mask or the brain leaves out.
+"""Masks of one brain: delineated, checked, restricted to the brain and to what is not excluded.
 
-Arrays are on the grid of the FLAIR as it is stored.
+Array axes run R, A, S.
 """
 
 from dataclasses import dataclass, replace
 
-from leuko.io.provenance import Finding, is_useless
+from leuko.io.provenance import Finding, Stopwatch, is_useless
 from leuko.io.tissue import CLASSES_WITHOUT_RIM
 from leuko.lesions import quality_checks
 from leuko.lesions.brain import Outside, brain_mask, within_brain
@@ -29,9 +29,9 @@ class Excluded:
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """What the tissues tell of a scan; nothing, where the model does not know all of them."""
+    """Results of the quality checks; empty if the model does not label all tissues."""
 
-    brain: Array | None = None  # brain mask, bool (X, Y, Z), axes running R, A, S
+    brain: Array | None = None  # brain mask, bool (X, Y, Z)
     place: Place | None = None  # of the brain in the template; None if it was not found
     findings: tuple[Finding, ...] = ()
     checks: tuple[str, ...] = ()  # titles of the checks that were done
@@ -39,7 +39,7 @@ class Checked:
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """The masks of one scan, and the checks that they passed through."""
+    """The masks of one scan and the results of its quality checks."""
 
     masks: Delineation
     anywhere: Delineation  # with lesions outside the brain, without caps and rims in the mask
@@ -58,32 +58,36 @@ def draw(
     rims: Rims = "separate",
     allowed: Array | None = None,
     threads: int = 1,
+    watch: Stopwatch | None = None,
 ) -> Drawing:
     """Masks from a model's probabilities (C, X, Y, Z), by default at the model's own limits.
 
-    `flair` is the scan as it was read, if `pair` holds a corrected one: it is what the quality
-    checks examine. WMH and rims are drawn only where `allowed` (X, Y, Z), and only within the
-    brain, unless a check finds that the result must not be used. With `rims="include"` caps and
-    rims are in the mask, and still in `masks.rims`.
+    The quality checks examine `flair`, by default that of `pair`, which may be corrected for bias.
+    WMH and rims are kept only where `allowed` (bool, (X, Y, Z)) and only within the brain; a scan
+    whose result must not be used keeps all of them. `rims="include"` adds caps and rims to the
+    mask; `masks.rims` holds them too. Seconds are added to `watch`.
     """
-    apart: Rims = "exclude" if rims == "exclude" else "separate"
-    drawn = delineate(probabilities, pair.scan, card, limits, rims=apart)
-    excluded = None
-    if allowed is not None:
-        drawn, excluded = _without_excluded(drawn, allowed, rims=rims)
-    checked = check(drawn, pair, card, flair=flair, threads=threads)
-    findings = list(checked.findings)
-    kept, outside = drawn, None
-    if checked.brain is not None:
+    watch = watch or Stopwatch()
+    with watch.stage("delineate"):
+        apart: Rims = "exclude" if rims == "exclude" else "separate"
+        drawn = delineate(probabilities, pair.scan, card, limits, rims=apart)
+        excluded = None
         if allowed is not None:
-            findings += _much_excluded(allowed, drawn.anatomy)
-        if not is_useless(findings):
-            kept, outside = within_brain(drawn, checked.brain, checked.place)
-            findings += _much_outside(outside, drawn.anatomy)
-            checked = replace(checked, checks=(*checked.checks, "lesions outside the brain"))
-    masks = kept
-    if rims == "include":
-        masks = replace(with_rims(kept, probabilities), rims=kept.rims)
+            drawn, excluded = _without_excluded(drawn, allowed, rims=rims)
+    with watch.stage("check"):
+        checked = check(drawn, pair, card, flair=flair, threads=threads)
+        findings = list(checked.findings)
+        kept, outside = drawn, None
+        if checked.brain is not None:
+            if allowed is not None:
+                findings += _much_excluded(allowed, drawn.anatomy)
+            if not is_useless(findings):
+                kept, outside = within_brain(drawn, checked.brain, checked.place)
+                findings += _much_outside(outside, drawn.anatomy)
+                checked = replace(checked, checks=(*checked.checks, "lesions outside the brain"))
+        masks = kept
+        if rims == "include":
+            masks = replace(with_rims(kept, probabilities), rims=kept.rims)
     return Drawing(masks, drawn, replace(checked, findings=tuple(findings)), outside, excluded)
 
 
@@ -99,18 +103,18 @@ def check(
     tissue = tissue_with_wmh(drawn, card)
     if tissue is None:
         return Checked()
-    case = quality_checks.CheckedScan((flair or pair.scan).canonical(), pair.given_t1, tissue.data)
+    case = quality_checks.CheckedScan(flair or pair.scan, pair.given_t1, tissue.data)
     findings, checks = quality_checks.examine(case)
-    brain = brain_mask(drawn.anatomy.canonical())
+    brain = brain_mask(drawn.anatomy)
     place = Place.of(tissue.with_data(tissue.data * brain), threads=threads)
     return Checked(brain, place, tuple(findings), tuple(checks))
 
 
 def tissue_with_wmh(drawn: Delineation, card: ModelCard) -> Volume | None:
-    """The tissues with WMH drawn in, axes running R, A, S; None if the model lacks some."""
+    """The tissues with WMH drawn in; None if the model lacks some."""
     if card.tissues != CLASSES_WITHOUT_RIM:
         return None
-    return quality_checks.with_wmh(drawn.anatomy, drawn.mask).canonical()
+    return quality_checks.with_wmh(drawn.anatomy, drawn.mask)
 
 
 def _without_excluded(

@@ -14,13 +14,13 @@ from leuko.volume import Array, Volume
 
 @dataclass(frozen=True, eq=False)
 class Inference:
-    """What a model says of one brain, before masks are drawn."""
+    """The output of a model for one brain, before masks are drawn."""
 
-    flair: Volume  # as the model looked at it
-    t1: Volume | None  # likewise, aligned
+    flair: Volume  # as the model saw it: bias corrected, if asked for
+    t1: Volume | None  # likewise, registered to the FLAIR
     pair: Pair
-    probabilities: Array  # (C, X, Y, Z), float32, on the FLAIR's grid as it is stored
-    alignment: Alignment | None  # of the T1, where the model looked at one
+    probabilities: Array  # (C, X, Y, Z), float32, on the FLAIR's grid
+    alignment: Alignment | None  # of the T1; None without one
 
 
 def infer(
@@ -34,10 +34,10 @@ def infer(
     findings: list[Finding],
     watch: Stopwatch,
 ) -> Inference:
-    """What a model says of two scans; N4 corrects their bias fields first, if that is asked for.
+    """Correct the bias fields with N4 (if asked for), register the T1, run the model.
 
-    Warnings are added to `findings`, seconds to `watch`. Raises LeukoError where the T1 could not
-    be registered, and as `Pair.of`.
+    Warnings are added to `findings`, seconds to `watch`. Raises LeukoError if the T1 could not be
+    registered, and as `Pair.of`.
     """
     preparation = model.card.preparation
     if bias_correction:
@@ -57,7 +57,7 @@ def infer(
 def _alignment(
     flair: Volume, t1: Volume, mode: Mode, threads: int, findings: list[Finding]
 ) -> Alignment:
-    """Raises LeukoError when the T1 could not be registered to the FLAIR and `mode` asks for it."""
+    """The T1's registration. Raises LeukoError if it failed, unless `mode` is "never"."""
     found = align(flair, t1, mode=mode, threads=threads)
     doubt = found.doubt()
     if doubt is None:

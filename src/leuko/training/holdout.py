@@ -100,21 +100,22 @@ def segment(
     subject: Subject, model: runtime.Model, *, guarded: bool = False
 ) -> tuple[Volume, str | None]:
     """What a model finds in a subject, as bool; if `guarded`, why its FLAIR looks like none."""
-    drawing = _drawing(subject, model)
-    mask, findings = drawing.masks.mask, drawing.checked.findings
-    doubt = findings[0].text if guarded and quality_checks.is_doubted(findings) else None
-    return drawing.masks.anatomy.with_data(mask), doubt
-
-
-def _drawing(subject: Subject, model: runtime.Model) -> Drawing:
     flair, t1 = read_pair(subject, model.card.preparation)
-    pair = Pair.of(flair, t1, model.card.preparation)
+    drawing = _drawing(flair, t1, model)
+    findings = drawing.checked.findings
+    doubt = findings[0].text if guarded and quality_checks.is_doubted(findings) else None
+    return flair.with_canonical(drawing.masks.mask), doubt
+
+
+def _drawing(flair: Volume, t1: Volume | None, model: runtime.Model) -> Drawing:
+    pair = Pair.of(flair.canonical(), t1, model.card.preparation)
     return draw(predict_pair(pair, model, Stopwatch()), pair, model.card)
 
 
 def _tissue(subject: Subject, model: runtime.Model) -> Volume:
+    flair, t1 = read_pair(subject, model.card.preparation)
     if not model.card.knows_wmh:
-        flair, t1 = read_pair(subject, model.card.preparation)
         return to_tissue(predict(flair, t1, model), flair)
-    masks = _drawing(subject, model).masks
-    return tissue_map(masks.anatomy, masks.mask, masks.rims, model.card)
+    masks = _drawing(flair, t1, model).masks
+    tissue = tissue_map(masks.anatomy, masks.mask, masks.rims, model.card)
+    return flair.with_canonical(tissue.data)
