@@ -156,6 +156,25 @@ def test_a_changed_setting_changes_the_scan(ball):
     assert all(c.thickness_mm == 1 or 2 <= c.thickness_mm <= 3 for c in choices)
 
 
+def leaves(settings, name=""):
+    """The name and the value of each setting, of settings within settings too."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from leaves(value, key)
+    else:
+        yield name, settings
+
+
+def test_ranges_are_ordered_and_probabilities_lie_between_0_and_1():
+    settings = list(leaves(asdict(SynthesisSettings())))
+    ranges = [value for _, value in settings if isinstance(value, Range)]
+    parts = [value for name, value in settings if name.endswith("probability")]
+    assert len(ranges) > 100
+    assert len(parts) > 30
+    assert all(low <= high for low, high in ranges)
+    assert all(0 <= part <= 1 for part in parts)
+
+
 def test_settings_are_read_back_from_json_unchanged():
     usual = SynthesisSettings()
     grey = {**usual.painting.flair.grey, "cortex": Range(1.1, 1.2)}

@@ -48,7 +48,7 @@ class ModelCard:
     preparation: Preparation
     stages: tuple[tuple[int, ...], ...]  # maps after each convolution, stage by stage
     side_maps: int  # K, maps of each specialised layer
-    training: Mapping[str, Any]  # recipe, start, steps, seed, subjects, commit of synthesis code
+    training: Mapping[str, Any]  # recipe, start, steps, seed, subjects, synthesis
     weights: str = WEIGHTS_FILE  # or ONNX_FILE
     three_planes: bool = False  # nearly isotropic scans are sliced along all three axes
     threshold: float = 0.5  # of the WMH probability; at 0.5 the more probable class is taken

@@ -65,7 +65,12 @@ class Scan:
 
 
 def write_subjects(
-    folder: Path, anatomies: Sequence[Anatomy], *, number: int, seed: int
+    folder: Path,
+    anatomies: Sequence[Anatomy],
+    *,
+    number: int,
+    seed: int,
+    settings: SynthesisSettings = SynthesisSettings(),
 ) -> Iterator[tuple[Path, float]]:
     """Write synthetic subjects (FLAIR, T1, wmh, tissue); yields their folders and mL of WMH.
 
@@ -74,8 +79,15 @@ def write_subjects(
     for subject in range(number):
         rng = np.random.default_rng([seed, subject, 1])  # another stream than that of the scan
         anatomy = anatomies[int(rng.integers(len(anatomies)))]
-        choice = replace(choose(anatomy, rng, every_mm=0), with_t1=True)
-        volumes = synthesise(anatomy, [seed, subject], choice=choice, size=SUBJECT_SIZE).volumes()
+        choice = choose(anatomy, rng, every_mm=0, settings=settings.sampling)
+        scan = synthesise(
+            anatomy,
+            [seed, subject],
+            choice=replace(choice, with_t1=True),
+            size=SUBJECT_SIZE,
+            settings=settings,
+        )
+        volumes = scan.volumes()
         home = folder / f"sub-{subject + 1:02d}"
         with staged(home) as scratch:
             for name, volume in volumes.items():

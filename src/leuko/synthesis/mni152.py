@@ -1,4 +1,4 @@
-"""The MNI152 brain that nilearn ships: its T1 and its tissue maps, without a download."""
+"""The MNI152 brain from nilearn: its T1 and its tissue maps, without a download."""
 
 import numpy as np
 
@@ -7,9 +7,9 @@ from leuko.volume import Array, Volume
 
 
 def load() -> tuple[Volume, Array]:
-    """The template's T1, and the shares of CSF, grey and white matter, (3, X, Y, Z) of 0 to 1.
+    """The template's T1, and the parts of CSF, grey and white matter in each voxel, (3, X, Y, Z).
 
-    At 1 mm, axes running R, A, S, both 0 outside the brain. Raises LeukoError without nilearn.
+    At 1 mm, axes running R, A, S; both are 0 outside the brain. Raises LeukoError without nilearn.
     """
     require("nilearn", extra="demo")
     from nilearn import datasets

@@ -58,7 +58,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is decided about one synthetic scan before its pixels are made."""
+    """Decisions about one synthetic scan, made before its pixels."""
 
     axis: int
     slices: int
