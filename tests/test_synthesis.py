@@ -123,7 +123,7 @@ def test_there_are_brains_without_lesions_and_with_many(ball):
 
 
 def test_lesions_of_the_atlas_are_transferred(ball):
-    settings = LesionSettings(kinds={"carried": 1.0}, punctate=PunctateSettings(probability=0))
+    settings = LesionSettings(kinds={"transferred": 1.0}, punctate=PunctateSettings(probability=0))
     left = torch.zeros(182, 218, 182, dtype=torch.bool)
     left[:80] = True
     found = [

@@ -35,6 +35,7 @@ from leuko.io.outputs import (
     write_table,
 )
 from leuko.io.provenance import LEVELS, RIMS_ARE, Finding, Stopwatch, tell, versions
+from leuko.io.tissue import Tissue
 from leuko.lesions.brain import Outside
 from leuko.lesions.delineation import Rims
 from leuko.lesions.drawing import Excluded
@@ -374,7 +375,7 @@ def _tissues_ml(result: Segmentation) -> dict[str, float | None] | None:
         for name, count in list(zip(card.classes, counts, strict=True))[1:]
     }
     if card.knows_rims and result.convention != "separate":
-        volumes["rim"] = None
+        volumes[Tissue.RIM.label] = None
     return volumes
 
 

@@ -18,9 +18,14 @@ class Tissue(IntEnum):
     RIM = 5  # normal caps and rims of the ventricles, bright on FLAIR
     WMH = 6
 
+    @property
+    def label(self) -> str:
+        """The name in model cards and tables."""
+        return self.name.lower()
 
-CLASSES = tuple(tissue.name.lower() for tissue in Tissue)
-CLASSES_WITHOUT_RIM = tuple(name for name in CLASSES if name != "rim")
+
+CLASSES = tuple(tissue.label for tissue in Tissue)
+CLASSES_WITHOUT_RIM = tuple(tissue.label for tissue in Tissue if tissue != Tissue.RIM)
 
 
 def numbers_in(classes: Sequence[str]) -> list[int]:
@@ -30,5 +35,5 @@ def numbers_in(classes: Sequence[str]) -> list[int]:
     background.
     """
     numbers = {name: number for number, name in enumerate(classes)}
-    numbers.setdefault("rim", numbers.get("white", 0))
+    numbers.setdefault(Tissue.RIM.label, numbers.get(Tissue.WHITE.label, 0))
     return [numbers.get(name, 0) for name in CLASSES]

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.special
 
+from leuko.io.tissue import Tissue
 from leuko.lesions.components import TOUCHING, drop_small, find_lesions, large
 from leuko.model.calibration import TYPICAL_CONTRAST, Seen
 from leuko.model.card import Limits, ModelCard
@@ -71,8 +72,9 @@ def delineate(
     anatomy = _anatomy(probabilities, flair, card)
     rim = probabilities[-2] if card.knows_rims else None
     level = None
-    if "white" in card.classes and (card.edges or rim is not None):
-        white = (anatomy.data == card.classes.index("white")) & (wmh < NORMAL_WMH)
+    white_class = card.number(Tissue.WHITE)
+    if white_class is not None and (card.edges or rim is not None):
+        white = (anatomy.data == white_class) & (wmh < NORMAL_WMH)
         level = white_level(flair, white if rim is None else white & (rim < NORMAL_RIM))
     wmh, mask = _drawn(wmh, flair, level if card.edges else None, limits)
     liberal = mask | lesions_of(wmh, limits.shifted(LIBERAL_LOG_ODDS), voxel_mm3=voxel_mm3)
@@ -114,9 +116,9 @@ def _anatomy(probabilities: Array, flair: Volume, card: ModelCard) -> Volume:
     """The most probable tissue of each voxel apart from WMH; caps and rims are white matter."""
     count = len(card.tissues) - 1
     tissues = probabilities[:count]
-    if card.knows_rims and "white" in card.tissues:
+    if card.knows_rims:  # and so white matter
         tissues = tissues.copy()
-        tissues[card.classes.index("white")] += probabilities[-2]
+        tissues[card.number(Tissue.WHITE)] += probabilities[-2]
     return flair.with_data(tissues.argmax(axis=0).astype(np.uint8))
 
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from leuko.errors import LeukoError
 from leuko.io.files import read_json, sha256, write_json
+from leuko.io.tissue import Tissue
 from leuko.model.calibration import Calibration
 from leuko.preprocessing.slices import Preparation
 
@@ -69,8 +70,8 @@ class ModelCard:
             "weights_sha256": isinstance(self.weights_sha256, str),
             "classes": all(map(_is_line, self.classes))
             and len(self.classes) == len(set(self.classes)) > 1
-            and "wmh" not in self.classes[:-1]
-            and ("rim" not in self.classes or are_rims(self.classes)),
+            and Tissue.WMH.label not in self.classes[:-1]
+            and (not self.knows_rims or are_rims(self.classes)),
             "stages": all(map(_is_count, [len(self.stages), *map(len, self.stages)])),
             "maps": all(map(_is_count, [self.side_maps, *chain(*self.stages)])),
             "three_planes": isinstance(self.three_planes, bool),
@@ -85,9 +86,13 @@ class ModelCard:
         if wrong:
             raise ValueError(f"invalid {', '.join(wrong)}")
 
+    def number(self, tissue: Tissue) -> int | None:
+        """The number of a tissue class in this model; None if the model lacks the class."""
+        return self.classes.index(tissue.label) if tissue.label in self.classes else None
+
     @property
     def knows_wmh(self) -> bool:
-        return self.classes[-1] == "wmh"
+        return self.classes[-1] == Tissue.WMH.label
 
     def require_wmh(self) -> None:
         """Raises LeukoError if the model has no class for WMH."""
@@ -101,7 +106,7 @@ class ModelCard:
     @property
     def knows_rims(self) -> bool:
         """Whether the model has a class for normal caps and rims of the ventricles."""
-        return "rim" in self.classes
+        return Tissue.RIM.label in self.classes
 
     def require_rims(self) -> None:
         """Raises LeukoError if the model has no class for caps and rims."""
@@ -114,7 +119,7 @@ class ModelCard:
     @property
     def tissues(self) -> tuple[str, ...]:
         """The classes without "rim": caps and rims are white matter."""
-        return tuple(name for name in self.classes if name != "rim")
+        return tuple(name for name in self.classes if name != Tissue.RIM.label)
 
     def limits(
         self, threshold: float | None = None, smallest_lesion_mm3: float | None = None
@@ -203,7 +208,8 @@ def load_card(folder: Path) -> ModelCard:
 
 def are_rims(classes: tuple[str, ...]) -> bool:
     """Whether the classes end with rim and wmh and include white, which rims need."""
-    return classes[-2:] == ("rim", "wmh") and "white" in classes
+    ending = (Tissue.RIM.label, Tissue.WMH.label)
+    return classes[-2:] == ending and Tissue.WHITE.label in classes
 
 
 def _is_line(value: object) -> bool:

@@ -69,12 +69,11 @@ class SclerosisSettings:
             "deep": 2.5,
         }
     )
-    periventricular_mm: float = (
-        4  # centres are nearer to the ventricles; those of deep ones farther
-    )
-    juxtacortical_mm: float = 2  # likewise from the cortex
-    callosal_mm: float = 8  # centres are nearer to the ventricles
-    callosal_midline_mm: float = 10  # and to the midline
+    # Largest distances of the centres. Deep lesions are farther from ventricles and cortex.
+    periventricular_mm: float = 4
+    juxtacortical_mm: float = 2
+    callosal_mm: float = 8  # from the ventricles,
+    callosal_midline_mm: float = 10  # and from the midline
     leukocortical_probability: float = 0.5  # of lesions that may extend into the cortex
     mean_count: float = 30  # of an exponential distribution; one is added
     median_radius_mm: float = 1.9
@@ -92,7 +91,7 @@ class PunctateSettings:
     """Small lesions in deep white matter, as in early small-vessel disease."""
 
     probability: float = 0.3  # of the images with lesions
-    ventricle_mm: float = 2  # centres are farther from the ventricles
+    ventricle_mm: float = 2  # least distance of the centres from the ventricles
     infratentorial_probability: float = 0.33  # of lesions in brain stem and cerebellum too
     mean_count: float = 15  # of an exponential distribution; one is added
     radius_mm: Range = Range(1.0, 2.2)
@@ -103,13 +102,13 @@ class PunctateSettings:
 class LesionSettings:
     """Kinds of lesions, and how often each is drawn."""
 
-    # Part of the images with each kind; "carried": masks of other brains, if there are any.
+    # Part of the images with each kind; "transferred": masks of other brains, if there are any.
     kinds: Mapping[str, float] = field(
         default_factory=lambda: {
             "vascular": 0.42,
             "ms": 0.27,
             "both": 0.06,
-            "carried": 0.12,
+            "transferred": 0.12,
             "none": 0.13,
         }
     )
@@ -117,8 +116,8 @@ class LesionSettings:
     vascular: VascularSettings = VascularSettings()
     sclerosis: SclerosisSettings = field(default_factory=SclerosisSettings)
     punctate: PunctateSettings = PunctateSettings()
-    carried_flip_probability: float = 0.5  # left to right
-    carried_shift_sd_mm: float = 2  # along each axis: brains differ
+    transferred_flip_probability: float = 0.5  # left to right
+    transferred_shift_sd_mm: float = 2  # along each axis: brains differ
     outline_mm: float = 2.5  # irregular outlines of ovoids vary over so many mm
     outline_roughness: float = 0.25  # in radii
 
@@ -135,7 +134,7 @@ def draw_lesions(
     `atlas` are masks in MNI space (X, Y, Z) that may be transferred.
     """
     generator = torch.Generator(anatomy.structure.device).manual_seed(int(rng.integers(2**62)))
-    kinds = [kind for kind in settings.kinds if atlas or kind != "carried"]
+    kinds = [kind for kind in settings.kinds if atlas or kind != "transferred"]
     shares = np.array([settings.kinds[kind] for kind in kinds])
     kind = rng.choice(kinds, p=shares / shares.sum())
     lesions = torch.zeros_like(anatomy.lesions)
@@ -147,8 +146,8 @@ def draw_lesions(
         lesions |= _vascular(anatomy, rng, generator, settings.vascular)
     if kind in ("ms", "both"):
         lesions |= _sclerosis(anatomy, rng, generator, settings)
-    if kind == "carried":
-        lesions |= _carried(anatomy, rng, atlas, settings)
+    if kind == "transferred":
+        lesions |= _transferred(anatomy, rng, atlas, settings)
     if rng.random() < settings.punctate.probability:
         lesions |= _punctate(anatomy, rng, generator, settings)
     return lesions
@@ -302,19 +301,19 @@ def _add_ovoid(
     lesions[box] |= distance + rough[box] < 1
 
 
-def _carried(
+def _transferred(
     anatomy: Anatomy, rng: np.random.Generator, atlas: Sequence[Tensor], settings: LesionSettings
 ) -> Tensor:
     """A mask of the atlas (MNI space), transferred by the bounding boxes of the two brains."""
     mask = atlas[int(rng.integers(len(atlas)))].to(anatomy.structure.device)
-    if rng.random() < settings.carried_flip_probability:
+    if rng.random() < settings.transferred_flip_probability:
         mask = mask.flip(0)
     inside = _is_any(anatomy, "white", "brain stem", "cerebellar white", "thalamus")
     voxels = inside.nonzero()
     low, high = (torch.tensor(v, device=voxels.device) for v in (anatomy.low, anatomy.high))
     part = (voxels - low) / (high - low)
     box = torch.tensor(MNI_BRAIN, device=voxels.device)
-    shift = rng.normal(0, settings.carried_shift_sd_mm, size=3)
+    shift = rng.normal(0, settings.transferred_shift_sd_mm, size=3)
     there = box[0] + part * (box[1] - box[0]) + torch.as_tensor(shift, device=voxels.device)
     there = there.round().long()
     for axis, size in enumerate(mask.shape):

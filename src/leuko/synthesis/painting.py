@@ -91,10 +91,10 @@ class FlairSettings:
     # Cavities: CSF in the middle of large lesions.
     cavity_probability: float = 0.35
     cavity: Range = Range(0.3, 1)
-    cavity_px: float = 2.0  # blur of the lesion; its middle keeps more than `cavity_begins`,
-    cavity_begins: float = 0.6  # and is all cavity
-    cavity_softness: float = 0.3  # from this much more on
-    cavity_damage: float = 0.8  # of `Samples.damage`, from where on tissue is lost
+    cavity_px: float = 2.0  # standard deviation of the blur that finds the middle of a lesion
+    cavity_begins: float = 0.6  # blurred lesion at the edge of a cavity,
+    cavity_softness: float = 0.3  # and how much more it is where the cavity is complete
+    cavity_damage: float = 0.8  # `Samples.damage` above which tissue is lost
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class T1Settings:
     lesion: Range = Range(0.6, 1.0)  # grey value: isointense to clearly dark
     lesion_unevenness: Range = Range(0, 0.2)
     hole: Range = Range(0, 0.55)  # where tissue is lost, lesions are darker: "black holes"
-    hole_damage: float = 0.6  # of `Samples.damage`, from where on tissue is lost
+    hole_damage: float = 0.6  # `Samples.damage` above which tissue is lost
     edge_px: Range = Range(0.4, 1.2)
 
 
@@ -295,7 +295,7 @@ def _means(ranges: Mapping[str, Range], rng: np.random.Generator) -> Array:
 
 
 def _lost(damage: Tensor, begins: float) -> Tensor:
-    """The part of the tissue that is lost: 0 up to where it begins, 1 from half a unit more on."""
+    """The part of the tissue that is lost: 0 where it begins, 1 half a unit above."""
     return (2 * (damage - begins)).clamp(0, 1)
 
 

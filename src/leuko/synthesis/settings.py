@@ -26,7 +26,7 @@ class SynthesisSettings:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "SynthesisSettings":
-        """Settings from their JSON object; what it lacks is as by default.
+        """Settings from their JSON object; fields that it lacks keep their defaults.
 
         Raises AttributeError or KeyError for a setting that does not exist.
         """

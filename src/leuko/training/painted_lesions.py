@@ -5,6 +5,8 @@ import math
 import numpy as np
 import scipy.ndimage
 
+from leuko.io.tissue import Tissue
+from leuko.lesions.delineation import NORMAL_RIM, NORMAL_WMH
 from leuko.model import runtime
 from leuko.preprocessing.slices import area_residue
 from leuko.synthesis.labels import LABELLED_PART
@@ -44,9 +46,10 @@ def painted(slices: RealSlices, model: runtime.Model) -> RealSlices:
 
 def white_matter(shares: dict[str, Array]) -> Array:
     """The pixels (H, W) that are surely white matter, by the probabilities of all classes."""
-    others = [share for name, share in shares.items() if name not in ("white", "wmh", "rim")]
-    white: Array = (shares["white"] > np.max(others, axis=0)) & (shares["wmh"] < 0.2)
-    return white & (shares["rim"] < 0.3) if "rim" in shares else white
+    white, rim, wmh = (kind.label for kind in (Tissue.WHITE, Tissue.RIM, Tissue.WMH))
+    others = [share for name, share in shares.items() if name not in (white, rim, wmh)]
+    normal: Array = (shares[white] > np.max(others, axis=0)) & (shares[wmh] < NORMAL_WMH)
+    return normal & (shares[rim] < NORMAL_RIM) if rim in shares else normal
 
 
 def random_spots(shape: tuple[int, ...], centres: Array, rng: np.random.Generator) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 from leuko.errors import LeukoError
 from leuko.evaluation.labels import BACKGROUND, UNKNOWN, WMH, WMH_LABELS, Labelling, tissue_labels
 from leuko.io.tissue import CLASSES as MADE
-from leuko.io.tissue import CLASSES_WITHOUT_RIM
+from leuko.io.tissue import CLASSES_WITHOUT_RIM, Tissue
 from leuko.model import imagenet
 from leuko.model.card import are_rims
 from leuko.model.network import SIDE_MAPS, VGG16, Stages
@@ -155,7 +155,7 @@ class Settings:
             )
         if not all(name.isprintable() and name for name in classes):
             raise LeukoError("--classes has an empty name, or one that cannot be printed")
-        if "rim" in classes and not are_rims(classes):
+        if Tissue.RIM.label in classes and not are_rims(classes):
             raise LeukoError(
                 "--classes names rim, the caps and rims of the ventricles, which expects the class "
                 f"white, and rim and {WMH} as the last two; found {', '.join(classes)}"
