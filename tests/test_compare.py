@@ -408,6 +408,18 @@ def test_a_flair_that_was_moved_is_asked_for_and_taken(times, tmp_path):
         elsewhere.rename(flair)
 
 
+def test_runs_without_a_flair_in_a_file_or_of_a_measured_mask_are_refused(times, brain, tmp_path):
+    folder = run_of(tmp_path / "run", brain, spot(brain, HERE, 11))
+    record = RunRecord.read(folder / "run.json")
+    flair = replace(record.inputs.flair, path=None)
+    replace(record, inputs=Inputs(flair=flair)).write(folder / "run.json")
+    with pytest.raises(LeukoError, match="made from a FLAIR in memory; save it as a file"):
+        compare(times[0], folder, tmp_path / "out")
+    replace(record, command="measure").write(folder / "run.json")
+    with pytest.raises(LeukoError, match="a mask that was measured; give a folder that leuko"):
+        compare(times[0], folder, tmp_path / "out")
+
+
 def test_folders_that_hold_neither_runs_nor_scans_are_refused(times, tmp_path):
     with pytest.raises(LeukoError, match=r"holds neither run\.json"):
         compare(times[0], tmp_path, tmp_path / "out")

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -217,13 +218,22 @@ def test_nothing_to_gather_is_said(tmp_path):
         gather.write_batch(tmp_path)
 
 
-@pytest.mark.parametrize("content", ['{"command": "train"}', "{", "[]"])
-def test_a_record_of_something_else_is_named_and_left_out(cohort, caplog, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"command": "train"}', "not written by leuko segment"),
+        ('{"command": "segment"}', "older Leuko; segment its scans again"),
+        ('{"command": "segment", "record_version": 1}', "damaged: .*; segment its scans again"),
+        ("{", "not valid JSON"),
+        ("[]", "no JSON object"),
+    ],
+)
+def test_a_record_of_something_else_is_named_and_left_out(cohort, caplog, content, said):
     out = cohort(a={}, b={})
     (out / "a" / RECORD_FILE).write_text(content)
     gather.write_batch(out)
     assert [row["id"] for row in rows(out / "wmh.tsv")] == ["b"]
-    assert "a/run.json was not written by this version of leuko segment; not used" in caplog.text
+    assert re.search(rf"not used: .*{RECORD_FILE}.*{said}", caplog.text)
 
 
 def test_a_mask_without_its_record_is_named_and_left_out(cohort, caplog):

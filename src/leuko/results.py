@@ -182,7 +182,10 @@ class Segmentation:
         drop_older(out, written)
 
     def record(self, *, mask_sha256: str | None = None) -> RunRecord:
-        """The content of `run.json`: scans, model, settings, versions and the numbers."""
+        """The content of `run.json`: scans, model, settings, versions and the numbers.
+
+        docs/record.md explains the fields. `mask_sha256` is the hash of the mask once it is saved.
+        """
         source, regions, alignment = self.source, self.analysis.regions, self.alignment
         interval, icv_ml = self.volume_interval_ml, self.analysis.intracranial_ml
         return RunRecord(

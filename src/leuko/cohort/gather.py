@@ -69,8 +69,8 @@ def write_batch(out: Path) -> dict[str, Path]:
 def write_dataset(out: Path) -> dict[str, Path]:
     """Collect a derivative dataset as `write_batch` does, and also write its table for BIDS.
 
-    In phenotype/wmh.tsv a participant may have only one row: with several visits or runs each
-    visit and run has a file, such as phenotype/wmh_ses-b_run-2.tsv.
+    BIDS allows one row per participant in phenotype/wmh.tsv; with several visits or runs each visit
+    and run has a file of its own, such as phenotype/wmh_ses-b_run-2.tsv.
     """
     found = {
         kind: [
@@ -174,14 +174,11 @@ def _save(path: Path, rows: Sequence[Sequence[Any]], ids: Ids) -> None:
 
 
 def _entry(out: Path, result: Result) -> Entry | None:
-    """The entry of a result; None, with a warning, if its record cannot be used."""
+    """The entry of a result; None, with a warning, if its record cannot be read."""
     try:
         record = RunRecord.read(out / result.record)
-    except LeukoError:
-        log.warning(
-            "%s was not written by this version of leuko segment; not used, segment it again",
-            out / result.record,
-        )
+    except LeukoError as error:
+        log.warning("not used: %s", error)
         return None
     report, picture = (
         path.as_posix() if (out / path).is_file() else ""

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from leuko.cohort.ratings import Verdict
-from leuko.io.provenance import RIMS_ARE, is_useless
+from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import RunRecord
 from leuko.report.html import (
     ALERTS,
@@ -41,16 +41,6 @@ class Entry:
     record: RunRecord
     report: str  # empty if there is none
     picture: str  # empty if there is none
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether no check found that the result should not be used."""
-        return not is_useless(self.record.findings)
-
-    @property
-    def warnings(self) -> int:
-        """The number of warnings."""
-        return sum(finding.level == "warning" for finding in self.record.findings)
 
 
 @dataclass(frozen=True)
@@ -89,9 +79,9 @@ def cohort_page(
 def concern(entry: Entry) -> tuple[bool, int, float, str]:
     """A key that sorts the worst first: results not to use, then most warnings, then no expected
     Dice or the lowest."""
-    quality = entry.record.quality
-    dice = quality.predicted_dice if quality else -1.0
-    return entry.is_usable, -entry.warnings, dice, entry.name
+    record = entry.record
+    dice = record.quality.predicted_dice if record.quality else -1.0
+    return record.is_usable, -record.warnings, dice, entry.name
 
 
 def _findings(
@@ -99,7 +89,7 @@ def _findings(
 ) -> Iterator[tuple[str, str, str]]:
     if not entries:
         return
-    usable = [entry for entry in entries if entry.is_usable]
+    usable = [entry for entry in entries if entry.record.is_usable]
     if usable:
         volumes = [entry.record.volume_ml for entry in usable]
         low, median, high = np.percentile(volumes, [25, 50, 75])
@@ -114,7 +104,7 @@ def _findings(
         if parts:
             yield "Share of intracranial volume", f"{np.median(parts):.2f} %", "median"
         yield "Lesions", f"{np.median([entry.record.lesions for entry in usable]):.0f}", "median"
-    warned = sum(entry.warnings > 0 for entry in entries)
+    warned = sum(entry.record.warnings > 0 for entry in entries)
     yield "With warnings", str(warned), f"of {len(entries)}"
     if len(usable) < len(entries):
         useless = str(len(entries) - len(usable))
@@ -147,7 +137,7 @@ def _mixture(entries: Sequence[Entry]) -> str:
 def _pictures(entries: Sequence[Entry]) -> str:
     from leuko.report.figures import as_svg, cohort_histogram
 
-    volumes = [entry.record.volume_ml for entry in entries if entry.is_usable]
+    volumes = [entry.record.volume_ml for entry in entries if entry.record.is_usable]
     if not volumes:
         return ""
     figure, bars = cohort_histogram(volumes)
@@ -199,7 +189,7 @@ def _card(number: int, entry: Entry, said: Sequence[Verdict]) -> str:
         for verdict in VERDICTS
     )
     return (
-        f'<li class="card{"" if entry.is_usable else " useless"}" data-name="{name}" '
+        f'<li class="card{"" if entry.record.is_usable else " useless"}" data-name="{name}" '
         f'data-volume="{entry.record.volume_ml:.4f}" data-warnings="{serious}" '
         f'data-judged="{int(judged)}">'
         f"<h3>{link}</h3>{_look(entry)}"

@@ -6,7 +6,6 @@ Rows contain no paths and no times, so the same scans always give the same row.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from leuko.io.provenance import is_useless
 from leuko.io.record import RegionsRecord, RunRecord
 from leuko.lesions.location import REGIONS, SECTORS
 from leuko.lesions.quality_checks import TISSUES
@@ -52,8 +51,8 @@ def _values(record: RunRecord) -> Iterator[tuple[str, Any]]:
     if record.alignment:
         yield "t1_moved_mm", record.alignment.moved_mm
     codes = dict.fromkeys(finding.code for finding in record.findings)
-    yield "do_not_use", "yes" if is_useless(record.findings) else "no"
-    yield "warnings", sum(finding.level == "warning" for finding in record.findings)
+    yield "do_not_use", "no" if record.is_usable else "yes"
+    yield "warnings", record.warnings
     yield "finding_codes", ",".join(codes) or "n/a"
     if record.outside_brain:
         yield "outside_brain_ml", record.outside_brain.wmh_ml

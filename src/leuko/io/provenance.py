@@ -1,4 +1,4 @@
-"""How a run went: findings of its checks, seconds per stage, versions of the libraries."""
+"""Findings of a run, its seconds per stage, and the versions of the libraries it used."""
 
 import importlib.metadata
 import logging

@@ -12,7 +12,7 @@ import msgspec
 
 from leuko.errors import LeukoError
 from leuko.io.files import read_json, write_json
-from leuko.io.provenance import Finding, Rims
+from leuko.io.provenance import Finding, Rims, is_useless
 
 VERSION = 1  # increase it when a field is added, removed or changes its meaning
 
@@ -42,7 +42,7 @@ class Inputs:
 
     flair: ScanRecord
     t1: ScanRecord | None = None
-    mask: ScanRecord | None = None  # that was measured
+    mask: ScanRecord | None = None  # the mask that was measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,8 @@ class SettingsRecord:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """From the values by name; `exclude` is a mapping or None."""
-        return msgspec.convert(settings, cls)
+        exclude = settings["exclude"]
+        return cls(**{**settings, "exclude": FileRecord(**exclude) if exclude else None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +173,16 @@ class RunRecord:
     def leuko_version(self) -> str:
         """The version of Leuko that wrote the record."""
         return self.versions.get("leuko", "n/a")
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether no check found a reason not to use the result."""
+        return not is_useless(self.findings)
+
+    @property
+    def warnings(self) -> int:
+        """The number of warnings."""
+        return sum(finding.level == "warning" for finding in self.findings)
 
     @classmethod
     def read(cls, path: Path) -> Self:

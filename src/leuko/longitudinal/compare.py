@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One time, read from the files of `leuko segment`."""
+    """One time point, read from the files of `leuko segment`."""
 
     folder: Path
     record: RunRecord
@@ -82,7 +82,7 @@ def compare(
     followup_flair: str | Path | None = None,
     threads: int | None = None,
 ) -> Comparison:
-    """Compare two times of one brain and write the `FILES` of the comparison into `out`.
+    """Compare two time points of one brain and write the `FILES` of the comparison into `out`.
 
     `baseline` and `followup` are folders that `segment` wrote, or folders with FLAIR.nii.gz and
     perhaps T1.nii.gz, which are segmented into `out` first. `baseline_flair` and `followup_flair`
@@ -169,12 +169,11 @@ def _read(folder: Path, flair: Path | None) -> Run:
             "segment wrote"
         )
     was = record.inputs.flair
-    path = flair or (was.path and Path(was.path))
-    if not path:
+    if was.path is None:
         raise LeukoError(
-            f"the FLAIR of {folder} was an image in memory; save it and give its path with "
-            "--baseline-flair or --followup-flair"
+            f"{folder} was made from a FLAIR in memory; save it as a file and segment that file"
         )
+    path = flair or Path(was.path)
     if not path.exists():
         raise LeukoError(
             f"the FLAIR of {folder} is not at {path}; give its path with --baseline-flair or "

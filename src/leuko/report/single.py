@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import numpy as np
 from matplotlib.figure import Figure
 
-from leuko.io.provenance import RIMS_ARE, is_useless
+from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import FileRecord, RunRecord
 from leuko.lesions.measure import Lesion
 from leuko.model.calibration import interval_text
@@ -88,7 +88,7 @@ def report(record: RunRecord, lesions: Sequence[Lesion], pane: Pane, sheet_jpeg:
             alerts(record.findings, record.checks),
             section(
                 "Findings",
-                facts(_findings(record), useless=is_useless(record.findings)),
+                facts(_findings(record), useless=not record.is_usable),
                 _rule(record),
                 _convention(record),
             ),
@@ -126,9 +126,7 @@ def _headline(record: RunRecord) -> str:
 
 
 def _usability(record: RunRecord) -> str:
-    if is_useless(record.findings):
-        return "DO NOT USE"
-    return f"warnings: {sum(finding.level == 'warning' for finding in record.findings)}"
+    return f"warnings: {record.warnings}" if record.is_usable else "DO NOT USE"
 
 
 def _subtitle(record: RunRecord, pane: Pane) -> str:
