@@ -42,8 +42,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from cohorts import REASONS, command, mere_mortal, spoil, stopped, swap, table, written
 from leuko.cohort.worker import THREADS
 from leuko.io import nifti
-from leuko.io.files import read_json
 from leuko.io.outputs import RECORD_FILE
+from leuko.io.record import RunRecord
 from leuko.synthesis.anatomy import Anatomy, from_mni152, load_heads
 from leuko.synthesis.images import Scan, synthesise
 from leuko.synthesis.sampling import choose
@@ -244,12 +244,12 @@ def cost(folder: Path, scans: Path) -> Iterator[tuple[str, object]]:
             walls.append(time.perf_counter() - start)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             processors.append(after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime)
-        record = read_json(out / home.name / RECORD_FILE, what="record")
+        stages = RunRecord.read(out / home.name / RECORD_FILE).seconds
         shape = "x".join(map(str, nifti.read(home / "FLAIR.nii.gz").data.shape))
         yield f"{home.name}, {shape}: seconds, start and end of the run too", f"{median(walls):.1f}"
         yield "  of processors", f"{median(processors):.1f}"
-        yield "  of segmenting itself", f"{sum(record['seconds'].values()):.1f}"
-        for stage, seconds in record["seconds"].items():
+        yield "  of segmenting itself", f"{sum(stages.values()):.1f}"
+        for stage, seconds in stages.items():
             yield f"    {stage}", f"{seconds:.1f}"
         yield "  memory at most, MB", round(max(peaks))
         yield "  MB read", f"{size_mb(home):.1f}"

@@ -17,17 +17,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from leuko.cohort import executor, gather
 from leuko.cohort.job import Job, Wanted, settle, split
 from leuko.cohort.worker import Limits, Outcome
-from leuko.io.files import staged, write_json
-from leuko.io.inputs import as_file
+from leuko.io.files import staged
+from leuko.io.inputs import file_record
 from leuko.io.outputs import MASK_FILE, RECORD_FILE
+from leuko.io.record import Inputs, ModelRecord, Quality, RunRecord, ScanRecord, SettingsRecord
 from leuko.segment import SegmentSettings
 
 HEADER = b"\0" * 352  # as long as that of a NIfTI file
@@ -63,36 +64,52 @@ def stand_in(job: Job) -> Outcome:
         return Outcome("a stand-in's failure", 0.0, 0.0)
     with staged(job.folder) as scratch:
         (scratch / MASK_FILE).write_bytes(HEADER)
-        write_json(scratch / RECORD_FILE, record(job))
+        record(job).write(scratch / RECORD_FILE)
     return Outcome(None, 0.0, 0.0)
 
 
-def record(job: Job) -> dict[str, Any]:
-    """As small as a record can be that the restart and the table read."""
+def record(job: Job) -> RunRecord:
+    """The record of a subject that was not segmented."""
     wanted = wanted_of(job.settings)
-    ml = 0.1 * (1 + int(job.name[1:]) % 300)
-    return {
-        "command": "segment",
-        "mask_sha256": f"{int(job.name[1:]):064}",
-        "versions": {"leuko": "stand-in"},
-        "inputs": {"flair": as_file(job.flair)},
-        "model": {"name": "stand-in", "weights_sha256": wanted.weights_sha256},
-        "settings": {**wanted.settings, "strict": True, "exclude": None, "device": "cpu"},
-        "findings": [],
-        "checks": [],
-        "outside_brain": None,
-        "volume_ml": ml,
-        "volume_interval_ml": [ml / 2, 2 * ml],
-        "quality": {"predicted_dice": 0.8, "interval": [0.6, 0.9]},
-        "lesions": 10,
-        "intracranial_ml": 1400.0,
-        "volume_percent_icv": ml / 14,
-        "excluded_ml": None,
-        "tissue_ml": None,
-        "regions": None,
-        "alignment": None,
-        "seconds": {},
-    }
+    used, number = wanted.settings, int(job.name[1:])
+    ml = 0.1 * (1 + number % 300)
+    return RunRecord(
+        command="segment",
+        mask_sha256=f"{number:064}",
+        versions={"leuko": "stand-in"},
+        inputs=Inputs(flair=ScanRecord(**asdict(file_record(job.flair)), series=None)),
+        model=ModelRecord(name="stand-in", path=None, weights_sha256=wanted.weights_sha256),
+        settings=SettingsRecord(
+            threshold=wanted.limits.threshold,
+            lesion_threshold=wanted.limits.lesion_threshold,
+            smallest_lesion_mm3=wanted.limits.smallest_mm3,
+            exclude=None,
+            rims=used.rims,
+            alignment=used.alignment,
+            bias_correction=used.bias_correction,
+            rule=used.rule,
+            strict=used.strict,
+            device=used.device,
+        ),
+        findings=(),
+        checks=(),
+        volume_ml=ml,
+        volume_interval_ml=(ml / 2, 2 * ml),
+        quality=Quality(predicted_dice=0.8, interval=(0.6, 0.9)),
+        rims=None,
+        wmh_ml=None,
+        rims_ml=None,
+        wmh_and_rims_ml=None,
+        lesions=10,
+        intracranial_ml=1400.0,
+        volume_percent_icv=ml / 14,
+        outside_brain=None,
+        excluded_ml=None,
+        tissue_ml=None,
+        regions=None,
+        alignment=None,
+        seconds={},
+    )
 
 
 _WANTED: dict[SegmentSettings, Wanted] = {}

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import leuko
 from leuko.io import nifti
-from leuko.io.files import read_json
+from leuko.io.record import RunRecord
 from leuko.io.tissue import Tissue
 from leuko.lesions import mni
 from leuko.lesions.measure import MaskedScan, analyse
@@ -253,7 +253,7 @@ def measure_segment(
         spent, peak = run_python("-m", "leuko.cli", *command)
         seconds.append(spent)
         mebibytes.append(peak)
-        stages.append(read_json(out / "run.json", what="run")["seconds"])
+        stages.append(RunRecord.read(out / "run.json").seconds)
     size = "x".join(map(str, nifti.read(flair).data.shape))
     megabytes = median(mebibytes) * MEBIBYTE / 1e6
     whole = median(seconds)

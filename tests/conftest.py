@@ -1,6 +1,5 @@
 """Folders of made-up heads, a model trained on them, and the way to the real scans."""
 
-import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -13,6 +12,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from leuko.cli import main
 from leuko.io.outputs import PICTURE_FILE, RECORD_FILE, REPORT_FILE
+from leuko.io.record import Inputs
 from leuko.model.card import load_card, save_card
 from leuko.preprocessing.slices import Preparation
 from leuko.segment import SegmentSettings, segment
@@ -21,7 +21,7 @@ from leuko.training.plan import Settings
 from leuko.training.recipes import MODERN, Phase
 from leuko.volume import Volume
 from phantoms import Phantom, make_phantom
-from reports import a_head, a_record
+from reports import a_head, a_record, a_scan
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -176,10 +176,9 @@ def cohort(tmp_path):
         for number, (name, changes) in enumerate(subjects.items()):
             folder = tmp_path / "out" / name
             folder.mkdir(parents=True)
-            own = {"mask_sha256": f"{number:064x}"}
-            scan = {"path": "F.nii.gz", "series": None, "sha256": f"{number + 100:064x}"}
-            record = a_record(flair, mask, inputs={"flair": scan}) | own | changes
-            (folder / RECORD_FILE).write_text(json.dumps(record))
+            inputs = Inputs(flair=a_scan("F.nii.gz", f"{number + 100:064x}"))
+            own = {"mask_sha256": f"{number:064x}", "inputs": inputs}
+            a_record(flair, mask, **own | changes).write(folder / RECORD_FILE)
             (folder / REPORT_FILE).write_text("<title>its report</title>")
             (folder / PICTURE_FILE).write_bytes(b"\x89PNG")
         return tmp_path / "out"

@@ -1,9 +1,21 @@
 """Made-up results, as a report shows them."""
 
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 
+from leuko.io.provenance import Finding
+from leuko.io.record import (
+    AlignmentRecord,
+    Bullseye,
+    Inputs,
+    ModelRecord,
+    Quality,
+    RegionsRecord,
+    RunRecord,
+    ScanRecord,
+    SettingsRecord,
+)
 from leuko.lesions.measure import MaskedScan, analyse
 from leuko.report.single import report, sheet
 from leuko.report.viewer import RIM_KIND, Pane, as_jpeg
@@ -42,74 +54,83 @@ def lesions_of(flair, mask):
 
 
 def a_record(flair, mask, **changes):
-    """As `leuko segment` writes it, with regions."""
+    """The record of a made-up run with a T1 and regions."""
     ml = flair.ml(mask)
-    bullseye = {
-        "shells": ["innermost", "inner", "outer", "outermost"],
-        "sectors": [
-            "left frontal", "right frontal", "left parietal", "right parietal", "left temporal",
-            "right temporal", "left occipital", "right occipital", "deep grey",
-        ],
-        "ml": (np.arange(36).reshape(4, 9) / 630 * ml).tolist(),
-    }  # fmt: skip
-    scan = {"path": "/scans/anna/FLAIR.nii.gz", "series": None, "sha256": "ab" * 32}
-    return {
-        "command": "segment",
-        "mask_sha256": "ef" * 32,
-        "versions": {"leuko": "0.1.0", "numpy": "2.0"},
-        "inputs": {"flair": scan, "t1": scan | {"path": "/scans/anna/T1.nii.gz"}},
-        "model": {"name": "leuko-base", "path": "/models/leuko-base", "weights_sha256": "cd" * 32},
-        "settings": {
-            "threshold": 0.4,
-            "lesion_threshold": 0.7,
-            "rims": "separate",
-            "smallest_lesion_mm3": 10.0,
-            "alignment": "auto",
-            "bias_correction": False,
-            "exclude": None,
-            "rule": "voxel10",
-            "strict": False,
-            "device": "cpu",
-        },
-        "findings": [],
-        "checks": ["volume of the brain", "motion"],
-        "outside_brain": None,
-        "volume_ml": ml,
-        "rims": "separate",
-        "wmh_ml": ml,
-        "rims_ml": 1.5,
-        "wmh_and_rims_ml": ml + 1.5,
-        "lesions": len(lesions_of(flair, mask).lesions),
-        "intracranial_ml": 1400.0,
-        "volume_percent_icv": ml / 14,
-        "volume_interval_ml": [ml / 2, ml * 2],
-        "quality": {"predicted_dice": 0.8, "interval": [0.7, 0.9]},
-        "excluded_ml": None,
-        "tissue_ml": {"csf": 200.0, "wmh": ml},
-        "regions": {
-            "rule": "voxel10",
-            "rule_text": "periventricular: voxels up to 10 mm from the lateral ventricles",
-            "periventricular_ml": ml / 2,
-            "deep_ml": ml / 2,
-            "infratentorial_ml": 0.0,
-            "confluent_ml": 0.0,
-            "left_ml": ml / 4,
-            "right_ml": 3 * ml / 4,
-            "bullseye": bullseye,
-        },
-        "alignment": {"moved_mm": 1.5, "off_mm": None},
-        "seconds": {"read": 0.1, "predict": 2.0},
-    } | changes
+    lobes = ("frontal", "parietal", "temporal", "occipital")
+    bullseye = Bullseye(
+        shells=("innermost", "inner", "outer", "outermost"),
+        sectors=(*(f"{side} {lobe}" for lobe in lobes for side in ("left", "right")), "deep grey"),
+        ml=tuple(map(tuple, (np.arange(36).reshape(4, 9) / 630 * ml).tolist())),
+    )
+    record = RunRecord(
+        command="segment",
+        mask_sha256="ef" * 32,
+        versions={"leuko": "0.1.0", "numpy": "2.0"},
+        inputs=Inputs(flair=a_scan("/scans/anna/FLAIR.nii.gz"), t1=a_scan("/scans/anna/T1.nii.gz")),
+        model=ModelRecord(name="leuko-base", path="/models/leuko-base", weights_sha256="cd" * 32),
+        settings=SettingsRecord(
+            threshold=0.4,
+            lesion_threshold=0.7,
+            smallest_lesion_mm3=10.0,
+            exclude=None,
+            rims="separate",
+            alignment="auto",
+            bias_correction=False,
+            rule="voxel10",
+            strict=False,
+            device="cpu",
+        ),
+        findings=(),
+        checks=("volume of the brain", "motion"),
+        volume_ml=ml,
+        volume_interval_ml=(ml / 2, ml * 2),
+        quality=Quality(predicted_dice=0.8, interval=(0.7, 0.9)),
+        rims="separate",
+        wmh_ml=ml,
+        rims_ml=1.5,
+        wmh_and_rims_ml=ml + 1.5,
+        lesions=len(lesions_of(flair, mask).lesions),
+        intracranial_ml=1400.0,
+        volume_percent_icv=ml / 14,
+        outside_brain=None,
+        excluded_ml=None,
+        tissue_ml={"csf": 200.0, "wmh": ml},
+        regions=RegionsRecord(
+            rule="voxel10",
+            rule_text="periventricular: voxels up to 10 mm from the lateral ventricles",
+            periventricular_ml=ml / 2,
+            deep_ml=ml / 2,
+            infratentorial_ml=0.0,
+            confluent_ml=0.0,
+            left_ml=ml / 4,
+            right_ml=3 * ml / 4,
+            bullseye=bullseye,
+        ),
+        alignment=AlignmentRecord(
+            moved_mm=1.5,
+            off_mm=None,
+            sharpness=0.5,
+            mutual_information_before=0.2,
+            mutual_information=0.4,
+            flair_to_t1=tuple(map(tuple, np.eye(4).tolist())),
+        ),
+        seconds={"read": 0.1, "predict": 2.0},
+    )
+    return replace(record, **changes)
+
+
+def a_scan(path, sha256="ab" * 32):
+    """A scan of a made-up run."""
+    return ScanRecord(path=path, sha256=sha256, series=None)
 
 
 def a_report(folder, flair, mask, band=None, **changes):
     """The page of a result, with rims in a band, and its picture in `folder`."""
     record, pane = a_record(flair, mask, **changes), a_pane(flair, mask, t1=flair.data, rims=band)
     sheet(record, pane).savefig(folder / "qc.png", facecolor="black", dpi=60)
-    rows = [asdict(lesion) for lesion in lesions_of(flair, mask).lesions]
-    return report(record, rows, pane, as_jpeg(folder / "qc.png"))
+    return report(record, lesions_of(flair, mask).lesions, pane, as_jpeg(folder / "qc.png"))
 
 
 def finding(text, level="warning", code="cut-off"):
-    """A finding as a record holds it."""
-    return {"level": level, "code": code, "text": text}
+    """A finding of a made-up check."""
+    return Finding(level, code, text)

@@ -4,7 +4,7 @@ import csv
 import json
 import logging
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import nibabel as nib
 import numpy as np
@@ -14,13 +14,14 @@ from scipy.spatial.transform import Rotation
 from conftest import SMALL, stored
 from leuko.errors import LeukoError
 from leuko.io import nifti
-from leuko.io.files import sha256, write_json
+from leuko.io.files import sha256
+from leuko.io.record import Inputs, RunRecord
 from leuko.longitudinal.changes import LESION_BORDER_MM, Time, find_changes
 from leuko.longitudinal.compare import FILES, compare
 from leuko.longitudinal.midspace import half, meet
 from leuko.volume import Volume, resample_onto
 from phantoms import make_phantom
-from reports import finding
+from reports import a_record, a_scan, finding
 
 BOX = np.zeros((24, 24, 24), dtype=bool)
 GRID = Volume(BOX.astype(np.uint8), np.eye(4))
@@ -225,23 +226,20 @@ def run_of(folder, scan, mask, **settings):
     nifti.write(folder / "wmh.nii.gz", scan.with_data(mask.astype(np.uint8)))
     nifti.write(folder / "wmh_prob.nii.gz", scan.with_data((0.9 * mask).astype(np.float32)))
     rims = settings.pop("rims", "separate")
-    chosen = {"threshold": 0.5, "smallest_lesion_mm3": 5.0, "bias_correction": False}
-    path = folder / "flair.nii.gz"
-    record = {
-        "command": "segment",
-        "versions": {"leuko": "0.1.0"},
-        "inputs": {"flair": {"path": str(path), "series": None, "sha256": sha256(path)}},
-        "model": {"name": "made", "weights_sha256": "0" * 64},
-        "settings": chosen | {"exclude": None} | settings,
-        "volume_ml": scan.ml(mask),
-        "rims": rims,
-        "wmh_ml": scan.ml(mask),
-        "rims_ml": 2.5 if rims == "separate" else None,
-        "wmh_and_rims_ml": scan.ml(mask) + 2.5 if rims == "separate" else None,
-        "findings": [],
-        "checks": ["motion"],
-    }
-    write_json(folder / "run.json", record)
+    path, ml = folder / "flair.nii.gz", scan.ml(mask)
+    record = a_record(
+        scan,
+        mask,
+        inputs=Inputs(flair=a_scan(str(path), sha256(path))),
+        checks=("motion",),
+        volume_ml=ml,
+        rims=rims,
+        wmh_ml=ml,
+        rims_ml=2.5 if rims == "separate" else None,
+        wmh_and_rims_ml=ml + 2.5 if rims == "separate" else None,
+    )
+    chosen = {"threshold": 0.5, "smallest_lesion_mm3": 5.0} | settings
+    replace(record, settings=replace(record.settings, **chosen)).write(folder / "run.json")
     return folder
 
 
@@ -313,14 +311,15 @@ def test_the_report_shows_both_times_side_by_side(compared):
 
 
 def test_what_was_said_of_either_run_is_said_again(times, tmp_path):
-    record = json.loads((times[0] / "run.json").read_text())
-    (times[0] / "run.json").write_text(json.dumps(record | {"findings": [finding("<dark>")]}))
+    path = times[0] / "run.json"
+    record = RunRecord.read(path)
+    replace(record, findings=(finding("<dark>"),)).write(path)
     try:
         compare(*times, tmp_path / "out")
     finally:
-        (times[0] / "run.json").write_text(json.dumps(record))
+        record.write(path)
     said = json.loads((tmp_path / "out" / "compare.json").read_text())["findings"]
-    assert said == [finding("baseline: <dark>")]
+    assert said == [asdict(finding("baseline: <dark>"))]
     assert "baseline: &lt;dark&gt;" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -407,6 +406,18 @@ def test_a_flair_that_was_moved_is_asked_for_and_taken(times, tmp_path):
             compare(*times, tmp_path / "out", baseline_flair=times[1] / "flair.nii.gz")
     finally:
         elsewhere.rename(flair)
+
+
+def test_runs_without_a_flair_in_a_file_or_of_a_measured_mask_are_refused(times, brain, tmp_path):
+    folder = run_of(tmp_path / "run", brain, spot(brain, HERE, 11))
+    record = RunRecord.read(folder / "run.json")
+    flair = replace(record.inputs.flair, path=None)
+    replace(record, inputs=Inputs(flair=flair)).write(folder / "run.json")
+    with pytest.raises(LeukoError, match="made from a FLAIR in memory; save it as a file"):
+        compare(times[0], folder, tmp_path / "out")
+    replace(record, command="measure").write(folder / "run.json")
+    with pytest.raises(LeukoError, match="a mask that was measured; give a folder that leuko"):
+        compare(times[0], folder, tmp_path / "out")
 
 
 def test_folders_that_hold_neither_runs_nor_scans_are_refused(times, tmp_path):

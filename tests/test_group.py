@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import re
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from leuko.cohort.job import Job, Wanted, is_done
 from leuko.cohort.run import STRICT
 from leuko.cohort.worker import Limits
 from leuko.errors import LeukoError
-from leuko.io.inputs import as_file
+from leuko.io.inputs import file_record
 from leuko.io.outputs import MASK_FILE, PICTURE_FILE, RECORD_FILE
+from leuko.io.record import Excluded, Inputs, OutsideBrain, Quality, ScanRecord
+from leuko.model.card import Limits as LesionLimits
 from leuko.report.html import SAVED
 from reports import a_head, a_record, finding
 
@@ -45,7 +49,7 @@ class Words(HTMLParser):
 
 def test_a_row_has_what_a_record_holds():
     flair, mask = a_head()
-    record = a_record(flair, mask, excluded_ml={"volume_ml": 3.0, "wmh_ml": 0.5})
+    record = a_record(flair, mask, excluded_ml=Excluded(volume_ml=3.0, wmh_ml=0.5))
     row = summary.row(record)
     assert list(row) == list(summary.COLUMNS)
     ml = flair.ml(mask)
@@ -55,7 +59,7 @@ def test_a_row_has_what_a_record_holds():
     assert row["left_ml"] == pytest.approx(ml / 4)
     lobes = [v for k, v in row.items() if k.endswith(("frontal_ml", "grey_ml"))]
     assert len(lobes) == 3
-    sectors = [f"{name.replace(' ', '_')}_ml" for name in record["regions"]["bullseye"]["sectors"]]
+    sectors = [f"{name.replace(' ', '_')}_ml" for name in record.regions.bullseye.sectors]
     assert sum(row[name] for name in sectors) == pytest.approx(ml)
     assert row["csf_tissue_ml"] == 200.0
     assert (row["excluded_ml"], row["excluded_wmh_ml"]) == (3.0, 0.5)
@@ -65,9 +69,11 @@ def test_a_row_has_what_a_record_holds():
 
 def test_what_a_record_does_not_have_is_not_known():
     flair, mask = a_head()
-    missing = ("volume_interval_ml", "quality", "regions", "tissue_ml", "alignment")
-    record = a_record(flair, mask, intracranial_ml=None, volume_percent_icv=None)
-    row = summary.row(record | dict.fromkeys(missing))
+    missing = (
+        "volume_interval_ml", "quality", "regions", "tissue_ml", "alignment", "intracranial_ml",
+        "volume_percent_icv",
+    )  # fmt: skip
+    row = summary.row(a_record(flair, mask, **dict.fromkeys(missing)))
     unknown = {
         name for name, value in row.items() if isinstance(value, float) and math.isnan(value)
     }
@@ -83,7 +89,7 @@ def test_a_row_says_whether_the_result_may_be_used():
         finding("no FLAIR", "do not use", "little-white"), finding("cut"), finding("cut too"),
         finding("thick", "note", "slice-distance"),
     ]  # fmt: skip
-    outside = {"lesions": 2, "wmh_ml": 0.3}
+    outside = OutsideBrain(lesions=2, wmh_ml=0.3)
     row = summary.row(a_record(flair, mask, findings=found, outside_brain=outside))
     assert (row["do_not_use"], row["warnings"]) == ("yes", 2)
     assert row["finding_codes"] == "little-white,cut-off,slice-distance"
@@ -167,7 +173,7 @@ def test_the_table_holds_one_row_a_subject_and_its_dictionary_every_column(cohor
 
 def test_the_worst_come_first(cohort):
     def dice(value):
-        return {"quality": {"predicted_dice": value, "interval": [0, 1]}}
+        return {"quality": Quality(predicted_dice=value, interval=(0, 1))}
 
     out = cohort(
         good=dice(0.9),
@@ -212,13 +218,22 @@ def test_nothing_to_gather_is_said(tmp_path):
         gather.write_batch(tmp_path)
 
 
-@pytest.mark.parametrize("content", ['{"command": "train"}', "{", "[]"])
-def test_a_record_of_something_else_is_named_and_left_out(cohort, caplog, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"command": "train"}', "not written by leuko segment"),
+        ('{"command": "segment"}', "older Leuko; segment its scans again"),
+        ('{"command": "segment", "record_version": 1}', "damaged: .*; segment its scans again"),
+        ("{", "not valid JSON"),
+        ("[]", "no JSON object"),
+    ],
+)
+def test_a_record_of_something_else_is_named_and_left_out(cohort, caplog, content, said):
     out = cohort(a={}, b={})
     (out / "a" / RECORD_FILE).write_text(content)
     gather.write_batch(out)
     assert [row["id"] for row in rows(out / "wmh.tsv")] == ["b"]
-    assert "a/run.json was not written by this version of leuko segment; not used" in caplog.text
+    assert re.search(rf"not used: .*{RECORD_FILE}.*{said}", caplog.text)
 
 
 def test_a_mask_without_its_record_is_named_and_left_out(cohort, caplog):
@@ -419,19 +434,24 @@ def test_pictures_come_when_they_come_into_view(browser, cohort):
         ({}, True),
         ({"findings": [finding("no FLAIR", "do not use")]}, True),
         ({"findings": [finding("wmh.dcm could not be written", code="output")]}, False),
-        ({"findings": None}, False),  # of a version that had none
     ],
 )
 def test_a_result_that_lacks_a_file_is_made_again(cohort, tmp_path, changes, done):
     flair = tmp_path / "FLAIR.nii.gz"
     flair.write_bytes(b"voxels")
-    settings = {"threshold": 0.5, "strict": True, "exclude": None}
-    own = {
-        "inputs": {"flair": as_file(flair)},
-        "model": {"name": "leuko-base", "weights_sha256": "w"},
-        "settings": settings,
-    }
-    out = cohort(a=own | changes)
+    scan = ScanRecord(**asdict(file_record(flair)), series=None)
+    settings = replace(a_record(*a_head()).settings, strict=True)
+    out = cohort(a={"inputs": Inputs(flair=scan), "settings": settings} | changes)
     (out / "a" / MASK_FILE).touch()
     job = Job("a", flair, None, out / "a", out, out, STRICT, Limits(1, 1, 1))
-    assert is_done(job, Wanted("w", {"threshold": 0.5})) == done
+    limits = LesionLimits(threshold=0.4, lesion_threshold=0.7, smallest_mm3=10.0)
+    wanted = Wanted("cd" * 32, limits, STRICT)
+    assert is_done(job, wanted) == done
+    for other in (
+        replace(wanted, weights_sha256="w"),
+        replace(wanted, limits=replace(limits, threshold=0.5)),
+        replace(wanted, settings=replace(STRICT, rims="include")),
+    ):
+        assert not is_done(job, other)
+    (out / "a" / RECORD_FILE).write_text("{")
+    assert not is_done(job, wanted)

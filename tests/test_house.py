@@ -37,6 +37,7 @@ ONLY_IN = {
     "SimpleITK": {"preprocessing.simpleitk", "preprocessing.registration"},
     "pydicom": {"io.dicom_slices", "io.dicom_seg"},
     "highdicom": {"io.dicom_seg"},
+    "msgspec": {"io.record"},
     "platformdirs": {"model.weights"},
     "nilearn": {"synthesis.mni152"},
     "lightning_fabric": {"training.processes", "training.loop"},
@@ -55,7 +56,9 @@ ONLY_IN = {
         "training",
     },
 }
-HEAVY = ("numpy", "scipy", "nibabel", "diplib", "matplotlib", "onnxruntime", "torch", "rich")
+HEAVY = (
+    "numpy", "scipy", "nibabel", "diplib", "matplotlib", "msgspec", "onnxruntime", "torch", "rich",
+)  # fmt: skip
 ROOT = {"__init__.py", "errors.py", "volume.py", "segment.py", "results.py", "py.typed"}
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from leuko.io.record import FileRecord, Inputs
 from leuko.model.calibration import interval_text
 from leuko.report.figures import bullseye_figure, lesion_histogram, mosaic_figure
 from leuko.report.html import Column, shown, table, text
 from leuko.report.viewer import RIM_KIND, encoded, fullest_slice, lesion_slices
 from leuko.volume import Volume
-from reports import a_head, a_pane, a_record, a_report, finding
+from reports import a_head, a_pane, a_record, a_report, a_scan, finding
 
 
 class Page(HTMLParser):
@@ -77,7 +79,7 @@ def test_the_all_clear_says_what_was_checked_and_notes_do_not_end_it(head, tmp_p
     note = finding("slices lie 8 mm apart", "note")
     said = Page(a_report(tmp_path, *head, findings=[note])).text
     assert "No warnings. Checked: volume of the brain, motion." in said
-    said = Page(a_report(tmp_path, *head, checks=[])).text
+    said = Page(a_report(tmp_path, *head, checks=())).text
     assert "No automatic checks were done." in said
 
 
@@ -104,14 +106,13 @@ EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\"'"
 def test_what_comes_from_outside_is_shown_and_not_run(head, tmp_path):
     harmless = len([t for t, _ in Page(a_report(tmp_path, *head)).tags if t in ("script", "img")])
     record = a_record(*head)
-    scan = {"path": f"/{EVIL}", "series": None, "sha256": "ab" * 32}
     html = a_report(
         tmp_path,
         *head,
         findings=[finding(EVIL)],
-        inputs={"flair": scan},
-        model=record["model"] | {"name": EVIL},
-        settings={"exclude": {"path": EVIL, "sha256": ""}},
+        inputs=Inputs(flair=a_scan(f"/{EVIL}")),
+        model=replace(record.model, name=EVIL),
+        settings=replace(record.settings, exclude=FileRecord(path=EVIL, sha256="")),
     )
     page = Page(html)
     assert len([t for t, _ in page.tags if t in ("script", "img")]) == harmless + 0

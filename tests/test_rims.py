@@ -14,7 +14,7 @@ from leuko.cohort import derivatives, summary
 from leuko.cohort.job import Wanted
 from leuko.errors import LeukoError
 from leuko.io import nifti
-from leuko.io.files import read_json
+from leuko.io.record import RunRecord
 from leuko.io.tissue import CLASSES
 from leuko.lesions.delineation import delineate
 from leuko.longitudinal.compare import compare
@@ -102,7 +102,7 @@ def mask_of(result):
 
 
 def record_of(runs, name):
-    return read_json(runs.folder / name / "run.json", what="record")
+    return RunRecord.read(runs.folder / name / "run.json")
 
 
 @pytest.mark.parametrize("part", ["results", "excluding"])
@@ -178,15 +178,16 @@ def test_the_record_and_the_row_say_which_convention_the_mask_follows(runs):
     for name, result in runs.results.items():
         record = record_of(runs, name)
         row = summary.row(record)
-        assert record["rims"] == record["settings"]["rims"] == row["rims"] == name
+        assert record.rims == record.settings.rims == row["rims"] == name
         for column in ("wmh_ml", "rims_ml", "wmh_and_rims_ml"):
             value = getattr(result, column)
-            assert record[column] == (None if value is None else round(value, 4))
-            assert np.isnan(row[column]) if value is None else row[column] == record[column]
-        drawn = record["tissue_ml"]["rim"]
+            kept = getattr(record, column)
+            assert kept == (None if value is None else round(value, 4))
+            assert np.isnan(row[column]) if value is None else row[column] == kept
+        drawn = record.tissue_ml["rim"]
         assert (drawn is None) == (name != "separate")
-        known = [ml for ml in record["tissue_ml"].values() if ml is not None]
-        assert sum(known) == pytest.approx(record["intracranial_ml"], abs=0.02)
+        known = [ml for ml in record.tissue_ml.values() if ml is not None]
+        assert sum(known) == pytest.approx(record.intracranial_ml, abs=0.02)
 
 
 def test_an_interval_is_of_wmh_alone(runs):
@@ -215,7 +216,7 @@ def test_a_model_without_rims_has_none_and_cannot_count_them(runs, lacking):
     assert mask_of(result).any()
     assert (result.rims, result.wmh_ml, result.rims_ml, result.wmh_and_rims_ml) == (None,) * 4
     record = record_of(runs, "unknown")
-    assert record["rims"] is None
+    assert record.rims is None
     assert summary.row(record)["rims"] == "n/a"
     assert not (runs.folder / "unknown" / "wmh_rims.nii.gz").exists()
     page = (runs.folder / "unknown" / "report.html").read_text()
@@ -243,7 +244,7 @@ def test_runs_of_different_conventions_are_warned_of_and_read_rightly(runs):
     assert "differ in caps and rims (not in the mask, in the mask)" in told
     both = runs.results["include"].volume_ml
     assert result.changes.followup_ml == pytest.approx(both, rel=0.02)
-    record = read_json(runs.folder / "compared" / "compare.json", what="record")
+    record = json.loads((runs.folder / "compared" / "compare.json").read_text())
     assert [run["rims"] for run in record["inputs"].values()] == ["separate", "include"]
     alike = compare(folders[0], folders[2], runs.folder / "alike")
     assert not any("caps and rims" in found.text for found in alike.findings)
@@ -270,12 +271,9 @@ def test_bids_derivatives_name_the_rims_and_say_the_convention(runs, tmp_path):
 
 
 def test_another_convention_is_another_result():
-    wanted = [
-        Wanted.of(SegmentSettings(rims=name)).settings
-        for name in ("separate", "exclude", "separate")
-    ]
+    wanted = [Wanted.of(SegmentSettings(rims=name)) for name in ("separate", "exclude", "separate")]
     assert wanted[0] == wanted[2] != wanted[1]
-    assert wanted[0]["lesion_threshold"] == load_card(find(DEFAULT)).limits().lesion_threshold
+    assert wanted[0].limits == load_card(find(DEFAULT)).limits()
 
 
 def test_commands_refuse_rims_that_the_model_does_not_know(leuko, heads, model, tmp_path):

@@ -9,7 +9,6 @@ Names are imported when they are first used, so that `import leuko` is quick.
 """
 
 import importlib
-import importlib.metadata
 import logging
 import sys
 from types import ModuleType
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from leuko.segment import measure as measure
     from leuko.segment import segment as segment
 
-__version__ = importlib.metadata.version("leuko")
+    __version__: str
 
 _PLACES = {
     "segment": "leuko.segment",
@@ -46,6 +45,10 @@ logging.getLogger("leuko").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("leuko")
     if name in _PLACES:
         return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'leuko' has no attribute {name!r}")

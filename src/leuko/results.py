@@ -1,7 +1,7 @@
-"""The result of a segmentation: its images and numbers, and the files that it is saved as."""
+"""The result of a segmentation: its images, its numbers, and the files it is saved as."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from leuko.io import inputs, nifti
-from leuko.io.files import sha256, staged, write_json
+from leuko.io.files import sha256, staged
 from leuko.io.inputs import Scan
 from leuko.io.outputs import (
     DICOM_FILE,
@@ -34,11 +34,10 @@ from leuko.io.outputs import (
     side_output,
     write_table,
 )
-from leuko.io.provenance import LEVELS, RIMS_ARE, Finding, Stopwatch, tell, versions
+from leuko.io.provenance import RIMS_ARE, Finding, Rims, Stopwatch, ranked, tell, versions
+from leuko.io.record import Excluded, ModelRecord, OutsideBrain, RunRecord, SettingsRecord
 from leuko.io.tissue import Tissue
 from leuko.lesions.brain import Outside
-from leuko.lesions.delineation import Rims
-from leuko.lesions.drawing import Excluded
 from leuko.lesions.location import REGIONS
 from leuko.lesions.measure import Analysis, Lesion
 from leuko.model.calibration import Judgement, interval_text
@@ -50,10 +49,9 @@ from leuko.volume import Array, Volume, resample_onto
 
 LESION_COLUMNS = tuple(field.name for field in fields(Lesion))
 
-
-# What the digits of a map are worth; noise in the others would make the files many times larger.
+# Precision of the stored maps; noise in further digits would make the files many times larger.
 PROBABILITY_STEP, ENTROPY_STEP = 1e-4, 1e-3
-ROUNDING = 1e-3  # of a step: 0.4 in 32 bits may be a little less
+ROUNDING = 1e-3  # of a step: 0.4 as a 32-bit float may be slightly less
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,35 +67,35 @@ class Maps:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a segmentation was made of."""
+    """The inputs of a segmentation: scans, model and settings."""
 
     command: Literal["segment", "measure"]
-    scans: Mapping[str, Scan]  # flair; t1 and mask, if they were given
-    pair: Pair  # as the model saw it
+    scans: Mapping[str, Scan]  # flair; t1 and mask if they were given
+    pair: Pair  # as given to the model
     t1: Volume | None  # aligned
     card: ModelCard
     model_folder: Path | None
-    settings: Mapping[str, Any]  # for the record
+    settings: SettingsRecord
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What `leuko.segment` found; volumes in mL.
+    """The result of `leuko.segment`; volumes are in mL.
 
     Images are nibabel images on the FLAIR's grid. `analysis` holds lesions and regions,
-    `findings` what the quality checks say, `seconds` the time of each stage.
+    `findings` the findings of the quality checks, `seconds` the time of each stage.
     """
 
     maps: Maps
     convention: Rims | None  # of the mask; None if the model does not know rims
     volume_ml: float
     analysis: Analysis
-    judgement: Judgement | None  # None without calibration, or away from the model's own limits
+    judgement: Judgement | None  # None without a calibration for these settings
     excluded: Excluded | None
-    outside: Outside | None  # lesions that were removed; None without tissues to tell
-    alignment: Alignment | None  # of the T1, where the model looked at one
+    outside: Outside | None  # lesions that were removed; None if the tissues are unknown
+    alignment: Alignment | None  # of the T1; None if the model used no T1
     findings: list[Finding]
-    checks: list[str]  # what was checked
+    checks: list[str]  # names of the checks that were done
     seconds: dict[str, float]
     source: Source
 
@@ -159,12 +157,12 @@ class Segmentation:
         return self.wmh_ml + self.rims_ml
 
     def save(self, out: str | Path, *, save_intermediate: bool = False) -> None:
-        """Write what `leuko segment` writes into a folder, named as `FILES`.
+        """Write the files of `leuko segment` into a folder.
 
-        `save_intermediate`: also the T1 on the FLAIR's grid and the transform that brought it
-        there. The folder gets everything or, on an error, keeps what it held; a file other than the
-        mask that cannot be written is named in a finding. Raises LeukoError for a folder that
-        cannot be written, or that holds files of the same names from elsewhere.
+        `save_intermediate`: also write the T1 on the FLAIR's grid and its transform. Files are
+        written atomically; on an error the folder keeps its earlier files. A finding names each
+        file other than the mask that could not be written. Raises LeukoError for a folder that
+        cannot be written, or that holds files of the same names that Leuko did not write.
         """
         out, source, watch = Path(out), self.source, Stopwatch(self.seconds)
         require_free(out, *source.scans.values(), command=source.command)
@@ -177,34 +175,61 @@ class Segmentation:
             record = self.record(mask_sha256=sha256(scratch / MASK_FILE))
             with watch.stage("report"):
                 _write_report(scratch, self, record, tell_of)
-            # The report may have failed, and has taken its time.
-            record |= {"findings": findings_as_record(self.findings), "seconds": self.seconds}
-            write_json(scratch / RECORD_FILE, record)
+            # The report may have added a finding, and took time.
+            record = replace(record, findings=ranked(self.findings), seconds=self.seconds)
+            record.write(scratch / RECORD_FILE)
             written = {path.name for path in scratch.iterdir()}
         drop_older(out, written)
 
-    def record(self, *, mask_sha256: str | None = None) -> dict[str, Any]:
-        """What `run.json` holds: scans, model, settings, versions, then the numbers."""
-        source = self.source
-        return {
-            "command": source.command,
-            "mask_sha256": mask_sha256,
-            "versions": versions(),
-            "inputs": inputs.as_record(source.scans),
-            "model": {
-                "name": source.card.name,
-                "path": source.model_folder and str(source.model_folder),
-                "weights_sha256": source.card.weights_sha256,
-            },
-            "settings": source.settings,
-        } | _numbers(self)
+    def record(self, *, mask_sha256: str | None = None) -> RunRecord:
+        """The content of `run.json`: scans, model, settings, versions and the numbers.
+
+        docs/record.md explains the fields. `mask_sha256` is the hash of the mask once it is saved.
+        """
+        source, regions, alignment = self.source, self.analysis.regions, self.alignment
+        interval, icv_ml = self.volume_interval_ml, self.analysis.intracranial_ml
+        return RunRecord(
+            command=source.command,
+            mask_sha256=mask_sha256,
+            versions=versions(),
+            inputs=inputs.as_record(source.scans),
+            model=ModelRecord(
+                name=source.card.name,
+                path=str(source.model_folder) if source.model_folder else None,
+                weights_sha256=source.card.weights_sha256,
+            ),
+            settings=source.settings,
+            findings=ranked(self.findings),
+            checks=tuple(self.checks),
+            volume_ml=round(self.volume_ml, 4),
+            volume_interval_ml=interval and (round(interval[0], 3), round(interval[1], 3)),
+            quality=self.judgement.quality_as_record() if self.judgement else None,
+            rims=self.convention,
+            wmh_ml=_rounded(self.wmh_ml),
+            rims_ml=_rounded(self.rims_ml),
+            wmh_and_rims_ml=_rounded(self.wmh_and_rims_ml),
+            lesions=len(self.analysis.lesions),
+            intracranial_ml=icv_ml and round(icv_ml, 2),
+            volume_percent_icv=round(100 * self.volume_ml / icv_ml, 4) if icv_ml else None,
+            outside_brain=OutsideBrain(
+                lesions=self.outside.lesions,
+                wmh_ml=round(self.maps.mask.ml(self.outside.voxels), 4),
+            )
+            if self.outside
+            else None,
+            excluded_ml=self.excluded,
+            tissue_ml=_tissues_ml(self),
+            regions=regions.as_record() if regions else None,
+            alignment=alignment.as_record() if alignment else None,
+            seconds=dict(self.seconds),
+        )
 
     def __repr__(self) -> str:
-        record, regions = _numbers(self), self.analysis.regions
+        lesions, regions = self.analysis.lesions, self.analysis.regions
         lines = [f"{self.source.scans['flair'].volume.name}, model {self.source.card.name}"]
         between = self.volume_interval_ml
         interval = f" (90 % interval {interval_text(between)})" if between else ""
-        lines.append(f"  WMH {self.volume_ml:.2f} mL{interval} in {record['lesions']} lesions")
+        lines.append(f"  WMH {self.volume_ml:.2f} mL{interval} in {len(lesions)} lesions")
         if self.rims_ml is not None:
             lines.append(f"  caps and rims {self.rims_ml:.2f} mL, {RIMS_ARE[self.convention]}")
         if regions is not None:
@@ -230,7 +255,7 @@ class Segmentation:
 
 
 def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
-    """Write images and tables; a side output that cannot be written is a finding."""
+    """Write images and tables; a file other than the mask that cannot be written is a finding."""
     maps, analysis = result.maps, result.analysis
     nifti.write(folder / MASK_FILE, maps.mask)
 
@@ -288,13 +313,11 @@ def _pane(result: Segmentation) -> Pane:
     )
 
 
-def _write_report(
-    folder: Path, result: Segmentation, record: Mapping[str, Any], tell_of: Tell
-) -> None:
+def _write_report(folder: Path, result: Segmentation, record: RunRecord, tell_of: Tell) -> None:
     """Write `report.html` and `qc.png`; one that cannot be written is a finding."""
     pane = _pane(result)
     picture, jpeg = folder / PICTURE_FILE, b""
-    # matplotlib may be broken, or find no folder to write into.
+    # matplotlib may be broken, or have no folder that it can write into.
     with side_output(folder, PICTURE_FILE, tell_of):
         from leuko.report.single import sheet
 
@@ -303,69 +326,31 @@ def _write_report(
     with side_output(folder, REPORT_FILE, tell_of):
         from leuko.report.single import report
 
-        lesions = [asdict(lesion) for lesion in result.analysis.lesions]
-        page = report(record, lesions, pane, jpeg)
+        page = report(record, result.analysis.lesions, pane, jpeg)
         (folder / REPORT_FILE).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _numbers(result: Segmentation) -> dict[str, Any]:
-    """What was found, for the record."""
-    analysis = result.analysis
-    icv_ml, judgement = analysis.intracranial_ml, result.judgement
-    return {
-        "findings": findings_as_record(result.findings),
-        "checks": result.checks,
-        "volume_ml": round(result.volume_ml, 4),
-        "volume_interval_ml": judgement
-        and judgement.volume_interval_ml
-        and [round(ml, 3) for ml in judgement.volume_interval_ml],
-        "quality": judgement and judgement.quality_as_record(),
-        "rims": result.convention,
-        "wmh_ml": _rounded(result.wmh_ml),
-        "rims_ml": _rounded(result.rims_ml),
-        "wmh_and_rims_ml": _rounded(result.wmh_and_rims_ml),
-        "lesions": len(analysis.lesions),
-        "intracranial_ml": icv_ml and round(icv_ml, 2),
-        "volume_percent_icv": round(100 * result.volume_ml / icv_ml, 4) if icv_ml else None,
-        "outside_brain": result.outside
-        and {
-            "lesions": result.outside.lesions,
-            "wmh_ml": round(result.maps.mask.ml(result.outside.voxels), 4),
-        },
-        "excluded_ml": result.excluded and asdict(result.excluded),
-        "tissue_ml": _tissues_ml(result),
-        "regions": analysis.regions and analysis.regions.as_record(),
-        "alignment": result.alignment and result.alignment.as_record(),
-        "seconds": result.seconds,
-    }
-
-
-def findings_as_record(findings: Iterable[Finding]) -> list[dict[str, str]]:
-    """For `run.json`: level, code and text of each, the most serious first."""
-    ranked = sorted(findings, key=lambda finding: -LEVELS[finding.level])
-    return [asdict(finding) for finding in ranked]
-
-
 def require_free(out: Path, *scans: Path | Scan | None, command: str = "segment") -> None:
-    """Raises LeukoError where `out` holds files of these names that `command` did not write, or
-    the scans."""
+    """Raises LeukoError if `out` holds the scans, or files named as in `FILES` that `command` did
+    not write."""
     refuse_foreign_files(out, *scans, files=FILES, record=RECORD_FILE, command=command)
 
 
 def drop_older(out: Path, written: set[str]) -> None:
-    """Delete what an earlier run with another model or other scans left in `out`."""
+    """Delete the files in `out` that only an earlier run, with another model or scans, wrote."""
     for name in set(FILES) - written:
         (out / name).unlink(missing_ok=True)
 
 
 def _cut(image: Volume, step: float) -> Volume:
-    """Rounded down, so that a threshold that is a multiple of the step draws the same mask."""
+    """Rounded down to a multiple of `step`: a threshold that is one gives the same mask."""
     steps = np.floor(image.data.astype(np.float64) / step + ROUNDING)
     return image.with_data((steps * step).astype(np.float32))
 
 
 def _tissues_ml(result: Segmentation) -> dict[str, float | None] | None:
-    """By class, in the order of their numbers in the map; None for rims that were not drawn."""
+    """Volume by class, in the order of the class numbers; None for rims without a map. None if the
+    model does not know tissues."""
     tissue, card = result.maps.tissue, result.source.card
     if tissue is None:
         return None

@@ -1,21 +1,20 @@
 """Segment one brain, or measure a mask of it, without writing files."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from leuko.errors import LeukoError
 from leuko.io import inputs
 from leuko.io.inputs import Image, Scan
-from leuko.io.provenance import Finding, Stopwatch, is_useless, kept_findings, tell
+from leuko.io.provenance import Finding, Rims, Stopwatch, is_useless, kept_findings, tell
+from leuko.io.record import Excluded, FileRecord, SettingsRecord
 from leuko.lesions import quality_checks
 from leuko.lesions.brain import Outside
-from leuko.lesions.delineation import Delineation, Rims, delineate, seen, tissue_map
-from leuko.lesions.drawing import Checked, Excluded, check, draw, tissue_with_wmh
+from leuko.lesions.delineation import Delineation, delineate, seen, tissue_map
+from leuko.lesions.drawing import Checked, check, draw, tissue_with_wmh
 from leuko.lesions.location import Rule
 from leuko.lesions.measure import MaskedScan, analyse
 from leuko.lesions.mni import Place
@@ -120,7 +119,7 @@ def segment(
             excluded=drawing.excluded,
             outside=drawing.outside,
             convention=settings.rims if card.knows_rims else None,
-            exclude=excluding.as_file() if excluding else None,
+            exclude=excluding.as_record() if excluding else None,
         )
 
 
@@ -252,7 +251,7 @@ class _Work:
         excluded: Excluded | None = None,
         outside: Outside | None = None,
         convention: Rims | None = None,
-        exclude: Mapping[str, Any] | None = None,
+        exclude: FileRecord | None = None,
         mask: Scan | None = None,
     ) -> Segmentation:
         """The segmentation, with its measures; `mask` is the input of `measure`."""
@@ -302,16 +301,21 @@ class _Work:
             ),
         )
 
-    def used_settings(self, exclude: Mapping[str, Any] | None) -> dict[str, Any]:
+    def used_settings(self, exclude: FileRecord | None) -> SettingsRecord:
         """The settings for the record, with the limits of the model where none were given."""
-        names = ("rims", "alignment", "bias_correction", "rule", "strict", "device")
-        limits = self.limits
-        return {
-            "threshold": limits.threshold,
-            "lesion_threshold": limits.lesion_threshold,
-            "smallest_lesion_mm3": limits.smallest_mm3,
-            "exclude": exclude,
-        } | {name: getattr(self.settings, name) for name in names}
+        settings, limits = self.settings, self.limits
+        return SettingsRecord(
+            threshold=limits.threshold,
+            lesion_threshold=limits.lesion_threshold,
+            smallest_lesion_mm3=limits.smallest_mm3,
+            exclude=exclude,
+            rims=settings.rims,
+            alignment=settings.alignment,
+            bias_correction=settings.bias_correction,
+            rule=settings.rule,
+            strict=settings.strict,
+            device=settings.device,
+        )
 
 
 def _outside(mask: Volume, flair: Volume) -> Array:

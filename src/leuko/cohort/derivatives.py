@@ -1,8 +1,8 @@
-"""A segmentation as BIDS derivatives: the files of `results` under other names, with sidecars."""
+"""A segmentation as BIDS derivatives: the files of `results` under BIDS names, with sidecars."""
 
 import csv
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import scipy.ndimage
 
 from leuko.io import nifti
-from leuko.io.files import read_json, write_json
+from leuko.io.files import write_json
 from leuko.io.outputs import (
     ENTROPY_FILE,
     LESION_TABLE_FILE,
@@ -29,6 +29,7 @@ from leuko.io.outputs import (
     write_table,
 )
 from leuko.io.provenance import RIMS_ARE
+from leuko.io.record import RunRecord
 from leuko.volume import Array, Volume
 
 MASK, PROBABILITY = "label-WMH_mask.nii.gz", "label-WMH_probseg.nii.gz"
@@ -79,10 +80,10 @@ def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> Non
 
     `prefix` ends with an underscore; `sources` are the URIs of the scans, the FLAIR first.
     """
-    record = read_json(folder / RECORD_FILE, what="record")
+    record = RunRecord.read(folder / RECORD_FILE)
     sidecars = _sidecars(record)
     if (folder / TISSUE_FILE).is_file():
-        names = ["background", *record["tissue_ml"]]
+        names = ["background", *(record.tissue_ml or ())]
         write_table(out / f"{prefix}{TISSUE}.tsv", ["index", "name"], enumerate(names))
         tissue = nifti.read_labels(folder / TISSUE_FILE, values=range(len(names)))
         brain = tissue.with_data((tissue.data > 0).astype(np.uint8))
@@ -105,7 +106,7 @@ def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> Non
 
 
 def drop_older(folder: Path, prefix: str, written: set[str]) -> None:
-    """Delete files that only an earlier run, with another model or other scans, wrote."""
+    """Delete the files that only an earlier run, with another model or scans, wrote."""
     images = [name.removesuffix(".nii.gz") for name in NAMES.values() if name.endswith(".nii.gz")]
     ours = {
         *NAMES.values(),
@@ -125,10 +126,10 @@ def is_stripped(image: Array, brain: Volume) -> bool:
     return bool(np.abs(image[beside]).mean() < STRIPPED_PART * np.abs(image[inside]).mean())
 
 
-def _sidecars(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _sidecars(record: RunRecord) -> dict[str, dict[str, Any]]:
     """The sidecars of the images, by file name without prefix and extension."""
-    settings, model = record["settings"], record["model"]["name"]
-    counted = " or of caps and rims" if record["rims"] == "include" else ""
+    settings, model = record.settings, record.model.name
+    counted = " or of caps and rims" if record.rims == "include" else ""
     columns = {
         name: {"Description": text} | ({"Units": unit} if (unit := _unit(name)) else {})
         for name, text in COLUMNS.items()
@@ -138,12 +139,12 @@ def _sidecars(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "Type": "Lesion",
             "Description": "White matter hyperintensities of presumed vascular origin, or lesions "
             "of multiple sclerosis; normal caps and rims of the ventricles are "
-            f"{RIMS_ARE[record['rims']]}",
-            "CapsAndRims": record["rims"] or "n/a",
+            f"{RIMS_ARE[record.rims]}",
+            "CapsAndRims": record.rims or "n/a",
             "Model": model,
-            "Threshold": settings["threshold"],
-            "LesionThreshold": settings["lesion_threshold"],
-            "SmallestLesionMm3": settings["smallest_lesion_mm3"],
+            "Threshold": settings.threshold,
+            "LesionThreshold": settings.lesion_threshold,
+            "SmallestLesionMm3": settings.smallest_lesion_mm3,
         },
         RIMS: {
             "Type": "ROI",
@@ -162,7 +163,7 @@ def _sidecars(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         TISSUE: {"Description": "Tissues", "Model": model},
         BRAIN: {"Type": "Brain", "Description": "The brain with its CSF"},
         LESIONS: {"Description": "Lesions, 26-connected, by their number", **columns},
-        REGIONS: {"Description": "Lesions by region", "Rule": settings["rule"]},
+        REGIONS: {"Description": "Lesions by region", "Rule": settings.rule},
         T1: {
             "Description": "T1w on the grid of the FLAIR, registered rigidly",
             "SkullStripped": False,

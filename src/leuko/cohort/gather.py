@@ -15,9 +15,9 @@ from leuko.cohort.report import Entry, Failure
 from leuko.cohort.worker import LOGS
 from leuko.errors import LeukoError
 from leuko.io import outputs
-from leuko.io.files import read_json, staged, write_json
+from leuko.io.files import staged, write_json
 from leuko.io.outputs import side_output, write_table
-from leuko.io.provenance import read_findings
+from leuko.io.record import RunRecord
 
 Ids = dict[str, Any]  # the columns that identify a row
 
@@ -69,8 +69,8 @@ def write_batch(out: Path) -> dict[str, Path]:
 def write_dataset(out: Path) -> dict[str, Path]:
     """Collect a derivative dataset as `write_batch` does, and also write its table for BIDS.
 
-    In phenotype/wmh.tsv a participant may have only one row: with several visits or runs each
-    visit and run has a file, such as phenotype/wmh_ses-b_run-2.tsv.
+    BIDS allows one row per participant in phenotype/wmh.tsv; with several visits or runs each visit
+    and run has a file of its own, such as phenotype/wmh_ses-b_run-2.tsv.
     """
     found = {
         kind: [
@@ -142,13 +142,13 @@ def _write(
     failures = list(_failures(out))
     failed = {failure.name for failure in failures}
     # Files of a subject that failed are from an older run with other scans or settings.
-    found = {r: _entry(out, r) for r in segmented if r.name not in failed}
-    done = {result: entry for result, entry in found.items() if entry is not None}
+    found = [(r.ids, _entry(out, r)) for r in segmented if r.name not in failed]
+    done = [(ids, entry, summary.row(entry.record)) for ids, entry in found if entry is not None]
     if not done and not failures:
         raise LeukoError(f"{out} holds no results; run the segmentation first")
-    rows = [[*result.ids, *entry.row.values()] for result, entry in done.items()]
-    entries = list(done.values())
-    judged = ratings.gather(out / ratings.FOLDER, {entry.name: entry.row for entry in entries})
+    rows = [[*ids, *row.values()] for ids, _, row in done]
+    entries = [entry for _, entry, _ in done]
+    judged = ratings.gather(out / ratings.FOLDER, {entry.name: row for _, entry, row in done})
     written = {"table": out / TABLE}
     with staged(out) as scratch:
         _save(scratch / TABLE, rows, ids)
@@ -174,21 +174,17 @@ def _save(path: Path, rows: Sequence[Sequence[Any]], ids: Ids) -> None:
 
 
 def _entry(out: Path, result: Result) -> Entry | None:
-    """The entry of a result; None, with a warning, if its record cannot be used."""
+    """The entry of a result; None, with a warning, if its record cannot be read."""
     try:
-        record = read_json(out / result.record, what="record")
-        row, findings = summary.row(record), read_findings(record)
-    except (LeukoError, KeyError, TypeError):
-        log.warning(
-            "%s was not written by this version of leuko segment; not used, segment it again",
-            out / result.record,
-        )
+        record = RunRecord.read(out / result.record)
+    except LeukoError as error:
+        log.warning("not used: %s", error)
         return None
     report, picture = (
         path.as_posix() if (out / path).is_file() else ""
         for path in (result.report, result.picture)
     )
-    return Entry(result.name, row, findings, report, picture)
+    return Entry(result.name, record, report, picture)
 
 
 def _failures(out: Path) -> Iterator[Failure]:

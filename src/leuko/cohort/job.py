@@ -1,28 +1,30 @@
-"""One subject of a cohort: what is asked for, whether it is there, and how it is made.
+"""One subject of a cohort: its job, whether it is done, and how it is segmented.
 
-It is made in a process apart, `python -m leuko.cohort.job`, which is given a `Job` as JSON.
+It is segmented in a process of its own, `python -m leuko.cohort.job`, which gets a `Job` as JSON.
 """
 
 import json
 import logging
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from leuko import results
 from leuko.cohort import derivatives, worker
 from leuko.cohort.worker import LOGS, Limits, Outcome
 from leuko.errors import LeukoError
 from leuko.io import outputs
-from leuko.io.files import private, read_json, replace_text, staged
+from leuko.io.files import private, replace_text, staged
 from leuko.io.inputs import is_same
-from leuko.io.provenance import OUTPUT, Finding, exit_code, read_findings, stderr_handler
+from leuko.io.provenance import OUTPUT, Finding, exit_code, stderr_handler
+from leuko.io.record import FileRecord, RunRecord
 from leuko.model import weights
+from leuko.model.card import Limits as LesionLimits
 from leuko.model.card import load_card
 from leuko.segment import SegmentSettings, segment
 
@@ -34,26 +36,26 @@ POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/")
 class Job:
     """One subject: its scans, and where its results go.
 
-    With a `prefix` they are BIDS derivatives, made of `sources`, the URIs of the scans.
+    With a `prefix` the results are BIDS derivatives; `sources` are the URIs of the scans.
     """
 
-    name: str  # of its log: unique, and fit for a file
+    name: str  # of its log: unique, and a valid file name
     flair: Path
     t1: Path | None
     folder: Path  # for the results
     root: Path  # the output folder of the cohort
-    work: Path  # for scratch, which has a folder of its own there
+    work: Path  # in it a scratch folder is made
     settings: SegmentSettings
     limits: Limits
     exclude: Path | None = None
     prefix: str = ""
     sources: tuple[str, ...] = ()
-    problem: str | None = None  # why it cannot be done, if that is known beforehand
-    weights_sha256: str = ""  # of the model that is meant; other machines may have another
+    problem: str | None = None  # why it cannot be segmented, if known before it is started
+    weights_sha256: str = ""  # of the model; another machine may have other weights of that name
 
     @property
     def record(self) -> Path:
-        """Of its results, whole if it is there."""
+        """The record of its results; it is written last."""
         name = self.prefix + derivatives.RECORD if self.prefix else outputs.RECORD_FILE
         return self.folder / name
 
@@ -68,11 +70,11 @@ class Job:
 
     @property
     def failure(self) -> Path:
-        """Holds why it failed; there is none if it did not."""
+        """The file with the reason of a failure."""
         return self.root / LOGS / f"{self.name}.failed"
 
     def to_json(self) -> str:
-        """In one line."""
+        """The job as one line of JSON."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod
@@ -87,70 +89,74 @@ class Job:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the record of a finished subject tells of model and settings."""
+    """Model and settings of a cohort, to recognise subjects that are done."""
 
     weights_sha256: str
-    settings: Mapping[str, Any]
+    limits: LesionLimits
+    settings: SegmentSettings
 
     @classmethod
     def of(cls, settings: SegmentSettings) -> Self:
-        """Raises LeukoError where there is no such model, it finds no WMH or not the rims that are
-        asked for, or a limit is none."""
+        """Load the model's card. Raises LeukoError if there is no such model, if it has no class
+        for WMH or for the rims that are to be included, and for a limit out of range."""
         card = load_card(weights.find(settings.model))
         card.require_wmh()
         if settings.rims == "include":
             card.require_rims()
         limits = card.limits(settings.threshold, settings.smallest_lesion_mm3)
-        others = ("rims", "alignment", "rule", "bias_correction")
-        return cls(
-            card.weights_sha256,
-            {
-                "threshold": limits.threshold,
-                "lesion_threshold": limits.lesion_threshold,
-                "smallest_lesion_mm3": limits.smallest_mm3,
-            }
-            | {name: getattr(settings, name) for name in others},
+        return cls(card.weights_sha256, limits, settings)
+
+    def fits(self, record: RunRecord) -> bool:
+        """Whether a run used this model and these settings."""
+        used, wanted, limits = record.settings, self.settings, self.limits
+        return (
+            record.model.weights_sha256 == self.weights_sha256
+            and used.threshold == limits.threshold
+            and used.lesion_threshold == limits.lesion_threshold
+            and used.smallest_lesion_mm3 == limits.smallest_mm3
+            and used.rims == wanted.rims
+            and used.alignment == wanted.alignment
+            and used.rule == wanted.rule
+            and used.bias_correction == wanted.bias_correction
+            and (used.strict or not wanted.strict)
         )
 
 
 def is_done(job: Job, wanted: Wanted) -> bool:
-    """Whether its results are there, of these scans, this model and these settings."""
+    """Whether it has complete results of its scans with the wanted model and settings."""
     try:
-        record = read_json(job.record, what="record")
-        scans, settings = record["inputs"], record["settings"]
-        return (
-            record["model"]["weights_sha256"] == wanted.weights_sha256
-            and all(settings[name] == value for name, value in wanted.settings.items())
-            and (settings["strict"] or not job.settings.strict)
-            and _is_same(job.flair, scans["flair"])
-            and _is_same(job.t1, scans.get("t1"))
-            and _is_same(job.exclude, settings["exclude"])
-            and job.mask.is_file()
-            and not any(finding.code == OUTPUT for finding in read_findings(record))
-        )
-    except (LeukoError, KeyError, TypeError):
+        record = RunRecord.read(job.record)
+    except LeukoError:
         return False
+    return (
+        wanted.fits(record)
+        and _is_same(job.flair, record.inputs.flair)
+        and _is_same(job.t1, record.inputs.t1)
+        and _is_same(job.exclude, record.settings.exclude)
+        and job.mask.is_file()
+        and not any(finding.code == OUTPUT for finding in record.findings)
+    )
 
 
 def split(jobs: Sequence[Job], wanted: Wanted) -> tuple[list[Job], list[Job]]:
-    """Those that are done, and those that are not: first those of which a scan is not there."""
+    """The jobs that are done, and those that are not; of these, jobs without a scan come first."""
 
-    def looked_at(job: Job) -> tuple[Job, bool]:
+    def checked(job: Job) -> tuple[Job, bool]:
         if is_done(job, wanted):
             return job, True
         return replace(job, problem=job.problem or _lack(job)), False
 
-    with ThreadPoolExecutor() as pool:  # network file systems answer slowly, but many at once
-        seen = list(pool.map(looked_at, jobs))
+    with ThreadPoolExecutor() as pool:  # network file systems are slow, but answer in parallel
+        seen = list(pool.map(checked, jobs))
     done = [job for job, is_ready in seen if is_ready]
     for job in done:
-        job.failure.unlink(missing_ok=True)  # of a try with other settings
+        job.failure.unlink(missing_ok=True)  # from a run with other settings
     left = [job for job, is_ready in seen if not is_ready]
     return done, sorted(left, key=lambda job: job.problem is None)
 
 
 def settle(job: Job, outcome: Outcome) -> None:
-    """Keep why it failed, or forget why an earlier try did."""
+    """Write the reason of a failure; after a success delete that of an earlier run."""
     if outcome.reason is None:
         job.failure.unlink(missing_ok=True)
     else:
@@ -159,14 +165,14 @@ def settle(job: Job, outcome: Outcome) -> None:
 
 
 def serious_findings(job: Job) -> list[Finding]:
-    """Of its results: files that could not be written, and reasons not to use them."""
-    found = read_findings(read_json(job.record, what="record"))
-    return [finding for finding in found if exit_code([finding])]
+    """Findings about its results: files that could not be written, reasons not to use them."""
+    findings = RunRecord.read(job.record).findings
+    return [finding for finding in findings if exit_code([finding])]
 
 
 def perform(job: Job) -> Outcome:
-    """Do it in a process of its own: results whole or not at all, and if not, why."""
-    job.log.unlink(missing_ok=True)  # of an earlier try
+    """Segment it in a process of its own. Results are written atomically."""
+    job.log.unlink(missing_ok=True)  # from an earlier run
     if job.problem:
         return Outcome(job.problem, 0.0, 0.0)
     try:
@@ -174,12 +180,12 @@ def perform(job: Job) -> Outcome:
     except (OSError, LeukoError) as error:
         outcome = Outcome(str(error), 0.0, 0.0)
     if outcome.reason is not None and is_done(job, Wanted.of(job.settings)):
-        return replace(outcome, reason=None)  # by another run, at the same time
+        return replace(outcome, reason=None)  # another run did it at the same time
     return outcome
 
 
 def main() -> None:
-    """In the process: segment the subject of the `Job` that is given."""
+    """In the process: receive a `Job` and segment its subject."""
     job = Job.from_json(worker.receive())
     logging.basicConfig(handlers=[stderr_handler()], force=True)
     try:
@@ -210,7 +216,10 @@ def _perform(job: Job) -> Outcome:
 
 def _segment(job: Job, scratch: Path) -> None:
     if Wanted.of(job.settings).weights_sha256 != job.weights_sha256:
-        raise LeukoError(f"the model {job.settings.model} of this machine has other weights")
+        raise LeukoError(
+            f"the model {job.settings.model} of this machine has other weights than that of the "
+            "machine that started the cohort; install the same model on both"
+        )
     folder = scratch / "native" if job.prefix else scratch
     settings = replace(job.settings, threads=job.limits.threads)
     found = segment(job.flair, job.t1, exclude=job.exclude, settings=settings)
@@ -221,12 +230,12 @@ def _segment(job: Job, scratch: Path) -> None:
 
 
 def _publish(scratch: Path, job: Job) -> None:
-    """Move results to their folder, in place of older ones; a picture of BIDS has its own."""
+    """Move results to their folder in place of older ones; the BIDS picture to `figures`."""
     picture = scratch / (job.prefix + derivatives.PICTURE)
     if job.prefix and picture.is_file():
         with staged(job.folder.parent / "figures") as figures:
             shutil.move(picture, figures)
-    elif job.prefix:  # one of an earlier run would show other lesions
+    elif job.prefix:  # the picture of an earlier run shows other lesions
         (job.folder.parent / "figures" / picture.name).unlink(missing_ok=True)
     with staged(job.folder, record=job.record.name) as staging:
         for path in scratch.iterdir():
@@ -255,12 +264,12 @@ def _lack(job: Job) -> str | None:
 
 
 def _is_pointer(path: Path) -> bool:
-    with suppress(OSError), path.open("rb") as file:  # what cannot be read fails with its reason
+    with suppress(OSError), path.open("rb") as file:  # segmenting reports why it cannot be read
         return file.read(40).startswith(POINTERS)
     return False
 
 
-def _is_same(path: Path | None, was: Mapping[str, Any] | None) -> bool:
+def _is_same(path: Path | None, was: FileRecord | None) -> bool:
     if path is None or was is None:
         return path is None and was is None
     return is_same(path, was)

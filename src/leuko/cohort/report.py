@@ -1,21 +1,20 @@
 """The page of a cohort: volumes, failures, and every subject to review, worst first.
 
-It lies in the cohort's folder, links the reports there and loads each picture only when it comes
-into view, so that the page stays usable with thousands of subjects.
+It is in the cohort's folder and links the reports there. Each picture is loaded when it comes into
+view, so that the page stays usable with thousands of subjects.
 """
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
 from leuko.cohort.ratings import Verdict
-from leuko.io.provenance import RIMS_ARE, Finding
+from leuko.io.provenance import RIMS_ARE
+from leuko.io.record import RunRecord
 from leuko.report.html import (
     ALERTS,
     POLICY,
@@ -26,13 +25,12 @@ from leuko.report.html import (
     document,
     drawing,
     facts,
+    saved_with_verdict,
     section,
     text,
 )
 
 MOST_CARDS = 2000  # of a page; with more, browsers get slow
-# Columns that are saved with a verdict, besides the reader's entries.
-KEPT = ("volume_ml", "lesions", "flair_sha256", "mask_sha256", "model", "leuko_version")
 
 
 @dataclass(frozen=True)
@@ -40,15 +38,9 @@ class Entry:
     """A subject that was segmented; its paths are relative to the page."""
 
     name: str
-    row: Mapping[str, Any]  # of the cohort's table
-    findings: Sequence[Finding]
+    record: RunRecord
     report: str  # empty if there is none
     picture: str  # empty if there is none
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether no check found that the result should not be used."""
-        return bool(self.row["do_not_use"] == "no")
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ def cohort_page(
             _failures(failures),
             _review(shown, len(entries), judged),
         ],
-        data={entry.name: {key: _plain(entry.row[key]) for key in KEPT} for entry in shown},
+        data={entry.name: saved_with_verdict(entry.record) for entry in shown},
         name="cohort",
         policy=POLICY.replace("img-src", "img-src 'self' file:"),
     )
@@ -87,8 +79,9 @@ def cohort_page(
 def concern(entry: Entry) -> tuple[bool, int, float, str]:
     """A key that sorts the worst first: results not to use, then most warnings, then no expected
     Dice or the lowest."""
-    dice = entry.row["expected_dice"]
-    return entry.is_usable, -entry.row["warnings"], -1.0 if math.isnan(dice) else dice, entry.name
+    record = entry.record
+    dice = record.quality.predicted_dice if record.quality else -1.0
+    return record.is_usable, -record.warnings, dice, entry.name
 
 
 def _findings(
@@ -96,22 +89,22 @@ def _findings(
 ) -> Iterator[tuple[str, str, str]]:
     if not entries:
         return
-    usable = [entry for entry in entries if entry.is_usable]
+    usable = [entry for entry in entries if entry.record.is_usable]
     if usable:
-        volumes = [entry.row["volume_ml"] for entry in usable]
+        volumes = [entry.record.volume_ml for entry in usable]
         low, median, high = np.percentile(volumes, [25, 50, 75])
         spread = f"quartiles {low:.2f}, {high:.2f}; range {min(volumes):.2f} to {max(volumes):.2f}"
         yield "Volume of WMH", f"{median:.2f} mL", f"median; {spread}"
-        rims = [r for e in usable if not math.isnan(r := e.row["rims_ml"])]
+        rims = [ml for entry in usable if (ml := entry.record.rims_ml) is not None]
         if rims:
             where = set(map(_convention, usable))
             note = f"median; {where.pop()}" if len(where) == 1 else "median"
             yield "Caps and rims", f"{np.median(rims):.2f} mL", note
-        parts = [p for e in usable if not math.isnan(p := e.row["volume_percent_icv"])]
+        parts = [p for entry in usable if (p := entry.record.volume_percent_icv) is not None]
         if parts:
             yield "Share of intracranial volume", f"{np.median(parts):.2f} %", "median"
-        yield "Lesions", f"{np.median([entry.row['lesions'] for entry in usable]):.0f}", "median"
-    warned = sum(entry.row["warnings"] > 0 for entry in entries)
+        yield "Lesions", f"{np.median([entry.record.lesions for entry in usable]):.0f}", "median"
+    warned = sum(entry.record.warnings > 0 for entry in entries)
     yield "With warnings", str(warned), f"of {len(entries)}"
     if len(usable) < len(entries):
         useless = str(len(entries) - len(usable))
@@ -125,7 +118,7 @@ def _findings(
 
 def _convention(entry: Entry) -> str:
     """How the mask treats caps and rims, in words."""
-    return RIMS_ARE.get(entry.row["rims"], RIMS_ARE[None])
+    return RIMS_ARE[entry.record.rims]
 
 
 def _mixture(entries: Sequence[Entry]) -> str:
@@ -144,7 +137,7 @@ def _mixture(entries: Sequence[Entry]) -> str:
 def _pictures(entries: Sequence[Entry]) -> str:
     from leuko.report.figures import as_svg, cohort_histogram
 
-    volumes = [entry.row["volume_ml"] for entry in entries if entry.is_usable]
+    volumes = [entry.record.volume_ml for entry in entries if entry.record.is_usable]
     if not volumes:
         return ""
     figure, bars = cohort_histogram(volumes)
@@ -186,21 +179,21 @@ def _card(number: int, entry: Entry, said: Sequence[Verdict]) -> str:
     link = f'<a href="{quote(entry.report)}">{name}</a>' if entry.report else name
     found = "".join(
         f'<li class="{ALERTS[finding.level][2]}">{finding.level}: {text(finding.text)}</li>'
-        for finding in entry.findings
+        for finding in entry.record.findings
     )
     verdicts = "; ".join(map(_said, said))
-    serious = sum(finding.level != "note" for finding in entry.findings)
+    serious = sum(finding.level != "note" for finding in entry.record.findings)
     judged = any(verdict["current"] == "yes" for verdict in said)
     choices = "".join(
         f'<label><input type="radio" name="verdict{number}" value="{verdict}"> {verdict}</label>'
         for verdict in VERDICTS
     )
     return (
-        f'<li class="card{"" if entry.is_usable else " useless"}" data-name="{name}" '
-        f'data-volume="{entry.row["volume_ml"]:.4f}" data-warnings="{serious}" '
+        f'<li class="card{"" if entry.record.is_usable else " useless"}" data-name="{name}" '
+        f'data-volume="{entry.record.volume_ml:.4f}" data-warnings="{serious}" '
         f'data-judged="{int(judged)}">'
         f"<h3>{link}</h3>{_look(entry)}"
-        f"<p>{text('; '.join(_numbers(entry.row)))}</p>"
+        f"<p>{text('; '.join(_numbers(entry.record)))}</p>"
         f"{found and f'<ul>{found}</ul>'}"
         f"{verdicts and f'<p class=said>{text(verdicts)}</p>'}"
         f'<fieldset><legend class="unseen">Verdict on {name}</legend>{choices}</fieldset></li>'
@@ -219,15 +212,16 @@ def _look(entry: Entry) -> str:
     return f'<a class="look"{link}>{image}</a>'
 
 
-def _numbers(row: Mapping[str, Any]) -> Iterator[str]:
-    volume = f"{row['volume_ml']:.2f} mL"
-    if not math.isnan(row["volume_low_ml"]):
-        volume += f" ({row['volume_low_ml']:.2g} to {row['volume_high_ml']:.2g})"
-    yield f"{volume}, lesions: {row['lesions']}"
-    if not math.isnan(row["rims_ml"]):
-        yield f"caps and rims {row['rims_ml']:.2f} mL"
-    if not math.isnan(row["expected_dice"]):
-        yield f"expected Dice {row['expected_dice']:.2f}"
+def _numbers(record: RunRecord) -> Iterator[str]:
+    volume = f"{record.volume_ml:.2f} mL"
+    if record.volume_interval_ml:
+        low, high = record.volume_interval_ml
+        volume += f" ({low:.2g} to {high:.2g})"
+    yield f"{volume}, lesions: {record.lesions}"
+    if record.rims_ml is not None:
+        yield f"caps and rims {record.rims_ml:.2f} mL"
+    if record.quality:
+        yield f"expected Dice {record.quality.predicted_dice:.2f}"
 
 
 def _said(verdict: Verdict) -> str:
@@ -235,7 +229,3 @@ def _said(verdict: Verdict) -> str:
     why = ": ".join(verdict[key] for key in ("verdict", "reasons") if verdict[key])
     older = ", on an older mask" if verdict["current"] == "no" else ""
     return f"{why} ({whose}{older})"
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value

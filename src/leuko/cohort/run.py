@@ -1,4 +1,4 @@
-"""Many subjects: those of a table are segmented, each in a process of its own, then gathered."""
+"""Segment the subjects of a table, each in a process of its own, and collect the results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,26 +14,26 @@ from leuko.io.files import require_folder
 from leuko.model.runtime import available_cpus
 from leuko.segment import SegmentSettings
 
-# Told of each subject that has ended: its name, and why it failed or None.
+# Called when a subject has ended, with its name and the reason why it failed, or None.
 OnEnd = Callable[[str, str | None], None]
-# Given the number of subjects and, on this machine, of those at once: what is told.
+# Called with the number of subjects and the number that run at once on this machine.
 Progress = Callable[[int, int | None], AbstractContextManager[OnEnd]]
-# One scan of another kind in a thousand must not pass for a patient.
+# In a cohort nobody looks at each scan: one that is not a FLAIR of a head must fail.
 STRICT = SegmentSettings(strict=True)
 
 
 @dataclass(frozen=True)
 class CohortRun:
-    """How the subjects of a cohort went."""
+    """The outcome of a cohort."""
 
     jobs: Sequence[Job]
-    failed: Mapping[str, str]  # by name, why
+    failed: Mapping[str, str]  # the reason, by name
     earlier: int  # subjects that an earlier run had finished
     written: Mapping[str, Path]  # table, dictionary, report, ratings
 
     @property
     def done(self) -> list[Job]:
-        """Those that have results."""
+        """The jobs that have results."""
         return [job for job in self.jobs if job.name not in self.failed]
 
 
@@ -52,10 +52,10 @@ def segment_cohort(
     """Segment the subjects of a table (TSV or CSV: id, flair; t1, exclude) into `out`/id.
 
     Each is segmented in a process of its own with at most `memory_gb` and `minutes`; subjects that
-    are done already are not done again. Then the cohort's table and page are written. `processors`
-    are by default all that this process may use; `scheduler` is the address of a dask scheduler.
-    Needs the extra `cohort`. Raises LeukoError for a table, settings or a folder that cannot be
-    used; a subject that fails is named in the result.
+    are done are skipped. Then the cohort's table and page are written. `processors` are by default
+    all that this process may use; `scheduler` is the address of a dask scheduler. Needs the extra
+    `cohort`. The result names the subjects that failed. Raises LeukoError for a table, settings or
+    a folder that cannot be used.
 
     >>> import leuko
     >>> settings = leuko.SegmentSettings(rims="include")
@@ -92,7 +92,7 @@ def run_jobs(
     progress: Progress | None = None,
 ) -> CohortRun:
     """Do the jobs that are not done yet. Raises LeukoError for settings that do not fit the model
-    and where no scheduler answers."""
+    and if no scheduler answers."""
     from leuko.cohort import executor
 
     wanted = Wanted.of(jobs[0].settings)
@@ -116,6 +116,7 @@ def run_jobs(
 
 
 def portable(settings: SegmentSettings) -> SegmentSettings:
-    """A model's folder by its whole path, since workers may run elsewhere; a name as it is."""
+    """The settings with the absolute path of a model's folder, since workers may run in other
+    folders; the name of a model stays."""
     folder = Path(settings.model)
     return replace(settings, model=str(folder.absolute())) if folder.is_dir() else settings

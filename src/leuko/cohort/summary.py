@@ -1,22 +1,20 @@
-"""A segmentation as one row of a cohort's table, and the meaning of its columns.
+"""The record of a run as one row of a cohort's table, and the meaning of the columns.
 
-Rows hold no paths and no times: the same scans always give the same row.
+Rows contain no paths and no times, so the same scans always give the same row.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from leuko.io.provenance import is_useless, read_findings
+from leuko.io.record import RegionsRecord, RunRecord
 from leuko.io.tissue import CLASSES_WITHOUT_RIM
 from leuko.lesions.location import REGIONS, SECTORS
 
-Record = Mapping[str, Any]  # the content of run.json
 SIDES = ("left", "right")
-PLACES = (*REGIONS[1:], "confluent", *SIDES)
 ML = "mL"
 
 
-def row(record: Record) -> dict[str, Any]:
+def row(record: RunRecord) -> dict[str, Any]:
     """The values of a record by the keys of `COLUMNS`; nan for unknown values."""
     found = dict(_values(record))
     return {name: found.get(name, float("nan")) for name in COLUMNS}
@@ -30,50 +28,57 @@ def dictionary() -> dict[str, dict[str, str]]:
     }
 
 
-def _values(record: Record) -> Iterator[tuple[str, Any]]:
-    yield "volume_ml", record["volume_ml"]
-    yield from _ends("volume", record["volume_interval_ml"], "_ml")
-    yield "wmh_ml", _number(record["wmh_ml"])
-    yield "rims_ml", _number(record["rims_ml"])
-    yield "wmh_and_rims_ml", _number(record["wmh_and_rims_ml"])
-    yield "volume_percent_icv", _number(record["volume_percent_icv"])
-    yield "intracranial_ml", _number(record["intracranial_ml"])
-    yield "lesions", record["lesions"]
-    quality = record["quality"]
-    if quality:
-        yield "expected_dice", quality["predicted_dice"]
-        yield from _ends("expected_dice", quality["interval"])
-    regions = record["regions"] or {}
-    for place in PLACES:
-        yield f"{place}_ml", _number(regions.get(f"{place}_ml"))
-    bullseye = regions.get("bullseye")
-    if bullseye:
-        for k, sector in enumerate(bullseye["sectors"]):
-            yield _sector(sector), sum(shell[k] for shell in bullseye["ml"])
-    for tissue, ml in (record["tissue_ml"] or {}).items():
+def _values(record: RunRecord) -> Iterator[tuple[str, Any]]:
+    settings, model, scans = record.settings, record.model, record.inputs
+    yield "volume_ml", record.volume_ml
+    yield from _ends("volume", record.volume_interval_ml, "_ml")
+    yield "wmh_ml", _number(record.wmh_ml)
+    yield "rims_ml", _number(record.rims_ml)
+    yield "wmh_and_rims_ml", _number(record.wmh_and_rims_ml)
+    yield "volume_percent_icv", _number(record.volume_percent_icv)
+    yield "intracranial_ml", _number(record.intracranial_ml)
+    yield "lesions", record.lesions
+    if record.quality:
+        yield "expected_dice", record.quality.predicted_dice
+        yield from _ends("expected_dice", record.quality.interval)
+    if record.regions:
+        yield from _regions(record.regions)
+    for tissue, ml in (record.tissue_ml or {}).items():
         yield f"{tissue}_tissue_ml", _number(ml)
-    if record["excluded_ml"]:
-        yield "excluded_ml", record["excluded_ml"]["volume_ml"]
-        yield "excluded_wmh_ml", record["excluded_ml"]["wmh_ml"]
-    if record["alignment"]:
-        yield "t1_moved_mm", record["alignment"]["moved_mm"]
-    findings = read_findings(record)
-    yield "do_not_use", "yes" if is_useless(findings) else "no"
-    yield "warnings", sum(finding.level == "warning" for finding in findings)
-    yield "finding_codes", ",".join(dict.fromkeys(finding.code for finding in findings)) or "n/a"
-    if record["outside_brain"]:
-        yield "outside_brain_ml", record["outside_brain"]["wmh_ml"]
-    yield "rims", record["rims"] or "n/a"
-    yield "rule", record["settings"]["rule"]
-    yield "threshold", record["settings"]["threshold"]
-    yield "lesion_threshold", record["settings"]["lesion_threshold"]
-    yield "smallest_lesion_mm3", record["settings"]["smallest_lesion_mm3"]
-    yield "model", record["model"]["name"]
-    yield "leuko_version", record["versions"]["leuko"]
-    yield "weights_sha256", record["model"]["weights_sha256"]
-    yield "mask_sha256", record["mask_sha256"]
-    for scan in ("flair", "t1"):
-        yield f"{scan}_sha256", record["inputs"].get(scan, {"sha256": "n/a"})["sha256"]
+    if record.excluded_ml:
+        yield "excluded_ml", record.excluded_ml.volume_ml
+        yield "excluded_wmh_ml", record.excluded_ml.wmh_ml
+    if record.alignment:
+        yield "t1_moved_mm", record.alignment.moved_mm
+    codes = dict.fromkeys(finding.code for finding in record.findings)
+    yield "do_not_use", "no" if record.is_usable else "yes"
+    yield "warnings", record.warnings
+    yield "finding_codes", ",".join(codes) or "n/a"
+    if record.outside_brain:
+        yield "outside_brain_ml", record.outside_brain.wmh_ml
+    yield "rims", record.rims or "n/a"
+    yield "rule", settings.rule
+    yield "threshold", settings.threshold
+    yield "lesion_threshold", settings.lesion_threshold
+    yield "smallest_lesion_mm3", settings.smallest_lesion_mm3
+    yield "model", model.name
+    yield "leuko_version", record.leuko_version
+    yield "weights_sha256", model.weights_sha256
+    yield "mask_sha256", record.mask_sha256
+    yield "flair_sha256", scans.flair.sha256
+    yield "t1_sha256", scans.t1.sha256 if scans.t1 else "n/a"
+
+
+def _regions(regions: RegionsRecord) -> Iterator[tuple[str, float]]:
+    yield "periventricular_ml", regions.periventricular_ml
+    yield "deep_ml", regions.deep_ml
+    yield "infratentorial_ml", regions.infratentorial_ml
+    yield "confluent_ml", regions.confluent_ml
+    yield "left_ml", _number(regions.left_ml)
+    yield "right_ml", _number(regions.right_ml)
+    if regions.bullseye:
+        for k, sector in enumerate(regions.bullseye.sectors):
+            yield _sector(sector), sum(shell[k] for shell in regions.bullseye.ml)
 
 
 def _ends(name: str, interval: Sequence[float] | None, unit: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from leuko.io import nifti
 from leuko.io.background import without_background
 from leuko.io.files import find_images, sha256
 from leuko.io.provenance import Finding, kept_findings
+from leuko.io.record import FileRecord, Inputs, ScanRecord
 from leuko.volume import Volume
 
 if TYPE_CHECKING:
@@ -42,11 +43,11 @@ class Scan:
         hashes = "".join(sha256(file) for file in sorted(self.files))
         return hashlib.sha256(hashes.encode()).hexdigest()
 
-    def as_file(self) -> dict[str, Any]:
-        """Path, hash, size and modification time, for the record of a run."""
+    def as_record(self) -> FileRecord:
+        """The files of the scan for the record of a run."""
         if self.path is not None and self.files == [self.path]:
-            return as_file(self.path)
-        return {"path": self.path and str(self.path), "sha256": self.sha256()}
+            return file_record(self.path)
+        return FileRecord(path=str(self.path) if self.path else None, sha256=self.sha256())
 
 
 # A scan as people give it: its path, a nibabel image or a Volume in memory, or one that was read.
@@ -108,37 +109,41 @@ def read_study(
     return replace(pair[0], findings=findings), pair[1]
 
 
-def as_record(scans: Mapping[str, Scan]) -> dict[str, dict[str, Any]]:
-    """Path, series, hash, size and modification time of each scan, for the record of a run."""
-    return {
-        name: {"series": str(scan.series) if scan.series else None} | scan.as_file()
-        for name, scan in scans.items()
-    }
+def as_record(scans: Mapping[str, Scan]) -> Inputs:
+    """The scans of a run (flair, t1, mask) for its record."""
+    return Inputs(
+        **{
+            name: ScanRecord(
+                series=str(scan.series) if scan.series else None, **asdict(scan.as_record())
+            )
+            for name, scan in scans.items()
+        }
+    )
 
 
-def as_file(path: Path) -> dict[str, Any]:
-    """Path, hash, size and modification time of a file, for the record of a run."""
-    return {"path": str(path), "sha256": sha256(path), **_stamp(path)}
+def file_record(path: Path) -> FileRecord:
+    """A file for the record of a run."""
+    size, modified_ns = _stamp(path)
+    return FileRecord(path=str(path), sha256=sha256(path), bytes=size, modified_ns=modified_ns)
 
 
-def is_same(path: Path, was: Mapping[str, Any]) -> bool:
+def is_same(path: Path, was: FileRecord) -> bool:
     """Whether a scan is unchanged since the record of a run was written.
 
     Its content is compared only if its path, size or modification time changed, or if it has
     several files.
     """
     try:
-        seen = {"path": str(path), **_stamp(path)}
-        return seen == {name: was.get(name) for name in seen} or (
-            read(path).sha256() == was["sha256"]
-        )
+        seen = str(path), *_stamp(path)
+        return seen == (was.path, was.bytes, was.modified_ns) or (read(path).sha256() == was.sha256)
     except (OSError, LeukoError):
         return False
 
 
-def _stamp(path: Path) -> dict[str, int]:
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size in bytes and modification time in ns."""
     about = path.stat()
-    return {"bytes": about.st_size, "modified_ns": about.st_mtime_ns}
+    return about.st_size, about.st_mtime_ns
 
 
 def require_pair(flair: Scan, t1: Scan | None) -> None:

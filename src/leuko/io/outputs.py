@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from leuko.errors import LeukoError, in_one_line
-from leuko.io.files import read_json
 from leuko.io.inputs import Scan
 from leuko.io.provenance import OUTPUT, Finding
+from leuko.io.record import writer
 
 MASK_FILE, RIMS_FILE = "wmh.nii.gz", "wmh_rims.nii.gz"
 PROBABILITY_FILE, ENTROPY_FILE = "wmh_prob.nii.gz", "wmh_entropy.nii.gz"
@@ -59,7 +59,7 @@ def refuse_foreign_files(
     if any(folder.is_dir() and folder.resolve() == out.resolve() for folder in paths if folder):
         raise LeukoError(f"{out} holds the scans; choose another folder with -o")
     about = out / record
-    ours = about.is_file() and read_json(about, what="record").get("command") == command
+    ours = about.is_file() and writer(about) == command
     there = [name for name in files if (out / name).exists()]
     if there and not ours:
         raise LeukoError(

@@ -1,14 +1,14 @@
-"""The record of a run: versions, seconds per stage, findings of its checks."""
+"""Findings of a run, its seconds per stage, and the versions of the libraries it used."""
 
 import importlib.metadata
 import logging
 import platform
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Level = Literal["note", "warning", "do not use"]
 LEVELS: dict[Level, int] = {
@@ -20,9 +20,10 @@ LEVELS: dict[Level, int] = {
 OUTPUT = "output"  # code of the finding that a file could not be written
 DONE_WITH_WARNINGS = 3  # exit code
 
-# Whether the mask holds the normal caps and rims of the ventricles, by the convention of a record;
-# None if the model has no class for them.
-RIMS_ARE: dict[str | None, str] = {
+# Normal caps and rims of the ventricles: in a mask of their own, in the mask of WMH, or in neither.
+Rims = Literal["separate", "include", "exclude"]
+# Whether they are in the mask of WMH; None: the model has no class for them.
+RIMS_ARE: dict[Rims | None, str] = {
     "separate": "not in the mask",
     "include": "in the mask",
     "exclude": "not in the mask",
@@ -89,9 +90,9 @@ def is_useless(findings: Iterable[Finding]) -> bool:
     return any(finding.level == "do not use" for finding in findings)
 
 
-def read_findings(record: Mapping[str, Any]) -> list[Finding]:
-    """The findings in the record of a run. Raises KeyError or TypeError if it has none."""
-    return [Finding(**finding) for finding in record["findings"]]
+def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings with the most serious first."""
+    return tuple(sorted(findings, key=lambda finding: -LEVELS[finding.level]))
 
 
 def exit_code(findings: Iterable[Finding]) -> int:

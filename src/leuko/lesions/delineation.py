@@ -6,12 +6,12 @@ All arrays are on the grid of the FLAIR.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import scipy.ndimage
 import scipy.special
 
+from leuko.io.provenance import Rims
 from leuko.io.tissue import Tissue
 from leuko.lesions.components import TOUCHING, drop_small, find_lesions, large
 from leuko.model.calibration import TYPICAL_CONTRAST, Seen
@@ -36,9 +36,6 @@ LEAST = 1e-3  # probabilities are clipped to [LEAST, 1 - LEAST], so that the FLA
 NORMAL_WMH, NORMAL_RIM = 0.2, 0.3  # white matter with lower probabilities is normal
 LIBERAL_LOG_ODDS = -1.0  # shift of the thresholds for the liberal mask
 SPREAD_LOG_ODDS = 3.0  # shift, up and down, for volumes that show how much the thresholds matter
-
-# Caps and rims: in a mask of their own, in the mask of WMH, or in neither.
-Rims = Literal["separate", "include", "exclude"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,11 +5,12 @@ Array axes run R, A, S.
 
 from dataclasses import dataclass, replace
 
-from leuko.io.provenance import Finding, Stopwatch, is_useless
+from leuko.io.provenance import Finding, Rims, Stopwatch, is_useless
+from leuko.io.record import Excluded
 from leuko.io.tissue import CLASSES_WITHOUT_RIM
 from leuko.lesions import quality_checks
 from leuko.lesions.brain import Outside, brain_mask, within_brain
-from leuko.lesions.delineation import Delineation, Rims, delineate, with_rims
+from leuko.lesions.delineation import Delineation, delineate, with_rims
 from leuko.lesions.mni import Place
 from leuko.model.card import Limits, ModelCard
 from leuko.preprocessing.slices import Pair
@@ -17,14 +18,6 @@ from leuko.volume import Array, Volume
 
 MUCH_EXCLUDED = 0.5  # of the brain: no infarct or tumour is so large
 MUCH_OUTSIDE_ML = 0.2  # outside the brain; less is common at the skull base
-
-
-@dataclass(frozen=True)
-class Excluded:
-    """What an exclusion mask took out of the result, in mL."""
-
-    volume_ml: float  # of the mask
-    wmh_ml: float  # of the WMH in it
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,12 +3,12 @@
 Array axes run R, A, S. See `location` for the rules.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.ndimage
 
+from leuko.io.record import Bullseye, RegionsRecord
 from leuko.io.tissue import Tissue
 from leuko.lesions import mni
 from leuko.lesions.components import TOUCHING, find_lesions
@@ -66,19 +66,23 @@ class Regions:
     right_ml: float | None
     bullseye_ml: list[list[float]] | None  # by SHELLS and SECTORS
 
-    def as_record(self) -> dict[str, Any]:
-        """For JSON: rounded, with the rule in words and the names of the bullseye's parts."""
-        volumes = {
-            name: round(value, 4) if isinstance(value, float) else value
-            for name, value in asdict(self).items()
-            if name.endswith("_ml") and name != "bullseye_ml"
-        }
-        bullseye = self.bullseye_ml and {
-            "shells": SHELLS,
-            "sectors": SECTORS,
-            "ml": [[round(ml, 4) for ml in row] for row in self.bullseye_ml],
-        }
-        return {"rule": self.rule, "rule_text": RULES[self.rule], **volumes, "bullseye": bullseye}
+    def as_record(self) -> RegionsRecord:
+        """For the record of a run: rounded, with the rule in words."""
+        bullseye = None
+        if self.bullseye_ml is not None:
+            ml = tuple(tuple(round(ml, 4) for ml in row) for row in self.bullseye_ml)
+            bullseye = Bullseye(shells=SHELLS, sectors=SECTORS, ml=ml)
+        return RegionsRecord(
+            rule=self.rule,
+            rule_text=RULES[self.rule],
+            periventricular_ml=round(self.periventricular_ml, 4),
+            deep_ml=round(self.deep_ml, 4),
+            infratentorial_ml=round(self.infratentorial_ml, 4),
+            confluent_ml=round(self.confluent_ml, 4),
+            left_ml=None if self.left_ml is None else round(self.left_ml, 4),
+            right_ml=None if self.right_ml is None else round(self.right_ml, 4),
+            bullseye=bullseye,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
-"""Compare two segmented times of one brain: register them halfway, find and write the changes."""
+"""Compare two segmented time points of one brain: register them halfway, find the changes."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from leuko.errors import LeukoError
 from leuko.io import inputs, nifti
-from leuko.io.files import find_image, read_json, staged, write_json
+from leuko.io.files import find_image, staged
 from leuko.io.outputs import (
     MASK_FILE,
     PROBABILITY_FILE,
@@ -27,16 +27,17 @@ from leuko.io.provenance import (
     Finding,
     Stopwatch,
     kept_findings,
-    read_findings,
+    ranked,
     tell,
     versions,
 )
+from leuko.io.record import RunRecord
 from leuko.longitudinal.changes import BORDER_MM, Change, Changes, Time, find_changes
 from leuko.longitudinal.midspace import Halfway, meet
+from leuko.longitudinal.record import ComparisonRecord, Floor, HalfwayRecord, TimeRecord, Times
 from leuko.longitudinal.report import change_report
 from leuko.model.runtime import available_cpus
 from leuko.preprocessing.slices import tissue_level
-from leuko.results import findings_as_record
 from leuko.segment import SegmentSettings, segment
 from leuko.volume import Volume, require_same_grid
 
@@ -46,28 +47,19 @@ FLAIR_FILES = ("flair_baseline.nii.gz", "flair_followup.nii.gz")
 COMPARISON_FILE = "compare.json"
 FILES = (CHANGES_FILE, CHANGE_TABLE_FILE, NUMBERS_FILE, *FLAIR_FILES, REPORT_FILE, COMPARISON_FILE)
 TIMES = ("baseline", "followup")
-AS_SEGMENTED = ("volume_ml", "rims", "wmh_ml", "rims_ml", "wmh_and_rims_ml")  # in each run's record
-BEYOND_VIEW = 0.02  # part of the WMH outside the other scan's view: more is a warning
+BEYOND_VIEW = 0.02  # share of the WMH outside the other scan's field of view; more: a warning
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One time, as `leuko segment` wrote it."""
+    """One time point, read from the files of `leuko segment`."""
 
     folder: Path
-    record: Mapping[str, Any]
+    record: RunRecord
     flair: Volume
     probability: Volume  # 0 where the run removed voxels above its threshold
-
-    @property
-    def threshold(self) -> float:
-        return float(self.record["settings"]["threshold"])
-
-    @property
-    def smallest_mm3(self) -> float:
-        return float(self.record["settings"]["smallest_lesion_mm3"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +82,7 @@ def compare(
     followup_flair: str | Path | None = None,
     threads: int | None = None,
 ) -> Comparison:
-    """Compare two times of one brain and write the `FILES` of the comparison into `out`.
+    """Compare two time points of one brain and write the `FILES` of the comparison into `out`.
 
     `baseline` and `followup` are folders that `segment` wrote, or folders with FLAIR.nii.gz and
     perhaps T1.nii.gz, which are segmented into `out` first. `baseline_flair` and `followup_flair`
@@ -121,7 +113,7 @@ def compare(
             for name, run in zip(TIMES, (first, second), strict=True):
                 findings += [
                     replace(found, text=f"{name}: {found.text}")
-                    for found in read_findings(run.record)
+                    for found in run.record.findings
                     if found.code != OUTPUT
                 ]
             for difference in _differences(first.record, second.record):
@@ -132,18 +124,25 @@ def compare(
             times = _times(first, second, halfway)
         with watch.stage("find changes"):
             changes = find_changes(
-                *times, halfway.grid, smallest_mm3=max(first.smallest_mm3, second.smallest_mm3)
+                *times,
+                halfway.grid,
+                smallest_mm3=max(
+                    run.record.settings.smallest_lesion_mm3 for run in (first, second)
+                ),
             )
         with watch.stage("write"):
             _write(scratch, changes, times, halfway)
         result = Comparison(changes, times, halfway, findings, watch.seconds)
         record = _record(result, first, second)
-        said = partial(tell, findings)
-        with watch.stage("report"), side_output(scratch, REPORT_FILE, said):
+        with (
+            watch.stage("report"),
+            side_output(scratch, REPORT_FILE, partial(tell, findings)),
+        ):
             html = change_report(record, changes, times, halfway.grid)
             (scratch / REPORT_FILE).write_text(html, encoding="utf-8", errors="backslashreplace")
-        record["findings"] = findings_as_record(findings)  # the report may have failed
-        write_json(scratch / COMPARISON_FILE, record)
+        # The report may have added a finding, and took time.
+        record = replace(record, findings=ranked(findings), seconds=watch.seconds)
+        record.write(scratch / COMPARISON_FILE)
     return result
 
 
@@ -163,24 +162,25 @@ def _segmented(folder: Path, out: Path, *, threads: int) -> Path:
 
 def _read(folder: Path, flair: Path | None) -> Run:
     """Read a run. Raises LeukoError if it is incomplete or `flair` is not the segmented FLAIR."""
-    record = read_json(folder / RECORD_FILE, what="record")
-    if record.get("command") != "segment":
+    record = RunRecord.read(folder / RECORD_FILE)
+    if record.command != "segment":
         raise LeukoError(
-            f"{folder / RECORD_FILE} was not written by leuko segment; give a folder that was"
+            f"{folder / RECORD_FILE} is of a mask that was measured; give a folder that leuko "
+            "segment wrote"
         )
-    if "rims" not in record:
+    was = record.inputs.flair
+    if was.path is None:
         raise LeukoError(
-            f"{folder / RECORD_FILE} was written by an older Leuko; segment its scans again"
+            f"{folder} was made from a FLAIR in memory; save it as a file and segment that file"
         )
-    was = record["inputs"]["flair"]
-    path = flair or Path(was["path"])
+    path = flair or Path(was.path)
     if not path.exists():
         raise LeukoError(
             f"the FLAIR of {folder} is not at {path}; give its path with --baseline-flair or "
             "--followup-flair"
         )
     scan = inputs.read(path)
-    if scan.sha256() != was["sha256"]:
+    if scan.sha256() != was.sha256:
         raise LeukoError(
             f"{path} is not the FLAIR that {folder} was made from: its SHA-256 differs; give that "
             "FLAIR with --baseline-flair or --followup-flair, or segment again"
@@ -189,13 +189,13 @@ def _read(folder: Path, flair: Path | None) -> Run:
     mask = nifti.read_mask(folder / MASK_FILE)
     for image in (probability, mask):
         require_same_grid(image, scan.volume)
-    dropped = (probability.data >= record["settings"]["threshold"]) & ~mask.data
+    dropped = (probability.data >= record.settings.threshold) & ~mask.data
     kept = probability.with_data(np.where(dropped, 0, probability.data))
     named = replace(scan.volume, name=str(path))  # both files may be called FLAIR.nii.gz
     return Run(folder, record, named, kept)
 
 
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
+def _differences(first: RunRecord, second: RunRecord) -> Iterator[str]:
     """Differences between the two runs that may look like a change of the brain."""
     before, after = _method(first), _method(second)
     for name in before:
@@ -206,23 +206,23 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterato
             )
 
 
-def _method(record: Mapping[str, Any]) -> dict[str, Any]:
-    settings = record["settings"]
+def _method(record: RunRecord) -> dict[str, Any]:
+    settings = record.settings
     return {
-        "model": f"{record['model']['name']} {record['model']['weights_sha256'][:12]}",
-        "T1": "given" if "t1" in record["inputs"] else "none",
-        "version of Leuko": record["versions"]["leuko"],
-        "threshold": settings["threshold"],
-        "caps and rims": RIMS_ARE[record["rims"]],
-        "smallest lesion": settings["smallest_lesion_mm3"],
-        "bias correction": settings["bias_correction"],
-        "exclusion": "a mask" if settings["exclude"] else "none",
+        "model": f"{record.model.name} {record.model.weights_sha256[:12]}",
+        "T1": "given" if record.inputs.t1 else "none",
+        "version of Leuko": record.leuko_version,
+        "threshold": settings.threshold,
+        "caps and rims": RIMS_ARE[record.rims],
+        "smallest lesion": settings.smallest_lesion_mm3,
+        "bias correction": settings.bias_correction,
+        "exclusion": "a mask" if settings.exclude else "none",
     }
 
 
 def _meet(first: Run, second: Run, *, threads: int) -> Halfway:
-    """Register in an order that the hashes decide: swapping the times gives the same space."""
-    if first.record["inputs"]["flair"]["sha256"] <= second.record["inputs"]["flair"]["sha256"]:
+    """Register in the order of the hashes, so that swapped times have the same halfway space."""
+    if first.record.inputs.flair.sha256 <= second.record.inputs.flair.sha256:
         return meet(first.flair, second.flair, threads=threads)
     return meet(second.flair, first.flair, threads=threads).reversed()
 
@@ -234,7 +234,7 @@ def _times(first: Run, second: Run, halfway: Halfway) -> tuple[Time, Time]:
     probabilities = halfway.bring([run.probability for run in runs])
     times = []
     for run, flair, probability in zip(runs, flairs, probabilities, strict=True):
-        mask = probability >= run.threshold
+        mask = probability >= run.record.settings.threshold
         unseen = float((~seen)[mask].mean()) if mask.any() else 0.0
         if unseen > BEYOND_VIEW:
             log.warning(
@@ -262,43 +262,48 @@ def _write(folder: Path, changes: Changes, times: tuple[Time, Time], halfway: Ha
     write_table(folder / CHANGE_TABLE_FILE, columns, map(astuple, changes.lesions))
 
 
-def _record(result: Comparison, first: Run, second: Run) -> dict[str, Any]:
-    changes, alignment = result.changes, result.halfway.alignment
-    percent = changes.change_percent
+def _record(result: Comparison, first: Run, second: Run) -> ComparisonRecord:
+    changes, halfway = result.changes, result.halfway
     runs = dict(zip(TIMES, (first, second), strict=True))
-    return {
-        "command": "compare",
-        "versions": versions(),
-        "inputs": {
-            name: {
-                "path": str(run.folder),
-                **{name: run.record[name] for name in AS_SEGMENTED},
-                "model": run.record["model"],
-                "threshold": run.threshold,
-                "flair": run.record["inputs"]["flair"],
-            }
-            for name, run in runs.items()
-        },
-        "findings": findings_as_record(result.findings),
-        "checks": [
-            *(f"{name}: {check}" for name, run in runs.items() for check in run.record["checks"]),
+    ways = [tuple(map(tuple, way.round(6).tolist())) for way in halfway.ways]
+    return ComparisonRecord(
+        versions=versions(),
+        inputs=Times(baseline=_time_record(first), followup=_time_record(second)),
+        findings=ranked(result.findings),
+        checks=(
+            *(f"{name}: {check}" for name, run in runs.items() for check in run.record.checks),
             "registration of the two scans",
             "same model and settings",
-        ],
-        "baseline_ml": round(changes.baseline_ml, 4),
-        "followup_ml": round(changes.followup_ml, 4),
-        "change_ml": round(changes.change_ml, 4),
-        "change_percent": round(percent, 3) if changes.baseline_ml else None,
-        "floor_ml": round(changes.floor_ml, 4),
-        "is_beyond_floor": changes.is_beyond_floor,
-        "floor": {"border_mm": BORDER_MM, "surface_mm2": round(changes.surface_mm2, 1)},
-        "lesions": changes.counts,
-        "lesion_change_ml": {state: round(ml, 4) for state, ml in changes.change_by_state.items()},
-        "alignment": {
-            "moved_mm": round(alignment.moved_mm, 3),
-            "sharpness": round(alignment.sharpness, 4),
-            "baseline_to_halfway": result.halfway.ways[0].round(6).tolist(),
-            "followup_to_halfway": result.halfway.ways[1].round(6).tolist(),
-        },
-        "seconds": result.seconds,
-    }
+        ),
+        baseline_ml=round(changes.baseline_ml, 4),
+        followup_ml=round(changes.followup_ml, 4),
+        change_ml=round(changes.change_ml, 4),
+        change_percent=round(changes.change_percent, 3) if changes.baseline_ml else None,
+        floor_ml=round(changes.floor_ml, 4),
+        is_beyond_floor=changes.is_beyond_floor,
+        floor=Floor(border_mm=BORDER_MM, surface_mm2=round(changes.surface_mm2, 1)),
+        lesions=changes.counts,
+        lesion_change_ml={state: round(ml, 4) for state, ml in changes.change_by_state.items()},
+        alignment=HalfwayRecord(
+            moved_mm=round(halfway.alignment.moved_mm, 3),
+            sharpness=round(halfway.alignment.sharpness, 4),
+            baseline_to_halfway=ways[0],
+            followup_to_halfway=ways[1],
+        ),
+        seconds=dict(result.seconds),
+    )
+
+
+def _time_record(run: Run) -> TimeRecord:
+    record = run.record
+    return TimeRecord(
+        path=str(run.folder),
+        volume_ml=record.volume_ml,
+        rims=record.rims,
+        wmh_ml=record.wmh_ml,
+        rims_ml=record.rims_ml,
+        wmh_and_rims_ml=record.wmh_and_rims_ml,
+        model=record.model,
+        threshold=record.settings.threshold,
+        flair=record.inputs.flair,
+    )

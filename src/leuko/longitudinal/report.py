@@ -1,22 +1,21 @@
 """The report of a comparison: its numbers, both times side by side, and the change of each lesion.
 
-The page names no patient. File names, which may contain a name, appear only in the details.
+The page does not name the patient. File names, which may contain a name, appear only in the
+details.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 
-from leuko.io.provenance import RIMS_ARE, is_useless, read_findings
+from leuko.io.provenance import RIMS_ARE, is_useless
 from leuko.longitudinal.changes import STATES, Changes, Time
+from leuko.longitudinal.record import ComparisonRecord
 from leuko.report.html import Column, Kind, alerts, facts, page, plain, section, shown, table, text
 from leuko.report.viewer import HEAD, Pane, lesion_slices
 from leuko.volume import Array, Volume
-
-Record = Mapping[str, Any]
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
 KINDS = {
@@ -41,8 +40,10 @@ COLUMNS = (
 )
 
 
-def change_report(record: Record, changes: Changes, times: Sequence[Time], grid: Volume) -> str:
-    """The report as HTML. `record` is the content of compare.json, `grid` that of all arrays."""
+def change_report(
+    record: ComparisonRecord, changes: Changes, times: Sequence[Time], grid: Volume
+) -> str:
+    """The report as HTML; all arrays are on `grid`."""
     panes = _panes(changes, times, grid)
     where = lesion_slices(replace(panes[0], ids=changes.numbers))
     rows = [
@@ -56,10 +57,10 @@ def change_report(record: Record, changes: Changes, times: Sequence[Time], grid:
         title="White matter hyperintensities at two times",
         subtitle=_subtitle(record),
         before=[
-            alerts(record),
+            alerts(record.findings, record.checks),
             section(
                 "Change",
-                facts(_findings(record, changes), useless=is_useless(read_findings(record))),
+                facts(_findings(record, changes), useless=is_useless(record.findings)),
             ),
         ],
         panes=panes,
@@ -94,16 +95,17 @@ def _in_8_bit(flair: Array) -> Array:
     return np.clip(np.rint(flair), 0, 255).astype(np.uint8)
 
 
-def _subtitle(record: Record) -> str:
-    hashes = ", ".join(run["flair"]["sha256"][:12] for run in record["inputs"].values())
-    models = ", ".join(dict.fromkeys(run["model"]["name"] for run in record["inputs"].values()))
+def _subtitle(record: ComparisonRecord) -> str:
+    runs = record.inputs.baseline, record.inputs.followup
+    hashes = ", ".join(run.flair.sha256[:12] for run in runs)
+    models = ", ".join(dict.fromkeys(run.model.name for run in runs))
     return (
-        f"FLAIR {hashes}; model {models}, Leuko {record['versions']['leuko']}; "
+        f"FLAIR {hashes}; model {models}, Leuko {record.versions['leuko']}; "
         f"{datetime.now(UTC):%Y-%m-%d}"
     )
 
 
-def _findings(record: Record, changes: Changes) -> Iterator[tuple[str, str, str]]:
+def _findings(record: ComparisonRecord, changes: Changes) -> Iterator[tuple[str, str, str]]:
     yield "Baseline", f"{changes.baseline_ml:.2f} mL", ""
     yield "Follow-up", f"{changes.followup_ml:.2f} mL", ""
     side = "beyond" if changes.is_beyond_floor else "below"
@@ -116,26 +118,26 @@ def _findings(record: Record, changes: Changes) -> Iterator[tuple[str, str, str]
             str(count),
             f"{changes.change_by_state[state]:+.2f} mL",
         )
-    runs = record["inputs"].values()
-    if all(run["rims"] == "separate" for run in runs):
-        rims_ml = " | ".join(f"{run['rims_ml']:.2f}" for run in runs)
+    runs = record.inputs.baseline, record.inputs.followup
+    if all(run.rims == "separate" for run in runs):
+        rims_ml = " | ".join(f"{run.rims_ml:.2f}" for run in runs)
         yield "Caps and rims", f"{rims_ml} mL", "baseline | follow-up; not compared"
-    moved_mm = record["alignment"]["moved_mm"]
+    moved_mm = record.alignment.moved_mm
     yield "Registration", f"{moved_mm:.1f} mm", "between the scans; each was moved by half of it"
 
 
-def _details(record: Record) -> str:
-    about = {}
-    for name, run in record["inputs"].items():
-        about[name] = run["path"]
-        about[f"{name}, FLAIR"] = run["flair"]["path"]
-        about[f"{name}, FLAIR, SHA-256"] = run["flair"]["sha256"]
-        about[f"{name}, as segmented, mL"] = run["volume_ml"]
-        about[f"{name}, caps and rims"] = RIMS_ARE[run["rims"]]
-        about[f"{name}, caps and rims, mL"] = shown(run["rims_ml"], 2)
-        about[f"{name}, threshold"] = run["threshold"]
-    about |= {f"version of {name}": version for name, version in record["versions"].items()}
-    seconds = {name: shown(s, 2) for name, s in record["seconds"].items()}
+def _details(record: ComparisonRecord) -> str:
+    about: dict[str, object] = {}
+    for name, run in vars(record.inputs).items():
+        about[name] = run.path
+        about[f"{name}, FLAIR"] = run.flair.path
+        about[f"{name}, FLAIR, SHA-256"] = run.flair.sha256
+        about[f"{name}, as segmented, mL"] = run.volume_ml
+        about[f"{name}, caps and rims"] = RIMS_ARE[run.rims]
+        about[f"{name}, caps and rims, mL"] = shown(run.rims_ml, 2)
+        about[f"{name}, threshold"] = run.threshold
+    about |= {f"version of {name}": version for name, version in record.versions.items()}
+    seconds = {name: shown(s, 2) for name, s in record.seconds.items()}
     return (
         "<details><summary>Scans, settings, seconds</summary>"
         + plain("About this comparison", {name: text(value) for name, value in about.items()})

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import scipy.special
 
+from leuko.io.record import Quality
 from leuko.volume import Array
 
 DROP_ML = 0.1  # added to volumes before taking the logarithm, so that 0 mL stays finite
@@ -103,14 +104,14 @@ class Judgement:
     predicted_dice: float | None  # None also if no lesion was found
     dice_interval: tuple[float, float] | None
 
-    def quality_as_record(self) -> dict[str, Any] | None:
-        """The expected Dice for JSON, rounded; None if it is not known."""
+    def quality_as_record(self) -> Quality | None:
+        """The expected Dice for the record of a run, rounded; None if it is not known."""
         if self.predicted_dice is None or self.dice_interval is None:
             return None
-        return {
-            "predicted_dice": round(self.predicted_dice, 6),
-            "interval": [round(dice, 6) for dice in self.dice_interval],
-        }
+        low, high = self.dice_interval
+        return Quality(
+            predicted_dice=round(self.predicted_dice, 6), interval=(round(low, 6), round(high, 6))
+        )
 
 
 def judge(calibration: Calibration, seen: Seen) -> Judgement:

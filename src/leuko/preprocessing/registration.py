@@ -15,6 +15,7 @@ import numpy as np
 import scipy.ndimage
 import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 
+from leuko.io.record import AlignmentRecord
 from leuko.preprocessing.simpleitk import as_image
 from leuko.preprocessing.slices import requantise
 from leuko.volume import Array, Volume
@@ -71,16 +72,16 @@ class Alignment:
         shift = f"{self.off_mm:.1f} mm" if self.off_mm < FAR_MM else f"above {FAR_MM:.0f} mm"
         return f"residual shift {shift}, limit {LOST_MM:.1f} mm"
 
-    def as_record(self) -> dict[str, Any]:
-        """For JSON, rounded."""
-        return {
-            "moved_mm": round(self.moved_mm, 3),
-            "off_mm": round(self.off_mm, 3) if self.off_mm < FAR_MM else None,
-            "sharpness": round(self.sharpness, 4),
-            "mutual_information_before": round(self.information_before, 4),
-            "mutual_information": round(self.information, 4),
-            "flair_to_t1": self.matrix.round(6).tolist(),
-        }
+    def as_record(self) -> AlignmentRecord:
+        """For the record of a run, rounded."""
+        return AlignmentRecord(
+            moved_mm=round(self.moved_mm, 3),
+            off_mm=round(self.off_mm, 3) if self.off_mm < FAR_MM else None,
+            sharpness=round(self.sharpness, 4),
+            mutual_information_before=round(self.information_before, 4),
+            mutual_information=round(self.information, 4),
+            flair_to_t1=tuple(map(tuple, self.matrix.round(6).tolist())),
+        )
 
     def apply(self, t1: Volume) -> Volume:
         """The T1 with its affine in the world coordinates of the FLAIR; voxels do not change."""

@@ -2,10 +2,11 @@
 
 A page consists of sections, of panes with slices, and of a table whose rows lead to a slice:
 
-    page(title="WMH report", subtitle="...", before=[alerts(record)], panes=[baseline, followup],
-         kinds={1: Kind("new", "#d55e00")}, after=[table(columns, rows, caption="Lesions")])
+    page(title="WMH report", subtitle="...", before=[alerts(findings, checks)],
+         panes=[baseline, followup], kinds={1: Kind("new", "#d55e00")},
+         after=[table(columns, rows, caption="Lesions")])
 
-A page without panes is a `document`. `text` escapes every text that comes from outside.
+A page without panes is a `document`. `text` escapes text from outside, such as file names.
 """
 
 import base64
@@ -16,7 +17,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from leuko.io.provenance import Level, read_findings
+from leuko.io.provenance import Finding, Level
+from leuko.io.record import RunRecord
 from leuko.report.viewer import Pane, encoded
 
 # By level, most serious first: heading for one finding, for several, and class of the section.
@@ -37,7 +39,7 @@ SAVED = (
     "flair_sha256", "mask_sha256", "model", "leuko_version",
 )  # fmt: skip
 
-# The page may load nothing, from anywhere.
+# The page must not load anything.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -122,13 +124,12 @@ def section(title: str, *content: str, name: str = "") -> str:
     return f'<section class="{name}"><h2>{text(title)}</h2>\n{inside}</section>' if inside else ""
 
 
-def alerts(record: Mapping[str, Any]) -> str:
+def alerts(findings: Sequence[Finding], checks: Sequence[str]) -> str:
     """The findings of a run, most serious first; without warnings also the checks that were
     done."""
-    findings = read_findings(record)
     parts = []
     if not any(finding.level != "note" for finding in findings):
-        parts.append(_all_clear(record.get("checks", ())))
+        parts.append(_all_clear(checks))
     for level, (one, many, name) in ALERTS.items():
         found = [text(finding.text) for finding in findings if finding.level == level]
         parts += [alert(found, one, many, name=name)] if found else []
@@ -145,6 +146,18 @@ def alert(items: Sequence[str], one: str, many: str, *, name: str) -> str:
 def _all_clear(checks: Sequence[str]) -> str:
     said = f"Checked: {', '.join(checks)}." if checks else "No automatic checks were done."
     return f'<p class="fine"><strong>No warnings.</strong> {text(said)}</p>'
+
+
+def saved_with_verdict(record: RunRecord) -> dict[str, Any]:
+    """The columns that identify a result in a saved verdict."""
+    return {
+        "volume_ml": record.volume_ml,
+        "lesions": record.lesions,
+        "flair_sha256": record.inputs.flair.sha256,
+        "mask_sha256": record.mask_sha256,
+        "model": record.model.name,
+        "leuko_version": record.leuko_version,
+    }
 
 
 def facts(rows: Iterable[tuple[str, str, str]], *, useless: bool = False) -> str:
