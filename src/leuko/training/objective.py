@@ -121,7 +121,7 @@ def _mixed(
     found = material.find(settings)
     found.require_unchanged(planned.record["subjects"])
     teachers = [storage.network(name).to(device).eval() for name in settings.teachers]
-    real = mixture.RealDraws(
+    real = mixture.RealSliceSampler(
         mixture.prepared(found, folder / "slices.npz", threads=planned.threads, doing=doing),
         {item.name: item.origin for item in found.labelled},
         settings.recipe,
