@@ -38,7 +38,7 @@ from leuko.training import (
 )
 from leuko.training.batches import Batch
 from leuko.training.material import Item, Origin, Table, find_scans
-from leuko.training.objective import mixed_losses, taught
+from leuko.training.objective import mixed_losses, teacher_targets
 from leuko.training.real_slices import IGNORED, NOT_WMH, PREPARATION, RIM, WMH, RealSlices
 from leuko.training.recipes import BASE, Mixture, phase_at, with_rate
 from leuko.training.settings import Settings
@@ -216,7 +216,7 @@ def test_a_sure_answer_that_is_right_costs_nothing():
     )
     synthetic_loss = partial(losses.synthetic_loss, classes=classes, rim_weight=0.3)
     assert synthetic_loss(sure(classes)).item() < 1e-3
-    assert losses.taught_loss(sure(classes), sure(classes).softmax(1)).item() < 1e-3
+    assert losses.distillation_loss(sure(classes), sure(classes).softmax(1)).item() < 1e-3
     assert synthetic_loss(sure(classes.roll(3, 1))).item() > 5
 
 
@@ -226,11 +226,11 @@ def test_teachers_teach_all_but_labelled_slices():
     labels, classes = (torch.zeros(count, 16, 16, dtype=torch.long) for count in (1, 2))
     batch = Batch(images, labels, classes, None, torch.tensor([True]))
     teachers = [SpecialisedVGG(len(CLASSES), ((4, 4),)), SpecialisedVGG(6, ((4, 4),))]
-    wanted = taught(teachers, images[1:])
-    assert wanted.shape == (3, len(CLASSES), 16, 16)
-    torch.testing.assert_close(wanted.sum(dim=1), torch.ones(3, 16, 16))
+    targets = teacher_targets(teachers, images[1:])
+    assert targets.shape == (3, len(CLASSES), 16, 16)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(3, 16, 16))
     wmh = [teacher(images[1:]).softmax(dim=1)[:, -1] for teacher in teachers]
-    torch.testing.assert_close(wanted[:, -1], (wmh[0] + wmh[1]) / 2)
+    torch.testing.assert_close(targets[:, -1], (wmh[0] + wmh[1]) / 2)
     logits = torch.zeros(4, len(CLASSES), 16, 16)
     parts = mixed_losses(logits, batch, mixed=Mixture(), teachers=teachers)
     assert set(parts) == {"synthetic", "labelled", "unlabelled"}

@@ -200,7 +200,7 @@ def find_scans(
             paths = {kind: path for kind, path in found.items() if path}
             items.append(Item(home.name, paths, table.origin(home.name)))
     if not items:
-        raise LeukoError(f"{folder} contains no scans; expected subfolders with FLAIR.nii.gz")
+        raise LeukoError(f"{folder} holds no scan; expected subfolders with FLAIR.nii.gz")
     return items
 
 
@@ -210,7 +210,7 @@ def _images(folder: Path | None, table: Table) -> list[Item]:
         return []
     paths = sorted(path for path in folder.glob("*") if path.name.endswith((".nii.gz", ".nii")))
     if not paths:
-        raise LeukoError(f"{folder} contains no images; expected .nii.gz files")
+        raise LeukoError(f"{folder} holds no image; expected .nii.gz files")
     names = [image_stem(path) for path in paths]
     return [
         Item(name, {"labels": path}, table.origin(name))
