@@ -38,7 +38,7 @@ from leuko.training import (
 )
 from leuko.training.batches import Batch
 from leuko.training.material import Item, Origin, Table, find_scans
-from leuko.training.objective import mixed_losses, taught
+from leuko.training.objective import mixed_losses, teacher_targets
 from leuko.training.real_slices import IGNORED, NOT_WMH, PREPARATION, RIM, WMH, RealSlices
 from leuko.training.recipes import BASE, Mixture, phase_at, with_rate
 from leuko.training.settings import Settings
@@ -166,9 +166,9 @@ def test_painted_lesions_lie_in_white_matter_and_are_labelled_where_they_are_see
 def test_a_spot_is_labelled_up_to_where_readers_draw_edges():
     excess = np.zeros((20, 40))
     excess[10] = np.linspace(0, 0.5, 40)
-    labels = painted_lesions.seen(excess)
+    labels = painted_lesions.reader_labels(excess)
     assert excess[labels].min() == pytest.approx(0.4 * 0.5, abs=0.02)
-    assert not painted_lesions.seen(excess * 0.3).any()  # a spot that nobody sees
+    assert not painted_lesions.reader_labels(excess * 0.3).any()  # a spot that nobody sees
 
 
 # Edges of readers
@@ -216,7 +216,7 @@ def test_a_sure_answer_that_is_right_costs_nothing():
     )
     synthetic_loss = partial(losses.synthetic_loss, classes=classes, rim_weight=0.3)
     assert synthetic_loss(sure(classes)).item() < 1e-3
-    assert losses.taught_loss(sure(classes), sure(classes).softmax(1)).item() < 1e-3
+    assert losses.distillation_loss(sure(classes), sure(classes).softmax(1)).item() < 1e-3
     assert synthetic_loss(sure(classes.roll(3, 1))).item() > 5
 
 
@@ -226,11 +226,11 @@ def test_teachers_teach_all_but_labelled_slices():
     labels, classes = (torch.zeros(count, 16, 16, dtype=torch.long) for count in (1, 2))
     batch = Batch(images, labels, classes, None, torch.tensor([True]))
     teachers = [SpecialisedVGG(len(CLASSES), ((4, 4),)), SpecialisedVGG(6, ((4, 4),))]
-    wanted = taught(teachers, images[1:])
-    assert wanted.shape == (3, len(CLASSES), 16, 16)
-    torch.testing.assert_close(wanted.sum(dim=1), torch.ones(3, 16, 16))
+    targets = teacher_targets(teachers, images[1:])
+    assert targets.shape == (3, len(CLASSES), 16, 16)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(3, 16, 16))
     wmh = [teacher(images[1:]).softmax(dim=1)[:, -1] for teacher in teachers]
-    torch.testing.assert_close(wanted[:, -1], (wmh[0] + wmh[1]) / 2)
+    torch.testing.assert_close(targets[:, -1], (wmh[0] + wmh[1]) / 2)
     logits = torch.zeros(4, len(CLASSES), 16, 16)
     parts = mixed_losses(logits, batch, mixed=Mixture(), teachers=teachers)
     assert set(parts) == {"synthetic", "labelled", "unlabelled"}
@@ -240,9 +240,9 @@ def test_teachers_teach_all_but_labelled_slices():
     assert set(mixed_losses(logits[:3], alone, mixed=Mixture())) == {"synthetic", "labelled"}
 
 
-def test_reacquired_slices_stay_in_their_range_and_some_lose_their_t1():
+def test_slices_with_varied_acquisition_stay_in_their_range_and_some_lose_their_t1():
     images = 100 * torch.ones(40, 3, 32, 32) - 127
-    found = mixture.reacquired(images, torch.Generator().manual_seed(0)) + 127
+    found = mixture.vary_acquisition(images, torch.Generator().manual_seed(0)) + 127
     assert found.min() >= 0
     assert found.max() <= 255
     empty = (found[:, 2] == 0).all(dim=(1, 2)).float().mean()
@@ -280,13 +280,13 @@ def test_sources_scans_and_people_are_left_out():
     assert left_out(names, "tabriz") == {"head04", *names[:3]}
     assert left_out(names, "tabriz_112776") == {"head04", *names[1:3]}  # one person
     assert left_out(names, "ljubljana_1", "head03") == {"head04", "ljubljana_1", "head03"}
-    with pytest.raises(LeukoError, match="--leave tabrizz fits no scan, person, source"):
+    with pytest.raises(LeukoError, match="--leave tabrizz matches no scan, person, source"):
         left_out(names, "tabrizz")
 
 
-def test_a_scan_without_a_row_and_a_table_that_is_none_are_refused(tmp_path):
+def test_an_unlisted_scan_and_a_malformed_table_are_refused(tmp_path):
     write_scan(tmp_path / "elsewhere_1", 0, lesions=the_same)
-    with pytest.raises(LeukoError, match="elsewhere_1 is in no row of"):
+    with pytest.raises(LeukoError, match="elsewhere_1 matches no row of"):
         find_scans(tmp_path, base_data.SOURCES)
     table = tmp_path / "table.tsv"
     for text, said in (
@@ -299,6 +299,29 @@ def test_a_scan_without_a_row_and_a_table_that_is_none_are_refused(tmp_path):
     assert Table().origin("anna") == Origin(person="anna")
     assert base_data.person("mslesseg_P14_3") == "mslesseg_P14"
     assert base_data.HELD_OUT == ("head04", "head12", "head18")
+
+
+def test_a_table_of_sources_may_begin_with_a_byte_order_mark(tmp_path):
+    table = tmp_path / "table.tsv"
+    table.write_text("name\tsource\tperson\tweight\tcredit\nanna\tours\t\t\t\n", "utf-8-sig")
+    assert Table.read(table).origin("anna") == Origin("ours", "anna")
+
+
+def test_every_credit_of_a_source_is_stated():
+    scans = [
+        Item(name, {}, Origin("ours", name, credit=credit))
+        for name, credit in (("a", ""), ("b", "X, CC BY"), ("c", "Y, CC0"), ("d", "X, CC BY"))
+    ]
+    found = material.Material(scans, [], [], [])
+    assert found.credits.endswith("4 labelled scans of ours (X, CC BY; Y, CC0)")
+
+
+def test_the_message_about_an_unlabelled_scan_names_the_scan(tmp_path):
+    write_scan(tmp_path / "anna", 0)
+    nifti.write(tmp_path / "anna" / "FLAIR.nii.gz", make_phantom(np.random.default_rng(0)).labels)
+    scan = item(tmp_path / "anna")
+    with pytest.raises(LeukoError, match=r"^anna: "):
+        real_slices.unlabelled(scan)
 
 
 # Starts
@@ -328,9 +351,12 @@ def test_weights_in_8_bits_are_read(tmp_path):
         assert weights[:3] == (7, vgg16(0.0625), SIDE_MAPS)
         for name, value in network.state_dict().items():
             assert (weights.state[name] - value).abs().max() <= value.abs().max() / 200 + 1e-9
-    packed.write_bytes(b"nothing")
-    with pytest.raises(LeukoError, match="does not hold the weights of a network"):
-        storage.read_weights(str(packed))
+    compressed = packed.read_bytes()
+    damaged = compressed[:20] + bytes(8) + compressed[28:]
+    for content in (b"nothing", damaged, compressed[:-20]):
+        packed.write_bytes(content)
+        with pytest.raises(LeukoError, match="does not contain the weights of a network"):
+            storage.read_weights(str(packed))
 
 
 def test_models_are_averaged_and_what_each_has_seen_is_kept(tmp_path, monkeypatch):
@@ -449,7 +475,7 @@ def test_a_training_with_all_kinds_of_slices_resumes_bit_for_bit(command, tmp_pa
 
 def test_no_real_slices_are_drawn_without_real_scans():
     nothing = mixture.Prepared({}, {}, np.zeros((0, 192, 240, 3), np.uint8))
-    real = mixture.RealDraws(nothing, {}, BASE, Mixture(), torch.device("cpu"))
+    real = mixture.RealSliceSampler(nothing, {}, BASE, Mixture(), torch.device("cpu"))
     assert real.count("head") == real.unlabelled_count("head") == 0
 
 
@@ -462,7 +488,7 @@ def test_scans_that_changed_since_the_start_are_not_resumed_with(data, tmp_path)
     )  # fmt: skip
     plan.start(tmp_path / "run", settings)
     (scans / "tabriz_2" / "lesions_pathological.nii.gz").unlink()
-    with pytest.raises(LeukoError, match="tabriz_2 is not as it was when the run started"):
+    with pytest.raises(LeukoError, match="tabriz_2: the files or the row in the table"):
         loop.fit(tmp_path / "run")
 
 

@@ -438,7 +438,7 @@ def test_a_t1_of_another_head_is_warned_of_before_the_training(heads, tmp_path, 
     shutil.copy(heads / "head1" / "T1.nii.gz", data / "head3" / "T1.nii.gz")
     plan.start(tmp_path / "run", small_settings(data, steps=1))
     (record,) = caplog.records
-    assert record.getMessage().startswith("head3: its T1 may not be registered to its FLAIR (")
+    assert record.getMessage().startswith("head3: the T1 may not be registered to the FLAIR (")
 
 
 def test_a_t1_that_is_not_looked_at_may_be_damaged(heads, tmp_path, caplog):

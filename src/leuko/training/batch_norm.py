@@ -1,7 +1,7 @@
 """Batch normalisation for training from random weights (Ioffe & Szegedy 2015).
 
-It covers all images of a step over all processes. At the end it is folded into the convolutions, so
-that the saved model has none.
+The statistics are those of all images of a step, on all processes. After training, the
+normalisation is folded into the convolutions: the saved model has no batch normalisation.
 """
 
 import copy
@@ -19,7 +19,7 @@ MOMENTUM, EPSILON = 0.1, 1e-5
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of maps (N, C, H, W) over all processes."""
+    """Batch normalisation of feature maps (N, C, H, W), with statistics over all processes."""
 
     mean: Tensor
     variance: Tensor
@@ -52,7 +52,7 @@ class BatchNorm(nn.Module):
 
 
 class _Sum(torch.autograd.Function):
-    """A sum over processes; since each process uses it, the gradients are summed, too."""
+    """A sum over processes. The backward pass sums gradients, since every process uses the sum."""
 
     @staticmethod
     def forward(_: Any, own: Tensor) -> Tensor:
@@ -70,16 +70,18 @@ def _summed(own: Tensor) -> Tensor:
 
 
 def summed(own: Tensor) -> Tensor:
-    """The sum of `own` over all processes, with its gradient."""
+    """The sum of `own` over all processes, differentiable with respect to every process's part."""
     total: Tensor = _Sum.apply(own)  # type: ignore[no-untyped-call]
     return total
 
 
 def normalised(network: SpecialisedVGG) -> SpecialisedVGG:
-    """The network with batch normalisation instead of a bias after each convolution of its stages.
+    """The network, changed in place: each convolution of its stages gets batch normalisation and
+    loses its bias.
 
-    The weights of the first layer are enlarged: they need not scale grey values to one, since its
-    output is normalised, and an optimiser with equal steps for all weights would spoil small ones.
+    The weights of the first layer are multiplied by `GREY_SPREAD`. They need not scale grey values
+    to 1, since the output is normalised; and AdamW takes steps of similar size for all weights,
+    which would be too large for such small ones.
     """
     with torch.no_grad():
         network.first_convolution.weight *= GREY_SPREAD
@@ -95,7 +97,7 @@ def normalised(network: SpecialisedVGG) -> SpecialisedVGG:
 
 
 def folded(network: SpecialisedVGG) -> SpecialisedVGG:
-    """A copy without batch normalisation that computes the same as the network in evaluation."""
+    """A copy without batch normalisation; its output equals that of the network in evaluation."""
     plain = copy.deepcopy(network)
     for number, stage in enumerate(plain.stages):
         layers = list(stage.children())

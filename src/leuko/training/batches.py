@@ -1,7 +1,6 @@
-"""What a step of a training sees: slices of the subjects, and synthetic ones, each as a random
-variant.
+"""Batches of a training: augmented slices of labelled subjects, and augmented synthetic slices.
 
-All about a step follows from the seed and its number, however many processes share it.
+The seed and the step number determine a batch completely, for any number of processes.
 """
 
 from collections.abc import Sequence
@@ -22,22 +21,19 @@ from leuko.training.replay import Rehearsal
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images (N, 3, H, W), centred, and what is known of each pixel, int64.
+    """Images and their labels.
 
-    The first images are the subjects': `labels` (R, H, W) hold the classes of their labels and
-    IGNORED. The next are synthetic: `classes` (S, H, W) hold the model's classes. Others have no
-    labels. `wmh` (N, H, W), bool; None where the labels do not tell it. `rims_known` (R,), bool: in
-    a mixed training a label 0 says that there is no rim either.
+    The first R images are labelled slices, the next S are synthetic, the others are unlabelled.
     """
 
-    images: Tensor
-    labels: Tensor
-    classes: Tensor
-    wmh: Tensor | None
-    rims_known: Tensor | None = None
+    images: Tensor  # (N, 3, H, W), float32, centred
+    labels: Tensor  # (R, H, W), int64: classes of the labelled slices, or IGNORED
+    classes: Tensor  # (S, H, W), int64: the model's classes, of the synthetic slices
+    wmh: Tensor | None  # (N, H, W), bool; None if the labels do not mark WMH
+    rims_known: Tensor | None = None  # (R,), bool, in a mixed training; see `real_slices`
 
     def share(self, rank: int, count: int) -> "Batch":
-        """Every `count`-th image, from that of a process's rank on."""
+        """The part of process `rank`: every `count`-th image, starting with image `rank`."""
         first = (rank - len(self.labels)) % count
         return Batch(
             self.images[rank::count],
@@ -49,7 +45,7 @@ class Batch:
 
 
 class Batches:
-    """Those of all steps of a training, on a device."""
+    """The batches of a training on labelled slices, on a device."""
 
     def __init__(
         self,
@@ -62,7 +58,7 @@ class Batches:
         rehearsal: Rehearsal | None = None,
         classes: Sequence[str] = WMH_LABELS.classes,
     ) -> None:
-        """`classes` are the model's; synthetic slices come with values of `Tissue`."""
+        """`classes` are the model's; `rehearsal` draws synthetic slices with values of `Tissue`."""
         self._slices, self._recipe, self._channels = slices, recipe, channels
         self._seed, self._device = seed, device
         self._rehearsal = rehearsal
@@ -73,7 +69,7 @@ class Batches:
         )
 
     def draw(self, step: int) -> Batch:
-        """What a step sees."""
+        """The batch of a step."""
         recipe = self._recipe
         rng = np.random.default_rng([self._seed, step])
         real = recipe.images_per_step - recipe.synthetic_images
@@ -105,6 +101,6 @@ class Batches:
         return Batch(varied, labels, self._numbers[synthetic], wmh)
 
     def close(self) -> None:
-        """Make no more synthetic slices."""
+        """Stop making synthetic slices."""
         if self._rehearsal:
             self._rehearsal.close()

@@ -1,4 +1,4 @@
-"""Labelled subjects: find them on disk, check them, load them as slices in memory."""
+"""Labelled subjects: finding them on disk, checking them, loading their slices into memory."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """The files of one scan; a `Labelling` defines the values in `labels`."""
+    """The files of one labelled scan. A `Labelling` defines the values in `labels`."""
 
     name: str
     flair: Path
@@ -33,18 +33,16 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Slices:
-    """Slices of many subjects on one canvas: `images` (N, H, W, 3) and `labels` (N, H, W), uint8.
+    """Slices of many subjects, on one canvas size."""
 
-    Labels are class numbers, `wmh` for WMH, or `IGNORED`. `sagittal` (N,), bool.
-    """
-
-    images: Array
-    labels: Array
-    sagittal: Array
-    wmh: int | None = 1  # None: the labels do not mark WMH
+    images: Array  # (N, H, W, 3), uint8
+    labels: Array  # (N, H, W), uint8: class numbers or `IGNORED`
+    sagittal: Array  # (N,), bool
+    wmh: int | None = 1  # class number of WMH; None: the labels do not mark WMH
 
     def draw(self, count: int, *, lesion_part: float, rng: np.random.Generator) -> Array:
-        """Indices of `count` random slices; at least about `lesion_part` of them show a lesion."""
+        """Indices (count,) of random slices. `lesion_part` of them, on average, are drawn from the
+        slices with a lesion, the others from all slices."""
         indices = rng.integers(len(self.images), size=count)
         if len(self.with_lesion):
             chosen = rng.random(count) < lesion_part
@@ -62,10 +60,11 @@ class Slices:
 def find_subjects(folder: Path, labelling: Labelling = WMH_LABELS) -> list[Subject]:
     """The labelled subjects under a folder, sorted by name.
 
-    Two layouts: `<subject>/{FLAIR,T1,wmh|lesions}.nii.gz` and the challenge's
-    `<site>/<id>/{pre/FLAIR,pre/T1,wmh}.nii.gz`; `.nii` works as well. The label files have
-    the names of `labelling.files`. The T1 may be missing. Warnings name folders that have only
-    labels or only images. Raises LeukoError if there is no subject, or two label files for one.
+    Two layouts are found: `<subject>/{FLAIR,T1,wmh|lesions}.nii.gz` and that of the WMH
+    Segmentation Challenge, `<site>/<id>/{pre/FLAIR,pre/T1,wmh}.nii.gz`; files may also be `.nii`.
+    Label files are named as in `labelling.files`. The T1 is optional. Folders with only labels or
+    only images are not used; a warning names each. Raises LeukoError if there are no subjects, or
+    one has several label files.
     """
     if not folder.is_dir():
         raise LeukoError(f"{folder} is not a folder; give one that holds labelled subjects")
@@ -101,7 +100,7 @@ def find_subjects(folder: Path, labelling: Labelling = WMH_LABELS) -> list[Subje
 
 
 def read_pair(subject: Subject, preparation: Preparation) -> tuple[Volume, Volume | None]:
-    """A subject's FLAIR, and its T1 if the model uses it, with their background set to 0."""
+    """The FLAIR of a subject, and its T1 if the model uses it, with their background set to 0."""
     t1 = nifti.read(subject.t1) if subject.t1 and preparation.uses_t1 else None
     return without_background(nifti.read(subject.flair)), t1 and without_background(t1)
 
@@ -109,9 +108,10 @@ def read_pair(subject: Subject, preparation: Preparation) -> tuple[Volume, Volum
 def verify(
     subject: Subject, preparation: Preparation, labelling: Labelling = WMH_LABELS
 ) -> frozenset[str]:
-    """The classes in a subject's labels; warns if its T1 seems not to be registered to its FLAIR.
+    """Check the files of a subject; return the classes in its labels.
 
-    Raises LeukoError if a file cannot be read or prepared, or the labels are on another grid.
+    Warns if the T1 does not appear to be registered to the FLAIR. Raises LeukoError if a file
+    cannot be read or prepared, or the labels are not on the grid of the FLAIR.
     """
     try:
         flair, t1 = read_pair(subject, preparation)
@@ -123,8 +123,8 @@ def verify(
     doubt = align(flair, t1, mode="never").doubt() if t1 else None
     if doubt:
         log.warning(
-            "%s: its T1 may not be registered to its FLAIR (%s); check that both are of one person "
-            "or use the T1 that leuko segment --save-intermediate writes",
+            "%s: the T1 may not be registered to the FLAIR (%s); check that both show the same "
+            "person, or use the registered T1 from leuko segment --save-intermediate",
             subject.name,
             doubt,
         )
@@ -133,15 +133,15 @@ def verify(
 
 
 def read_classes(subject: Subject, labelling: Labelling) -> Volume:
-    """A subject's labels as class numbers, or `IGNORED`; uint8."""
+    """The labels of a subject: class numbers or `IGNORED`, uint8."""
     labels = nifti.read_labels(subject.labels, values=labelling.values)
     return labels.with_data(labelling.classified(labels.data))
 
 
 def person(name: str) -> str:
-    """The person to whom a subject's name belongs.
+    """The person of a subject's scan, from the subject's name.
 
-    `ses-...` is a visit: `anna/ses-2` belongs to `anna`, `ses-2/sub-01_b` to `sub-01`.
+    Folders `ses-...` are visits: `anna/ses-2` is the person `anna`, `ses-2/sub-01_b` is `sub-01`.
     """
     whose = [part for part in name.split("/") if not part.startswith("ses-")]
     for k, part in enumerate(whose):
@@ -152,15 +152,16 @@ def person(name: str) -> str:
 
 
 def people(subjects: Iterable[Subject]) -> list[str]:
-    """The people to whom the scans belong, sorted."""
+    """The people of the subjects' scans, sorted, each once."""
     return sorted({person(subject.name) for subject in subjects})
 
 
 def split(subjects: Sequence[Subject], *, held_out: float, seed: int) -> tuple[list[Subject], ...]:
-    """Subjects to train with, and a random part of about `held_out` to measure on.
+    """A random split into training subjects and held-out subjects.
 
-    All scans of a person are on one side. At least one person is left for training; with fewer than
-    1 / `held_out` people nobody is held out.
+    At most the share `held_out` of the people is held out; all scans of a person are in the same
+    group. At least one person stays in training. With fewer than 1 / `held_out` people, none is
+    held out.
     """
     everyone = people(subjects)
     count = min(int(held_out * len(everyone)), len(everyone) - 1)
@@ -179,9 +180,10 @@ def load(
     *,
     three_planes: bool = False,
 ) -> Slices:
-    """Prepare all slices of the subjects; smaller ones are centred on a canvas of the largest size.
+    """All slices of the subjects, prepared, on a canvas of the largest size.
 
-    With `three_planes`, nearly isotropic scans are sliced along each axis.
+    With `three_planes`, nearly isotropic scans are sliced along each axis. Raises LeukoError if a
+    file cannot be read or prepared, or labels are not on the grid of the FLAIR.
     """
     parts = [
         part
@@ -192,7 +194,7 @@ def load(
 
 
 def joined(parts: Sequence[Slices]) -> Slices:
-    """All slices together; smaller ones are centred on a canvas of the largest size."""
+    """All slices on a canvas of the largest height and width; smaller slices are centred on it."""
     height = max(part.images.shape[1] for part in parts)
     width = max(part.images.shape[2] for part in parts)
     return Slices(
@@ -219,8 +221,11 @@ def _subject_slices(
 
 
 def _label_slices(truth: Volume, placement: Placement, count: int) -> Array:
-    """The class, of `count`, with the largest share of each of the model's pixels; if equal, the
-    last one."""
+    """Labels (N, H, W), uint8: the class or IGNORED, whichever has the largest share of a pixel.
+
+    `count` is the number of classes. Of equal shares, the last class wins, then IGNORED, then the
+    higher class number.
+    """
     canonical = Orientation.of(truth.affine).apply(truth.data)
     shape = (canonical.shape[placement.across], placement.rows.pixels, placement.columns.pixels)
     labels, largest = np.zeros(shape, dtype=np.uint8), np.zeros(shape, dtype=np.float32)

@@ -88,7 +88,7 @@ def fit(
     fabric = processes.join(planned.device, planned.precision)
     doing("preparing")
     with watch.stage("prepare"):
-        source, losses = objective.of(planned, run, fabric.device, doing)
+        source, losses = objective.batches_and_losses(planned, run, fabric.device, doing)
         validation = objective.slices(planned, "validation") if settings.patience else None
 
     saved = _load_checkpoint(run, fabric.device)

@@ -1,8 +1,8 @@
-"""Losses, and how labels of lesions alone train a network that knows tissues.
+"""Losses, also of a network with tissue classes that is trained on WMH labels alone.
 
-Logits are (N, C, H, W), labels (N, H, W); pixels of the label `labels.IGNORED` do not count. Sums
-over images go through `total`, so that processes that share them have one loss. Those of a mixed
-training, which one process computes, are for all classes of `Tissue`.
+Logits are (N, C, H, W), labels (N, H, W). Pixels with the label `labels.IGNORED` are ignored.
+`total` adds sums over all processes, so that every process computes the same loss. The losses of a
+mixed training run in one process, on logits of all `Tissue` classes.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,14 @@ from leuko.evaluation.labels import IGNORED
 from leuko.io.tissue import Tissue
 from leuko.training.real_slices import RIM, WMH
 
-Total = Callable[[Tensor], Tensor]  # own sums become those of all processes
-WMH_ALONE, ALL_BUT_BACKGROUND = slice(-1, None), slice(1, None)  # of the classes
+Total = Callable[[Tensor], Tensor]  # from the sums of this process to those of all processes
+WMH_ALONE, ALL_BUT_BACKGROUND = slice(-1, None), slice(1, None)  # along the class axis
 
 
 def wmh_or_not(logits: Tensor) -> Tensor:
-    """Logits (N, 2, H, W) of not-WMH and WMH, from those of C classes of which WMH is the last.
+    """Logits (N, 2, H, W) of not WMH and WMH, from logits of C classes, the last of which is WMH.
 
-    Exact: the softmax of the two gives WMH the probability that it had among the C, so the other
-    classes keep their shares of the rest.
+    Exact: the softmax of the two gives WMH the same probability as the softmax of all C classes.
     """
     if logits.shape[1] == 2:
         return logits
@@ -31,11 +30,12 @@ def wmh_or_not(logits: Tensor) -> Tensor:
 
 
 def alone(own: Tensor) -> Tensor:
+    """The total for a single process: its own sums."""
     return own
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor, total: Total = alone) -> Tensor:
-    """Multinomial logistic loss summed over the pixels of an image, mean over images."""
+    """Multinomial logistic loss, summed over the pixels of an image, averaged over images."""
     entropy = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
     entropy, images = total(torch.stack([entropy, entropy.new_tensor(len(logits))])).unbind()
     return entropy / images
@@ -44,11 +44,10 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor, total: Total = alone) -
 def cross_entropy_dice(
     logits: Tensor, labels: Tensor, total: Total = alone, *, overlapping: slice = WMH_ALONE
 ) -> Tensor:
-    """Mean cross-entropy plus the soft Dice loss, the mean over the classes `overlapping`, of the
-    whole batch.
+    """Mean cross-entropy plus the soft Dice loss, averaged over the classes `overlapping`.
 
-    Soft Dice: Milletari et al. 2016 (V-Net), 1 - 2 sum(p g) / (sum(p) + sum(g)), with one pixel
-    added to both so that a batch without a class has a loss too.
+    Soft Dice loss: 1 - (2 sum(p g) + 1) / (sum(p) + sum(g) + 1) over the whole batch, after
+    Milletari et al. 2016 (V-Net). The 1 defines the loss for a class missing from the batch.
     """
     counted = labels != IGNORED
     entropy = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
@@ -60,12 +59,15 @@ def cross_entropy_dice(
     entropy, pixels = sums[:2].unbind()
     shared, both = sums[2:].chunk(2)
     dice: Tensor = (2 * shared + 1) / (both + 1)
-    # Images of ignored labels alone have no mean: their cross-entropy is 0, not nan.
+    # If all labels are ignored, the cross-entropy is 0, not nan.
     return entropy / pixels.clamp(min=1) + 1 - dice.mean()
 
 
 def synthetic_loss(logits: Tensor, classes: Tensor, *, rim_weight: float) -> Tensor:
-    """Cross-entropy, and the soft Dice loss of WMH, and of WMH and rims together."""
+    """Cross-entropy, plus the soft Dice loss of WMH, plus that of WMH and rims together.
+
+    `rim_weight` multiplies the last term.
+    """
     shares = logits.softmax(dim=1)
     return (
         F.cross_entropy(logits, classes)
@@ -76,30 +78,32 @@ def synthetic_loss(logits: Tensor, classes: Tensor, *, rim_weight: float) -> Ten
 
 
 def partial_labels_loss(logits: Tensor, labels: Tensor, rims_known: Tensor) -> Tensor:
-    """Cross-entropy of partial labels (`real_slices`), and the soft Dice loss of WMH.
+    """Cross-entropy of partial labels (see `real_slices`), plus the soft Dice loss of WMH.
 
-    A pixel that is not WMH may be a rim, unless `rims_known` (N,); labels do not tell tissues.
+    The label 0 stands for all tissues and, where `rims_known` (N,) is false, for rims too: the
+    cross-entropy is that of the summed probabilities. If all labels are ignored, the loss is 0.
     """
     shares = logits.log_softmax(dim=1)
     wmh, rim = shares[:, Tissue.WMH], shares[:, Tissue.RIM]
     not_wmh = shares[:, : Tissue.WMH].logsumexp(dim=1)
     tissue = shares[:, : Tissue.RIM].logsumexp(dim=1)
     neither = torch.where(rims_known[:, None, None], tissue, not_wmh)
-    told = torch.where(labels == WMH, wmh, torch.where(labels == RIM, rim, neither))
+    likelihood = torch.where(labels == WMH, wmh, torch.where(labels == RIM, rim, neither))
     counted = labels != IGNORED
-    entropy = -(told * counted).sum() / counted.sum().clamp(min=1)
+    entropy = -(likelihood * counted).sum() / counted.sum().clamp(min=1)
     return entropy + dice_loss(wmh.exp() * counted, (labels == WMH).float())
 
 
-def taught_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy with the probabilities of a teacher, and the soft Dice loss of its WMH."""
+def distillation_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy with a teacher's class probabilities (N, C, H, W), plus the soft Dice loss of
+    WMH, with squared sums in its denominator."""
     shares = logits.log_softmax(dim=1)
-    entropy = -(wanted * shares).sum(dim=1).mean()
-    found, lesion = shares[:, Tissue.WMH].exp(), wanted[:, Tissue.WMH]
+    entropy = -(targets * shares).sum(dim=1).mean()
+    found, lesion = shares[:, Tissue.WMH].exp(), targets[:, Tissue.WMH]
     sizes = found.square().sum() + lesion.square().sum()
     return entropy + 1 - (2 * (found * lesion).sum() + 1) / (sizes + 1)
 
 
 def dice_loss(share: Tensor, truth: Tensor) -> Tensor:
-    """Soft Dice (Milletari et al. 2016), with one pixel added to both."""
+    """Soft Dice loss 1 - (2 sum(p g) + 1) / (sum(p) + sum(g) + 1), as in `cross_entropy_dice`."""
     return 1 - (2 * (share * truth).sum() + 1) / (share.sum() + truth.sum() + 1)

@@ -1,8 +1,8 @@
 """The scans, label maps and lesion masks of a mixed training, with their sources and credits.
 
-A table of sources is tab-separated, with the columns name, source, person, weight and credit. A
-name is that of a folder of a scan, or of the file of a label map or of a lesion mask without its
-ending, or a pattern of such names (`tabriz_*`); the first row that fits a name counts.
+A table of sources is tab-separated, with the columns name, source, person, weight and credit. The
+name is the folder of a scan, or the file of a label map or lesion mask without its suffix; it may
+be a pattern (`tabriz_*`). The first row that matches a name is used.
 """
 
 import csv
@@ -35,46 +35,49 @@ UNLABELLED = {"flair": "FLAIR", "t1": "T1"}
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a scan comes from."""
+    """The origin of a scan, a label map or a lesion mask."""
 
-    source: str = ""  # a data set
+    source: str = ""  # data set
     person: str = ""
-    weight: float = 1.0  # how often the slices of its source are drawn; 0: never
-    credit: str = ""  # and licence
+    weight: float = 1.0  # relative frequency with which slices of the source are drawn; 0: never
+    credit: str = ""  # authors and licence
 
 
 @dataclass(frozen=True)
 class Table:
-    """Origins by pattern of names. Without rows every name is its own person, of one source."""
+    """A table of sources: the origin for each pattern of names.
+
+    Without rows, all names have the same source and each name is a person.
+    """
 
     rows: tuple[tuple[str, Origin], ...] = ()
     path: str = ""
 
     @classmethod
     def read(cls, path: Path) -> "Table":
-        """Raises LeukoError for a file that is no table of sources."""
+        """Read a table of sources. Raises LeukoError if the file is not one."""
         try:
-            with path.open(encoding="utf-8", newline="") as file:
+            with path.open(encoding="utf-8-sig", newline="") as file:
                 lines = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         except (OSError, UnicodeError) as error:
             raise LeukoError(f"{path} cannot be read as a table of sources: {error}") from error
         found = tuple(lines[0]) if lines else ()
         if found != COLUMNS:
             raise LeukoError(
-                f"{path}: expected the columns {', '.join(COLUMNS)}, separated by tabs, and a row "
-                f"or more; found {', '.join(map(str, found)) or 'none'}"
+                f"{path}: expected the columns {', '.join(COLUMNS)}, separated by tabs, and at "
+                f"least one row; found {', '.join(map(str, found)) or 'no rows'}"
             )
         return cls(tuple(_row(line, path) for line in lines), str(path))
 
     def origin(self, name: str) -> Origin:
-        """Raises LeukoError for a name that no row fits."""
+        """The origin of a scan, label map or mask. Raises LeukoError if no row matches its name."""
         if not self.rows:
             return Origin(person=name)
         for pattern, origin in self.rows:
             if fnmatchcase(name, pattern):
                 return Origin(**asdict(origin) | {"person": origin.person or name})
         raise LeukoError(
-            f"{name} is in no row of {self.path}; add it with its source and its licence"
+            f"{name} matches no row of {self.path}; add a row with its source and licence"
         )
 
 
@@ -86,14 +89,14 @@ def _row(line: Mapping[str, str | None], path: Path) -> tuple[str, Origin]:
         weight = math.nan
     if not 0 <= weight < math.inf:
         raise LeukoError(
-            f"{path}: the weight of {name} is {written!r}; expected a number of 0 or more"
+            f"{path}: the weight of {name} is {written!r}; expected a number, 0 or larger"
         )
     return name, Origin(source, person, weight, credit)
 
 
 @dataclass(frozen=True)
 class Item:
-    """A scan, a label map or a lesion mask: its files by kind, and where it comes from."""
+    """A scan, a label map or a lesion mask: its files by kind, and its origin."""
 
     name: str
     files: Mapping[str, Path]
@@ -102,33 +105,34 @@ class Item:
 
 @dataclass(frozen=True)
 class Material:
-    """All that a mixed training is made of."""
+    """The data of a mixed training."""
 
-    labelled: list[Item]  # scans: `flair`, perhaps `t1`, `lesions` and `pathological`
-    unlabelled: list[Item]  # scans: `flair`, perhaps `t1`
-    heads: list[Item]  # label maps; none: the MNI152 brain
-    atlas: list[Item]  # lesion masks in MNI space
+    labelled: list[Item]  # scans: `flair`; optional: `t1`, `lesions`, `pathological`
+    unlabelled: list[Item]  # scans: `flair`; optional: `t1`
+    heads: list[Item]  # label maps, for synthetic scans; empty: the MNI152 brain
+    atlas: list[Item]  # lesion masks in MNI space, for synthetic scans
 
     @property
     def credits(self) -> str:
-        """What it is, how much of it, and whose."""
+        """One sentence for the model card: the number of items of each source and their credit."""
         parts = (
             (self.heads, "synthetic slices of {count} label maps of heads"),
             (self.atlas, "with lesion masks of {count} patients"),
             (self.labelled, "{count} labelled scans{of}"),
             (self.unlabelled, "{count} unlabelled scans{of}"),
         )
-        said = [] if self.heads else ["synthetic slices of the MNI152 brain"]
-        for items, what in parts:
+        entries = [] if self.heads else ["synthetic slices of the MNI152 brain"]
+        for items, entry in parts:
             for source, group in groupby(sorted(items, key=_source), _source):
                 own = list(group)
-                credit = f" ({own[0].origin.credit})" if own[0].origin.credit else ""
+                distinct = dict.fromkeys(i.origin.credit for i in own if i.origin.credit)
+                credit = f" ({'; '.join(distinct)})" if distinct else ""
                 of = f" of {source}" if source else ""
-                said.append(what.format(count=len(own), of=of) + credit)
-        return "; ".join(said)
+                entries.append(entry.format(count=len(own), of=of) + credit)
+        return "; ".join(entries)
 
     def described(self) -> dict[str, list[Described]]:
-        """The scans as JSON, with hashes of their files and fingerprints of their voxels."""
+        """The scans as JSON: hashes of their files, a fingerprint of their voxels, their origin."""
         return {
             group: [
                 _files_described(item) | {"scan": lineage.fingerprint(item.files["flair"])}
@@ -138,15 +142,15 @@ class Material:
         }
 
     def require_unchanged(self, described: Mapping[str, Sequence[Described]]) -> None:
-        """Raises LeukoError unless the scans are those described."""
+        """Raises LeukoError if scans differ from their description by `described`."""
         for group, items in self._scans.items():
             then = {entry["name"]: dict(entry) for entry in described[group]}
             now = {item.name: _files_described(item) for item in items}
             for name in sorted(then.keys() | now.keys()):
                 if then.get(name, {}) | {"scan": None} != now.get(name, {}) | {"scan": None}:
                     raise LeukoError(
-                        f"{name} is not as it was when the run started: its files, or its row in "
-                        "the table of sources; put it back, or start another run"
+                        f"{name}: the files or the row in the table of sources changed since the "
+                        "run started; restore them, or start a new run"
                     )
 
     @property
@@ -155,8 +159,11 @@ class Material:
 
 
 def find(settings: Settings) -> Material:
-    """Raises LeukoError if a folder holds nothing to train with, a name is in no row of the table
-    of sources, or `leave` fits nothing."""
+    """The data of a mixed training, without the items that `leave` names.
+
+    Raises LeukoError if a folder holds no usable files, a name matches no row of the table of
+    sources, or a name in `leave` matches no item.
+    """
     table = Table.read(Path(settings.sources)) if settings.sources else Table()
     every = {
         "labelled": find_scans(Path(settings.data), table),
@@ -168,7 +175,9 @@ def find(settings: Settings) -> Material:
     kept = {kind: [item for item in every[kind] if item not in left] for kind in every}
     for kind, folder in (("unlabelled", settings.unlabelled), ("heads", settings.heads)):
         if folder and not kept[kind]:
-            raise LeukoError(f"all of {folder} is left out; leave away --{kind}, or --leave")
+            raise LeukoError(
+                f"{folder}: all files are left out; remove --{kind}, or change --leave"
+            )
     if not kept["labelled"]:
         log.warning("%s: all labelled scans are left out", settings.data)
     return Material(**kept)
@@ -177,9 +186,10 @@ def find(settings: Settings) -> Material:
 def find_scans(
     folder: Path | None, table: Table, files: Mapping[str, str] = LABELLED
 ) -> list[Item]:
-    """The scans in the folders of a folder, sorted by name.
+    """The scans in the subfolders of `folder`, one in each, sorted by name; without `folder`, none.
 
-    Raises LeukoError if there is none, or one is in no row of the table.
+    `files` maps each kind of file to its name without suffix; a subfolder without `flair` is
+    skipped. Raises LeukoError if there are no scans, or a scan matches no row of the table.
     """
     if folder is None:
         return []
@@ -190,12 +200,12 @@ def find_scans(
             paths = {kind: path for kind, path in found.items() if path}
             items.append(Item(home.name, paths, table.origin(home.name)))
     if not items:
-        raise LeukoError(f"{folder} holds no scan; expected folders with FLAIR.nii.gz")
+        raise LeukoError(f"{folder} holds no scan; expected subfolders with FLAIR.nii.gz")
     return items
 
 
 def _images(folder: Path | None, table: Table) -> list[Item]:
-    """Label maps or masks, each a file of a folder."""
+    """The label maps or masks in `folder`, sorted by file name; without `folder`, none."""
     if folder is None:
         return []
     paths = sorted(path for path in folder.glob("*") if path.name.endswith((".nii.gz", ".nii")))
@@ -213,13 +223,16 @@ def _path(folder: str | None) -> Path | None:
 
 
 def _left_out(items: Sequence[Item], leave: Sequence[str]) -> list[Item]:
-    """Those of weight 0, and those whose name, person or source is in `leave`. All scans of a
-    person are left out together."""
+    """The items with weight 0, and those whose name, person or source is in `leave`.
+
+    If one scan of a person is left out by name, all scans of that person are.
+    """
     known = {name for item in items for name in _names(item)}
     unknown = sorted(set(leave) - known)
     if unknown:
         raise LeukoError(
-            f"--leave {unknown[0]} fits no scan, person, source, label map or mask; check the name"
+            f"--leave {unknown[0]} matches no scan, person, source, label map or mask; "
+            "check the name"
         )
     people = {item.origin.person for item in items if item.name in leave}
     return [

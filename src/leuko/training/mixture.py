@@ -1,6 +1,6 @@
-"""What a step of a mixed training sees: labelled, synthetic and unlabelled slices.
+"""Batches of a mixed training: labelled, synthetic and unlabelled slices.
 
-All about a step follows from the seed and its number.
+The seed and the step number determine a batch completely.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,20 +29,20 @@ from leuko.volume import Array
 
 
 class Prepared(NamedTuple):
-    """Real slices by canvas: as they are, with painted lesions, and unlabelled ones, which are of
-    whole heads, (N, H, W, 3)."""
+    """Slices of real scans, labelled ones by canvas."""
 
-    real: dict[str, RealSlices]
-    painted: dict[str, RealSlices]
-    unlabelled: Array
+    real: dict[str, RealSlices]  # unchanged
+    painted: dict[str, RealSlices]  # with painted lesions
+    unlabelled: Array  # (N, H, W, 3), uint8, whole heads
 
 
 def prepared(
     material: Material, path: Path, *, threads: int, doing: Callable[[str], None]
 ) -> Prepared:
-    """The real slices of a mixed training, which are kept in a file.
+    """The slices of the real scans; read from the file `path`, which is written if it is missing.
 
-    Raises LeukoError where a scan cannot be read or prepared.
+    `doing` receives a message for each step of the preparation. Raises LeukoError if a scan cannot
+    be read or prepared.
     """
     if not path.is_file():
         parts: dict[str, list[RealSlices]] = {canvas: [] for canvas in real_slices.CANVAS}
@@ -52,7 +52,7 @@ def prepared(
             parts[canvas].append(slices)
         real = {canvas: joined(some) for canvas, some in parts.items() if some}
         doing("painting lesions")
-        # Tells white matter, where lesions are painted.
+        # Lesions are painted into the white matter that this model segments.
         model = runtime.load(find(DEFAULT), threads=threads) if real else None
         spotted = {canvas: painted(slices, model) for canvas, slices in real.items() if model}
         unlabelled = [real_slices.unlabelled(item) for item in material.unlabelled]
@@ -68,8 +68,12 @@ def prepared(
         return Prepared(real, spotted, file["unlabelled"])
 
 
-class RealDraws:
-    """Draws real slices by canvas: sources alike, and the people of a source."""
+class RealSliceSampler:
+    """Draws random slices of real scans for one canvas.
+
+    The weights of the sources decide how often each source is drawn. The people of a source are
+    drawn equally often, however many slices each has.
+    """
 
     def __init__(
         self,
@@ -90,7 +94,10 @@ class RealDraws:
         }
 
     def count(self, canvas: str) -> int:
-        """How many labelled slices of a canvas a step sees; one at most where none shows WMH."""
+        """The number of labelled slices in a batch of a canvas.
+
+        0 if there are none for the canvas, 1 if none of them shows WMH.
+        """
         groups = self._groups.get(("real", canvas))
         if not groups:
             return 0
@@ -98,12 +105,13 @@ class RealDraws:
         return round(self._mixture.labelled_part * self._recipe.images_per_step) if shows else 1
 
     def unlabelled_count(self, canvas: str) -> int:
+        """The number of unlabelled slices in a batch of a canvas: 0 unless it is "head"."""
         there = len(self._unlabelled) and canvas == "head"
         return round(self._mixture.unlabelled_part * self._recipe.images_per_step) if there else 0
 
     def draw(self, canvas: str, count: int, rng: np.random.Generator) -> list[Tensor]:
-        """Images (N, H, W, 3) and labels (N, H, W), which are sagittal (N,), and where rims are
-        known (N,)."""
+        """Random labelled slices: images (N, H, W, 3) and labels (N, H, W), uint8; whether each is
+        sagittal and whether its rims are known, (N,), bool."""
         rows = []
         for _ in range(count):
             paint = rng.random() < self._mixture.painted_part
@@ -119,23 +127,25 @@ class RealDraws:
         return [torch.from_numpy(np.concatenate(c)).to(self._device) for c in columns]
 
     def draw_unlabelled(self, count: int, rng: np.random.Generator) -> Tensor:
-        """Images (N, H, W, 3)."""
+        """Random unlabelled slices (N, H, W, 3), uint8."""
         images = self._unlabelled[rng.integers(len(self._unlabelled), size=count)]
         return torch.from_numpy(images).to(self._device)
 
 
 class Group(NamedTuple):
-    """Slices of a source whose rims are known, or are not: how often they are drawn, and for each
-    person the numbers of the slices, and of those that show WMH."""
+    """The slices of one source with known rims, or those with unknown rims."""
 
-    weight: float
-    people: list[tuple[Array, Array]]
+    weight: float  # relative frequency with which the group is drawn
+    people: list[tuple[Array, Array]]  # for each: indices of all slices, of those that show WMH
 
 
 def grouped(
     slices: RealSlices, origins: Mapping[str, Origin], *, rims_weight: float
 ) -> list[Group]:
-    """The slices by source, those with known rims apart."""
+    """The slices grouped by source, and by whether rims are known.
+
+    `rims_weight` multiplies the weight of groups with known rims.
+    """
     shows = (slices.labels == WMH).sum(axis=(1, 2)) >= 2
 
     def key(number: int) -> tuple[str, bool, str]:
@@ -152,10 +162,16 @@ def grouped(
 
 
 class MixedBatches:
-    """Those of all steps of a mixed training, on a device."""
+    """The batches of a mixed training, on a device."""
 
     def __init__(
-        self, real: RealDraws, synthetic: Synthetic, recipe: Recipe, mixture: Mixture, *, seed: int
+        self,
+        real: RealSliceSampler,
+        synthetic: Synthetic,
+        recipe: Recipe,
+        mixture: Mixture,
+        *,
+        seed: int,
     ) -> None:
         self._real, self._synthetic = real, synthetic
         self._recipe, self._mixture, self._seed = recipe, mixture, seed
@@ -165,7 +181,7 @@ class MixedBatches:
         )
 
     def draw(self, step: int) -> Batch:
-        """What a step sees. Steps are drawn in order."""
+        """The batch of a step. Call it with increasing steps."""
         self._synthetic.advance(step)
         rng = np.random.default_rng([self._seed, step])
         canvas = "head" if rng.random() < self._mixture.head_part else "brain"
@@ -184,7 +200,7 @@ class MixedBatches:
         if counts[0]:
             images, labels, sagittal, rims_known = self._real.draw(canvas, counts[0], rng)
             part, labels = self._varied(images, labels, sagittal=sagittal, generator=generator)
-            part, labels = cropped(reacquired(part, generator), labels, crop, rng)
+            part, labels = cropped(vary_acquisition(part, generator), labels, crop, rng)
             parts.insert(0, part)
         nothing = classes[:0]
         if counts[1]:
@@ -195,21 +211,24 @@ class MixedBatches:
                 sagittal=torch.zeros(counts[1], dtype=torch.bool, device=self._device),
                 generator=generator,
             )
-            part, nothing = cropped(reacquired(part, generator), nothing, crop, rng)
+            part, nothing = cropped(vary_acquisition(part, generator), nothing, crop, rng)
             parts.append(part)
         wmh = torch.cat([labels == WMH, classes == Tissue.WMH, nothing > 0])
         together = torch.cat(parts).contiguous(memory_format=torch.channels_last)
         return Batch(together, labels, classes, wmh, rims_known)
 
     def close(self) -> None:
-        """Make no more synthetic slices."""
+        """Stop making synthetic slices."""
         self._synthetic.close()
 
 
 def cropped(
     images: Tensor, labels: Tensor, size: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The same random window of images and labels."""
+    """Images (N, C, H, W) and labels (N, H, W) cropped to the same random window of `size`.
+
+    A canvas smaller than `size` along an axis is not cropped along it.
+    """
     rows, columns = (
         slice(first, first + wanted)
         for have, wanted in zip(labels.shape[1:], size, strict=True)
@@ -218,8 +237,11 @@ def cropped(
     return images[..., rows, columns], labels[..., rows, columns]
 
 
-def reacquired(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Centred slices (N, 3, H, W) with another bias field, some blurred, a third without T1."""
+def vary_acquisition(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Centred slices (N, 3, H, W) as from another acquisition.
+
+    Each gets a random bias field. About 40 % are blurred and 33 % lose their T1.
+    """
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, device=images.device)

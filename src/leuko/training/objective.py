@@ -1,4 +1,4 @@
-"""What the steps of a training draw, and the losses that they lower, by its recipe."""
+"""The batches and the losses of a training, for each recipe."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,27 +19,30 @@ from leuko.training.replay import Rehearsal
 from leuko.training.settings import Settings
 from leuko.training.synthetic_slices import Synthetic
 
-MATERIAL = "material"  # folder of a run: slices that are made while it is trained
+MATERIAL = "material"  # folder in a run: slices of real and synthetic scans, kept while it trains
 
 
 class Source(Protocol):
     """The batches of a training."""
 
     def draw(self, step: int) -> Batch:
-        """The batch of a step: it follows from the seed and the step's number."""
+        """The batch of a step, determined by the seed and the step number."""
 
     def close(self) -> None:
         """Stop making slices."""
 
 
-# Named losses of a batch, whose sum a step lowers, from the logits (N, C, H, W).
+# From logits (N, C, H, W) and a batch: losses by name, whose sum a step minimises.
 Losses = Callable[[Tensor, Batch, losses.Total], Mapping[str, Tensor]]
 
 
-def of(
+def batches_and_losses(
     planned: Plan, run: Path, device: torch.device, doing: Callable[[str], None]
 ) -> tuple[Source, Losses]:
-    """The batches and the losses of a run, on a device; `doing` is told what is prepared."""
+    """The batches of a run, on `device`, and their losses.
+
+    `doing` receives a message for each step of the preparation.
+    """
     settings = planned.settings
     if settings.recipe.mixture:
         return _mixed(planned, settings.recipe.mixture, run, device, doing)
@@ -61,7 +64,7 @@ def _batches(planned: Plan, device: torch.device) -> Batches:
     train = slices(planned, "train")
     rehearsal = None
     if recipe.synthetic_images:
-        # Synthesis computes in float64, which Apple's GPUs lack.
+        # Synthesis computes in float64, which Apple's GPUs do not support.
         makes = device if device.type != "mps" else torch.device("cpu")
         rehearsal = Rehearsal(
             plan.anatomies(settings.heads, makes),
@@ -84,7 +87,10 @@ def _batches(planned: Plan, device: torch.device) -> Batches:
 def labelled_losses(
     logits: Tensor, batch: Batch, total: losses.Total, *, settings: Settings
 ) -> dict[str, Tensor]:
-    """Those of the subjects' slices and of the synthetic ones, which know all classes."""
+    """The losses of a batch of labelled and synthetic slices, by name.
+
+    Each is weighted by its share of the images. Synthetic slices have labels of all classes.
+    """
     recipe, real = settings.recipe, len(batch.labels)
     loss = labelled_loss(logits[:real], batch.labels, settings, total)
     if not recipe.synthetic_images:
@@ -97,7 +103,7 @@ def labelled_losses(
 def labelled_loss(
     logits: Tensor, labels: Tensor, settings: Settings, total: losses.Total = losses.alone
 ) -> Tensor:
-    """That of slices whose labels know all classes, or only WMH and not WMH."""
+    """The loss of labelled slices; their labels are all classes, or only WMH and not WMH."""
     known = logits if settings.label_names else losses.wmh_or_not(logits)
     return _loss_of(settings)(known, labels, total)
 
@@ -122,7 +128,7 @@ def _mixed(
     found = material.find(settings)
     found.require_unchanged(planned.record["subjects"])
     teachers = [storage.network(name).to(device).eval() for name in settings.teachers]
-    real = mixture.RealDraws(
+    real = mixture.RealSliceSampler(
         mixture.prepared(found, folder / "slices.npz", threads=planned.threads, doing=doing),
         {item.name: item.origin for item in found.labelled},
         settings.recipe,
@@ -157,19 +163,21 @@ def mixed_losses(
     teachers: Sequence[SpecialisedVGG] = (),
     half: bool = False,
 ) -> dict[str, Tensor]:
-    """Those of the synthetic, the labelled and the unlabelled slices. `half`: teachers compute in
-    bfloat16."""
+    """The losses of the synthetic, labelled and unlabelled slices of a batch, by name.
+
+    With `half`, the teachers compute in bfloat16.
+    """
     real, made = len(batch.labels), len(batch.classes)
     synthetic, others = logits[real : real + made], logits[real + made :]
     parts = {
         "synthetic": losses.synthetic_loss(synthetic, batch.classes, rim_weight=mixed.rim_weight)
     }
     if teachers:
-        wanted = taught(teachers, batch.images[real:], half=half)
-        own = losses.taught_loss(synthetic, wanted[:made])
+        targets = teacher_targets(teachers, batch.images[real:], half=half)
+        own = losses.distillation_loss(synthetic, targets[:made])
         parts["synthetic"] = torch.lerp(parts["synthetic"], own, mixed.teacher_part)
         if len(others):
-            unlabelled = losses.taught_loss(others, wanted[made:])
+            unlabelled = losses.distillation_loss(others, targets[made:])
             parts["unlabelled"] = mixed.unlabelled_weight * unlabelled
     if real and batch.rims_known is not None:
         parts["labelled"] = losses.partial_labels_loss(
@@ -178,9 +186,14 @@ def mixed_losses(
     return parts
 
 
-def taught(teachers: Sequence[SpecialisedVGG], images: Tensor, *, half: bool = False) -> Tensor:
-    """The mean of the teachers' probabilities of WMH, the other classes in the proportions of the
-    first teacher, (N, C, H, W)."""
+def teacher_targets(
+    teachers: Sequence[SpecialisedVGG], images: Tensor, *, half: bool = False
+) -> Tensor:
+    """Class probabilities (N, C, H, W) of the teachers, as targets.
+
+    The probability of WMH is the mean over the teachers. The other classes share the rest in the
+    proportions of the first teacher. With `half`, the teachers compute in bfloat16.
+    """
     with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=half):
         shares = [teacher(images).float().softmax(dim=1) for teacher in teachers]
     wmh = torch.stack([each[:, -1:] for each in shares]).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Small, faint lesions painted into the white matter of real slices."""
+"""Simulated small, faint lesions in the white matter of real slices."""
 
 import math
 
@@ -15,10 +15,10 @@ from leuko.volume import Array
 
 
 def painted(slices: RealSlices, model: runtime.Model) -> RealSlices:
-    """The slices with small, faint lesions painted into their white matter, those where any shows.
+    """Copies of the slices with small, faint lesions painted into their white matter.
 
-    The model tells white matter from the rest. Whether there are rims is not known any more: a
-    painted lesion beside one may hide it.
+    `model` segments the white matter. Slices without a visible painted lesion are dropped. Rims are
+    unknown in the result, since a painted lesion may cover a rim.
     """
     rng = np.random.default_rng(11)
     images, labels, chosen = slices.images.copy(), slices.labels.copy(), []
@@ -31,7 +31,7 @@ def painted(slices: RealSlices, model: runtime.Model) -> RealSlices:
             continue
         white = float(np.median(image[..., 1][white_matter(shares)]))
         excess = free * random_spots(free.shape, centres, rng)
-        new = seen(excess)
+        new = reader_labels(excess)
         if not new.any():
             continue
         image[..., 1] = np.rint(np.clip(image[..., 1] + white * excess, 0, 255))
@@ -45,7 +45,7 @@ def painted(slices: RealSlices, model: runtime.Model) -> RealSlices:
 
 
 def white_matter(shares: dict[str, Array]) -> Array:
-    """The pixels (H, W) that are surely white matter, by the probabilities of all classes."""
+    """The mask (H, W) of confident white matter, from the class probabilities, each (H, W)."""
     white, rim, wmh = (kind.label for kind in (Tissue.WHITE, Tissue.RIM, Tissue.WMH))
     others = [share for name, share in shares.items() if name not in (white, rim, wmh)]
     normal: Array = (shares[white] > np.max(others, axis=0)) & (shares[wmh] < NORMAL_WMH)
@@ -53,7 +53,10 @@ def white_matter(shares: dict[str, Array]) -> Array:
 
 
 def random_spots(shape: tuple[int, ...], centres: Array, rng: np.random.Generator) -> Array:
-    """The excess brightness (H, W) of a few soft ellipses of 1 to 4 mm, white matter being 1."""
+    """The excess brightness (H, W) of a few soft ellipses, relative to white matter (1).
+
+    The longer semi-axis is 1 to 4 pixels (mm). `centres` (N, 2) are the candidates.
+    """
     rows, columns = np.indices(shape)
     excess = np.zeros(shape)
     for centre in centres[rng.integers(len(centres), size=1 + int(rng.exponential(2.5)))]:
@@ -76,9 +79,13 @@ def random_spots(shape: tuple[int, ...], centres: Array, rng: np.random.Generato
     return excess
 
 
-def seen(excess: Array) -> Array:
-    """Where a reader would label spots of an excess brightness (H, W), white matter being 1: spots
-    of some pixels and a fifth above it, up to where readers draw edges."""
+def reader_labels(excess: Array) -> Array:
+    """The lesions that a reader would delineate, as a mask (H, W).
+
+    `excess` (H, W) is the brightness above white matter, in units of white matter. Each spot is
+    labelled down to `LABELLED_PART` of its peak, where readers draw edges. Spots with a peak below
+    0.2 or with fewer than 3 labelled pixels are not labelled.
+    """
     pieces, count = scipy.ndimage.label(excess > 0.01, np.ones((3, 3)))
     labels = np.zeros(excess.shape, dtype=bool)
     for piece in range(1, count + 1):

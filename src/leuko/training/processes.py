@@ -1,6 +1,6 @@
-"""The processes that share a training, as torchrun starts them; one process without torchrun.
+"""The processes of a distributed training, started by torchrun; without torchrun, one process.
 
-Only this module and `loop` know lightning_fabric.
+Only this module and `loop` use lightning_fabric.
 """
 
 import logging
@@ -15,34 +15,38 @@ from torch import Tensor
 from leuko.errors import LeukoError
 from leuko.training.recipes import Recipe
 
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs its precision
+# Without messages about the precision at each start.
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 Precision = Literal["bf16-mixed", "32-true"]
 
 
 def count() -> int:
-    """Number of processes that share the training, on all nodes."""
+    """The number of processes of the training, on all nodes."""
     return int(os.environ["WORLD_SIZE"]) if _by_torchrun() else 1
 
 
 def count_here() -> int:
-    """Number of these processes on this node."""
+    """The number of processes of the training on this node."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if _by_torchrun() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this is the first process, which writes files and prints."""
     return not _by_torchrun() or os.environ["RANK"] == "0"
 
 
 def wait_for(path: Path) -> None:
-    """Wait until the first process has written a file; if that fails, torchrun ends the others."""
+    """Wait until the first process has written a file.
+
+    There is no timeout: if the first process fails, torchrun ends this one.
+    """
     while not is_first() and not path.is_file():
         time.sleep(0.05)
 
 
 def join(device: str, precision: Precision) -> Fabric:
-    """Connect this process with the others; waits until all have started."""
+    """Connect this process to the others; wait until all have started."""
     here = count_here()
     fabric = Fabric(
         accelerator=device,
@@ -56,20 +60,21 @@ def join(device: str, precision: Precision) -> Fabric:
 
 
 def total(fabric: Fabric, own: Tensor) -> Tensor:
-    """The sum of `own` over all processes; its gradient flows only to the process's own part."""
+    """The sum of `own` over all processes; the gradient is that of this process's part alone."""
     if fabric.world_size == 1:
         return own
-    # A copy, since all_reduce may overwrite its argument.
+    # Pass a copy: all_reduce may overwrite its argument.
     summed = cast("Tensor", fabric.all_reduce(own.detach().clone(), reduce_op="sum"))
     return summed + (own - own.detach())
 
 
 def require_shareable(recipe: Recipe) -> None:
-    """Raises LeukoError unless all processes can have the same work."""
+    """Raises LeukoError if the recipe cannot be trained by this number of processes."""
     images_per_step = recipe.images_per_step
     if recipe.mixture and count() > 1:
         raise LeukoError(
-            f"the recipe {recipe.name} trains in one process; start leuko train without torchrun"
+            f"the recipe {recipe.name} trains in one process, but {count()} were started; "
+            "start leuko train without torchrun"
         )
     if images_per_step % count():
         raise LeukoError(

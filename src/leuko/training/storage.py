@@ -1,6 +1,7 @@
-"""Weights to start from, to be taught by, and to keep: model folders and files of weights."""
+"""Reading and writing network weights: model folders and single weight files."""
 
 import gzip
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from leuko.model.weights import find
 
 
 class Weights(NamedTuple):
-    """Those of a network, and its shape."""
+    """The weights of a network, and the arguments of its `SpecialisedVGG`."""
 
     classes: int
     stages: Stages
@@ -29,15 +30,16 @@ class Weights(NamedTuple):
 
 
 def is_file(name: str) -> bool:
-    """Whether a start or a teacher is a file of weights, not a model with a card."""
+    """Whether `name` is a single weight file. If not, it is a model: its name or folder."""
     return Path(name).is_file()
 
 
 def read_weights(name: str) -> Weights:
-    """The weights of a model, by its name or folder, or of a file `.safetensors` or
-    `.safetensors.gz`, in 8 bits too, with a scale beside each (`NAME.scale`).
+    """The weights of a model, or of a weight file (`.safetensors` or `.safetensors.gz`).
 
-    Raises LeukoError if there is no such model, or the file holds no network.
+    `name` is a model's name or folder, or a path of a file. In a file, weights may be 8-bit
+    integers; each tensor NAME is multiplied by the tensor `NAME.scale`, if the file contains it.
+    Raises LeukoError if the model does not exist or the file contains no network.
     """
     if not is_file(name):
         folder = find(name)
@@ -64,16 +66,16 @@ def read_weights(name: str) -> Weights:
             state,
         )
         _network(weights)
-    except (OSError, EOFError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, EOFError, zlib.error, KeyError, RuntimeError, SafetensorError) as error:
         raise LeukoError(
-            f"{path} does not hold the weights of a network of leuko train; expected "
-            ".safetensors or .safetensors.gz"
+            f"{path} does not contain the weights of a network of leuko train; expected a "
+            ".safetensors or .safetensors.gz file of such a network"
         ) from error
     return weights
 
 
 def network(name: str) -> SpecialisedVGG:
-    """The network of a model or of a file of weights. Raises LeukoError as `read_weights` does."""
+    """The network of a model or a weight file. Raises LeukoError as `read_weights` does."""
     return _network(read_weights(name))
 
 
@@ -84,8 +86,11 @@ def _network(weights: Weights) -> SpecialisedVGG:
 
 
 def with_rims(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a model of all `Tissue` classes, or of one without the class of rims, which is
-    put between white matter and WMH."""
+    """The weights of a network with all `Tissue` classes.
+
+    A network without the class rim gets it, between white matter and WMH: its weights are the mean
+    of both, with a lower bias.
+    """
     state = dict(state)
     if len(state["fusion.bias"]) == len(Tissue):
         return state
@@ -97,9 +102,9 @@ def with_rims(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
-    """Write a model folder: its weights and its card."""
+    """Write a model folder: the weights and the model card."""
     tensors = {name: value.cpu().contiguous() for name, value in state.items()}
     with staged(folder) as scratch:
-        # save_file would hide the weights from colleagues.
+        # Not save_file: it makes files that only their owner can read.
         (scratch / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
         save_card(scratch, card)
