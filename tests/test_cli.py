@@ -192,13 +192,13 @@ def test_a_training_from_nothing_may_be_narrow(leuko, heads, tmp_path):
     [
         (["--recipe", "adapt", "--init", "none"], "needs a trained model, but --init is none"),
         (["--folds", 3, "--held-out", 0.5], "--held-out does not work with cross-validation"),
-        (["--init", "none", "--folds", 1], "leaves no subject to train with"),
+        (["--init", "none", "--folds", 1], "with --folds 1 no subject is left for training"),
         (
             ["--recipe", "adapt", "--channels", "flair-3-slices"],
             "--channels flair-3-slices does not work with leuko-base",
         ),
-        (["--recipe", "adapt", "--patience", 2], "has a fixed length"),
-        (["--init", "none", "--heads", "nowhere"], "makes no synthetic images"),
+        (["--recipe", "adapt", "--patience", 2], "--patience does not work with the recipe adapt"),
+        (["--init", "none", "--heads", "nowhere"], "--heads does not work with the recipe modern"),
         (
             ["--init", "none", "--imagenet-weights", "f"],
             "--imagenet-weights does not work with --init none",
@@ -208,9 +208,18 @@ def test_a_training_from_nothing_may_be_narrow(leuko, heads, tmp_path):
         (["--recipe", "adapt", "--stages", 4], "remove it, or use --init imagenet or none"),
         (["--imagenet-kind", "IMAGENET1K_V1"], "remove it, or give --imagenet-weights FILE"),
         (["--init", "none", "--classes", ""], "expected background first"),
-        (["--init", "none", "--classes", "background,csf,WMH"], "--classes names WMH; write wmh,"),
-        (["--init", "none", "--classes", "background,a,Unknown"], "names Unknown; write unknown,"),
-        (["--init", "none", "--classes", "Background,csf"], "names Background; write background,"),
+        (
+            ["--init", "none", "--classes", "background,csf,WMH"],
+            "--classes contains WMH; write wmh,",
+        ),
+        (
+            ["--init", "none", "--classes", "background,a,Unknown"],
+            "contains Unknown; write unknown,",
+        ),
+        (
+            ["--init", "none", "--classes", "Background,csf"],
+            "contains Background; write background,",
+        ),
         (["--init", "none", "--classes", "background,wmh"], "holds no labelled subject"),
     ],
 )
@@ -343,7 +352,7 @@ def test_resume_stands_alone(leuko, heads, tmp_path):
         whole = option[0].replace("-o", "--out")
         assert_one_line_error(answer, f"uses the settings of the run; remove {whole}")
     assert_one_line_error(leuko("train"), "give DATA and -o RUN")
-    assert_one_line_error(leuko("train", "--resume", tmp_path), "is no training run")
+    assert_one_line_error(leuko("train", "--resume", tmp_path), "is not a training run")
 
 
 # Bad input: what every segmentation refuses, in one line, with exit code 2, leaving nothing.

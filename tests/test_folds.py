@@ -301,7 +301,7 @@ def test_two_scans_of_one_person_are_no_two_subjects(heads, foreign_model, tmp_p
         home = tmp_path / "data" / "sub-01" / f"ses-{visit}"
         home.parent.mkdir(parents=True, exist_ok=True)
         home.symlink_to(heads / f"head{visit}")
-    with pytest.raises(LeukoError, match="takes two labelled subjects or more"):
+    with pytest.raises(LeukoError, match="needs labelled scans of 2 people or more"):
         plan.start(tmp_path / "run", adapting(tmp_path / "data", foreign_model))
 
 
@@ -398,7 +398,7 @@ def test_every_subject_is_measured_where_some_stop_the_training(heads, tmp_path)
 def test_one_subject_cannot_be_cross_validated(heads, foreign_model, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "anna").symlink_to(heads / "head0")
-    with pytest.raises(LeukoError, match="takes two labelled subjects or more"):
+    with pytest.raises(LeukoError, match="needs labelled scans of 2 people or more"):
         plan.start(tmp_path / "run", adapting(tmp_path / "data", foreign_model))
 
 
@@ -446,7 +446,7 @@ def test_synthetic_images_are_mixed_in_and_measured(heads, tissue_model, tmp_pat
 
 def test_synthetic_images_need_a_model_of_their_kind(heads, foreign_model, tmp_path):
     recipe = replace(SHORT, synthetic_part=0.25)
-    with pytest.raises(LeukoError, match="mixes in synthetic images, which are made for"):
+    with pytest.raises(LeukoError, match="uses synthetic images, which have the channels"):
         plan.start(tmp_path / "run", adapting(heads, foreign_model, recipe=recipe))
     assert not (tmp_path / "run").exists()
 

@@ -217,7 +217,7 @@ def train(
     require(*TRAINING_LIBRARIES, extra="train")
     from leuko.model.imagenet import PUBLISHED
     from leuko.model.weights import DEFAULT
-    from leuko.training.plan import begun, start
+    from leuko.training.plan import is_resumable, start
     from leuko.training.processes import is_first
     from leuko.training.settings import NO_MODELS, Settings
 
@@ -263,7 +263,7 @@ def train(
         teachers=tuple(model(name) for name in teacher or ()),
         processes=processes or (8 if device == "cuda" else 1),
     )
-    if is_first() and not begun(out, settings, device=device, threads=threads):
+    if is_first() and not is_resumable(out, settings, device=device, threads=threads):
         start(out, settings, device=device, threads=threads)
         _print_plan(out)
     _fit(out, minutes)
