@@ -97,12 +97,12 @@ def cohort_progress(total: int, workers: int | None) -> Iterator[Callable[[str, 
     def speed() -> str:
         """Estimated from done subjects alone, since failures may be quick."""
         seconds, ended = time.monotonic() - start, sum(count.values())
-        said = f"{ended} of {total} ended in {duration_text(seconds)}"
+        said = f"{ended} of {total} finished in {duration_text(seconds)}"
         if count["done"] < FEWEST_FOR_SPEED:
             return said
         left = (total - ended) * seconds / count["done"]
         rate = 3600 * count["done"] / seconds
-        return f"{said}; {rate:.0f} an hour, {duration_text(left)} left"
+        return f"{said}; {rate:.0f} per hour, {duration_text(left)} left"
 
     with (
         Live(
@@ -167,8 +167,8 @@ def findings_as_text(result: "Segmentation") -> str:
         lines["outside"] = f"{removed} outside the brain removed"
     if result.excluded is not None:
         lines["excluded"] = (
-            f"{result.excluded.volume_ml:.2f} mL, in which "
-            f"{result.excluded.wmh_ml:.2f} mL would be WMH"
+            f"{result.excluded.volume_ml:.2f} mL, of which "
+            f"{result.excluded.wmh_ml:.2f} mL would otherwise be WMH"
         )
     if analysis.regions is not None:
         found = analysis.regions
@@ -179,10 +179,11 @@ def findings_as_text(result: "Segmentation") -> str:
         lines["rule"] = f"{found.rule}, {RULES[found.rule]}"
     if result.alignment is not None:
         moved_mm, off_mm = result.alignment.moved_mm, result.alignment.off_mm
-        off = f"off by {off_mm:.1f} mm" if off_mm < FAR_MM else "not aligned"
-        lines["alignment"] = (
-            f"T1 {f'moved by {moved_mm:.1f} mm' if moved_mm else f'not moved, {off}'}"
-        )
+        if moved_mm:
+            lines["alignment"] = f"T1 moved by {moved_mm:.1f} mm"
+        else:
+            shift = f"{off_mm:.1f} mm" if off_mm < FAR_MM else f"above {FAR_MM:.0f} mm"
+            lines["alignment"] = f"T1 not moved, residual shift {shift}"
     return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
 
 
@@ -202,7 +203,7 @@ def changes_as_text(result: "Comparison") -> str:
             state: f"{counted(count, 'lesion')}, {by_state[state]:+.2f} mL"
             for state, count in changes.counts.items()
         },
-        "alignment": f"one scan moved by {result.halfway.alignment.moved_mm:.1f} mm to the other",
+        "alignment": f"{result.halfway.alignment.moved_mm:.1f} mm between the scans, registered",
     }
     return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
 

@@ -14,8 +14,8 @@ from typing import Literal
 class Phase:
     """A phase of the training, in which the learning rate changes from one value to another.
 
-    `part` is the fraction of all steps, `shape` that of the change: half a cosine or a line.
-    `momentum` is used only by SGD.
+    `part` is the fraction of all steps. The rate follows half a cosine, or a line. `momentum` is
+    used only by SGD.
     """
 
     part: float
@@ -66,7 +66,7 @@ class Recipe:
     weight_decay: float
     phases: tuple[Phase, ...]
     augmentation: Augmentation
-    lesion_part: float  # fraction of the images drawn from slices with a lesion
+    lesion_part: float  # at least this fraction of the images shows a lesion
     feature_scale: float  # divisor of the feature maps of ImageNet weights
     mixed_precision: bool  # bfloat16 if the device supports it
     averaged_part: float = 0.0  # of the steps, over which weights are averaged; 0: no average
@@ -107,7 +107,8 @@ XU2017 = Recipe(
     # The paper states the multinomial logistic loss. We infer the sum over pixels from the small
     # learning rates, which the solvers of FCN and OSVOS use with a sum.
     loss="summed-cross-entropy",
-    # Not in the paper; the solvers of FCN and OSVOS use 2 and 0, that of OSVOS uses 0.01.
+    # Not in the paper. The solvers of FCN and OSVOS use 2 and 0 for biases, that of OSVOS uses 0.01
+    # for the fusion.
     bias_rate=2.0,
     bias_decay=0.0,
     fusion_rate=0.01,
