@@ -439,7 +439,7 @@ def test_a_training_with_all_kinds_of_slices_resumes_bit_for_bit(command, tmp_pa
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     code, out, err = command(whole)
     assert code == 0, err
-    assert "data    3 scans of 3 people, 2 to train with, 1 unlabelled" in out
+    assert "data    3 scans of 3 people, 2 for training, 1 unlabelled" in out
     assert not (whole / "material").exists()
 
     late = iter([False, True])
@@ -495,12 +495,9 @@ def test_scans_that_changed_since_the_start_are_not_resumed_with(data, tmp_path)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--atlas", "."), "--atlas goes with --recipe base"),
-        (("--leave", "a"), "--leave goes with --recipe base"),
-        (
-            ("--recipe", "base", "--folds", 2),
-            "--folds goes with --recipe modern or xu2017",
-        ),
+        (("--atlas", "."), "--atlas does not work with --recipe modern"),
+        (("--leave", "a"), "--leave does not work with --recipe modern"),
+        (("--recipe", "base", "--folds", 2), "use --recipe modern or xu2017 or adapt"),
         (("--recipe", "base", "--unlabelled", "."), "add --teacher MODEL"),
     ],
 )

@@ -86,5 +86,5 @@ def test_the_model_that_is_kept_has_no_normalisation(heads, tmp_path):
 
 def test_a_start_from_another_model_has_none(heads, model, tmp_path):
     settings = replace(from_nothing(heads, 1), init=str(model))
-    with pytest.raises(LeukoError, match="is for a training from nothing; the start is"):
+    with pytest.raises(LeukoError, match="needs --init none"):
         plan.start(tmp_path / "run", settings)

@@ -190,21 +190,36 @@ def test_a_training_from_nothing_may_be_narrow(leuko, heads, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--recipe", "adapt", "--init", "none"], "adapt needs a trained model; --init is none"),
-        (["--folds", 3, "--held-out", 0.5], "each subject is held out once"),
-        (["--init", "none", "--folds", 1], "leaves no subject to train with"),
-        (["--recipe", "adapt", "--channels", "flair-3-slices"], "and knows no other"),
-        (["--recipe", "adapt", "--patience", 2], "has a fixed length"),
-        (["--init", "none", "--heads", "nowhere"], "makes no synthetic images"),
-        (["--init", "none", "--imagenet-weights", "f"], "goes with --init imagenet; the start is"),
+        (["--recipe", "adapt", "--init", "none"], "needs a trained model, but --init is none"),
+        (["--folds", 3, "--held-out", 0.5], "--held-out does not work with cross-validation"),
+        (["--init", "none", "--folds", 1], "with --folds 1 no subject is left for training"),
+        (
+            ["--recipe", "adapt", "--channels", "flair-3-slices"],
+            "--channels flair-3-slices does not work with leuko-base",
+        ),
+        (["--recipe", "adapt", "--patience", 2], "--patience does not work with the recipe adapt"),
+        (["--init", "none", "--heads", "nowhere"], "--heads does not work with the recipe modern"),
+        (
+            ["--init", "none", "--imagenet-weights", "f"],
+            "--imagenet-weights does not work with --init none",
+        ),
         (["--recipe", "adapt", "--heads", "nowhere"], "nowhere cannot be read: No such file"),
-        (["--width", 0.5], "--width goes with --init none; imagenet has its own"),
-        (["--recipe", "adapt", "--stages", 4], "--stages goes with --init imagenet or none"),
-        (["--imagenet-kind", "IMAGENET1K_V1"], "--imagenet-kind goes with --imagenet-weights FILE"),
+        (["--width", 0.5], "--width does not work with --init imagenet"),
+        (["--recipe", "adapt", "--stages", 4], "remove it, or use --init imagenet or none"),
+        (["--imagenet-kind", "IMAGENET1K_V1"], "remove it, or give --imagenet-weights FILE"),
         (["--init", "none", "--classes", ""], "expected background first"),
-        (["--init", "none", "--classes", "background,csf,WMH"], "--classes names WMH; write wmh,"),
-        (["--init", "none", "--classes", "background,a,Unknown"], "names Unknown; write unknown,"),
-        (["--init", "none", "--classes", "Background,csf"], "names Background; write background,"),
+        (
+            ["--init", "none", "--classes", "background,csf,WMH"],
+            "--classes contains WMH; write wmh,",
+        ),
+        (
+            ["--init", "none", "--classes", "background,a,Unknown"],
+            "contains Unknown; write unknown,",
+        ),
+        (
+            ["--init", "none", "--classes", "Background,csf"],
+            "contains Background; write background,",
+        ),
         (["--init", "none", "--classes", "background,wmh"], "holds no labelled subject"),
     ],
 )
@@ -335,9 +350,9 @@ def test_resume_stands_alone(leuko, heads, tmp_path):
     for option in (("--steps", 9), ("-o", tmp_path), ("--compile",)):
         answer = leuko("train", "--resume", tmp_path, *option)
         whole = option[0].replace("-o", "--out")
-        assert_one_line_error(answer, f"takes the settings of the run; remove {whole}")
+        assert_one_line_error(answer, f"uses the settings of the run; remove {whole}")
     assert_one_line_error(leuko("train"), "give DATA and -o RUN")
-    assert_one_line_error(leuko("train", "--resume", tmp_path), "is no training run")
+    assert_one_line_error(leuko("train", "--resume", tmp_path), "is not a training run")
 
 
 # Bad input: what every segmentation refuses, in one line, with exit code 2, leaving nothing.
@@ -475,7 +490,7 @@ def test_the_demo_does_the_whole_job(leuko, tmp_path):
     found = float(re.search(r"Dice \(DSC\) +([\d.]+)", out).group(1))
     assert found > 0.6
     assert (tmp_path / "demo" / "picture.png").read_bytes().startswith(b"\x89PNG")
-    assert_one_line_error(leuko("demo", "-o", tmp_path / "demo"), "is there already; delete it")
+    assert_one_line_error(leuko("demo", "-o", tmp_path / "demo"), "exists already; delete it")
 
 
 def test_synthetic_subjects_are_written_and_can_be_segmented(leuko, tmp_path):
@@ -488,7 +503,7 @@ def test_synthetic_subjects_are_written_and_can_be_segmented(leuko, tmp_path):
     code, out, err = leuko("segment", "--flair", folders[0] / "FLAIR.nii.gz", "-o", tmp_path / "o")
     assert code == 0, err
     assert "WMH volume" in out
-    assert_one_line_error(leuko("synth", "-o", tmp_path / "synth"), "is there already")
+    assert_one_line_error(leuko("synth", "-o", tmp_path / "synth"), "exists already")
 
 
 def test_a_trained_model_is_exported(leuko, model, heads, tmp_path):

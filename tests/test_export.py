@@ -154,7 +154,7 @@ def test_a_cross_validation_measures_an_exported_start_as_the_network_that_it_is
 
 def test_what_8_bits_change_is_measured(model, exported, slices):
     count, dice, change = loop.rounding(model, exported, slices)
-    assert count == min(loop.COMPARED, len(slices))
+    assert count == min(loop.COMPARED_SLICES, len(slices))
     assert 0.9 < dice < 1
     assert abs(change) < 10
     assert loop.rounding(model, model, slices[:5]) == (5, 1, 0)
@@ -211,7 +211,7 @@ def test_a_card_of_another_network_is_refused(exported, tmp_path, change):
 
 
 def test_a_model_that_does_not_know_its_scans_needs_some(exported):
-    with pytest.raises(LeukoError, match="give scans with --data"):
+    with pytest.raises(LeukoError, match="give labelled scans with --data"):
         training_slices(exported)
 
 

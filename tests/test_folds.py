@@ -307,14 +307,14 @@ def test_two_scans_of_one_person_are_no_two_subjects(heads, foreign_model, tmp_p
         home = tmp_path / "data" / "sub-01" / f"ses-{visit}"
         home.parent.mkdir(parents=True, exist_ok=True)
         home.symlink_to(heads / f"head{visit}")
-    with pytest.raises(LeukoError, match="takes two labelled subjects or more"):
+    with pytest.raises(LeukoError, match="needs labelled scans of 2 people or more"):
         plan.start(tmp_path / "run", adapting(tmp_path / "data", foreign_model))
 
 
 def test_a_subject_that_the_start_was_trained_with_is_not_measured(adapted, heads, tmp_path):
     run, _ = adapted
     again = adapting(heads, run)
-    with pytest.raises(LeukoError, match=r"site-model, or .*, was trained with head0 and 5 more:"):
+    with pytest.raises(LeukoError, match=r"site-model, or .*, was trained on head0 and 5 more,"):
         plan.start(tmp_path / "run", again)
     assert not (tmp_path / "run").exists()
     # Over generations, and under another name: it is the scan that counts.
@@ -324,7 +324,7 @@ def test_a_subject_that_the_start_was_trained_with_is_not_measured(adapted, head
     for name in ("head0", "head1"):
         (tmp_path / "data" / f"new-{name}").symlink_to(heads / name)
     third = adapting(tmp_path / "data", tmp_path / "second")
-    with pytest.raises(LeukoError, match=r"second, or .*, was trained with new-head\d:"):
+    with pytest.raises(LeukoError, match=r"second, or .*, was trained on new-head\d,"):
         plan.start(tmp_path / "third", replace(third, folds=0, held_out=0.5))
     card = load_card(tmp_path / "second")
     assert card.training["from"]["from"]["name"] == "phantom-model"
@@ -404,7 +404,7 @@ def test_every_subject_is_measured_where_some_stop_the_training(heads, tmp_path)
 def test_one_subject_cannot_be_cross_validated(heads, foreign_model, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "anna").symlink_to(heads / "head0")
-    with pytest.raises(LeukoError, match="takes two labelled subjects or more"):
+    with pytest.raises(LeukoError, match="needs labelled scans of 2 people or more"):
         plan.start(tmp_path / "run", adapting(tmp_path / "data", foreign_model))
 
 
@@ -458,7 +458,7 @@ def test_synthetic_images_are_mixed_in_and_measured(heads, tissue_model, tmp_pat
 
 def test_synthetic_images_need_a_model_of_their_kind(heads, foreign_model, tmp_path):
     recipe = replace(SHORT, synthetic_part=0.25)
-    with pytest.raises(LeukoError, match="mixes in synthetic images, which are made for"):
+    with pytest.raises(LeukoError, match="uses synthetic images, which have the channels"):
         plan.start(tmp_path / "run", adapting(heads, foreign_model, recipe=recipe))
     assert not (tmp_path / "run").exists()
 
@@ -542,11 +542,20 @@ def test_a_model_that_finds_wmh_where_there_are_none_is_not_better():
     assert validation(LOW + healthy[:2], HIGH + healthy[:2]).verdict == "better"
 
 
+def test_one_person_is_written_in_the_singular():
+    healthy = row(math.nan, reference_ml=0.0, prediction_ml=0.1)
+    found = validation([0.5, healthy], [0.6, healthy])
+    said = " ".join(found.sentences())
+    assert "on 1 person not used in training" in said
+    assert "With 1 person, below 6," in said
+    assert "In 1 person without WMH" in said
+
+
 def test_forgetting_is_said():
     kept = validation(LOW, HIGH, ([0.8, math.nan, 0.7], [0.79, math.nan, 0.68]))
     lost = validation(LOW, HIGH, ([0.8, 0.7], [0.75, 0.66]))
-    assert not kept.has_forgotten
-    assert lost.has_forgotten
+    assert not kept.is_worse_on_synthetic
+    assert lost.is_worse_on_synthetic
     assert "It has become worse on other scans: keep leuko-base for them." in lost.sentences()
     assert "Use ours for scans like these." in lost.sentences()
 
@@ -561,10 +570,10 @@ def test_scans_that_are_doubted_are_named_in_the_report():
 
 def test_synthetic_scans_that_both_miss_hide_no_loss():
     lost = validation(LOW, HIGH, ([0.8, 0.7, 0.0, 0.0], [0.78, 0.66, 0.0, 0.0]))
-    assert lost.kept.people == 2
-    assert lost.has_forgotten
+    assert lost.synthetic_change.people == 2
+    assert lost.is_worse_on_synthetic
     assert "On 2 synthetic scans" in " ".join(lost.sentences())
-    assert not validation(LOW, HIGH, ([0.0], [0.0])).has_forgotten
+    assert not validation(LOW, HIGH, ([0.0], [0.0])).is_worse_on_synthetic
 
 
 def test_few_subjects_are_said():

@@ -292,5 +292,7 @@ def test_commands_refuse_rims_that_the_model_does_not_know(leuko, heads, model, 
 )
 def test_a_training_with_a_class_rim_that_cannot_be_used_is_refused(tmp_path, names):
     settings = Settings(str(tmp_path), classes=names, label_names=names, init="none")
-    with pytest.raises(LeukoError, match="rim, the caps and rims of the ventricles, which expects"):
+    with pytest.raises(
+        LeukoError, match="expected also white, and rim and wmh as the last two classes"
+    ):
         start(tmp_path / "run", settings)

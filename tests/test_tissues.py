@@ -219,9 +219,9 @@ def test_a_tissue_training_may_stop_early(tissue_heads, tmp_path):
     [
         (("csf", "grey"), {}, "expected background first"),
         (("background", "background"), {}, "and another class"),
-        (("background", "csf", ""), {}, "an empty name"),
+        (("background", "csf", ""), {}, "an empty or unprintable name"),
         (NAMES, {"classes": ("background", "wmh")}, "has the classes background, wmh"),
-        (NAMES, {"folds": 2}, "are for labels of WMH alone"),
+        (NAMES, {"folds": 2}, "work only with WMH masks"),
         (NAMES[:-1], {}, "holds the label values 6"),
         ((*NAMES, "cyst"), {}, r"0 have cyst \(label 7\), expected 1"),
     ],
@@ -239,7 +239,7 @@ def test_labels_of_wmh_train_no_model_without_wmh(heads, tissue_model, tmp_path)
     settings = small_settings(
         heads, steps=1, init=str(tissue_model), classes=card.classes, preparation=card.preparation
     )
-    with pytest.raises(LeukoError, match="cannot learn from labels of WMH"):
+    with pytest.raises(LeukoError, match="cannot be trained on WMH masks"):
         plan.start(tmp_path / "run", settings)
 
 

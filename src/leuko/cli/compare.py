@@ -1,4 +1,4 @@
-"""The command compare: two times of one brain."""
+"""The command compare: two time points of one person."""
 
 import sys
 from pathlib import Path
@@ -9,22 +9,32 @@ import typer
 from leuko.cli.options import Out, Threads
 from leuko.io.provenance import exit_code
 
-Flair = Annotated[Path | None, typer.Option(help="Its FLAIR, where that has been moved since.")]
+BaselineFlair = Annotated[
+    Path | None, typer.Option(help="FLAIR of the baseline, if it was moved after segmentation.")
+]
+FollowupFlair = Annotated[
+    Path | None, typer.Option(help="FLAIR of the follow-up, if it was moved after segmentation.")
+]
 
 
 def compare(
     baseline: Annotated[
         Path,
-        typer.Argument(help="Folder that leuko segment wrote, or with FLAIR.nii.gz, T1.nii.gz."),
+        typer.Argument(
+            help="Output folder of leuko segment, or a folder with FLAIR.nii.gz and T1.nii.gz."
+        ),
     ],
-    followup: Annotated[Path, typer.Argument(help="The same of the later time.")],
+    followup: Annotated[Path, typer.Argument(help="The same for the later time point.")],
     *,
     out: Out,
-    baseline_flair: Flair = None,
-    followup_flair: Flair = None,
+    baseline_flair: BaselineFlair = None,
+    followup_flair: FollowupFlair = None,
     threads: Threads = None,
 ) -> None:
-    """Compare two times of one brain: new, grown, stable, shrunk and resolved lesions."""
+    """Compare two time points of one person.
+
+    Finds new, grown, stable, shrunk and resolved lesions.
+    """
     from leuko.cli.text import changes_as_text
     from leuko.io.outputs import REPORT_FILE
     from leuko.longitudinal.compare import CHANGE_TABLE_FILE, CHANGES_FILE, compare

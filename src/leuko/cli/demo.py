@@ -1,4 +1,4 @@
-"""The command demo: a brain with known lesions, segmented and measured, and a picture of it."""
+"""The command demo: segments a brain with known lesions and measures the result."""
 
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,17 @@ from leuko.io.provenance import exit_code
 
 def demo(
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="New folder for all that the demo makes.")
+        Path, typer.Option("--out", "-o", help="New folder for the files of the demo.")
     ] = Path("leuko-demo"),
     threads: Threads = None,
 ) -> None:
-    """Put known lesions into the MNI152 brain, segment it with the bundled model, measure."""
+    """Try Leuko on a brain with known lesions.
+
+    Simulates a FLAIR and a T1 of the MNI152 brain with lesions, segments them with the bundled
+    model, and compares the mask with the known lesions.
+    """
     if out.exists():
-        raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
+        raise LeukoError(f"{out} exists already; delete it, or choose another folder with -o")
     import leuko
     from leuko.evaluation.evaluate import evaluate
     from leuko.io.outputs import MASK_FILE, REPORT_FILE, side_output
@@ -48,7 +52,7 @@ def demo(
 
 
 def _save_picture(path: Path, subject: Path, mask: Path) -> None:
-    """A PNG of the slice of a subject in which most was found, from scans to mask and truth."""
+    """Save a PNG of the slice with the largest WMH area: scans, mask and known lesions."""
     import numpy as np
 
     from leuko.io import nifti

@@ -1,4 +1,4 @@
-"""The commands about models: list, path, verify, pull."""
+"""The commands for installed models: list, path, verify and pull."""
 
 from typing import Annotated
 
@@ -6,12 +6,15 @@ import typer
 
 from leuko.errors import LeukoError
 
-models = typer.Typer(help="List, find, check and fetch models.", no_args_is_help=True)
+models = typer.Typer(help="List, find, verify and install models.", no_args_is_help=True)
 
 
 @models.command("list", epilog="Example: leuko models list")
 def list_models() -> None:
-    """The models that --model knows by name, with their licences."""
+    """List the models that --model accepts by name.
+
+    Prints the folder and the licence of each.
+    """
     from leuko.model.card import load_card
     from leuko.model.weights import installed
 
@@ -25,8 +28,8 @@ def list_models() -> None:
 
 
 @models.command("path", epilog="Example: leuko models path leuko-base")
-def model_path(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
-    """The folder of a model."""
+def model_path(name: Annotated[str, typer.Argument(help="Name of a model.")]) -> None:
+    """Print the folder of a model."""
     from leuko.model.weights import find
 
     print(find(name))
@@ -34,9 +37,14 @@ def model_path(name: Annotated[str, typer.Argument(help="A model's name.")]) -> 
 
 @models.command("verify", epilog="Example: leuko models verify leuko-base")
 def verify_model(
-    name: Annotated[str | None, typer.Argument(help="Name or folder; by default all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name or folder of a model; by default all models.")
+    ] = None,
 ) -> None:
-    """Check that the weights of models are those that their cards describe."""
+    """Check the weights of models for damage.
+
+    Compares the SHA-256 of the weights with the model card.
+    """
     from leuko.model.card import load_card
     from leuko.model.weights import find, installed
 
@@ -54,9 +62,12 @@ def verify_model(
 @models.command("pull", epilog="Example: leuko models pull https://example.org/model.zip")
 def pull_model(
     source: Annotated[str, typer.Argument(help="URL or file of a zipped model folder.")],
-    sha256: Annotated[str | None, typer.Option(help="The archive's SHA-256, to be sure.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the archive.")] = None,
 ) -> None:
-    """Fetch a model into the user's cache, so that --model knows its name."""
+    """Install a model from a URL or file.
+
+    --model then accepts it by name.
+    """
     from leuko.model.card import load_card
     from leuko.model.weights import pull
 

@@ -1,4 +1,4 @@
-"""Standard output and error that take any text: a failure to print never ends a command."""
+"""Standard output and error that accept any text, so that a failure to print ends no command."""
 
 import errno
 import io
@@ -11,18 +11,18 @@ from typing import TextIO
 
 from leuko.io.provenance import DONE_WITH_WARNINGS
 
-READER_LEFT = (errno.EPIPE, errno.EINVAL)  # as in `leuko ... | head -1`; the latter on Windows
+CLOSED_PIPE = (errno.EPIPE, errno.EINVAL)  # as in `leuko ... | head -1`; EINVAL on Windows
 
 
 class Printable(io.TextIOBase):
-    """A text stream that writes into another one and never raises.
+    """A text stream that writes to another stream and never raises.
 
-    Characters outside the encoding are escaped (`\\u7ed3`). Once a write has failed, `failure`
-    holds the error and all further text is dropped, as it is where there is no stream (None).
+    Characters outside the encoding are escaped (`\\u7ed3`). After a failed write, `failure` is the
+    error and all further text is discarded. Without a stream (None), all text is discarded.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        # An open null device also keeps files from taking the descriptor of a closed stream.
+        # While the null device is open, no file gets the descriptor of a closed stream.
         self._null = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, closed by release
         self._stream = self._null if stream is None else stream
         self.failure: OSError | ValueError | None = None
@@ -51,7 +51,7 @@ class Printable(io.TextIOBase):
         return self._stream.fileno()
 
     def release(self) -> None:
-        """Flush; this stream is not used any more."""
+        """Flush this stream, which must not be used afterwards."""
         self.flush()
         self._null.close()
 
@@ -62,7 +62,7 @@ class Printable(io.TextIOBase):
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self.failure = error
             with suppress(OSError, ValueError):
-                # What is still buffered is flushed when Python ends, and must not fail again.
+                # Python flushes the buffered text when it exits; that must not fail again.
                 os.dup2(self._null.fileno(), self._stream.fileno())
             self._stream = self._null
 
@@ -71,8 +71,8 @@ class Printable(io.TextIOBase):
 def printable() -> Iterator[None]:
     """Make standard output and error `Printable`.
 
-    A command that succeeds but whose output is lost, on a full disk for example, says so and ends
-    with `DONE_WITH_WARNINGS`. A reader that closes the pipe early is no failure.
+    If a command succeeds but its output is lost, for example on a full disk, it prints a warning
+    and exits with `DONE_WITH_WARNINGS`. A reader that closes the pipe early is not a failure.
     """
     before = sys.stdout, sys.stderr
     out, error = (Printable(stream) for stream in before)
@@ -81,7 +81,7 @@ def printable() -> Iterator[None]:
         yield
     except SystemExit as end:
         out.flush()
-        if end.code or out.failure is None or getattr(out.failure, "errno", 0) in READER_LEFT:
+        if end.code or out.failure is None or getattr(out.failure, "errno", 0) in CLOSED_PIPE:
             raise
         error.write(f"warning: standard output could not be written: {out.failure}\n")
         raise SystemExit(DONE_WITH_WARNINGS) from None

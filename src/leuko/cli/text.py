@@ -1,4 +1,4 @@
-"""How numbers and progress look on a terminal."""
+"""Formats results and progress for the terminal."""
 
 import math
 import sys
@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from leuko.training.loop import Progress as At
 
 
-QUIET_SECONDS = 60.0  # the longest without a line, where there is no terminal
+QUIET_SECONDS = 60.0  # longest time between two lines if stderr is no terminal
 
 
 @contextmanager
 def progress_bar(
     *, shown: bool = True
 ) -> Iterator[tuple[Callable[["At"], None], Callable[[str], None]]]:
-    """What is to be told of each step of a training, and of what else is done: a bar on a terminal,
-    elsewhere a line at least a minute. Nothing unless `shown`."""
+    """Callbacks for the progress of a training: `on_step`, and `doing` for the name of a task.
+
+    They draw a progress bar on a terminal, else print at least one line per minute. Nothing is
+    printed unless `shown`.
+    """
     if not shown:
         yield lambda _: None, lambda _: None
         return
@@ -69,13 +72,16 @@ def progress_bar(
         yield on_step, doing
 
 
-LEAST_DONE = 3  # before a rate means something
+FEWEST_FOR_SPEED = 3  # subjects done before the speed is printed
 
 
 @contextmanager
 def cohort_progress(total: int, workers: int | None) -> Iterator[Callable[[str, str | None], None]]:
-    """How many subjects have ended, a line for each state; elsewhere than on a terminal a line for
-    every failure and every tenth of the way."""
+    """A callback for each finished subject, with its name and why it failed (None: done).
+
+    On a terminal, shows how many subjects are in each state; else prints a line for each tenth of
+    the subjects. Failures are always printed.
+    """
     from rich.console import Console
     from rich.live import Live
 
@@ -89,14 +95,14 @@ def cohort_progress(total: int, workers: int | None) -> Iterator[Callable[[str, 
         return "\n".join(f"{state:<12}{number}" for state, number in lines.items())
 
     def speed() -> str:
-        """By those that were done: a failure may be quick."""
+        """Estimated from done subjects alone, since failures may be quick."""
         seconds, ended = time.monotonic() - start, sum(count.values())
-        said = f"{ended} of {total} ended in {duration_text(seconds)}"
-        if count["done"] < LEAST_DONE:
+        said = f"{ended} of {total} finished in {duration_text(seconds)}"
+        if count["done"] < FEWEST_FOR_SPEED:
             return said
         left = (total - ended) * seconds / count["done"]
         rate = 3600 * count["done"] / seconds
-        return f"{said}; {rate:.0f} an hour, {duration_text(left)} left"
+        return f"{said}; {rate:.0f} per hour, {duration_text(left)} left"
 
     with (
         Live(
@@ -123,14 +129,14 @@ def cohort_progress(total: int, workers: int | None) -> Iterator[Callable[[str, 
 
 
 def duration_text(seconds: float) -> str:
-    """For people: 40 s, 12 min, 3.5 h."""
+    """For example 40 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def findings_as_text(result: "Segmentation") -> str:
-    """What a segmentation found, a line each."""
+    """The results of a segmentation, one per line."""
     from leuko.lesions.location import RULES
     from leuko.model.calibration import interval_text
     from leuko.preprocessing.registration import FAR_MM
@@ -161,8 +167,8 @@ def findings_as_text(result: "Segmentation") -> str:
         lines["outside"] = f"{removed} outside the brain removed"
     if result.excluded is not None:
         lines["excluded"] = (
-            f"{result.excluded.volume_ml:.2f} mL, in which "
-            f"{result.excluded.wmh_ml:.2f} mL would be WMH"
+            f"{result.excluded.volume_ml:.2f} mL, of which "
+            f"{result.excluded.wmh_ml:.2f} mL would otherwise be WMH"
         )
     if analysis.regions is not None:
         found = analysis.regions
@@ -173,15 +179,16 @@ def findings_as_text(result: "Segmentation") -> str:
         lines["rule"] = f"{found.rule}, {RULES[found.rule]}"
     if result.alignment is not None:
         moved_mm, off_mm = result.alignment.moved_mm, result.alignment.off_mm
-        off = f"off by {off_mm:.1f} mm" if off_mm < FAR_MM else "not aligned"
-        lines["alignment"] = (
-            f"T1 {f'moved by {moved_mm:.1f} mm' if moved_mm else f'not moved, {off}'}"
-        )
+        if moved_mm:
+            lines["alignment"] = f"T1 moved by {moved_mm:.1f} mm"
+        else:
+            shift = f"{off_mm:.1f} mm" if off_mm < FAR_MM else f"above {FAR_MM:.0f} mm"
+            lines["alignment"] = f"T1 not moved, residual shift {shift}"
     return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
 
 
 def changes_as_text(result: "Comparison") -> str:
-    """What a comparison found, a line each."""
+    """The results of a comparison, one per line."""
     changes = result.changes
     percent = changes.change_percent
     change = f"{changes.change_ml:+.2f} mL"
@@ -196,7 +203,7 @@ def changes_as_text(result: "Comparison") -> str:
             state: f"{counted(count, 'lesion')}, {by_state[state]:+.2f} mL"
             for state, count in changes.counts.items()
         },
-        "alignment": f"one scan moved by {result.halfway.alignment.moved_mm:.1f} mm to the other",
+        "alignment": f"{result.halfway.alignment.moved_mm:.1f} mm between the scans, registered",
     }
     return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
 
@@ -214,7 +221,7 @@ def measures_as_text(row: Mapping[str, float]) -> str:
 
 
 def means_as_text(rows: Mapping[str, Mapping[str, float]], *, prefix: str = "") -> str:
-    """The mean of each measure that the rows have, with its interval; `prefix` is of their keys."""
+    """The mean of each measure in the rows, with its interval; their keys begin with `prefix`."""
     from leuko.evaluation.evaluate import mean_with_interval
     from leuko.evaluation.metrics import MEASURES
 
@@ -229,7 +236,7 @@ def means_as_text(rows: Mapping[str, Mapping[str, float]], *, prefix: str = "") 
 
 
 def validation_as_text(validation: "Validation") -> str:
-    """A line for each measure: before, after, change and its interval."""
+    """One line per measure: before, after, change and its interval."""
     from leuko.training.adaptation_report import changes_as_cells
 
     lines = [f"{'':<28}{'before':>8}{'after':>8}{'change':>9}  95 % interval"]
@@ -250,7 +257,7 @@ def table_as_text(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def sites_as_text(table: Mapping[str, Mapping[str, float]]) -> str:
-    """The challenge's table: a line for each site, and for all scans."""
+    """The table of the challenge: one line per site, and one for all scans."""
     heads = {
         "dsc": "DSC", "h95_mm": "H95, mm", "avd_percent": "AVD, %", "lesion_recall": "recall",
         "lesion_f1": "F1",
@@ -264,7 +271,7 @@ def sites_as_text(table: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def ranks_as_text(ranks: Mapping[str, float]) -> str:
-    """The best team first."""
+    """The table of teams, best first."""
     width = max(len(team) for team in ("team", *ranks))
     lines = [f"{team:<{width}}  {rank:.3f}" for team, rank in ranks.items()]
     return "\n".join([f"{'team':<{width}}  rank", *lines])

@@ -1,4 +1,4 @@
-"""The commands around training: train, export, synth."""
+"""The commands for training: train, export and synth."""
 
 import math
 import sys
@@ -25,10 +25,10 @@ from leuko.errors import TRAINING_LIBRARIES, LeukoError, require
 if TYPE_CHECKING:
     from leuko.training.adaptation import Validation
 
-FOLDS = 5  # to adapt
+ADAPT_FOLDS = 5
 GROUPS = {
-    "train": "to train with",
-    "validation": "to stop by",
+    "train": "for training",
+    "validation": "for validation",
     "held_out": "held out",
     "unlabelled": "unlabelled",
 }
@@ -37,31 +37,34 @@ GROUPS = {
 def train(
     context: typer.Context,
     data: Annotated[Path | None, typer.Argument(help="Folder of labelled subjects.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new run.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder for the run.")] = None,
     recipe: Annotated[
         Literal["modern", "xu2017", "adapt", "base"],
         typer.Option(
-            help="How to train; xu2017 has the paper's numbers, adapt is for a few scans, base "
-            "mixes labelled, synthetic and unlabelled scans."
+            help="modern; xu2017 (settings of the paper); adapt (fine-tune a model with a few "
+            "scans); or base (labelled, synthetic and unlabelled scans, as for the bundled model)."
         ),
     ] = "modern",
     channels: Annotated[
         Literal["flair-t1-residue", "flair-3-slices", "t1-3-slices"] | None,
-        typer.Option(help="What the colours of a slice are; flair-t1-residue by default."),
+        typer.Option(
+            help="Input channels of the network; by default those of the --init model, else "
+            "flair-t1-residue."
+        ),
     ] = None,
     classes: Annotated[
         str | None,
         typer.Option(
-            help="Train with label maps, tissue.nii.gz in place of wmh.nii.gz; the names of their "
-            "values 0, 1, 2, ..., for example background,csf,grey,white. Values of one name are "
-            "one class, those called unknown are not trained with."
+            help="Train on label maps, tissue.nii.gz instead of wmh.nii.gz: the names of the label "
+            "values 0, 1, 2, ..., for example background,csf,grey,white. Values with the same name "
+            "form one class; values named unknown are ignored."
         ),
     ] = None,
     init: Annotated[
         str | None,
         typer.Option(
-            help="Start: imagenet, none, or a model's name or folder. By default imagenet, "
-            "leuko-base to adapt, and none for base, which also takes a file of weights."
+            help="Initial weights: imagenet, none (random), or the name or folder of a model; for "
+            "base also a file of weights. Default: imagenet; leuko-base for adapt; none for base."
         ),
     ] = None,
     width: Annotated[
@@ -69,143 +72,172 @@ def train(
         typer.Option(
             min=0.1,
             max=1,
-            help="Fraction of VGG-16's channels, with --init none; 0.5 is a quarter of the work.",
+            help="Width of the network as a fraction of VGG-16, with --init none; 0.5 needs a "
+            "quarter of the computation.",
         ),
     ] = 1.0,
     stages: Annotated[
         int,
-        typer.Option(
-            min=1, max=5, help="Stages of VGG-16, the finest first; 4 drops the coarsest."
-        ),
+        typer.Option(min=1, max=5, help="Number of VGG-16 stages; 4 omits the coarsest one."),
     ] = 5,
     imagenet_weights: Annotated[
         str,
-        typer.Option(help="IMAGENET1K_FEATURES, IMAGENET1K_V1, or a file with VGG-16 weights."),
+        typer.Option(
+            help="ImageNet weights: IMAGENET1K_FEATURES, IMAGENET1K_V1, or a file of VGG-16 "
+            "weights."
+        ),
     ] = "IMAGENET1K_FEATURES",
     imagenet_kind: Annotated[
         Literal["IMAGENET1K_FEATURES", "IMAGENET1K_V1"] | None,
         typer.Option(
-            help="Which of the two a file's weights are like: for grey values from 0 to 255, or "
-            "for scaled colours. Asked for where the file's values do not tell."
+            help="Input that a file of VGG-16 weights expects: grey values from 0 to 255 "
+            "(IMAGENET1K_FEATURES) or scaled colours (IMAGENET1K_V1). Needed only if Leuko cannot "
+            "recognise it."
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Updates of each training; by default the recipe's.")
+        int | None,
+        typer.Option(min=1, help="Steps of each training; by default those of the recipe."),
     ] = None,
     folds: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Parts to cross-validate with; by default 5 to adapt, else 0: none."
+            min=0,
+            help="Number of cross-validation folds; 0 disables cross-validation. Default: 5 for "
+            "adapt, else 0.",
         ),
     ] = None,
     held_out: Annotated[
         float,
         typer.Option(
-            min=0, max=0.9, help="Part of the subjects to measure on, not train with; no folds."
+            min=0,
+            max=0.9,
+            help="Fraction of the subjects to hold out from training and measure afterwards; not "
+            "with --folds.",
         ),
     ] = 0.2,
     patience: Annotated[
         int,
         typer.Option(
             min=0,
-            help="A fifth of the training subjects is left out, and its loss looked at every 100 "
-            "steps; stop after so many looks without a new lowest. 0: never.",
+            help="Stop early after this many checks of the validation loss (one every 100 steps) "
+            "without improvement; 0 disables. A fifth of the training subjects is used for "
+            "validation.",
         ),
     ] = 0,
     heads: Annotated[
         Path | None,
         typer.Option(
-            help="FreeSurfer label maps for synthetic images, which adapt and base mix in; by "
-            "default the MNI152 brain."
+            help="For adapt and base: folder of FreeSurfer label maps from which synthetic images "
+            "are made; by default the MNI152 brain."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
     device: Device = "cpu",
     threads: Threads = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="By torch.compile: may pay on a GPU.")
+        bool,
+        typer.Option(
+            "--compile", help="Compile the network with torch.compile; may be faster on a GPU."
+        ),
     ] = False,
     minutes: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="Stop after so long, with the model as it is then; --resume resumes. No folds.",
+            help="Stop after this many minutes and save the model trained so far; continue with "
+            "--resume. Not with --folds.",
         ),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Resume an interrupted run; takes no other setting, but --minutes."),
+        typer.Option(
+            help="Folder of an interrupted run to resume; the only other option allowed is "
+            "--minutes."
+        ),
     ] = None,
     atlas: Annotated[
         Path | None,
-        typer.Option(help="For base: lesion masks in MNI space for synthetic images."),
+        typer.Option(
+            help="For base: folder of lesion masks in MNI space, used in synthetic images."
+        ),
     ] = None,
     unlabelled: Annotated[
         Path | None,
         typer.Option(
-            help="For base: folder of <scan>/FLAIR.nii.gz, and T1.nii.gz, that the teachers label.",
+            help="For base: folder of unlabelled scans, <scan>/FLAIR.nii.gz and optionally "
+            "T1.nii.gz; the teachers label them.",
         ),
     ] = None,
     teacher: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MODEL",
-            help="For base: a model, or a file of weights, whose probabilities synthetic and "
-            "unlabelled images are trained with too; repeat it for the mean of several.",
+            help="For base: model or file of weights whose WMH probabilities are training targets "
+            "for synthetic and unlabelled images; repeat it to use the mean of several.",
         ),
     ] = None,
     sources: Annotated[
         Path | None,
         typer.Option(
-            help="For base: table of the sources of all scans, separated by tabs: name, source, "
-            "person, weight, credit.",
+            help="For base: tab-separated table of the sources of all scans, with the columns "
+            "name, source, person, weight, credit.",
         ),
     ] = None,
     leave: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="For base: scan, person, source or label map to leave out; repeat it for others.",
+            help="For base: scan, person, source or label map to exclude; can be repeated.",
         ),
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(min=1e-9, help="For base: highest learning rate, 1e-4 by default."),
+        typer.Option(min=1e-9, help="For base: peak learning rate; by default 1e-4."),
     ] = None,
     processes: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="For base: processes that make synthetic images; by default 1, on a GPU 8.",
+            help="For base: processes that make synthetic images; by default 1, or 8 with "
+            "--device cuda.",
         ),
     ] = None,
 ) -> None:
-    """Train a model on labelled subjects, or resume an interrupted run."""
+    """Fine-tune or train a model.
+
+    Trains on labelled subjects, or resumes an interrupted run.
+    """
     if resume is not None:
         require_resume_alone(context)
         _fit(resume, minutes)
         return
     if data is None or out is None:
-        raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to resume one")
+        raise LeukoError("give DATA and -o RUN to start a training, or --resume RUN to resume it")
     require(*TRAINING_LIBRARIES, extra="train")
     from leuko.model.imagenet import PUBLISHED
     from leuko.model.weights import DEFAULT
-    from leuko.training.plan import begun, start
+    from leuko.training.plan import is_resumable, start
     from leuko.training.processes import is_first
     from leuko.training.settings import NO_MODELS, Settings
 
     require_recipe(context, recipe)
     chosen = chosen_recipe(recipe, init, device=device, rate=rate, steps=steps)
     adapts, mixes = recipe == "adapt", recipe == "base"
-    folds = (FOLDS if adapts else 0) if folds is None else folds
+    folds = (ADAPT_FOLDS if adapts else 0) if folds is None else folds
     if folds:
         require_single(context)
     init = init or {"adapt": DEFAULT, "base": "none"}.get(recipe, "imagenet")
     if adapts and init in NO_MODELS:
-        raise LeukoError(f"--recipe adapt needs a trained model; --init is {init}")
+        raise LeukoError(
+            f"--recipe adapt needs a trained model, but --init is {init}; give a model, or omit it"
+        )
     require_start(context, init)
     if imagenet_kind and imagenet_weights in PUBLISHED:
-        raise LeukoError("--imagenet-kind goes with --imagenet-weights FILE")
+        raise LeukoError(
+            f"--imagenet-kind is for a file of weights, not {imagenet_weights}; remove it, or give "
+            "--imagenet-weights FILE"
+        )
     names = () if classes is None else tuple(name.strip() for name in classes.split(","))
     if mixes:
         shape = mixed_network(init, width, stages)
@@ -231,7 +263,7 @@ def train(
         teachers=tuple(model(name) for name in teacher or ()),
         processes=processes or (8 if device == "cuda" else 1),
     )
-    if is_first() and not begun(out, settings, device=device, threads=threads):
+    if is_first() and not is_resumable(out, settings, device=device, threads=threads):
         start(out, settings, device=device, threads=threads)
         _print_plan(out)
     _fit(out, minutes)
@@ -243,12 +275,15 @@ def export(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Subjects that tell the range of 8 bits; by default those that trained it, which "
-            "must still be there."
+            help="Folder of labelled subjects from which the 8-bit rounding is computed; by "
+            "default the training subjects, which must not have been moved."
         ),
     ] = None,
 ) -> None:
-    """Turn a trained model into 8-bit ONNX: a quarter of the size, faster, and without torch."""
+    """Convert a trained model to 8-bit ONNX.
+
+    The result is a quarter of the size, faster, and does not need PyTorch.
+    """
     require(*TRAINING_LIBRARIES, extra="train")
     from leuko.model.card import ONNX_FILE
     from leuko.model.onnx_export import export, require_exportable
@@ -260,24 +295,27 @@ def export(
     print(f"model   {out}  {(out / ONNX_FILE).stat().st_size / 1e6:.1f} MB")
     count, dice, change = rounding(run, out, slices)
     if math.isnan(change):
-        print(f"8 bits  not compared: nothing was found on {count} slices")
+        print(f"8 bits  not compared: the model segments nothing on {count} slices")
     else:
-        masks = f"Dice {dice:.3f} with the masks of float32, {change:+.1f} % of their volume"
+        masks = f"Dice {dice:.3f} with the float32 masks, volume {change:+.1f} %"
         print(f"8 bits  {masks}, on {count} slices")
 
 
 def synth(
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the subjects.")],
-    number: Annotated[int, typer.Option("-n", min=1, help="Subjects to make.")] = 1,
+    number: Annotated[int, typer.Option("-n", min=1, help="Number of subjects.")] = 1,
     heads: Annotated[
         Path | None,
         typer.Option(help="Folder of FreeSurfer label maps; by default the MNI152 brain."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
 ) -> None:
-    """Make synthetic subjects: FLAIR, T1, wmh and tissue as NIfTI."""
+    """Make synthetic subjects.
+
+    Writes a FLAIR, a T1, a WMH mask and a tissue map of each, as NIfTI.
+    """
     if out.exists():
-        raise LeukoError(f"{out} is there already; delete it, or choose another folder with -o")
+        raise LeukoError(f"{out} exists already; delete it, or choose another folder with -o")
     require("torch", *([] if heads else ["nilearn"]), extra="train")
     from leuko.synthesis.anatomy import from_mni152, load_heads
     from leuko.synthesis.images import write_subjects
@@ -288,7 +326,7 @@ def synth(
 
 
 def _print_plan(run: Path) -> None:
-    """What is going to be trained with what."""
+    """Print the number of scans, people and training steps."""
     from leuko.training.dataset import person
     from leuko.training.plan import read_settings
 
@@ -300,19 +338,19 @@ def _print_plan(run: Path) -> None:
     trainings = 1
     if settings.folds:
         count = min(settings.folds, people)
-        fewer = f", not {settings.folds}: one for each person" if count < settings.folds else ""
+        fewer = f" instead of {settings.folds}, one per person" if count < settings.folds else ""
         how, trainings = [f"cross-validated in {count} folds{fewer}"], count + 1
     whose = "1 person" if people == 1 else f"{people} people"
     print(f"data    {counted(len(subjects), 'scan')} of {whose}, {', '.join(how)}")
     print(f"steps   {counted(trainings, 'training')} of {settings.recipe.steps}")
     if settings.recipe.mixture:
-        print(f"seen    {record['card']['training']['data']}")
+        print(f"sources {record['card']['training']['data']}")
     sys.stdout.flush()
 
 
 def _fit(run: Path, minutes: float | None) -> None:
-    """Train with a progress bar for so many minutes, print the measures of subjects that were not
-    trained with."""
+    """Train with a progress bar until the end or the time limit, then print the measures of
+    held-out subjects."""
     try:
         require(*TRAINING_LIBRARIES, extra="train")
         from leuko.training import cross_validation, loop, plan, processes
@@ -321,7 +359,9 @@ def _fit(run: Path, minutes: float | None) -> None:
         settings = plan.read_settings(run)[0]
         with progress_bar(shown=processes.is_first()) as (on_step, doing):
             if settings.folds and minutes is not None:
-                raise LeukoError(f"{run} is cross-validated; --minutes is for a single training")
+                raise LeukoError(
+                    f"--minutes does not work with cross-validation, as in {run}; remove it"
+                )
             if settings.folds:
                 validation = cross_validation.fit(run, on_step=on_step, doing=doing)
             else:
@@ -351,7 +391,7 @@ def _print_validation(run: Path, validation: "Validation") -> None:
 
     if not validation.before:
         count = counted(len(validation.after), "subject")
-        print(f"mean of {count}, each by a model that had not seen it:")
+        print(f"mean of {count}, each measured with a model trained without it:")
         print(means_as_text(validation.after))
         return
     print(f"report  {run / PAGE_FILE}")

@@ -1,4 +1,4 @@
-"""The options of `leuko train` that depend on each other become settings."""
+"""Checks the options of `leuko train` against each other and turns them into settings."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,25 +19,30 @@ MIXED_OPTIONS = (
 
 
 def require_resume_alone(context: typer.Context) -> None:
-    """Raises LeukoError for an option that --resume does not take."""
+    """Raises LeukoError for an option that is not allowed with --resume."""
     for parameter in context.command.params:
         if parameter.name not in {None, "resume", "minutes"} and is_given(context, parameter.name):
             given = parameter.opts[0] if parameter.param_type_name == "option" else "DATA"
-            raise LeukoError(f"--resume takes the settings of the run; remove {given}")
+            raise LeukoError(f"--resume uses the settings of the run; remove {given}")
 
 
 def require_single(context: typer.Context) -> None:
-    """Raises LeukoError for an option of a training without cross-validation."""
+    """Raises LeukoError for an option that is not allowed with cross-validation."""
     if is_given(context, "held_out"):
-        raise LeukoError("with --folds each subject is held out once; leave --held-out away")
+        raise LeukoError(
+            "--held-out does not work with cross-validation, which holds out each subject once; "
+            "remove it, or use --folds 0"
+        )
     if is_given(context, "minutes"):
-        raise LeukoError("--minutes is for a single training; leave it away, or use --folds 0")
+        raise LeukoError(
+            "--minutes does not work with cross-validation; remove it, or use --folds 0"
+        )
 
 
 def chosen_recipe(
     name: str, init: str | None, *, device: str, rate: float | None, steps: int | None
 ) -> "Recipe":
-    """The recipe of that name, for a start and a device."""
+    """The recipe of that name, adjusted to the initial weights, device, rate and steps."""
     from leuko.training.recipes import BASE_ON_GPU, FROM_NOTHING, RECIPES, with_rate
 
     recipe = RECIPES[name]
@@ -51,7 +56,7 @@ def chosen_recipe(
 
 
 def require_recipe(context: typer.Context, recipe: str) -> None:
-    """Raises LeukoError for an option of another recipe."""
+    """Raises LeukoError for an option that the recipe does not have."""
     for names, recipes in (
         (MIXED_OPTIONS, ("base",)),
         (SUBJECT_OPTIONS, ("modern", "xu2017", "adapt")),
@@ -59,7 +64,10 @@ def require_recipe(context: typer.Context, recipe: str) -> None:
         for name in names:
             if recipe not in recipes and is_given(context, name):
                 option = f"--{name.replace('_', '-')}"
-                raise LeukoError(f"{option} goes with --recipe {' or '.join(recipes)}")
+                raise LeukoError(
+                    f"{option} does not work with --recipe {recipe}; remove it, or use --recipe "
+                    f"{' or '.join(recipes)}"
+                )
 
 
 def resolved(path: Path | None) -> str | None:
@@ -67,7 +75,7 @@ def resolved(path: Path | None) -> str | None:
 
 
 def model(name: str) -> str:
-    """The path of a model, or of a file of weights."""
+    """The path of a model folder or a file of weights."""
     from leuko.model.weights import find
     from leuko.training.storage import is_file
 
@@ -75,7 +83,7 @@ def model(name: str) -> str:
 
 
 def mixed_network(init: str, width: float, stages: int) -> dict[str, Any]:
-    """The settings of the recipe base that say what is trained."""
+    """The settings of the network and its input for the recipe base."""
     from leuko.io.tissue import CLASSES
     from leuko.model.network import vgg16
     from leuko.training.settings import MIXED, NO_MODELS
@@ -90,16 +98,19 @@ def mixed_network(init: str, width: float, stages: int) -> dict[str, Any]:
 
 
 def require_start(context: typer.Context, init: str) -> None:
-    """Raises LeukoError for an option of another start."""
-    for name, starts, why in (
-        ("imagenet_weights", ("imagenet",), f"the start is {init}"),
-        ("imagenet_kind", ("imagenet",), f"the start is {init}"),
-        ("width", ("none",), f"{init} has its own"),
-        ("stages", ("imagenet", "none"), f"{init} has its own"),
+    """Raises LeukoError for an option that does not apply to the initial weights."""
+    for name, starts in (
+        ("imagenet_weights", ("imagenet",)),
+        ("imagenet_kind", ("imagenet",)),
+        ("width", ("none",)),
+        ("stages", ("imagenet", "none")),
     ):
         if init not in starts and is_given(context, name):
             option = f"--{name.replace('_', '-')}"
-            raise LeukoError(f"{option} goes with --init {' or '.join(starts)}; {why}")
+            raise LeukoError(
+                f"{option} does not work with --init {init}; remove it, or use --init "
+                f"{' or '.join(starts)}"
+            )
 
 
 def network(
@@ -110,7 +121,7 @@ def network(
     width: float,
     stages: int,
 ) -> dict[str, Any]:
-    """The settings that say what is trained, which a model to start from decides."""
+    """The settings of the network and its input; those of the initial model, if there is one."""
     from leuko.evaluation.labels import WMH_LABELS, tissue_labels
     from leuko.model.card import load_card
     from leuko.model.network import vgg16
@@ -132,8 +143,8 @@ def network(
     card = load_card(folder)
     if channels not in (None, card.preparation.channels):
         raise LeukoError(
-            f"{init} was trained with the channels {card.preparation.channels}, and knows no "
-            "other; leave --channels away, or start from imagenet"
+            f"--channels {channels} does not work with {init}, which was trained with "
+            f"{card.preparation.channels}; remove it, or use --init imagenet"
         )
     return {
         "init": str(folder.resolve()),

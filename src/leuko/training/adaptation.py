@@ -12,12 +12,10 @@ from leuko.evaluation.evaluate import Row
 from leuko.report.html import shown
 from leuko.training.dataset import person
 
-DECIDES = "dsc"
-# Largest accepted loss of Dice on synthetic scans.
-FORGOTTEN = 0.02
-# Largest accepted increase of the volume found, on average, in subjects without WMH.
-INVENTED_ML = 0.1
-FEW = 6  # people: with fewer the interval is unreliable
+DECISIVE_MEASURE = "dsc"
+LARGEST_DICE_LOSS = 0.02  # on synthetic scans
+LARGEST_RISE_ML = 0.1  # of the mean segmented volume in people without WMH
+FEWEST_PEOPLE = 6  # with fewer the interval is unreliable
 
 Verdict = Literal["better", "worse", "no clear difference"]
 
@@ -60,14 +58,14 @@ class Change:
 @dataclass(frozen=True)
 class Validation:
     """Measures by subject: `after` from models trained without the subject, `before` from the
-    model that the training started from, if any.
+    initial model, if there is one.
 
-    `synthetic`: Dice on synthetic scans like those used in training, of that model and of the one
-    trained with all subjects. `doubts`: by subject, why its scans may be wrong.
+    `synthetic`: Dice of the initial model and of the final one on new synthetic scans of the same
+    kind as in training. `doubts`: why the scans of a subject may be wrong, by subject.
     """
 
     model: str
-    origin: str  # empty without a `before`
+    origin: str  # name of the initial model; empty without `before`
     folds: Sequence[Sequence[str]]
     after: Mapping[str, Row]
     before: Mapping[str, Row]
@@ -83,15 +81,18 @@ class Validation:
 
     @property
     def verdict(self) -> Verdict:
-        """By the interval of the change of Dice; a model that `invents` WMH is not better."""
-        change = self.change(DECIDES)
-        if change.low > 0 and not self.invents:
+        """The verdict from the interval of the change of Dice.
+
+        A model that finds more WMH in people without WMH is not better.
+        """
+        change = self.change(DECISIVE_MEASURE)
+        if change.low > 0 and not self.finds_more_in_healthy:
             return "better"
         return "worse" if change.high < 0 else "no clear difference"
 
     @property
     def healthy(self) -> Change:
-        """The change of the volume found, in mL, in subjects without WMH (no Dice there)."""
+        """The change of the segmented volume, in mL, in people without WMH (Dice is undefined)."""
         found = [
             {
                 name: row["prediction_ml"]
@@ -103,13 +104,13 @@ class Validation:
         return Change.of(*found)
 
     @property
-    def invents(self) -> bool:
-        """Whether the volume found in subjects without WMH rose by more than `INVENTED_ML`."""
-        return self.healthy.change > INVENTED_ML
+    def finds_more_in_healthy(self) -> bool:
+        """Whether the volume in people without WMH rose by more than `LARGEST_RISE_ML`."""
+        return self.healthy.change > LARGEST_RISE_ML
 
     @property
-    def kept(self) -> Change | None:
-        """The change of Dice on synthetic scans, without those that both models miss."""
+    def synthetic_change(self) -> Change | None:
+        """The change of Dice on synthetic scans, without scans where both models have Dice 0."""
         if self.synthetic is None:
             return None
         scans = enumerate(zip(*self.synthetic, strict=True))
@@ -117,21 +118,23 @@ class Validation:
         return Change.of(*({k: pair[side] for k, pair in found.items()} for side in (0, 1)))
 
     @property
-    def has_forgotten(self) -> bool:
-        """Whether the Dice on synthetic scans fell by more than `FORGOTTEN`."""
-        return self.kept is not None and self.kept.change < -FORGOTTEN
+    def is_worse_on_synthetic(self) -> bool:
+        """Whether the Dice on synthetic scans fell by more than `LARGEST_DICE_LOSS`."""
+        change = self.synthetic_change
+        return change is not None and change.change < -LARGEST_DICE_LOSS
 
     def sentences(self) -> list[str]:
         """The verdict in sentences, with its limitations."""
-        change, healthy = self.change(DECIDES), self.healthy
+        change, healthy = self.change(DECISIVE_MEASURE), self.healthy
+        synthetic = self.synthetic_change
         numbers = (
             f"Dice {shown(change.before, 3)} before, {shown(change.after, 3)} after, "
             f"{signed(change.change)} (95 % interval {signed(change.low)} to {signed(change.high)})"
         )
         said = [
             (
-                f"{self.model} compared with {self.origin}, on {change.people} people not used in "
-                f"training: {self.verdict}. {numbers}."
+                f"{self.model} compared with {self.origin}, on {people_text(change.people)} not "
+                f"used in training: {self.verdict}. {numbers}."
             )
         ]
         match self.verdict:
@@ -141,25 +144,32 @@ class Validation:
                 said.append(f"Keep {self.origin}.")
             case _:
                 said.append(f"Keep {self.origin}, or label more people's scans.")
-        if change.people < FEW:
-            said.append(f"With {change.people} people, below {FEW}, the interval is unreliable.")
+        if change.people < FEWEST_PEOPLE:
+            said.append(
+                f"With {people_text(change.people)}, below {FEWEST_PEOPLE}, the interval is "
+                "unreliable."
+            )
         if healthy.people:
             said.append(
-                f"In {healthy.people} people without WMH it finds {shown(healthy.after, 2)} mL on "
-                f"average, {self.origin} {shown(healthy.before, 2)} mL."
+                f"In {people_text(healthy.people)} without WMH it finds {shown(healthy.after, 2)} "
+                f"mL on average, {self.origin} {shown(healthy.before, 2)} mL."
             )
-        if self.invents:
+        if self.finds_more_in_healthy:
             said.append("It finds more WMH than before in people without WMH, so it is not better.")
-        if self.kept is not None:
+        if synthetic is not None:
             said.append(
-                f"On {self.kept.people} synthetic scans: Dice {shown(self.kept.before, 3)} before, "
-                f"{shown(self.kept.after, 3)} after. They are hard on purpose; only the change "
+                f"On {synthetic.people} synthetic scans: Dice {shown(synthetic.before, 3)} before, "
+                f"{shown(synthetic.after, 3)} after. They are difficult by design; only the change "
                 "matters."
             )
-        if self.has_forgotten:
+        if self.is_worse_on_synthetic:
             said.append(f"It has become worse on other scans: keep {self.origin} for them.")
         said += (f"Check the scans of {name}: {doubt}" for name, doubt in self.doubts.items())
         return said
+
+
+def people_text(count: int) -> str:
+    return "1 person" if count == 1 else f"{count} people"
 
 
 def signed(value: float, digits: int = 3) -> str:

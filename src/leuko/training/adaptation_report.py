@@ -8,7 +8,7 @@ from leuko.evaluation.metrics import MEASURES, Measure
 from leuko.io.provenance import versions
 from leuko.report.figures import Example, as_jpeg, as_svg, before_after_figure, change_figure
 from leuko.report.html import document, drawing, facts, picture, plain, section, shown, text
-from leuko.training.adaptation import Change, Validation, signed
+from leuko.training.adaptation import Change, Validation, people_text, signed
 from leuko.training.dataset import person
 
 SHOWN = ("dsc", "lesion_f1", "lesion_recall", "h95_mm", "avd_percent")
@@ -23,8 +23,8 @@ SHOWN_SLICES = (
 
 
 def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str, str]) -> str:
-    """The page, which needs no other file. `shown` are examples with their slices, `about` says
-    how the model was trained."""
+    """The report as one HTML file, with slices of the examples `shown` and the training settings
+    `about`."""
     dice = {
         name: (validation.before[name]["dsc"], row["dsc"]) for name, row in validation.after.items()
     }
@@ -38,7 +38,9 @@ def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str
         f"{datetime.now(UTC):%Y-%m-%d}",
         main=[
             section("Verdict", verdict, name="alert warn" if _is_bad(validation) else ""),
-            section("Before and after, on subjects not trained with", facts(_facts(validation))),
+            section(
+                "Before and after, on subjects not used in training", facts(_facts(validation))
+            ),
             section(
                 "Each subject",
                 drawing(as_svg(change_figure(dice)), caption, ["before", "after"], rows),
@@ -99,8 +101,8 @@ def examples(validation: Validation) -> list[str]:
 def _is_bad(validation: Validation) -> bool:
     return (
         validation.verdict != "better"
-        or validation.has_forgotten
-        or validation.invents
+        or validation.is_worse_on_synthetic
+        or validation.finds_more_in_healthy
         or bool(validation.doubts)
     )
 
@@ -122,9 +124,9 @@ def _facts(validation: Validation) -> Iterator[tuple[str, str, str]]:
         if measure.key in ON_CARDS:
             name = f"{measure.name}, {measure.better} is better"
             yield _fact(name, validation.change(measure.key), measure)
-    if validation.kept is not None:
-        dice = next(_measures())
-        yield _fact("Dice on synthetic scans (only the change matters)", validation.kept, dice)
+    if validation.synthetic_change is not None:
+        name = "Dice on synthetic scans (only the change matters)"
+        yield _fact(name, validation.synthetic_change, next(_measures()))
 
 
 def _fact(name: str, change: Change, measure: Measure) -> tuple[str, str, str]:
@@ -194,9 +196,9 @@ def _shown(example: Example) -> str:
 
 def _settings(validation: Validation, about: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     scans, persons = len(validation.after), len({person(name) for name in validation.after})
-    folds = f"{scans} of {persons} people in {len(validation.folds)} folds"
-    how = "each was segmented by a model trained on the other folds with the same settings"
+    folds = f"{scans} of {people_text(persons)} in {len(validation.folds)} folds"
+    how = "each was segmented with a model trained on the other folds with the same settings"
     yield "scans", f"{folds}; {how}"
     yield from about.items()
-    yield "intervals", "Student's t, of the mean change; scans of one person count once"
-    yield "to go back", f"{validation.origin} is unchanged; leuko segment --model takes either"
+    yield "intervals", "Student's t interval of the mean change; scans of one person count once"
+    yield "to go back", f"{validation.origin} is unchanged; leuko segment --model accepts both"

@@ -1,8 +1,9 @@
-"""Cross-validation: measure each subject with a model trained without it, then train with all.
+"""Cross-validation: measure each subject with a model trained without it, then train on all.
 
-During the training the run's folder holds a run for each fold. At the end it holds the model of all
-subjects and the masks of each subject from the model trained without it. If the run started from
-another model, it also holds the masks of that model and a report that compares both.
+During the training, the run folder contains a run for each fold. At the end it contains the model
+trained on all subjects, and the mask of each subject from the model trained without it. If the run
+started from another model, it also contains the masks of that model and a report that compares
+both.
 """
 
 import math
@@ -41,7 +42,7 @@ MASKS_BEFORE = "masks-before"
 RESULT_FILE = "cross-validation.json"
 PAGE_FILE, TEXT_FILE = "report.html", "report.md"
 SYNTHETIC_SCANS = 12
-SYNTHETIC_SEED = 1_000_003  # of scans that no training uses
+SYNTHETIC_SEED = 1_000_003  # not used by any training
 MARGIN = 4  # pixels around a head
 
 
@@ -53,8 +54,8 @@ def fit(
 ) -> Validation | None:
     """Train the folds of a run that `plan.start` made, then the run itself; resumes if interrupted.
 
-    `doing` is called with the name of each activity other than steps. Of several processes only the
-    first returns a result. Raises LeukoError as `loop.fit` does.
+    `doing` is called with the name of each activity other than steps. If several processes share
+    the training, only the first returns a result. Raises LeukoError as `loop.fit` does.
     """
     processes.wait_for(run / RUN_FILE)
     if (run / RESULT_FILE).is_file():
@@ -68,8 +69,8 @@ def fit(
     for number, (home, names) in enumerate(zip(homes, folds, strict=True)):
         if processes.is_first() and not (home / RUN_FILE).is_file():
             plan.start_fold(home, planned, names)
-        rows |= _fit(home, _as_part(on_step, number, len(folds) + 1), doing)
-    _fit(run, _as_part(on_step, len(folds), len(folds) + 1), doing)
+        rows |= _fit(home, _overall(on_step, number, len(folds) + 1), doing)
+    _fit(run, _overall(on_step, len(folds), len(folds) + 1), doing)
     if not processes.is_first():
         return None
     validation = Validation(
@@ -121,10 +122,10 @@ def _fit(
     return {name: from_json(row) for name, row in record["measures"].items()}
 
 
-def _as_part(
+def _overall(
     on_step: Callable[[Progress], None], number: int, count: int
 ) -> Callable[[Progress], None]:
-    """A callback that reports the progress of one of several trainings as that of all."""
+    """A callback that converts the progress of one of `count` trainings to that of all."""
 
     def tell(at: Progress) -> None:
         on_step(replace(at, step=at.step + number * at.steps, steps=count * at.steps))
@@ -133,7 +134,7 @@ def _as_part(
 
 
 def _before(run: Path, planned: Plan, doing: Callable[[str], None]) -> dict[str, Row]:
-    """The measures of the model that the run starts from; done first, as it can reveal wrong scans.
+    """The measures of the initial model. Computed first, since they can reveal wrong scans.
 
     Raises LeukoError if that model is missing or has changed.
     """
@@ -142,13 +143,13 @@ def _before(run: Path, planned: Plan, doing: Callable[[str], None]) -> dict[str,
     planned.require_origin()
     origin = _load(planned.origin, planned)
     masks = run / MASKS_BEFORE
-    return holdout.measures(planned.trained, origin, masks, guarded=True, doing=doing)
+    return holdout.measures(planned.trained, origin, masks, check_flair=True, doing=doing)
 
 
 def _synthetic(
     run: Path, planned: Plan, doing: Callable[[str], None]
 ) -> Sequence[Sequence[float]] | None:
-    """Dice on synthetic scans of the model that the run starts from, and of the new one."""
+    """Dice of the initial and the new model on synthetic scans."""
     if planned.origin is None or not planned.settings.recipe.synthetic_images:
         return None
     planned.require_origin()
@@ -157,7 +158,7 @@ def _synthetic(
 
 
 def _load(folder: Path, planned: Plan) -> runtime.Model:
-    """Load a model in torch: comparing 8 bits with float32 would distort the difference."""
+    """Load a model in torch, so that the comparison is not between 8 bits and float32."""
     return runtime.load(folder, device=planned.device, threads=planned.threads, by_torch=True)
 
 
@@ -196,7 +197,7 @@ def _example(validation: Validation, name: str, planned: Plan, masks: Sequence[P
 
 
 def _head(image: Array, dark: float) -> tuple[slice, ...]:
-    """The rectangle of pixels above `dark`, with a margin."""
+    """The bounding box of the pixels above `dark`, with a margin."""
     sides = []
     for axis in (0, 1):
         bright = np.flatnonzero((image > dark).any(axis=1 - axis))
@@ -209,7 +210,7 @@ def _about(planned: Plan) -> dict[str, str]:
     recipe, card = planned.settings.recipe, planned.card
     return {
         "recipe": f"{recipe.name}, {recipe.steps} steps of {recipe.images_per_step} slices",
-        "synthetic part of the slices": f"{recipe.synthetic_part:.0%}",
+        "synthetic slices": f"{recipe.synthetic_part:.0%}",
         "started from": f"{card.training['from']['name']}, SHA-256 "
         f"{card.training['from']['sha256'][:12]}",
         "computed in": "float32, both before and after; the installed leuko-base uses 8 bits",

@@ -1,4 +1,4 @@
-"""Subjects that a model is measured on: its masks, kept in a folder, and their measures."""
+"""Measures a model on held-out subjects and stores its masks in a folder."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -31,20 +31,21 @@ def measures(
     model: runtime.Model,
     masks: Path,
     *,
-    guarded: bool = False,
+    check_flair: bool = False,
     doing: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Row]:
-    """The measures of a model by subject, its masks in `masks/SUBJECT/wmh.nii.gz`; `doing` is told
-    which is measured, and if `guarded`, a FLAIR that looks like none is warned of (`doubts`).
+    """The measures of a model by subject; its masks are written to `masks/SUBJECT/wmh.nii.gz`.
 
-    Masks that are there already are taken for the model's, so that measuring can be interrupted.
+    `doing` is called with the name of each activity. If `check_flair`, warns of each FLAIR that
+    does not look like one and stores the reason (`doubts`). Existing masks are assumed to be from
+    the model, so that an interrupted measurement can be resumed.
     """
     rows = {}
     for subject in subjects:
         doing(f"measuring {subject.name}")
         path = mask_path(masks, subject.name)
         if not path.is_file():
-            found, doubt = segment(subject, model, guarded=guarded)
+            found, doubt = segment(subject, model, check_flair=check_flair)
             with staged(path.parent) as scratch:
                 nifti.write(scratch / path.name, found.with_data(found.data.astype(np.uint8)))
                 if doubt:
@@ -65,10 +66,11 @@ def class_measures(
     *,
     doing: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Row]:
-    """The measures of each class by subject (`evaluate.compare_classes`), what the model found in
-    `maps/SUBJECT/tissue.nii.gz`, numbered as its classes.
+    """The measures of each class by subject (`evaluate.compare_classes`).
 
-    Maps that are there already are taken for the model's, so that measuring can be interrupted.
+    The label maps of the model, with the numbers of its classes, are written to
+    `maps/SUBJECT/tissue.nii.gz`. Existing maps are assumed to be from the model, so that an
+    interrupted measurement can be resumed.
     """
     rows = {}
     for subject in subjects:
@@ -84,12 +86,12 @@ def class_measures(
 
 
 def mask_path(masks: Path, name: str) -> Path:
-    """Where the mask of a subject lies."""
+    """The path of the mask of a subject."""
     return masks / name / MASK_FILE
 
 
 def doubts(masks: Path) -> dict[str, str]:
-    """Why the FLAIR of a subject, measured with `guarded`, does not look like one; by subject."""
+    """Why a FLAIR, measured with `check_flair`, does not look like one; by subject."""
     return {
         path.parent.relative_to(masks).as_posix(): path.read_text(encoding="utf-8")
         for path in sorted(masks.rglob(DOUBT_FILE))
@@ -97,13 +99,13 @@ def doubts(masks: Path) -> dict[str, str]:
 
 
 def segment(
-    subject: Subject, model: runtime.Model, *, guarded: bool = False
+    subject: Subject, model: runtime.Model, *, check_flair: bool = False
 ) -> tuple[Volume, str | None]:
-    """What a model finds in a subject, as bool; if `guarded`, why its FLAIR looks like none."""
+    """The mask of a subject, bool, and, if `check_flair`, why its FLAIR does not look like one."""
     flair, t1 = read_pair(subject, model.card.preparation)
     drawing = _drawing(flair, t1, model)
     findings = drawing.checked.findings
-    doubt = findings[0].text if guarded and quality_checks.is_doubted(findings) else None
+    doubt = findings[0].text if check_flair and quality_checks.is_doubted(findings) else None
     return flair.with_canonical(drawing.masks.mask), doubt
 
 

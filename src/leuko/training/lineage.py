@@ -14,7 +14,7 @@ from leuko.io.files import sha256
 from leuko.model.card import ModelCard
 from leuko.training.dataset import Subject
 
-Described = Mapping[str, Any]  # a subject: its name, its files from DATA on, and their hashes
+Described = Mapping[str, Any]  # a subject: name, paths of its files relative to DATA, and hashes
 
 
 def described(subjects: Iterable[Subject], data: Path) -> list[Described]:
@@ -62,13 +62,13 @@ def _found(entry: Described, data: Path) -> Subject:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256, 16 digits, of the voxels of an image in the order R, A, S."""
+    """The first 16 digits of the SHA-256 of the voxels of an image in RAS order."""
     voxels = np.ascontiguousarray(nifti.read(path).canonical().data, dtype=np.float32)
     return hashlib.sha256(voxels.tobytes()).hexdigest()[:16]
 
 
 def require_distinct(subjects: Iterable[Described]) -> None:
-    """Raises LeukoError if two subjects have the same FLAIR: a model could be trained with one and
+    """Raises LeukoError if two subjects have the same FLAIR: a model trained on one could be
     measured on the other."""
     names: dict[str, str] = {}
     for subject in subjects:
@@ -80,10 +80,10 @@ def require_distinct(subjects: Iterable[Described]) -> None:
 
 
 def descended(card: ModelCard, origin: ModelCard) -> ModelCard:
-    """The card of a model whose training starts from `origin`.
+    """The card of a model whose training starts from the model `origin`.
 
-    It keeps the settings for use, but not the calibration, which belongs to other weights, and not
-    the licence, which depends on the new scans.
+    It inherits the settings for segmentation, but not the calibration, which is valid only for the
+    weights of `origin`, nor the licence, which depends on the new scans.
     """
     kept = {key: origin.training[key] for key in ("scans", "from") if key in origin.training}
     before = {"name": origin.name, "licence": origin.licence, "sha256": origin.weights_sha256}
@@ -99,16 +99,16 @@ def descended(card: ModelCard, origin: ModelCard) -> ModelCard:
 
 
 def require_unseen(card: ModelCard, measured: Iterable[Described]) -> None:
-    """Raises LeukoError if an earlier model in the lineage was trained with a subject to measure
-    on."""
+    """Raises LeukoError if an earlier model in the lineage was trained on a subject that is to be
+    measured."""
     seen = {key for training in _before(card) for key in training.get("scans", ())}
     known = [subject["name"] for subject in measured if scan(subject) in seen]
     if known:
         others = f" and {len(known) - 1} more" if known[1:] else ""
         raise LeukoError(
-            f"{card.training['from']['name']}, or a model before it, was trained with {known[0]}"
-            f"{others}: measures on these scans would be too good; start from a model that was not "
-            "trained with them, or do not measure: --folds 0 --held-out 0"
+            f"{card.training['from']['name']}, or a model before it, was trained on {known[0]}"
+            f"{others}, so measures on these scans would be too good; start from a model that was "
+            "not trained on them, or do not measure: --folds 0 --held-out 0"
         )
 
 

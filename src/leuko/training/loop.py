@@ -1,6 +1,6 @@
-"""Training, told in order.
+"""The training loop.
 
-A run is a folder: its settings, the last checkpoint, and at the end a model and its measures.
+It resumes a run folder from its last checkpoint, and leaves there a model and its measures.
 """
 
 import copy
@@ -41,13 +41,13 @@ from leuko.training.storage import save_model
 from leuko.training.tensorboard_log import Board
 from leuko.volume import Array
 
-COMPARED = 48  # slices
-CHECKPOINT_SECONDS = 60.0  # what a kill can cost; writing one takes about a second
+COMPARED_SLICES = 48  # for the comparison of 8 bits with float32
+CHECKPOINT_SECONDS = 60.0  # training time lost at most if killed; writing takes about 1 s
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is: `step` of `steps` done, the last step's loss and its speed."""
+    """The progress of a training: steps done, of how many; loss and speed of the last step."""
 
     step: int
     steps: int
@@ -63,17 +63,17 @@ def fit(
     minutes: float | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Row]:
-    """Train the run in a folder that `plan.start` made, from its last checkpoint, until it is
-    finished or the minutes are over.
+    """Train a run that `plan.start` made, from its last checkpoint until it is finished or the
+    time limit `minutes` is reached.
 
-    Leaves the model and its card in the folder and returns the measures of the held-out subjects,
-    by subject; of each class, where the labels are of several; none of an unfinished run. `doing`
-    is told what is done before and after the steps. Every random choice follows from the seed and
-    the number of the step, so that a run that was stopped and resumed gives the same weights, bit
-    for bit on CPUs of one kind. Of processes that share a training the first writes and measures.
+    Writes the model and its card to the folder. Returns the measures of each held-out subject, for
+    label maps those of each class; empty if the run is unfinished. `doing` is called with the name
+    of each activity other than steps. All random numbers depend only on the seed and the step, so a
+    resumed run gives the same weights as an uninterrupted one: bit-identical on CPUs of one kind.
+    If several processes share the training, only the first writes and measures.
 
-    Raises LeukoError when the run is finished, the scans have changed, the checkpoint is damaged,
-    the device is missing, or the loss diverges.
+    Raises LeukoError if the run is finished, the scans have changed, the checkpoint is damaged, the
+    device is missing, or the loss diverges.
     """
     processes.wait_for(run / RUN_FILE)
     planned = plan.read(run)
@@ -121,7 +121,7 @@ def fit(
             parts, logits = _backward(fabric, model, batch, losses)
             step += 1
             _update(optimizer, network, recipe, loss=parts["loss"], step=step)
-            _follow(average, network, recipe, step)
+            _update_average(average, network, recipe, step)
             speed = recipe.images_per_step / (time.monotonic() - begun)
             numbers = {**parts, "rate": rate, "images_per_second": speed}
             if validation and step % recipe.validate_steps == 0:
@@ -155,7 +155,7 @@ def fit(
         name: torch.lerp(tensor, start.get(name, tensor), recipe.start_part)
         for name, tensor in folded(average).state_dict().items()
     }
-    save_model(run, tensors, _trained(planned, step, best))
+    save_model(run, tensors, _trained_card(planned, step, best))
     if not over:
         return {}
     with watch.stage("measure"):
@@ -171,16 +171,20 @@ def fit(
 
 
 def training_slices(run: Path, data: Path | None = None) -> Array:
-    """The colour slices (N, H, W, 3), uint8, of the subjects that a run trained with, or of those
-    in `data`. Raises LeukoError if the scans are gone or changed."""
+    """The colour slices (N, H, W, 3), uint8, of the training subjects of a run, or of the subjects
+    in `data`. Raises LeukoError if the scans are missing or have changed."""
     if data is None:
         if not (run / RUN_FILE).is_file():
-            raise LeukoError(f"{run} does not say what it was trained with; give scans with --data")
+            raise LeukoError(
+                f"{run / RUN_FILE}, which lists the training scans, does not exist; give labelled "
+                "scans with --data"
+            )
         planned = plan.read(run)
         settings = planned.settings
         if settings.recipe.mixture:
             raise LeukoError(
-                f"{run} was trained with several kinds of slices; give labelled scans with --data"
+                f"{run} was trained with the recipe {settings.recipe.name}, whose slices are not "
+                "kept; give labelled scans with --data"
             )
         return load(planned.groups["train"], settings.preparation, settings.labelling).images
     labelling = WMH_LABELS
@@ -190,17 +194,20 @@ def training_slices(run: Path, data: Path | None = None) -> Array:
 
 
 def rounding(model: Path, exported: Path, slices: Array) -> tuple[int, float, float]:
-    """What 8 bits change, on how many of the slices (N, H, W, 3): the Dice of the masks of a model
-    and of its export, and the change of what is found, in per cent; nan where nothing is. Without
-    WMH, the masks are those of all classes but background."""
-    chosen = slices[np.unique(np.linspace(0, len(slices) - 1, COMPARED).astype(int))]
+    """Compare a model with its 8-bit export on some of the slices (N, H, W, 3).
+
+    Returns the number of slices, the Dice between both masks, and the change of the segmented
+    volume in per cent; nan if nothing is segmented. For a model without the class wmh, the masks of
+    all classes but background are compared.
+    """
+    chosen = slices[np.unique(np.linspace(0, len(slices) - 1, COMPARED_SLICES).astype(int))]
     before, after = (_masks(runtime.load(folder), chosen) for folder in (model, exported))
     change = 100 * (after.sum() / before.sum() - 1) if before.any() else math.nan
     return len(chosen), dice(prediction=after, reference=before), float(change)
 
 
 def _masks(model: runtime.Model, slices: Array) -> Array:
-    """What a model finds: WMH, or each of its tissues (N, C - 1, H, W); bool."""
+    """The masks of a model, bool: WMH (N, H, W), or each of its tissues (N, C - 1, H, W)."""
     probabilities = model.predict(slices)
     if model.card.knows_wmh:
         wmh: Array = probabilities[:, -1] >= model.card.threshold
@@ -222,7 +229,7 @@ def _load_checkpoint(run: Path, device: torch.device) -> dict[str, Any]:
 
 
 def _optimizer(recipe: Recipe, network: SpecialisedVGG) -> torch.optim.Optimizer:
-    """With a group of parameters for each learning rate and weight decay of the recipe."""
+    """The optimiser, with one parameter group per learning rate and weight decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         rate = recipe.fusion_rate if name.startswith("fusion") else 1.0
@@ -238,12 +245,12 @@ def _optimizer(recipe: Recipe, network: SpecialisedVGG) -> torch.optim.Optimizer
 
 
 def _frozen(recipe: Recipe, step: int) -> int:
-    """How many of the first stages stay as they are at a step."""
+    """The number of frozen stages at a step, counted from the first."""
     return recipe.frozen_stages if step < recipe.frozen_part * recipe.steps else 0
 
 
 def _set_up(fabric: Fabric, network: SpecialisedVGG, *, frozen: int, compiled: bool) -> Any:
-    """The network as the processes compute it, its first stages not to be trained."""
+    """The network as all processes train it, with its first stages frozen."""
     for number, stage in enumerate(network.stages):
         stage.requires_grad_(number >= frozen)
     return fabric.setup_module(cast("nn.Module", torch.compile(network)) if compiled else network)
@@ -252,12 +259,14 @@ def _set_up(fabric: Fabric, network: SpecialisedVGG, *, frozen: int, compiled: b
 def _backward(
     fabric: Fabric, model: Any, batch: Batch, losses: Losses
 ) -> tuple[dict[str, float], Tensor]:
-    """The gradients of a step, of which this process computes its share; its losses, which are
-    those of all images and whose sum is `loss`, and the logits."""
+    """Compute the gradients of this process's share of the images.
+
+    Returns the losses over all images, with their sum as `loss`, and the logits of the share.
+    """
     logits = model(batch.images).float()
     parts = losses(logits, batch, partial(processes.total, fabric))
     loss = torch.stack([*parts.values()]).sum()
-    # Processes take the mean of their gradients; a step wants the sum.
+    # Fabric averages the gradients of the processes, but the step needs their sum.
     fabric.backward(loss * fabric.world_size)
     return {n: float(p.detach()) for n, p in {"loss": loss, **parts}.items()}, logits.detach()
 
@@ -270,11 +279,11 @@ def _update(
     loss: float,
     step: int,
 ) -> None:
-    """Step down the gradients. Raises LeukoError if the loss is not finite."""
+    """Update the weights. Raises LeukoError if the loss is not finite."""
     if not math.isfinite(loss):
         raise LeukoError(
-            f"the loss is {loss} at step {step}: the training diverged; "
-            "check the scans, or use another recipe or start"
+            f"the training diverged: the loss is {loss} at step {step}; check the scans, or use "
+            "another --recipe or --init"
         )
     if recipe.clip_norm:
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
@@ -282,12 +291,12 @@ def _update(
     optimizer.zero_grad()
 
 
-def _follow(
+def _update_average(
     average: SpecialisedVGG, network: SpecialisedVGG, recipe: Recipe, steps_done: int
 ) -> None:
-    """Move the moving average of the weights, at the beginning over the last tenth of the steps.
+    """Update the moving average of the weights, in early steps over a tenth of the steps so far.
 
-    What batch normalisation keeps is an average itself.
+    Statistics of batch normalisation are copied, since they are moving averages already.
     """
     span = max(1.0, min(recipe.averaged_part * recipe.steps, 1 + steps_done / 10))
     with torch.no_grad():
@@ -299,7 +308,7 @@ def _follow(
 def _validation_loss(
     fabric: Fabric, network: SpecialisedVGG, slices: Slices, settings: Settings
 ) -> float:
-    """The mean loss of all slices as they are, of which each process computes its share."""
+    """The mean loss of all slices, without augmentation; each process computes its share."""
     loss_sum = torch.zeros((), device=fabric.device)
     count = len(slices.images)
     batches = torch.split(torch.arange(count), settings.recipe.images_per_step)
@@ -315,27 +324,27 @@ def _validation_loss(
 def _better(
     best: Mapping[str, Any], loss: float, step: int, average: SpecialisedVGG
 ) -> Mapping[str, Any]:
-    """The best validation so far, with its weights."""
+    """The validation with the lowest loss so far, with its weights."""
     if best["loss"] <= loss:
         return best
     return {"loss": loss, "step": step, "model": copy.deepcopy(average.state_dict())}
 
 
 def _is_over(best: Mapping[str, Any], step: int, settings: Settings) -> bool:
-    """Whether the validation loss has not fallen for too long."""
+    """Whether the validation loss has not fallen for `patience` validations."""
     patience = settings.patience * settings.recipe.validate_steps
     return bool(patience) and step - best["step"] >= patience
 
 
 def _is_late(fabric: Fabric, end: float) -> bool:
-    """Whether the time is up, by the clock of the first process."""
+    """Whether the time limit is reached, by the clock of the first process."""
     return end < math.inf and bool(fabric.broadcast(time.monotonic() >= end))
 
 
 def _measures(
     planned: Plan, model: runtime.Model, found: Path, doing: Callable[[str], None]
 ) -> dict[str, Row]:
-    """Those of the held-out subjects, what the model found kept in a folder."""
+    """The measures of the held-out subjects; their masks are written to the folder `found`."""
     subjects, settings = planned.groups.get("held_out", []), planned.settings
     if settings.label_names:
         labelling = settings.labelling
@@ -343,20 +352,20 @@ def _measures(
     return holdout.measures(subjects, model, found, doing=doing)
 
 
-def _trained(planned: Plan, step: int, best: Mapping[str, Any]) -> ModelCard:
-    """The card of the model, with the step that its weights are of."""
+def _trained_card(planned: Plan, step: int, best: Mapping[str, Any]) -> ModelCard:
+    """The card of the trained model, with the number of steps of the kept weights."""
     kept = best["step"] if planned.settings.patience else step
     return replace(planned.card, training={**planned.card.training, "steps": kept})
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, phase: Phase, rate: float) -> None:
-    """Set learning rate and momentum, keeping Caffe's velocity when the rate changes.
+    """Set learning rate and momentum such that SGD gives the same weights as Caffe's.
 
-    Caffe folds the rate into the velocity (v = m v + rate g; w -= v), PyTorch does not (u = m u +
-    g; w -= rate u). The same weights follow if u = v / rate is rescaled whenever the rate changes.
+    Caffe includes the rate in the velocity (v = m v + rate g; w -= v), PyTorch does not (u = m u +
+    g; w -= rate u). Both agree if u = v / rate is rescaled whenever the rate changes.
     """
     for group in optimizer.param_groups:
-        own_rate = rate * group.get("rate_factor", 1.0)  # none in older checkpoints
+        own_rate = rate * group.get("rate_factor", 1.0)  # absent in older checkpoints
         if "momentum" in group:
             group["momentum"] = phase.momentum
             for parameter in group["params"]:

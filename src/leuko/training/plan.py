@@ -1,6 +1,6 @@
-"""What a training is to do, decided before it begins: its settings, its subjects, its start.
+"""The plan of a training: its settings, subjects and initial weights.
 
-A run is a folder: `start` makes it, `train.fit` fills it.
+A run is a folder: `start` creates it with the plan, `loop.fit` trains it.
 """
 
 import logging
@@ -32,42 +32,42 @@ log = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.ckpt"
 GROUPS = ("train", "validation", "held_out")
-HOW = ("device", "threads", "precision")  # it is computed
-VALIDATION_PART = 0.2  # of the training subjects, where the training may stop early
+COMPUTATION = ("device", "threads", "precision")  # keys of the record
+VALIDATION_PART = 0.2  # of the training subjects, if the training may stop early
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's settings and how they are to be computed, as its folder keeps them."""
+    """The plan of a run, as stored in its folder."""
 
     settings: Settings
-    card: ModelCard  # of the model that it will be
-    groups: dict[str, list[Subject]]  # by role; none of a mixed training (`material`)
+    card: ModelCard  # of the model to be trained
+    groups: dict[str, list[Subject]]  # by role; empty for the recipe base (see `material`)
     device: runtime.Device
     threads: int  # of each process
     precision: processes.Precision
-    record: dict[str, Any]  # all of the file
+    record: dict[str, Any]  # the content of run.json
 
     @property
     def trained(self) -> list[Subject]:
-        """All subjects that have a say in the weights, sorted by name."""
+        """All subjects for training and validation, sorted by name."""
         return sorted(self.groups["train"] + self.groups["validation"], key=lambda s: s.name)
 
     @property
     def origin(self) -> Path | None:
-        """The model that it starts from."""
+        """The folder of the initial model, or None."""
         return None if self.settings.init in NO_MODELS else Path(self.settings.init)
 
     def require_origin(self) -> None:
-        """Raises LeukoError if the model that it starts from is gone, or another by now."""
+        """Raises LeukoError if the initial model is missing or has changed."""
         if self.origin is None:
             return
         begun = self.card.training["from"]["sha256"]
         there = (self.origin / CARD_FILE).is_file()
         if not there or load_card(self.origin).weights_sha256 != begun:
             raise LeukoError(
-                f"{self.origin} is not the model that the run started from, SHA-256 {begun[:12]}; "
-                "put it back, then resume with leuko train --resume"
+                f"{self.origin} is not the model that the run started from (SHA-256 "
+                f"{begun[:12]}); restore it, then resume with leuko train --resume"
             )
 
 
@@ -78,17 +78,16 @@ def start(
     device: runtime.Device = "cpu",
     threads: int | None = None,
 ) -> None:
-    """Make a run folder that `train.fit` can fill: the network as it starts, and all that is
-    decided.
+    """Create a run folder with the plan and the initial weights, for `loop.fit` to train.
 
-    Number of threads and precision are kept too, since they decide the last bits. Raises
-    LeukoError, and leaves no folder, if there is a run already, if the scans, the weights to start
-    from, or the device are missing, or if the settings go against each other.
+    The plan includes the number of threads and the precision, since they affect the last bits.
+    Raises LeukoError, and leaves no folder, if the folder is not empty, if the scans, the initial
+    weights or the device are missing, or if settings are incompatible.
     """
     if run.is_dir() and any(run.iterdir()):
         raise LeukoError(
-            f"{run} is not empty; to resume an interrupted run use leuko train --resume {run}, to "
-            "start a new one choose another folder"
+            f"{run} is not empty; to resume an interrupted run, use leuko train --resume {run}; to "
+            "start a new one, choose another folder"
         )
     runtime.require_device(device)
     processes.require_shareable(settings.recipe)
@@ -111,8 +110,10 @@ def start(
     _make(run, settings, {name: lineage.described(groups[name], data) for name in GROUPS}, how)
 
 
-def begun(run: Path, settings: Settings, *, device: runtime.Device, threads: int | None) -> bool:
-    """Whether a folder holds an unfinished run of these settings, to be resumed."""
+def is_resumable(
+    run: Path, settings: Settings, *, device: runtime.Device, threads: int | None
+) -> bool:
+    """Whether a folder contains an unfinished run with the same settings."""
     if not (run / RUN_FILE).is_file():
         return False
     then, record = read_settings(run)
@@ -121,10 +122,10 @@ def begun(run: Path, settings: Settings, *, device: runtime.Device, threads: int
 
 
 def start_fold(run: Path, planned: Plan, measured: Collection[str]) -> None:
-    """Make a run folder as `start` does, of a plan without some of its subjects, which it is to
-    measure.
+    """Create the run folder of a fold: it trains on the subjects of a plan except those to be
+    measured.
 
-    Raises LeukoError if the model that the plan starts from is gone or another by now.
+    Raises LeukoError if the initial model is missing or has changed.
     """
     planned.require_origin()
     settings = replace(planned.settings, folds=0)
@@ -135,13 +136,13 @@ def start_fold(run: Path, planned: Plan, measured: Collection[str]) -> None:
     )
     described = {s["name"]: s for group in planned.record["subjects"].values() for s in group}
     again = {name: [described[s.name] for s in groups[name]] for name in GROUPS}
-    _make(run, settings, again, {key: planned.record[key] for key in HOW})
+    _make(run, settings, again, {key: planned.record[key] for key in COMPUTATION})
 
 
 def read(run: Path) -> Plan:
-    """What was decided for the run in a folder; its scans unchanged since.
+    """The plan of the run in a folder.
 
-    Raises LeukoError if the folder is no run, or scans are gone or others.
+    Raises LeukoError if the folder is not a run, or if scans are missing or have changed.
     """
     settings, record = read_settings(run)
     groups: dict[str, list[Subject]] = {}
@@ -152,31 +153,31 @@ def read(run: Path) -> Plan:
         card=ModelCard.from_json(record["card"], source=run / RUN_FILE),
         groups=groups,
         record=record,
-        **{key: record[key] for key in HOW},
+        **{key: record[key] for key in COMPUTATION},
     )
 
 
 def read_settings(run: Path) -> tuple[Settings, dict[str, Any]]:
-    """Those of the run in a folder, and all of its record. Raises LeukoError if it is no run."""
+    """The settings and the record of a run. Raises LeukoError if the folder is not a run."""
     record = read_json(run / RUN_FILE, what="run") if (run / RUN_FILE).is_file() else {}
     if record.get("command") != "train":
-        raise LeukoError(f"{run} is no training run; give a folder that leuko train made")
-    lacking = {"settings", "card", "subjects", "finished", *HOW} - record.keys()
+        raise LeukoError(f"{run} is not a training run; give a folder that leuko train made")
+    lacking = {"settings", "card", "subjects", "finished", *COMPUTATION} - record.keys()
     try:
         if not lacking:
             return Settings.from_json(record["settings"]), record
     except (KeyError, TypeError, AttributeError):
         pass
     raise LeukoError(
-        f"{run / RUN_FILE} is damaged, or of another version of Leuko; start another run"
+        f"{run / RUN_FILE} is damaged or from another version of Leuko; start a new run"
     )
 
 
 @cache
 def anatomies(heads: str | None, device: torch.device) -> list[Anatomy]:
-    """What synthetic scans are made of: label maps in a folder, or the MNI152 brain.
+    """The anatomies of synthetic scans: label maps in a folder, or the MNI152 brain.
 
-    Raises LeukoError if it is not there.
+    Raises LeukoError if they are missing.
     """
     found = load_heads(Path(heads)) if heads else [from_mni152()]
     return [anatomy.to(device) for anatomy in found]
@@ -189,9 +190,9 @@ def _make(
     how: Mapping[str, Any],
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """The folder of a run; `training` is added to what its card says of the training.
+    """Write the folder of a run; `training` is added to the training entry of its card.
 
-    Raises LeukoError if it would measure what its start has seen.
+    Raises LeukoError if the initial model was trained on a subject that is to be measured.
     """
     lineage.require_distinct(s for group in described.values() for s in group)
     card = _card(run.resolve().name, settings, described, training or {})
@@ -213,14 +214,14 @@ def _make(
 
 
 def _held_out(subjects: Sequence[Subject], settings: Settings) -> dict[str, list[Subject]]:
-    """The groups of subjects, a random part of which is held out."""
+    """The subjects by group; a random part of them is held out."""
     train, held_out = split(subjects, held_out=settings.held_out, seed=settings.seed)
     if settings.held_out and not held_out:
-        log.warning("%d subjects are too few to hold one out; none is measured", len(subjects))
-    if settings.folds and len(people(train)) < 2:
+        log.warning("too few people to hold one out; no subject will be measured")
+    if settings.folds and (count := len(people(train))) < 2:
         raise LeukoError(
-            "cross-validation takes two labelled subjects or more; "
-            "label another, or use --folds 0, which measures nothing"
+            f"cross-validation needs labelled scans of 2 people or more, found {count}; label "
+            "more, or use --folds 0, which measures nothing"
         )
     return _grouped(train, held_out, settings)
 
@@ -228,26 +229,30 @@ def _held_out(subjects: Sequence[Subject], settings: Settings) -> dict[str, list
 def _grouped(
     train: list[Subject], held_out: list[Subject], settings: Settings
 ) -> dict[str, list[Subject]]:
-    """The subjects to train with, to stop by, and to measure on."""
+    """The subjects by group: for training, for validation, held out."""
     validation: list[Subject] = []
     if settings.patience:
         part = max(VALIDATION_PART, 1 / len(people(train)))
         train, validation = split(train, held_out=part, seed=settings.seed + 1)
         if not validation:
-            raise LeukoError("stopping early takes two training subjects or more: one to stop by")
+            raise LeukoError(
+                "--patience needs training scans of 2 people or more, one for validation; add "
+                "scans, or remove it"
+            )
     return dict(zip(GROUPS, (train, validation, held_out), strict=True))
 
 
 def _require_subjects(groups: Mapping[str, Sequence[Subject]], settings: Settings) -> None:
-    """Raises LeukoError for the first by name that cannot be trained with or measured on, and where
-    too few of those to train with show a class."""
+    """Raises LeukoError if the files of a subject cannot be used, or if a class is present in too
+    few training subjects."""
     subjects = sorted((s for group in groups.values() for s in group), key=lambda s: s.name)
     labelling, shown = settings.labelling, {}
     for subject in subjects:
         if subject.t1 is None and settings.preparation.needs_t1:
             raise LeukoError(
-                f"{settings.data}: {subject.name} has no T1.nii.gz, which the channels "
-                f"{settings.preparation.channels} need; add it, or use --channels flair-3-slices"
+                f"{settings.data}: {subject.name} has no T1.nii.gz, but the channels "
+                f"{settings.preparation.channels} need one; add it, or use --channels "
+                "flair-3-slices"
             )
         shown[subject.name] = verify(subject, settings.preparation, labelling)
     needed = 2 if settings.folds else 1
@@ -255,23 +260,23 @@ def _require_subjects(groups: Mapping[str, Sequence[Subject]], settings: Setting
         called = "WMH" if name == WMH else name
         without = [subject.name for subject in subjects if name not in shown[subject.name]]
         if without:
-            log.warning("labelled as without %s: %s", called, ", ".join(without))
+            log.warning("subjects without %s in their labels: %s", called, ", ".join(without))
         trained = people(s for s in groups["train"] if name in shown[s.name])
         if len(trained) < needed:
             raise LeukoError(
-                f"{settings.data}: of the people to train with {len(trained)} have {called} "
-                f"(label {labelling.names.index(name)}), expected {needed} or more"
+                f"{settings.data}: {len(trained)} of the people for training have {called} "
+                f"(label {labelling.names.index(name)}), expected {needed} or more; label more"
             )
 
 
 def built(settings: Settings) -> SpecialisedVGG:
-    """The network that is trained."""
+    """The network, before its weights are set."""
     network = SpecialisedVGG(len(settings.classes), settings.stages, settings.side_maps)
     return normalised(network) if settings.recipe.normalised else network
 
 
 def _initialised(settings: Settings) -> SpecialisedVGG:
-    """The network as its training starts."""
+    """The network with its initial weights."""
     torch.manual_seed(settings.seed)
     network = built(settings)
     if settings.init == "imagenet":
@@ -289,25 +294,25 @@ def _initialised(settings: Settings) -> SpecialisedVGG:
 
 
 def _started(folder: Path, settings: Settings) -> SpecialisedVGG:
-    """The trained network in a folder, which must be of the shape that is to be trained."""
+    """The network of the initial model, which must have the same stages and classes."""
     card = load_card(folder)
     shape = (card.classes, card.stages, card.side_maps)
     if shape != (settings.classes, settings.stages, settings.side_maps):
         raise LeukoError(
-            f"{folder} is a network of another shape than the one to train; "
-            "start from a model of the same stages and classes"
+            f"the network in {folder} has other stages or classes than the one to train; start "
+            "from a model with the same"
         )
     return read_network(folder, card)
 
 
 def _require_teachers(settings: Settings) -> None:
-    """Raises LeukoError for a teacher that is no model, and if the first one knows no rims."""
+    """Raises LeukoError if a teacher is not a model, or if the first one lacks a class."""
     for number, teacher in enumerate(settings.teachers):
         classes = storage.read_weights(teacher).classes
         if number == 0 and classes != len(settings.classes):
             raise LeukoError(
                 f"the first --teacher {teacher} has {classes} classes, expected the "
-                f"{len(settings.classes)} of the model to train; name one that has them first"
+                f"{len(settings.classes)} of the model to train; give a model with these first"
             )
 
 
@@ -317,7 +322,7 @@ def _card(
     described: Mapping[str, Sequence[lineage.Described]],
     training: Mapping[str, Any],
 ) -> ModelCard:
-    """Of the model to come."""
+    """The card of the model to be trained."""
     seen = [s for group, subjects in described.items() if group != "held_out" for s in subjects]
     recipe = settings.recipe
     if recipe.mixture:
@@ -353,7 +358,7 @@ def _card(
 
 
 def precision(recipe: Recipe, device: runtime.Device) -> processes.Precision:
-    """bfloat16 where the recipe allows it and the device multiplies in it: emulated, it is slow."""
+    """bfloat16 if the recipe allows it and the device supports it natively; emulation is slow."""
     match device:
         case "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,6 +1,6 @@
-"""The log of a training for TensorBoard, to watch it while it runs: `tensorboard --logdir RUN`.
+"""The log of a training for TensorBoard: `tensorboard --logdir RUN` shows it.
 
-The only module that knows tensorboard.
+The only module that imports tensorboard.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,17 @@ PICTURE_STEPS, PICTURES = 100, 4
 
 
 class Board:
-    """The log in a run's folder; entries of an interrupted training after `step` are dropped."""
+    """The log in a run folder; entries of an interrupted training after `step` are deleted."""
 
     def __init__(self, run: Path, step: int) -> None:
         self._writer = SummaryWriter(str(run / FOLDER), purge_step=step + 1)
 
     def log(self, step: int, numbers: Mapping[str, float], batch: Batch, logits: Tensor) -> None:
-        """Log the numbers of a step by name and, every `PICTURE_STEPS` steps, slices of the batch,
-        each beside its labelled WMH and the predicted probability; for a model without WMH beside
-        its labelled and its most probable class, where the last class is white."""
+        """Log the numbers of a step by name and, every `PICTURE_STEPS` steps, slices of the batch.
+
+        Each slice is shown beside its WMH label and the predicted probability; for a model without
+        the class wmh, beside its labelled and its most probable class, with the last class white.
+        """
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         if step % PICTURE_STEPS == 1:
