@@ -83,6 +83,7 @@ def test_the_record_says_what_was_done(unseen, model, result):
         "predict",
         "restore",
         "delineate",
+        "check",
         "analyse",
         "write",
         "report",
