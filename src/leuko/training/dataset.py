@@ -139,7 +139,7 @@ def read_classes(subject: Subject, labelling: Labelling) -> Volume:
 
 
 def person(name: str) -> str:
-    """The person of a subject's scan, from the subject's name.
+    """The person to whom a scan belongs, from the name of the subject.
 
     Folders `ses-...` are visits: `anna/ses-2` is the person `anna`, `ses-2/sub-01_b` is `sub-01`.
     """
@@ -152,7 +152,7 @@ def person(name: str) -> str:
 
 
 def people(subjects: Iterable[Subject]) -> list[str]:
-    """The people of the subjects' scans, sorted, each once."""
+    """The people to whom the scans belong, sorted, each once."""
     return sorted({person(subject.name) for subject in subjects})
 
 

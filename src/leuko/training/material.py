@@ -39,7 +39,7 @@ class Origin:
 
     source: str = ""  # data set
     person: str = ""
-    weight: float = 1.0  # relative frequency with which slices of the source are drawn; 0: never
+    weight: float = 1.0  # relative frequency of the source among labelled slices; 0: left out
     credit: str = ""  # authors and licence
 
 
@@ -142,7 +142,7 @@ class Material:
         }
 
     def require_unchanged(self, described: Mapping[str, Sequence[Described]]) -> None:
-        """Raises LeukoError if scans differ from their description by `described`."""
+        """Raises LeukoError if the scans differ from those that `described` listed earlier."""
         for group, items in self._scans.items():
             then = {entry["name"]: dict(entry) for entry in described[group]}
             now = {item.name: _files_described(item) for item in items}

@@ -69,10 +69,10 @@ def prepared(
 
 
 class RealSliceSampler:
-    """Draws random slices of real scans for one canvas.
+    """Draws random slices of real scans, for a batch of one canvas size.
 
-    The weights of the sources decide how often each source is drawn. The people of a source are
-    drawn equally often, however many slices each has.
+    Each source is drawn in proportion to its weight, which is 1 by default. The people of a source
+    are drawn equally often, however many slices each has.
     """
 
     def __init__(
@@ -136,7 +136,8 @@ class Group(NamedTuple):
     """The slices of one source with known rims, or those with unknown rims."""
 
     weight: float  # relative frequency with which the group is drawn
-    people: list[tuple[Array, Array]]  # for each: indices of all slices, of those that show WMH
+    # For each person: indices of all slices, and of those that show WMH (2 pixels or more).
+    people: list[tuple[Array, Array]]
 
 
 def grouped(
