@@ -465,7 +465,11 @@ def test_a_t1_that_is_its_flair_is_found_before_the_training(heads, tmp_path):
 
 @pytest.mark.parametrize(
     ("with_wmh", "folds", "said"),
-    [(0, 0, "0 have WMH .* expected 1"), (1, 2, "1 have WMH .* expected 2"), (2, 2, None)],
+    [
+        (0, 0, "in 0 of the people .* expected 1"),
+        (1, 2, "in 1 of the people .* expected 2"),
+        (2, 2, None),
+    ],
 )
 def test_people_with_wmh_are_needed_to_train_with(heads, tmp_path, with_wmh, folds, said):
     data = tmp_path / "data"

@@ -264,8 +264,8 @@ def _require_subjects(groups: Mapping[str, Sequence[Subject]], settings: Setting
         trained = people(s for s in groups["train"] if name in shown[s.name])
         if len(trained) < needed:
             raise LeukoError(
-                f"{settings.data}: {len(trained)} of the people for training have {called} "
-                f"(label {labelling.names.index(name)}), expected {needed} or more; label more"
+                f"{settings.data}: {called} (label {labelling.names.index(name)}) is labelled in "
+                f"{len(trained)} of the people for training, expected {needed} or more; label more"
             )
 
 
