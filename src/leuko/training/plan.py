@@ -24,6 +24,7 @@ from leuko.synthesis.anatomy import Anatomy, from_mni152, load_heads
 from leuko.training import lineage, material, processes, storage
 from leuko.training.batch_norm import normalised
 from leuko.training.dataset import Subject, find_subjects, people, split, verify
+from leuko.training.painted_lesions import SPOTS
 from leuko.training.recipes import Recipe
 from leuko.training.settings import NO_MODELS, Settings
 
@@ -330,6 +331,7 @@ def _card(
             "images_per_step": recipe.images_per_step,
             "teachers": [Path(teacher).name for teacher in settings.teachers],
             "left_out": list(settings.leave),
+            "painted_lesions": asdict(SPOTS),
             **training,
         }
     if recipe.mixture or recipe.synthetic_part:
