@@ -80,6 +80,16 @@ def leuko(capsys):
     return run
 
 
+def assert_one_line_error(answer, *words):
+    code, out, err = answer
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert str(word) in err
+
+
 @pytest.fixture(scope="session")
 def browser():
     from playwright.sync_api import sync_playwright

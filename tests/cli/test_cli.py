@@ -16,20 +16,11 @@ import pytest
 import torch
 
 from cohorts import awaited
+from conftest import assert_one_line_error
 from leuko.io import nifti
 from leuko.model.card import load_card
 from leuko.training.tensorboard_log import FOLDER
 from phantoms import make_phantom
-
-
-def assert_one_line_error(answer, *words):
-    code, out, err = answer
-    assert code == 2
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    for word in words:
-        assert str(word) in err
 
 
 def test_help_names_the_commands(leuko):
