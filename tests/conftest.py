@@ -1,5 +1,6 @@
 """Folders of made-up heads, a model trained on them, and the way to the real scans."""
 
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
@@ -80,6 +82,16 @@ def leuko(capsys):
     return run
 
 
+def assert_one_line_error(answer, *words):
+    code, out, err = answer
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert str(word) in err
+
+
 @pytest.fixture(scope="session")
 def browser():
     from playwright.sync_api import sync_playwright
@@ -119,12 +131,33 @@ def phantom() -> Phantom:
 
 
 @pytest.fixture(scope="session")
-def heads(tmp_path_factory) -> Path:
+def made_once(tmp_path_factory):
+    """`made_once(name, make)`: the folder that `make(folder)` fills, once for all workers."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder_of(name, make):
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def heads(made_once) -> Path:
     """Six labelled subjects, as a user would lay them out."""
-    folder = tmp_path_factory.mktemp("heads")
-    for number in range(6):
-        make_phantom(np.random.default_rng(number), **SMALL).write(folder / f"head{number}")
-    return folder
+
+    def make(folder):
+        for number in range(6):
+            make_phantom(np.random.default_rng(number), **SMALL).write(folder / f"head{number}")
+
+    return made_once("heads", make)
 
 
 def stored(volume, order, flips=(1, 1, 1)):
@@ -149,12 +182,14 @@ def small_settings(data: Path, *, steps: int, **changes) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def model(heads, tmp_path_factory) -> Path:
+def model(heads, made_once) -> Path:
     """A model that has learnt to find the phantoms' lesions."""
-    run = tmp_path_factory.mktemp("models") / "phantom-model"
-    plan.start(run, small_settings(heads, steps=300, seed=1))
-    loop.fit(run)
-    return run
+
+    def make(run):
+        plan.start(run, small_settings(heads, steps=300, seed=1))
+        loop.fit(run)
+
+    return made_once("phantom-model", make)
 
 
 @pytest.fixture(scope="session")

@@ -169,7 +169,7 @@ def test_any_bytes_are_read_or_refused(intact, content, start):
 @pytest.fixture(scope="module")
 def series(tmp_path_factory):
     pytest.importorskip("highdicom")
-    from test_dicom import grid, lopsided, write_series
+    from dicom_series import grid, lopsided, write_series
 
     return write_series(tmp_path_factory.mktemp("series"), lopsided(grid()))
 

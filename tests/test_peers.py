@@ -245,14 +245,14 @@ def test_the_3_d_network_uses_flat_kernels_on_both_sides_of_the_full_resolution(
 
 
 @pytest.mark.parametrize("how", [{}, {"mirrored": True}, {"one_pass": True}])
-def test_the_3_d_peer_answers_on_the_grid_of_the_flair(small, dynunet, head, how):
+def test_the_3_d_peer_answers_on_the_grid_of_the_flair(small, dynunet, phantom, how):
     found = dynunet.probability(
-        head.flair,
-        head.t1,
+        phantom.flair,
+        phantom.t1,
         small(supervised=False).eval(),
         **{"mirrored": False, "one_pass": False} | how,
     )
-    assert found.shape == head.flair.data.shape
+    assert found.shape == phantom.flair.data.shape
     assert found.min() >= 0
     assert found.max() <= 1
 

@@ -367,15 +367,15 @@ def test_findings_are_kept_in_the_record(unseen, model, tmp_path):
     assert [Finding(**found) for found in record["findings"]] == answer.findings
 
 
-# Segments into folders of a root. The first run counts its changes to the file system; each other
-# one is killed before the change that its folder is named by. Prints the change that renames.
+# Saves a result into folders of a root. The first run counts its changes to the file system; each
+# other one is killed before the change that its folder is named by. Prints the change that renames.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from leuko.segment import SegmentSettings, segment
 
 flair, t1, model, root = map(Path, sys.argv[1:])
-settings = SegmentSettings(model=str(model), threads=1)
+found = segment(flair, t1, settings=SegmentSettings(model=str(model), threads=1))
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 count = renamed = 0
 
@@ -394,7 +394,7 @@ def run(name, last=None):
     if os.fork() == 0:
         try:
             sys.addaudithook(lambda event, args: watch(event, args, last))
-            segment(flair, t1, settings=settings).save(root / name)
+            found.save(root / name)
             os.write(writable, f"{count} {renamed}".encode())
         finally:
             os._exit(0)

@@ -25,7 +25,8 @@ def commands(home: Path) -> Iterator[tuple[list[object], tuple[str, ...], str]]:
     """Arguments, the libraries that they need, and the extra that brings these."""
     head, out = home / "head", home / "out"
     scans = ["--flair", head / "FLAIR.nii.gz", "--t1", head / "T1.nii.gz"]
-    segment = ["segment", *scans, "--threads", 1]
+    small = ["--model", Path(__file__).with_name("small_model")]
+    segment = ["segment", *scans, *small, "--threads", 1]
     yield ["--help"], (), ""
     yield ["--version"], (), ""
     yield [*segment, "-o", out], (), ""
@@ -42,7 +43,7 @@ def commands(home: Path) -> Iterator[tuple[list[object], tuple[str, ...], str]]:
     bids = ["bids", home / "bids", home / "derivatives"]
     yield [*bids, "participant", "--flair-alone"], COHORT, "cohort"
     yield [*bids, "group"], (), ""
-    yield ["challenge", "--input", home / "scan", "--output", home / "result"], (), ""
+    yield ["challenge", "--input", home / "scan", "--output", home / "result", *small], (), ""
     score = ["challenge-score", home / "challenge", "-o", home / "scores"]
     yield score, COHORT, "cohort"
     yield [*score, "--results", home / "challenge"], (), ""

@@ -58,14 +58,13 @@ class Place:
             found = simpleitk.affine(_seen(template), _seen(tissue), threads=threads)
         except RuntimeError:  # raised by SimpleITK if the two do not overlap
             return None
-        place = cls(np.linalg.inv(found))
         scales = np.linalg.svd(found[:3, :3], compute_uv=False)
         low, high = SCALES
-        if scales.min() < low or scales.max() > high:
-            return None
         inside = np.argwhere(tissue.data >= Tissue.GREY)[::SPARSE]
-        parenchyma = world(tissue, inside)
-        within = _at(template, place.apply(parenchyma)) > 0
+        if scales.min() < low or scales.max() > high or not len(inside):
+            return None
+        place = cls(np.linalg.inv(found))
+        within = _at(template, place.apply(world(tissue, inside))) > 0
         return place if within.mean() > LEAST_WITHIN else None
 
     def apply(self, points_mm: Array) -> Array:

@@ -67,6 +67,18 @@ def test_what_is_no_brain_has_no_place():
     assert mni.Place.of(Volume(bar, np.diag([3.0, 1, 1, 1])), threads=2) is None
 
 
+def test_a_head_without_brain_tissue_has_no_place():
+    template = mni.read("tissue")
+    fluid = template.with_data(np.minimum(template.data, Tissue.CSF))
+    assert mni.Place.of(fluid, threads=1) is None
+
+
+def test_a_registration_that_collapses_is_no_place(monkeypatch):
+    flat = np.diag([1.0, 1.0, 0.0, 1.0])
+    monkeypatch.setattr("leuko.preprocessing.simpleitk.affine", lambda *_, **__: flat)
+    assert mni.Place.of(mni.read("tissue"), threads=1) is None
+
+
 def test_the_atlas_knows_its_lobes():
     lobes = mni.Place(np.eye(4)).lobes(
         np.array([[30, 45, 10], [30, -55, 45], [-50, -20, -20], [10, -90, 5], [0, -60, -35.0]])

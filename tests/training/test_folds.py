@@ -163,24 +163,37 @@ def test_a_model_that_is_started_from_lends_its_use_but_not_its_licence(
     assert card.training["from"]["licence"] == "Apache-2.0"
 
 
-@pytest.mark.parametrize("stop", ["preparing", "measuring head1"])
-@pytest.mark.parametrize("time", [0, 1])
-def test_a_cross_validation_that_is_stopped_between_steps_goes_on(
-    adapted, heads, foreign_model, tmp_path, stop, time
-):
-    _, whole = adapted
-    again = tmp_path / "site-model"
-    plan.start(again, adapting(heads, foreign_model))
-    told = []
+def stop_at(place, *, time=1):
+    """Stops at the given time that the run comes to a place: what it does, or "step 3"."""
+    times = []
 
-    def doing(what):
-        told.append(what)
-        if what == stop and told.count(stop) == time + 1:
+    def tell(what):
+        times.extend([what] * what.startswith(place))
+        if len(times) == time:
             raise StoppedError
 
-    with pytest.raises(StoppedError):
-        cross_validation.fit(again, doing=doing)
+    return {"doing": tell, "on_step": lambda at: tell(f"step {at.step} of {at.steps}")}
+
+
+def test_a_cross_validation_that_is_stopped_again_and_again_goes_on(
+    adapted, heads, foreign_model, tmp_path
+):
+    run, whole = adapted
+    again = tmp_path / "site-model"
+    plan.start(again, adapting(heads, foreign_model))
+    for stop in (
+        stop_at("measuring head1"),
+        stop_at("preparing"),
+        stop_at("step 2 of 12"),
+        stop_at("preparing", time=2),  # of the second fold
+        stop_at("step 5 of 12"),
+        stop_at("measuring", time=7),  # after six, before: a subject that the second fold holds out
+        stop_at("step 11 of 12"),
+    ):
+        with pytest.raises(StoppedError):
+            cross_validation.fit(again, **stop)
     assert cross_validation.fit(again) == whole
+    assert sha256(again / WEIGHTS_FILE) == sha256(run / WEIGHTS_FILE)
     for masks in (cross_validation.MASKS_BEFORE, holdout.MASKS):
         assert len(list((again / masks).glob("*/wmh.nii.gz"))) == 6
 
@@ -202,23 +215,6 @@ def test_a_cross_validation_that_is_killed_while_it_publishes_goes_on(
     (again / cross_validation.FOLDER / "1" / holdout.MASKS / ".leuko-killed").mkdir()
     assert cross_validation.fit(again) == whole
     assert not list((again / holdout.MASKS).glob(".*"))
-
-
-@pytest.mark.parametrize("stop", [2, 5, 11])
-def test_a_stopped_cross_validation_goes_on(adapted, heads, foreign_model, tmp_path, stop):
-    run, whole = adapted
-    again = tmp_path / "site-model"
-    plan.start(again, adapting(heads, foreign_model))
-
-    def on_step(at):
-        assert at.steps == 12
-        if at.step == stop:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        cross_validation.fit(again, on_step=on_step)
-    assert cross_validation.fit(again) == whole
-    assert sha256(again / WEIGHTS_FILE) == sha256(run / WEIGHTS_FILE)
 
 
 def test_a_finished_cross_validation_is_not_done_again(adapted):

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from conftest import assert_one_line_error
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.tissue import CLASSES
@@ -44,7 +45,6 @@ from leuko.training.recipes import BASE, Mixture, phase_at, with_rate
 from leuko.training.settings import Settings
 from leuko.training.tensorboard_log import FOLDER
 from phantoms import label_map, make_phantom
-from test_cli import assert_one_line_error
 
 SMALL = {"shape": (48, 56, 12), "spacing_mm": (3.0, 3.0, 8.0), "lesions": 10}
 THIN = {"shape": (48, 56, 40), "spacing_mm": (3.0, 3.0, 3.0), "lesions": 10}

@@ -9,11 +9,11 @@ from scipy.spatial.transform import Rotation
 pydicom = pytest.importorskip("pydicom")
 highdicom = pytest.importorskip("highdicom")
 
+from dicom_series import SHAPE, grid, lopsided, marked, write_enhanced, write_series  # noqa: E402
 from leuko.errors import LeukoError  # noqa: E402
 from leuko.io import dicom  # noqa: E402, after the check that its libraries are there
 from leuko.io.dicom_seg import write_segmentation  # noqa: E402
 from leuko.volume import Volume  # noqa: E402
-from test_dicom import SHAPE, grid, lopsided, marked, write_enhanced, write_series  # noqa: E402
 
 ORIENTATIONS = Rotation.create_group("O").as_matrix().round()
 ORDERS = {

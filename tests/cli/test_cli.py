@@ -16,20 +16,11 @@ import pytest
 import torch
 
 from cohorts import awaited
+from conftest import assert_one_line_error
 from leuko.io import nifti
 from leuko.model.card import load_card
 from leuko.training.tensorboard_log import FOLDER
-from phantoms import make_phantom
-
-
-def assert_one_line_error(answer, *words):
-    code, out, err = answer
-    assert code == 2
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    for word in words:
-        assert str(word) in err
+from phantoms import SMALL_MODEL, make_phantom
 
 
 def test_help_names_the_commands(leuko):
@@ -500,7 +491,10 @@ def test_synthetic_subjects_are_written_and_can_be_segmented(leuko, tmp_path):
     assert folders == [tmp_path / "synth" / f"sub-0{n}" for n in (1, 2)]
     for name in ("FLAIR", "T1", "wmh", "tissue"):
         assert (folders[0] / f"{name}.nii.gz").is_file()
-    code, out, err = leuko("segment", "--flair", folders[0] / "FLAIR.nii.gz", "-o", tmp_path / "o")
+    flair = folders[0] / "FLAIR.nii.gz"
+    code, out, err = leuko(
+        "segment", "--flair", flair, "--model", SMALL_MODEL, "-o", tmp_path / "o"
+    )
     assert code == 0, err
     assert "WMH volume" in out
     assert_one_line_error(leuko("synth", "-o", tmp_path / "synth"), "exists already")

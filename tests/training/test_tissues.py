@@ -145,7 +145,7 @@ def test_the_documented_python_gives_the_tissues_of_a_scan(
     for name in ("FLAIR.nii.gz", "T1.nii.gz"):
         (tmp_path / name).symlink_to(tissue_heads / "head1" / name)
     (tmp_path / "TISSUES").symlink_to(tissue_model)
-    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     exec(page.split("```python\n")[1].split("```")[0], {})  # noqa: S102
     nifti.read_labels(tmp_path / "tissue.nii.gz", values=range(4))
 

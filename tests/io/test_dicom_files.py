@@ -12,9 +12,7 @@ from pydicom.encaps import encapsulate  # noqa: E402, after the check that it is
 from pydicom.filebase import DicomBytesIO  # noqa: E402
 from pydicom.filewriter import write_dataset  # noqa: E402
 
-from leuko.errors import LeukoError, in_one_line  # noqa: E402
-from leuko.io import dicom, dicom_slices  # noqa: E402
-from test_dicom import (  # noqa: E402
+from dicom_series import (  # noqa: E402
     SHAPE,
     T1,
     grid,
@@ -23,6 +21,8 @@ from test_dicom import (  # noqa: E402
     write_enhanced,
     write_series,
 )
+from leuko.errors import LeukoError, in_one_line  # noqa: E402
+from leuko.io import dicom, dicom_slices  # noqa: E402
 
 MADE = lopsided(grid())
 
