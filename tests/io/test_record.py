@@ -13,7 +13,7 @@ from leuko.io.provenance import ranked
 from leuko.io.record import VERSION, FileRecord, RunRecord, as_json
 from reports import a_head, a_record, finding
 
-PAGE = Path(__file__).parents[1] / "docs" / "record.md"
+PAGE = Path(__file__).parents[2] / "docs" / "record.md"
 RECORD = a_record(*a_head(), findings=(finding("cut off"),))
 OPTIONAL = [
     name for name, hint in get_type_hints(RunRecord).items() if type(None) in get_args(hint)
