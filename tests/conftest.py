@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from hypothesis import settings
 from nibabel.orientations import apply_orientation, inv_ornt_aff
@@ -15,6 +16,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from leuko.cli import main
 from leuko.io.outputs import PICTURE_FILE, RECORD_FILE, REPORT_FILE
 from leuko.io.record import Inputs
+from leuko.model import runtime
 from leuko.model.card import load_card, save_card
 from leuko.preprocessing.slices import Preparation
 from leuko.segment import SegmentSettings, segment
@@ -58,6 +60,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker(no_browser)
         if "real" in item.keywords and not REAL.is_dir():
             item.add_marker(absent)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processors():
+    """Each worker takes its share: with all processors each, their threads would wait for each
+    other."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = max(1, runtime.available_cpus() // workers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "available_cpus", lambda: share)
+        yield share
+
+
+@pytest.fixture(autouse=True)
+def torch_threads(processors):
+    """A test may leave PyTorch with more."""
+    torch.set_num_threads(processors)
 
 
 @pytest.fixture(scope="session")

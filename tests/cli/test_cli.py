@@ -105,7 +105,7 @@ def test_evaluate_writes_a_table_of_folders(leuko, heads, tmp_path):
 
 def test_evaluate_refuses_a_file_against_a_folder(leuko, heads, tmp_path):
     assert_one_line_error(
-        leuko("evaluate", heads / "head0" / "wmh.nii.gz", heads), "two files, or two folders"
+        leuko("evaluate", heads / "head0" / "wmh.nii.gz", heads), "two files or two folders"
     )
     labels = heads / "head0" / "wmh.nii.gz"
     assert_one_line_error(leuko("evaluate", labels, labels, "-o", tmp_path / "t"), "two folders")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from leuko.model import runtime
+from leuko.model.runtime import available_cpus  # before it is patched
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ def test_a_containers_quota_bounds_the_processors(monkeypatch, quota, expected):
 
     monkeypatch.setattr(Path, "read_text", read_text)
     monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    assert runtime.available_cpus() == expected
+    assert available_cpus() == expected
 
 
 def test_the_processor_is_always_there():
