@@ -282,6 +282,8 @@ def test_sources_scans_and_people_are_left_out():
     assert left_out(names, "ljubljana_1", "head03") == {"head04", "ljubljana_1", "head03"}
     with pytest.raises(LeukoError, match="--leave tabrizz matches no scan, person, source"):
         left_out(names, "tabrizz")
+    with pytest.raises(LeukoError, match="--leave '' matches no scan"):
+        material._left_out([Item("anna", {}, Origin(person="anna"))], [""])
 
 
 def test_an_unlisted_scan_and_a_malformed_table_are_refused(tmp_path):
@@ -291,7 +293,9 @@ def test_an_unlisted_scan_and_a_malformed_table_are_refused(tmp_path):
     table = tmp_path / "table.tsv"
     for text, said in (
         ("name\tsource\n", "expected the columns name, source, person, weight, credit"),
+        ("name\tsource\tperson\tweight\tcredit\n", "and 0 rows"),
         ("name\tsource\tperson\tweight\tcredit\na\tb\tc\tmuch\td\n", "weight of a is 'much'"),
+        ("name\tsource\tperson\tweight\tcredit\na\tb\tc\t1\td\te\n", "row of a has more cells"),
     ):
         table.write_text(text)
         with pytest.raises(LeukoError, match=re.escape(said)):
@@ -299,6 +303,27 @@ def test_an_unlisted_scan_and_a_malformed_table_are_refused(tmp_path):
     assert Table().origin("anna") == Origin(person="anna")
     assert base_data.person("mslesseg_P14_3") == "mslesseg_P14"
     assert base_data.HELD_OUT == ("head04", "head12", "head18")
+
+
+def test_label_maps_are_distinct_files_of_a_folder(tmp_path):
+    with pytest.raises(LeukoError, match="is not a folder"):
+        material._images(tmp_path / "nowhere", Table())
+    with pytest.raises(LeukoError, match="is not a folder"):
+        find_scans(tmp_path / "nowhere", Table())
+    for name in ("a.nii", "a.nii.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(LeukoError, match="have the same name"):
+        material._images(tmp_path, Table())
+
+
+def test_a_run_is_not_resumed_with_another_label_map(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"one")
+    found = material.Material([], [], material._images(tmp_path, Table()), [])
+    record = {"subjects": found.described(), "label_hashes": found.label_hashes}
+    found.require_unchanged(record)
+    (tmp_path / "a.nii.gz").write_bytes(b"two")
+    with pytest.raises(LeukoError, match=r"^heads/a: the files .* changed"):
+        found.require_unchanged(record)
 
 
 def test_a_table_of_sources_may_begin_with_a_byte_order_mark(tmp_path):

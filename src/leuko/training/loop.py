@@ -86,12 +86,12 @@ def fit(
     torch.set_num_threads(planned.threads)
     processes.require_shareable(recipe)
     fabric = processes.join(planned.device, planned.precision)
+    saved = _load_checkpoint(run, fabric.device)
     doing("preparing")
     with watch.stage("prepare"):
         source, losses = objective.batches_and_losses(planned, run, fabric.device, doing)
         validation = objective.slices(planned, "validation") if settings.patience else None
 
-    saved = _load_checkpoint(run, fabric.device)
     step, spent = saved["step"], saved.get("seconds", 0.0)
     network = plan.built(settings)
     network.load_state_dict(saved["model"])

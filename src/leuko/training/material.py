@@ -58,14 +58,14 @@ class Table:
         """Read a table of sources. Raises LeukoError if the file is not one."""
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                lines = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        except (OSError, UnicodeError) as error:
+                reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+                lines, columns = list(reader), tuple(reader.fieldnames or ())
+        except (OSError, UnicodeError, csv.Error) as error:
             raise LeukoError(f"{path} cannot be read as a table of sources: {error}") from error
-        found = tuple(lines[0]) if lines else ()
-        if found != COLUMNS:
+        if columns != COLUMNS or not lines:
             raise LeukoError(
                 f"{path}: expected the columns {', '.join(COLUMNS)}, separated by tabs, and at "
-                f"least one row; found {', '.join(map(str, found)) or 'no rows'}"
+                f"least one row; found {', '.join(columns) or 'no columns'} and {len(lines)} rows"
             )
         return cls(tuple(_row(line, path) for line in lines), str(path))
 
@@ -83,6 +83,10 @@ class Table:
 
 def _row(line: Mapping[str, str | None], path: Path) -> tuple[str, Origin]:
     name, source, person, written, credit = (line[column] or "" for column in COLUMNS)
+    if len(line) > len(COLUMNS):  # the surplus cells have the key None
+        raise LeukoError(
+            f"{path}: the row of {name} has more cells than the {len(COLUMNS)} columns; remove tabs"
+        )
     try:
         weight = float(written or 1)
     except ValueError:
@@ -141,17 +145,32 @@ class Material:
             for group, items in self._scans.items()
         }
 
-    def require_unchanged(self, described: Mapping[str, Sequence[Described]]) -> None:
-        """Raises LeukoError if the scans differ from those that `described` listed earlier."""
+    @property
+    def label_hashes(self) -> dict[str, str]:
+        """The SHA-256 of each label map and lesion mask."""
+        return {
+            f"{kind}/{item.name}": sha256(item.files["labels"])
+            for kind, items in (("heads", self.heads), ("atlas", self.atlas))
+            for item in items
+        }
+
+    def require_unchanged(self, record: Mapping[str, Any]) -> None:
+        """Raises LeukoError if scans, label maps or masks differ from those in a run's record."""
+        changed = record["label_hashes"].items() ^ self.label_hashes.items()
+        names = {name for name, _ in changed}
         for group, items in self._scans.items():
-            then = {entry["name"]: dict(entry) for entry in described[group]}
+            then = {entry["name"]: dict(entry) for entry in record["subjects"][group]}
             now = {item.name: _files_described(item) for item in items}
-            for name in sorted(then.keys() | now.keys()):
-                if then.get(name, {}) | {"scan": None} != now.get(name, {}) | {"scan": None}:
-                    raise LeukoError(
-                        f"{name}: the files or the row in the table of sources changed since the "
-                        "run started; restore them, or start a new run"
-                    )
+            names |= {
+                name
+                for name in then.keys() | now.keys()
+                if then.get(name, {}) | {"scan": None} != now.get(name, {}) | {"scan": None}
+            }
+        if names:
+            raise LeukoError(
+                f"{min(names)}: the files or the row in the table of sources changed since the "
+                "run started; restore them, or start a new run"
+            )
 
     @property
     def _scans(self) -> dict[str, list[Item]]:
@@ -194,7 +213,7 @@ def find_scans(
     if folder is None:
         return []
     items = []
-    for home in sorted(path for path in folder.glob("*") if path.is_dir()):
+    for home in _sorted_content(folder):
         found = {kind: find_image(home, stem) for kind, stem in files.items()}
         if found["flair"]:
             paths = {kind: path for kind, path in found.items() if path}
@@ -208,14 +227,22 @@ def _images(folder: Path | None, table: Table) -> list[Item]:
     """The label maps or masks in `folder`, sorted by file name; without `folder`, none."""
     if folder is None:
         return []
-    paths = sorted(path for path in folder.glob("*") if path.name.endswith((".nii.gz", ".nii")))
-    if not paths:
+    images: dict[str, Path] = {}
+    for path in _sorted_content(folder):
+        if path.name.endswith((".nii.gz", ".nii")):
+            other = images.setdefault(image_stem(path), path)
+            if other != path:
+                raise LeukoError(f"{other} and {path} have the same name; remove one of them")
+    if not images:
         raise LeukoError(f"{folder} holds no image; expected .nii.gz files")
-    names = [image_stem(path) for path in paths]
-    return [
-        Item(name, {"labels": path}, table.origin(name))
-        for name, path in zip(names, paths, strict=True)
-    ]
+    return [Item(name, {"labels": path}, table.origin(name)) for name, path in images.items()]
+
+
+def _sorted_content(folder: Path) -> list[Path]:
+    """The files and folders of a folder by name. Raises LeukoError if it is not a folder."""
+    if not folder.is_dir():
+        raise LeukoError(f"{folder} is not a folder; check the path")
+    return sorted(folder.iterdir())
 
 
 def _path(folder: str | None) -> Path | None:
@@ -231,7 +258,7 @@ def _left_out(items: Sequence[Item], leave: Sequence[str]) -> list[Item]:
     unknown = sorted(set(leave) - known)
     if unknown:
         raise LeukoError(
-            f"--leave {unknown[0]} matches no scan, person, source, label map or mask; "
+            f"--leave {unknown[0] or repr('')} matches no scan, person, source, label map or mask; "
             "check the name"
         )
     people = {item.origin.person for item in items if item.name in leave}
@@ -243,7 +270,7 @@ def _left_out(items: Sequence[Item], leave: Sequence[str]) -> list[Item]:
 
 
 def _names(item: Item) -> set[str]:
-    return {item.name, item.origin.person, item.origin.source}
+    return {item.name, item.origin.person, item.origin.source} - {""}
 
 
 def _source(item: Item) -> str:

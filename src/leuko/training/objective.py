@@ -126,7 +126,7 @@ def _mixed(
     settings, folder = planned.settings, run / MATERIAL
     folder.mkdir(exist_ok=True)
     found = material.find(settings)
-    found.require_unchanged(planned.record["subjects"])
+    found.require_unchanged(planned.record)
     teachers = [storage.network(name).to(device).eval() for name in settings.teachers]
     real = mixture.RealSliceSampler(
         mixture.prepared(found, folder / "slices.npz", threads=planned.threads, doing=doing),

@@ -101,7 +101,8 @@ def start(
     if settings.recipe.mixture:
         _require_teachers(settings)
         found = material.find(settings)
-        _make(run, settings, found.described(), how, {"data": found.credits})
+        hashes = {"label_hashes": found.label_hashes}
+        _make(run, settings, found.described(), how | hashes, {"data": found.credits})
         return
     data = Path(settings.data)
     groups = _held_out(find_subjects(data, settings.labelling), settings)
