@@ -33,6 +33,8 @@ BROWSER = next(
 REAL = Path(__file__).parents[2] / "shared" / "data"
 SMALL = {"shape": (48, 56, 12), "spacing_mm": (3.0, 3.0, 8.0), "lesions": 10}
 
+TORCH_THREADS = torch.get_num_threads()
+
 # Derandomised: a suite that fails now and then says nothing about the change at hand.
 settings.register_profile("usual", deadline=None, max_examples=100, derandomize=True)
 settings.register_profile("thorough", deadline=None, max_examples=1000, derandomize=False)
@@ -76,7 +78,7 @@ def processors():
 @pytest.fixture(autouse=True)
 def torch_threads(processors):
     """A test may leave PyTorch with more."""
-    torch.set_num_threads(processors)
+    torch.set_num_threads(min(processors, TORCH_THREADS))
 
 
 @pytest.fixture(scope="session")

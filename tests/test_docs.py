@@ -247,11 +247,15 @@ def test_the_readme_installs_and_runs_with_two_commands():
     assert "-c constraints.txt" in commands[1]
 
 
-def test_the_readme_shows_what_the_demo_prints(capsys, tmp_path):
+def test_the_demo_does_the_whole_job_and_prints_what_the_readme_shows(capsys, tmp_path):
     """The lines, and the measures nearly: last digits may differ between processors."""
     with pytest.raises(SystemExit, match="0"):
         main(["demo", "-o", str(tmp_path / "leuko-demo")])
     printed = capsys.readouterr().out.replace(str(tmp_path) + "/", "")
+    assert (tmp_path / "leuko-demo" / "picture.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "-o", str(tmp_path / "leuko-demo")])
+    assert "exists already; delete it" in capsys.readouterr().err
     shown = re.search(r"^```text\n(made .*?)^```$", text("README.md"), re.MULTILINE | re.DOTALL)
     assert shape(shown.group(1)) == shape(printed)
     told, seen = (

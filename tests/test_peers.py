@@ -245,7 +245,10 @@ def test_the_3_d_network_uses_flat_kernels_on_both_sides_of_the_full_resolution(
 
 
 @pytest.mark.parametrize("how", [{}, {"mirrored": True}, {"one_pass": True}])
-def test_the_3_d_peer_answers_on_the_grid_of_the_flair(small, dynunet, phantom, how):
+def test_the_3_d_peer_answers_on_the_grid_of_the_flair(small, dynunet, how):
+    phantom = make_phantom(
+        np.random.default_rng(0), shape=(26, 30, 6), spacing_mm=(3.0, 3.0, 8.0), lesions=2
+    )
     found = dynunet.probability(
         phantom.flair,
         phantom.t1,

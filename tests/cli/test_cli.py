@@ -475,15 +475,6 @@ def test_a_warning_goes_to_stderr(leuko, phantom, model, tmp_path):
     assert "used the sform" in err
 
 
-def test_the_demo_does_the_whole_job(leuko, tmp_path):
-    code, out, err = leuko("demo", "-o", tmp_path / "demo")
-    assert code == 0, err
-    found = float(re.search(r"Dice \(DSC\) +([\d.]+)", out).group(1))
-    assert found > 0.6
-    assert (tmp_path / "demo" / "picture.png").read_bytes().startswith(b"\x89PNG")
-    assert_one_line_error(leuko("demo", "-o", tmp_path / "demo"), "exists already; delete it")
-
-
 def test_synthetic_subjects_are_written_and_can_be_segmented(leuko, tmp_path):
     code, out, err = leuko("synth", "-o", tmp_path / "synth", "-n", "2", "--seed", "3")
     assert code == 0, err
