@@ -261,13 +261,13 @@ def test_a_mask_that_cannot_be_written_leaves_earlier_results_whole(
 
 def test_an_experts_labels_are_not_overwritten(unseen, model):
     before = (unseen / "wmh.nii.gz").read_bytes()
-    with pytest.raises(LeukoError, match=r"wmh.nii.gz is there and was not written by"):
+    with pytest.raises(LeukoError, match=r"wmh.nii.gz exists and was not written by"):
         run(unseen, model, unseen)
     assert (unseen / "wmh.nii.gz").read_bytes() == before
 
 
 def test_a_run_is_not_overwritten(unseen, model):
-    with pytest.raises(LeukoError, match=r"run.json is there and was not written by leuko segment"):
+    with pytest.raises(LeukoError, match=r"run.json exists and was not written by leuko segment"):
         run(unseen, model, model)
 
 

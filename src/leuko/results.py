@@ -51,7 +51,7 @@ LESION_COLUMNS = tuple(field.name for field in fields(Lesion))
 
 # Precision of the stored maps; noise in further digits would make the files many times larger.
 PROBABILITY_STEP, ENTROPY_STEP = 1e-4, 1e-3
-ROUNDING = 1e-3  # of a step: 0.4 as a 32-bit float may be slightly less
+ROUNDING = 1e-3  # fraction of a step: 0.4 stored in 32 bits may be slightly below 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +60,8 @@ class Maps:
 
     mask: Volume  # uint8, 1 = WMH, with caps and rims if the convention is "include"
     probability: Volume  # float32, 0 to 1
-    entropy: Volume  # float32, bits, of the probability, calibrated if the model is
-    tissue: Volume | None  # uint8, the model's classes; None if it knows background and WMH alone
+    entropy: Volume  # float32, bits; of the calibrated probability if the model has a calibration
+    tissue: Volume | None  # uint8, the model's classes; None if they are only background and WMH
     rims: Volume | None  # bool, normal caps and rims of the ventricles; None: left out or unknown
 
 
@@ -101,7 +101,7 @@ class Segmentation:
 
     @property
     def mask(self) -> nifti.InMemory:
-        """1 = WMH, uint8; with caps and rims if they are counted."""
+        """The mask, uint8: 1 = WMH, with caps and rims if they count as WMH."""
         return nifti.as_image(self.maps.mask)
 
     @property
@@ -111,7 +111,7 @@ class Segmentation:
 
     @property
     def tissue(self) -> nifti.InMemory | None:
-        """The model's classes, uint8; None if it knows WMH alone."""
+        """The model's classes, uint8; None if they are only background and WMH."""
         return None if self.maps.tissue is None else nifti.as_image(self.maps.tissue)
 
     @property
@@ -151,7 +151,7 @@ class Segmentation:
 
     @property
     def wmh_and_rims_ml(self) -> float | None:
-        """Volume of both; None if rims were left out or are unknown."""
+        """Volume of WMH with caps and rims; None if rims were left out or are unknown."""
         if self.wmh_ml is None or self.rims_ml is None:
             return None
         return self.wmh_ml + self.rims_ml
@@ -160,9 +160,9 @@ class Segmentation:
         """Write the files of `leuko segment` into a folder.
 
         `save_intermediate`: also write the T1 on the FLAIR's grid and its transform. Files are
-        written atomically; on an error the folder keeps its earlier files. A finding names each
-        file other than the mask that could not be written. Raises LeukoError for a folder that
-        cannot be written, or that holds files of the same names that Leuko did not write.
+        written atomically; on an error the folder keeps its earlier files. If only a file other
+        than the mask cannot be written, a finding names it. Raises LeukoError if the folder cannot
+        be written, or holds files of the same names that Leuko did not write.
         """
         out, source, watch = Path(out), self.source, Stopwatch(self.seconds)
         require_free(out, *source.scans.values(), command=source.command)
@@ -255,7 +255,7 @@ class Segmentation:
 
 
 def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
-    """Write images and tables; a file other than the mask that cannot be written is a finding."""
+    """Write images and tables; if a file other than the mask cannot be written, add a finding."""
     maps, analysis = result.maps, result.analysis
     nifti.write(folder / MASK_FILE, maps.mask)
 
@@ -314,7 +314,7 @@ def _pane(result: Segmentation) -> Pane:
 
 
 def _write_report(folder: Path, result: Segmentation, record: RunRecord, tell_of: Tell) -> None:
-    """Write `report.html` and `qc.png`; one that cannot be written is a finding."""
+    """Write `report.html` and `qc.png`; if one cannot be written, add a finding."""
     pane = _pane(result)
     picture, jpeg = folder / PICTURE_FILE, b""
     # matplotlib may be broken, or have no folder that it can write into.
@@ -331,26 +331,26 @@ def _write_report(folder: Path, result: Segmentation, record: RunRecord, tell_of
 
 
 def require_free(out: Path, *scans: Path | Scan | None, command: str = "segment") -> None:
-    """Raises LeukoError if `out` holds the scans, or files named as in `FILES` that `command` did
-    not write."""
+    """Raises LeukoError if `out` holds the scans, or a file with a name in `FILES` that `command`
+    did not write."""
     refuse_foreign_files(out, *scans, files=FILES, record=RECORD_FILE, command=command)
 
 
 def drop_older(out: Path, written: set[str]) -> None:
-    """Delete the files in `out` that only an earlier run, with another model or scans, wrote."""
+    """Delete the result files of an earlier run in `out` that are not among those `written` now."""
     for name in set(FILES) - written:
         (out / name).unlink(missing_ok=True)
 
 
 def _cut(image: Volume, step: float) -> Volume:
-    """Rounded down to a multiple of `step`: a threshold that is one gives the same mask."""
+    """Voxels rounded down to multiples of `step`; a threshold that is one gives the same mask."""
     steps = np.floor(image.data.astype(np.float64) / step + ROUNDING)
     return image.with_data((steps * step).astype(np.float32))
 
 
 def _tissues_ml(result: Segmentation) -> dict[str, float | None] | None:
-    """Volume by class, in the order of the class numbers; None for rims without a map. None if the
-    model does not know tissues."""
+    """Volume by class, in the order of the class numbers; the volume of rims that are not mapped is
+    None. None if the model does not know tissues."""
     tissue, card = result.maps.tissue, result.source.card
     if tissue is None:
         return None

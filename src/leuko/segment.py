@@ -42,11 +42,11 @@ class SegmentSettings:
     rims: Rims = "separate"
     # Registration of the T1 to the FLAIR: "auto", if needed; "always"; "never".
     alignment: Mode = "auto"
-    # What is periventricular: "voxel10", voxels up to 10 mm from the lateral ventricles;
+    # Definition of periventricular: "voxel10", voxels up to 10 mm from the lateral ventricles;
     # "shiva2", lesions within 2 mm of them; "contiguity", lesions that touch them.
     rule: Rule = "voxel10"
     bias_correction: bool = False  # N4, of both scans
-    strict: bool = False  # refuse what does not look like a FLAIR of a head
+    strict: bool = False  # refuse a scan that does not look like a FLAIR of a head
     device: runtime.Device = "cpu"  # or "cuda", "mps"
     threads: int | None = None  # None: all processors that this process may use
 
@@ -70,8 +70,8 @@ def segment(
     outside the brain are removed.
 
     Raises LeukoError if an image cannot be read or used, if the T1 cannot be registered to the
-    FLAIR, if `rims="include"` and the model has no class for rims, and, if the settings are
-    `strict`, if the scan does not look like a FLAIR of a head.
+    FLAIR, if `rims="include"` and the model has no class for rims, or if the settings are `strict`
+    and the scan does not look like a FLAIR of a head.
 
     >>> import leuko
     >>> found = leuko.segment("FLAIR.nii.gz", t1="T1.nii.gz")
@@ -104,7 +104,7 @@ def segment(
         )
         work.tell(drawing.checked)
         judgement = None
-        # A calibration is of WMH alone, at the model's own limits.
+        # A calibration holds for WMH without rims, at the model's own limits.
         is_judged = work.limits == card.limits() and settings.rims != "include"
         if card.calibration is not None and is_judged and not work.is_doubted:
             with work.watch.stage("analyse"):
@@ -136,7 +136,7 @@ def measure(
     Nonzero voxels of `mask` are WMH; a mask on another grid is resampled to the FLAIR's. Regions
     and the intracranial volume come from the tissues that the model finds. The other arguments are
     those of `segment`; thresholds and rims do not apply, and the volume has no interval. Raises
-    LeukoError as `segment`.
+    LeukoError as `segment` does.
 
     >>> import leuko
     >>> leuko.measure("wmh.nii.gz", "FLAIR.nii.gz", "T1.nii.gz").volume_interval_ml is None
@@ -181,7 +181,7 @@ class _Work:
         settings: SegmentSettings,
         findings: list[Finding],
     ) -> "_Work":
-        """Read the scans and load the model. Raises LeukoError for settings that do not fit it."""
+        """Read the scans and load the model. Raises LeukoError if the settings do not fit it."""
         watch = Stopwatch()
         with watch.stage("load model"):
             model = model or load_model(
@@ -232,7 +232,8 @@ class _Work:
     def tell(self, checked: Checked) -> None:
         """Add the findings of the quality checks to those of the run.
 
-        Raises LeukoError, if the settings are strict, for a scan that is not a FLAIR of a head.
+        Raises LeukoError if the settings are strict and the scan does not look like a FLAIR of a
+        head.
         """
         found = checked.findings
         if self.settings.strict and quality_checks.is_doubted(found):

@@ -1,6 +1,7 @@
 """Sets the background of a scan to 0 and refuses standardised (z-scored) images.
 
-Both are judged by the sum of grey values, not the voxel count: most voxels lie outside the brain.
+Signal is measured by the sum of grey values, not by the voxel count, because most voxels lie
+outside the brain.
 """
 
 import numpy as np
@@ -9,8 +10,8 @@ import scipy.ndimage
 from leuko.errors import LeukoError
 from leuko.volume import Volume
 
-# Fractions of the step from background to tissue. A constant background varies less than
-# CONSTANT (spline ringing far from the brain); noisy air varies more.
+# Fractions of the grey-value difference between background and tissue. A constant background varies
+# by less than CONSTANT, by spline ringing far from the brain; noisy air varies by more.
 CONSTANT = 1e-3
 # Spline ringing is below RINGING, except for the first rings within EDGE_VOXELS of an edge.
 RINGING, EDGE_VOXELS = 0.1, 3

@@ -92,7 +92,7 @@ def find_pair(
 ) -> tuple[Series, Series | None]:
     """The FLAIR and the T1 of a study, identified by sequence names and parameters.
 
-    `flair` and `t1` are series numbers that override this. A T1 without contrast medium is
+    `flair` and `t1` are series numbers that replace this choice. A T1 without contrast medium is
     preferred. Raises LeukoError if there is no FLAIR or several series qualify.
     """
     series = find_series(folder)
@@ -254,7 +254,7 @@ def _has_position(header: Any) -> bool:
 def _series_key(path: Path, header: Any) -> tuple[str, ...]:
     """UID (or folder), number and description, which the files of one series share.
 
-    None of them is enough: anonymisation may remove the UID or give all series the same one, and
+    One alone is not enough: anonymisation may remove the UID or give all series the same one, and
     may empty the number or set it to 0.
     """
     place = text_of(header, "SeriesInstanceUID") or str(path.parent)

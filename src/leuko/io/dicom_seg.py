@@ -1,7 +1,7 @@
 """Writes a mask as a DICOM segmentation (SEG) of its source series; needs the extra `dicom`.
 
-highdicom gets slice headers without values that the standard forbids, in the order of the mask. The
-result is read back and compared with the mask before it is written.
+highdicom gets one header per slice, in the order of the mask; values that the standard forbids are
+removed from it. The result is read back and compared with the mask before it is written.
 """
 
 import copy
@@ -39,7 +39,7 @@ OFF_GRID_VOXELS = 0.25  # largest distance of a frame from the grid of the mask
 def write_segmentation(path: Path, mask: Volume, source: Series) -> None:
     """Write a mask, on the grid of `read_series(source)`, as a DICOM SEG of WMH.
 
-    Raises LeukoError, and writes nothing, if the segmentation does not mark the voxels of the mask.
+    Raises LeukoError, and writes nothing, if the segmentation does not match the mask.
     """
     slices = stack(source, pixels=False)
     if (*slices[0].size[::-1], len(slices)) != mask.data.shape:

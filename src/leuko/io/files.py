@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-UMASK = os.umask(0)  # asking for it sets it: once, before there are threads
+UMASK = os.umask(0)  # reading it means setting it: done once, before threads start
 os.umask(UMASK)
 LARGEST_BYTES = 600 << 20  # limit for an image: a head at 0.5 mm in float64 fits
 
@@ -149,9 +149,9 @@ def walk(
     """Each folder at and below `folder` with its subfolders and files, sorted; like os.walk.
 
     Hidden files and folders are skipped. Links to folders are followed, since cohorts often consist
-    of links, but not in a circle. Folders that the caller removes from the list are not entered. A
-    link without a target counts as a file. `on_error` gets the errors of reading a folder or the
-    target of a link.
+    of links, unless they lead back to a folder above. Folders that the caller removes from the list
+    are not entered. A link without a target counts as a file. `on_error` gets the errors of reading
+    a folder or the target of a link.
     """
     try:
         about = folder.stat()
@@ -199,7 +199,7 @@ def refuse(error: OSError) -> None:
 
 
 def find_image(folder: Path, stem: str) -> Path | None:
-    """The NIfTI file of that name, compressed or not; None if there is none."""
+    """The NIfTI file `stem`.nii.gz or `stem`.nii in a folder; None if there is none."""
     candidates = (folder / f"{stem}{ending}" for ending in (".nii.gz", ".nii"))
     return next((path for path in candidates if path.is_file()), None)
 

@@ -32,8 +32,11 @@ class Scan:
     findings: Sequence[Finding] = ()  # warnings while it was read
 
     def sha256(self) -> str:
-        """SHA-256 of the file; of several files, the SHA-256 of their hashes, sorted by name; of an
-        image in memory, that of its affine and its voxels."""
+        """SHA-256 of the scan's file.
+
+        For several files it is the SHA-256 of their hashes, sorted by file name; for an image in
+        memory, that of its affine and voxels.
+        """
         if not self.files:
             content = hashlib.sha256(np.ascontiguousarray(self.volume.affine).data)
             content.update(np.ascontiguousarray(self.volume.data).data)
@@ -50,7 +53,7 @@ class Scan:
         return FileRecord(path=str(self.path) if self.path else None, sha256=self.sha256())
 
 
-# A scan as people give it: its path, a nibabel image or a Volume in memory, or one that was read.
+# A scan as an argument: a path, a nibabel image or Volume in memory, or a scan already read.
 Image = str | Path | nifti.InMemory | Volume | Scan
 
 
@@ -65,7 +68,7 @@ def opened(image: Image) -> Scan:
 
 
 def opened_mask(image: Image) -> Scan:
-    """A mask, likewise, as bool. Raises LeukoError as `nifti.read_mask` does."""
+    """A mask, bool, in whatever form it is given. Raises LeukoError as `nifti.read_mask` does."""
     if isinstance(image, Scan):
         return image
     if isinstance(image, str | Path):

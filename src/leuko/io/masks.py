@@ -26,7 +26,7 @@ SAME_NEIGHBOURS, SAME_NEIGHBOURS_OF_9_TO_16 = 0.5, 0.7
 # Fraction of voxels above 0: larger in scans; smaller in sums of several raters' lesion masks.
 SHOWN_PART = 0.05
 # Fraction of voxels in this range: at least 15 % in a scan scaled to 0 to 1, 0.4 % in a probability
-# map of WMH. Maps that fill the brain have most voxels above the range, scans none.
+# map of WMH. Probability maps that fill the brain have most voxels above the range, scans none.
 BETWEEN, BETWEEN_PART, BETWEEN_OF_SHOWN = (0.02, 0.9), 0.05, 0.8
 RINGING = 0.25  # how far spline resampling takes a mask below 0 and above 1
 
@@ -73,10 +73,10 @@ def as_probability(data: Array, name: Path) -> Array:
 
 
 def as_mask(data: Array, name: Path) -> Array:
-    """A mask, bool: voxels that are not 0, for any number type. All zeros is a valid mask.
+    """A mask, bool: voxels above 0, for any number type. All zeros is a valid mask.
 
-    Each with a warning: probabilities count from 0.5; of several labels, all above 0 count; values
-    below 0 count as background. Raises LeukoError for grey values, for labels without background,
+    These are read with a warning: probabilities, as lesion from 0.5; several labels, all as lesion;
+    values below 0, as background. Raises LeukoError for grey values, for labels without background,
     and for negative values without positive ones.
     """
     whole = bool(_are_whole(data).all())

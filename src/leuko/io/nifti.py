@@ -34,8 +34,8 @@ TINY_MM, FLAT = 1e-9, 1e-6
 ROUNDING = 1e-5
 NOT_A_SHEAR = 1e-3
 
-# Labels stored as integers with a scale are off by up to half a step: 1.004 for 1 in 8 bit. Larger
-# steps do not identify a label.
+# Labels stored as integers with a scale are off by up to half a step: 1.004 for 1 in 8 bit. With
+# larger steps labels cannot be told apart.
 COARSEST_STEP = 0.1
 
 
@@ -53,7 +53,7 @@ def read(path: Path) -> Volume:
 
 
 def from_image(image: InMemory) -> Volume:
-    """A 3-D nibabel image in memory; as `read`, which has its errors."""
+    """A 3-D nibabel image in memory, checked and scaled as by `read`; raises the same errors."""
     path = Path(image.get_filename() or "image in memory")
     if isinstance(image, nib.MGHImage):
         return _scan(_as_nifti(image, path), path)
@@ -63,7 +63,7 @@ def from_image(image: InMemory) -> Volume:
 
 
 def mask_from_image(image: InMemory) -> Volume:
-    """A mask as a nibabel image in memory; as `read_mask`."""
+    """The mask in a nibabel image in memory, read as by `read_mask`."""
     path = Path(image.get_filename() or "mask in memory")
     volume = _as_labels(image, path)
     return volume.with_data(masks.as_mask(volume.data, path))
@@ -228,7 +228,7 @@ def _joined(path: Path, twin: Path) -> bytes:
 
 
 def _content(path: Path) -> bytes:
-    """The decompressed bytes of the file, read to the end, where gzip has its checksum."""
+    """The decompressed bytes of the file, all of them, so that gzip verifies its checksum."""
     try:
         with path.open("rb") as file:
             compressed = file.read(2) == GZIP
@@ -257,7 +257,7 @@ def _voxels(image: Any, path: Path) -> Array:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 2:
         seen = "x".join(str(n) for n in image.shape)
-        raise LeukoError(f"{path} has shape {seen}; expected one 3-D image: extract it")
+        raise LeukoError(f"{path} has shape {seen}; expected one 3-D image: extract one volume")
     if image.get_data_dtype().kind not in "iuf":
         raise LeukoError(
             f"{path} holds {image.get_data_dtype()} voxels; expected grey values, integers or "
@@ -279,8 +279,8 @@ def _not_finite(data: Array) -> int:
 
 
 def _labelled(path: Path) -> Volume:
-    """A label image, a mask or a probability map. NaN, which means outside, becomes 0; values
-    within half a step of the stored scale of a whole number are rounded to it."""
+    """A label image, a mask or a probability map. NaN, which means outside, becomes 0; a value that
+    differs from a whole number by no more than half a step of the stored scale is rounded to it."""
     return _as_labels(_load(path), path)
 
 

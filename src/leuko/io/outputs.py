@@ -1,4 +1,4 @@
-"""Folders of results: the names of their files, what they may replace, side outputs, tables."""
+"""Result folders: file names, protection of other files, optional outputs and tables."""
 
 import csv
 import logging
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def side_output(folder: Path, name: str, tell: Tell) -> Iterator[None]:
-    """Write a file that a result can do without: if that fails, delete it and `tell` a warning."""
+    """Write an optional file of a result; if that fails, delete it and `tell` a warning."""
     try:
         yield
-    except Exception as error:  # whatever a library raises, the mask is worth more
+    except Exception as error:  # any error of a library: the mask must still be saved
         (folder / name).unlink(missing_ok=True)
         log.debug("%s", name, exc_info=error)
         tell(Finding("warning", OUTPUT, f"{name} could not be written ({in_one_line(error)})"))
@@ -51,10 +51,12 @@ def refuse_foreign_files(
     record: str,
     command: str,
 ) -> None:
-    """Raises LeukoError where `files`, unless a `record` of `command` is with them, are in the way:
-    an expert's labels, a training run; for the name of an image, and for the scans' own folder."""
+    """Raises LeukoError if `out` is the name of an image, holds the scans, or holds any of `files`
+    without a `record` of `command`: they may be an expert's labels or a training run."""
     if out.name.endswith((".nii", ".nii.gz")):
-        raise LeukoError(f"{out} names an image; give -o a folder, the mask will be in it")
+        raise LeukoError(
+            f"{out} is the name of an image; give a folder with -o, the mask is written into it"
+        )
     paths = [scan.path if isinstance(scan, Scan) else scan for scan in scans]
     if any(folder.is_dir() and folder.resolve() == out.resolve() for folder in paths if folder):
         raise LeukoError(f"{out} holds the scans; choose another folder with -o")
@@ -63,7 +65,7 @@ def refuse_foreign_files(
     there = [name for name in files if (out / name).exists()]
     if there and not ours:
         raise LeukoError(
-            f"{out / there[0]} is there and was not written by leuko {command}; "
+            f"{out / there[0]} exists and was not written by leuko {command}; "
             "choose another folder with -o"
         )
 

@@ -59,8 +59,8 @@ class Finding:
 
 @contextmanager
 def kept_findings() -> Iterator[list[Finding]]:
-    """The findings of a run, in order: warnings that this thread logs in the body, and those of
-    `tell`."""
+    """The findings of a run, in order: warnings that this thread logs inside the `with` block, and
+    findings added by `tell`."""
     kept: list[Finding] = []
     thread = threading.get_ident()
 

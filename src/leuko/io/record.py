@@ -181,7 +181,7 @@ class RunRecord:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a record. Raises LeukoError if `leuko segment` did not write it, if it is damaged,
-        and if its version is not `VERSION`."""
+        or if its version is not `VERSION`."""
         content = read_json(path, what="record")
         if content.get("command") not in get_args(Command):
             raise LeukoError(

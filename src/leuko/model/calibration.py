@@ -17,8 +17,8 @@ from leuko.io.record import Quality
 from leuko.volume import Array
 
 DROP_ML = 0.1  # added to volumes before taking the logarithm, so that 0 mL stays finite
-# Lower limit of probabilities. Not higher: below 1e-6 lesions still
-# get rarer ("probabilities clipped at 1e-6" of experiments/calibrate.py).
+# Lower limit of probabilities. It is not higher because lesions still get rarer below 1e-6
+# ("probabilities clipped at 1e-6" of experiments/calibrate.py).
 LEAST = 1e-17
 FAINTEST, BRIGHTEST = 1.1, 1.5  # contrasts are clipped to this range: few others were measured
 TYPICAL_CONTRAST = 1.3  # used if the contrast is unknown: no lesion or no white matter was found
@@ -62,7 +62,7 @@ class DiceLine:
 class Calibration:
     """Calibration of a model's probabilities and volumes, at the thresholds of its card.
 
-    Intervals have 90 % coverage. A part is None if it was not accurate enough to be shown.
+    Intervals have 90 % coverage. `volume_width` or `dice` is None if it was too inaccurate to show.
     """
 
     temperature: float  # log odds are divided by it
@@ -85,7 +85,7 @@ class Calibration:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """A calibration from its JSON object. Raises TypeError or ValueError if it is none."""
+        """A calibration from its JSON object. Raises TypeError or ValueError if it is not valid."""
         known = [f.name for f in fields(cls)]
         if set(content) != set(known):
             raise ValueError(
@@ -117,8 +117,8 @@ class Judgement:
 def judge(calibration: Calibration, seen: Seen) -> Judgement:
     """The uncertainty of a segmentation, from its features.
 
-    The volume interval contains the volume. If no lesion was found it starts at 0, and the expected
-    Dice is None.
+    The volume interval contains the found volume. If no lesion was found it starts at 0, and the
+    expected Dice is None.
     """
     interval_ml = None
     if calibration.volume_width is not None:

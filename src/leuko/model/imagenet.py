@@ -79,7 +79,7 @@ def transfer(
     from the values (`inferred_kind`). `feature_scale` divides all feature maps of the stages.
 
     Raises LeukoError if the file is missing, damaged or of another architecture, if its values
-    contradict `kind`, or if they do not show the kind and none is given.
+    contradict `kind`, or if no `kind` is given and it cannot be inferred.
     """
     if source in PUBLISHED:
         path, published = _downloaded(source), PUBLISHED[source]

@@ -63,11 +63,14 @@ def _alignment(
     if doubt is None:
         return found
     verb = "is not registered" if mode == "never" else "could not be registered"
-    text = f"{t1.name} {verb} to {flair.name}: {doubt}; are both of one person, and not swapped?"
+    text = (
+        f"{t1.name} {verb} to {flair.name}: {doubt}; check that both are of one person and not "
+        "swapped"
+    )
     if mode == "never":
         level: Level = "do not use" if found.is_hopeless else "warning"
         tell(findings, Finding(level, "alignment", text))
         return found
     raise LeukoError(
-        f"{text} Give the FLAIR alone, or --align never if you know that they are aligned"
+        f"{text}; or give the FLAIR alone, or --align never if you know that they are aligned"
     )

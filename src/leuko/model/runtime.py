@@ -31,13 +31,13 @@ class Model:
 
     card: ModelCard
     network: Callable[[Array], Array]  # uint8 (N, H, W, 3) to float32 (N, C, H, W)
-    folder: Path | None = None  # that it was loaded from
+    folder: Path | None = None  # the folder it was loaded from
 
     def predict(self, slices: Array, *, batch: int = BATCH) -> Array:
         """Probabilities (N, C, H, W), float32, of colour slices (N, H, W, 3), uint8.
 
-        They sum to 1 over the model's classes. Slices without a pixel as bright as a head are set
-        to background without running the network.
+        They sum to 1 over the model's classes. Slices in which no pixel is as bright as a head
+        are set to background without running the network.
         """
         dark = HEAD_PART_OF_TISSUE * self.card.preparation.tissue_grey
         shown = np.flatnonzero((slices > dark).any(axis=(1, 2, 3)))
@@ -59,7 +59,7 @@ def load_model(
 ) -> Model:
     """A model by its name or folder, ready to serve many calls.
 
-    Raises LeukoError where there is no such model, or no such device.
+    Raises LeukoError if the model does not exist or the device is not available.
 
     >>> import leuko
     >>> leuko.load_model().card.name

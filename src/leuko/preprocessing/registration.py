@@ -29,10 +29,9 @@ ALIGNED_MM = 0.6  # below the reproducibility of registration with thick slices
 LOST_MM = 1.0  # a registration with this residual shift has failed
 FAR_MM = 3.0  # beyond this the parabola extrapolates and its value is not reliable
 AWAY_MM = 4.0
-LEAST_SHARPNESS = (
-    0.3  # above it two scans of one brain, below it two brains: experiments/registration.py
-)
-ANOTHER_BRAIN = 0.24  # below it two brains; between the two limits poor pairs of one brain
+# Sharpness from LEAST_SHARPNESS shows one brain, below ANOTHER_BRAIN two brains; between the limits
+# lie poor scans of one brain: experiments/registration.py.
+LEAST_SHARPNESS, ANOTHER_BRAIN = 0.3, 0.24
 TURN_DEGREES = 15  # between starts: the optimiser recovers half of it
 TRIED = 3  # number of best starts that are optimised
 TRIES = 4  # number of fine registrations, each from the result of the last
@@ -47,7 +46,7 @@ class Alignment:
     off_mm: float  # residual shift, estimated from the mutual information at nearby positions
     information_before: float  # mutual information within the brain, by the headers alone
     information: float  # the same, after registration
-    sharpness: float  # fraction of it lost by a shift of 4 mm, mean over six directions
+    sharpness: float  # fraction of `information` lost by a shift of 4 mm, mean of six directions
 
     @property
     def is_sure(self) -> bool:
