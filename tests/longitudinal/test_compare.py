@@ -385,7 +385,7 @@ def test_wmh_that_one_scan_does_not_show_is_not_compared(brain, tmp_path, caplog
     part = run_of(tmp_path / "part", front, resample_onto(_float(brain, both), front).data > 0.5)
     with caplog.at_level(logging.WARNING):
         found = compare(whole, part, tmp_path / "out").changes
-    assert "outside the view of the other scan" in caplog.text
+    assert "outside the field of view of the other scan" in caplog.text
     assert [lesion.state for lesion in found.lesions] == ["stable"]
 
 
@@ -416,7 +416,7 @@ def test_runs_without_a_flair_in_a_file_or_of_a_measured_mask_are_refused(times,
     with pytest.raises(LeukoError, match="made from a FLAIR in memory; save it as a file"):
         compare(times[0], folder, tmp_path / "out")
     replace(record, command="measure").write(folder / "run.json")
-    with pytest.raises(LeukoError, match="a mask that was measured; give a folder that leuko"):
+    with pytest.raises(LeukoError, match="a measured mask, not a segmentation; give a folder"):
         compare(times[0], folder, tmp_path / "out")
 
 

@@ -70,10 +70,10 @@ def compare(truth: Volume, mask: Volume) -> Row:
 
 
 def compare_classes(truth: Volume, found: Volume, classes: Sequence[str]) -> Row:
-    """Measures and volumes of each class except background, the first, by columns such as
-    `csf_dsc`; lesions are counted for `wmh` only.
+    """Measures and volumes of each class except the first, background; lesions only of `wmh`.
 
-    `truth` and `found` hold class numbers; voxels where the truth is `IGNORED` are not counted.
+    Keys are such as `csf_dsc`. `truth` and `found` hold class numbers; voxels where the truth is
+    `IGNORED` are not counted.
     """
     require_same_grid(truth, found)
     canonical = truth.canonical()

@@ -43,8 +43,8 @@ def without_other_pathology(*, prediction: Array, reference: Array) -> tuple[Arr
 
     Voxels of other pathology are removed from the prediction before its lesions are found, which
     can split a predicted lesion. The reference may have any number type: its values are rounded.
-    The challenge's thresholds 0.5 and 1.5 become 0 and 1 for an integer image, where background
-    then counts as lesion.
+    The challenge's script selects values from 0.5 to 1.5; in an integer image these limits become 0
+    and 1, and background would count as lesion.
     """
     label = np.rint(reference)
     return prediction & (label != OTHER_PATHOLOGY), label == 1

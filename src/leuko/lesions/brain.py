@@ -18,8 +18,8 @@ from leuko.volume import Array, Volume, world
 GRID_MM = 2.0  # finer grids take longer and give the same result
 BRIDGE_MM = 4.0  # half the width of nerves and vessels that join other tissue to the brain
 REGROWTH_MM = 6.0  # restores the brain's edge after cutting those bridges
-LARGE_PART = 0.05  # of the largest piece; a black slice splits the brain into several large ones
-INSIDE_PART = 0.5  # a lesion with no more of its voxels in the brain mask is outside
+LARGE_PART = 0.05  # of the largest piece; a black slice splits the brain into large pieces
+INSIDE_PART = 0.5  # a lesion with at most this part of its voxels in the brain mask is outside
 DEEP_MM = 12.0  # a lesion deeper than this in the template's brain is never outside
 BEYOND_TEMPLATE_MM = 1.0  # farther out a lesion is outside; true ones lie 3.5 mm or more inside
 

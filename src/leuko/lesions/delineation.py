@@ -113,7 +113,7 @@ def _anatomy(probabilities: Array, flair: Volume, card: ModelCard) -> Volume:
     """The most probable tissue of each voxel apart from WMH; caps and rims are white matter."""
     count = len(card.tissues) - 1
     tissues = probabilities[:count]
-    if card.knows_rims:  # and so white matter
+    if card.knows_rims:  # and therefore white matter
         tissues = tissues.copy()
         tissues[card.number(Tissue.WHITE)] += probabilities[-2]
     return flair.with_data(tissues.argmax(axis=0).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Masks of one brain: delineated, checked, restricted to the brain and to what is not excluded.
+"""Masks of one brain: drawn, checked, restricted to the brain, without excluded voxels.
 
 Array axes run R, A, S.
 """
@@ -56,8 +56,8 @@ def draw(
     """Masks from a model's probabilities (C, X, Y, Z), by default at the model's own limits.
 
     The quality checks examine `flair`, by default that of `pair`, which may be corrected for bias.
-    WMH and rims are kept only where `allowed` (bool, (X, Y, Z)) and only within the brain; a scan
-    whose result must not be used keeps all of them. `rims="include"` adds caps and rims to the
+    WMH and rims are kept only where `allowed` (X, Y, Z) is True and, unless the result must not be
+    used, only within the brain. `rims="include"` adds caps and rims to the
     mask; `masks.rims` holds them too. Seconds are added to `watch`.
     """
     watch = watch or Stopwatch()
@@ -92,7 +92,7 @@ def check(
     flair: Volume | None = None,
     threads: int = 1,
 ) -> Checked:
-    """The automatic quality checks of a delineated scan, its brain mask and place; as `draw`."""
+    """The quality checks of a delineated scan, its brain mask and place; arguments as in `draw`."""
     tissue = tissue_with_wmh(drawn, card)
     if tissue is None:
         return Checked()
@@ -113,7 +113,7 @@ def tissue_with_wmh(drawn: Delineation, card: ModelCard) -> Volume | None:
 def _without_excluded(
     drawn: Delineation, allowed: Array, *, rims: Rims
 ) -> tuple[Delineation, Excluded]:
-    """The masks where WMH are allowed, and what was removed elsewhere."""
+    """The masks without excluded voxels, and the volume of WMH that was removed."""
     counts_rims = rims == "include" and drawn.rims is not None
     wmh, grid = drawn.mask | drawn.rims if counts_rims else drawn.mask, drawn.anatomy
     kept = replace(

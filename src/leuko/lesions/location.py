@@ -91,8 +91,8 @@ class Where:
 def locate(mask: Array, tissue: Volume, place: mni.Place | None, *, threads: int) -> Where | None:
     """Location of the voxels of a lesion mask (X, Y, Z).
 
-    `tissue` holds values of `Tissue`, `place` is the brain's place in the
-    template, if known. None if neither shows the lateral ventricles.
+    `tissue` holds values of `Tissue`, `place` is the brain's place in the template, if known. None
+    if neither shows the lateral ventricles.
     """
     ventricles = lateral_ventricles(tissue, place)
     if not ventricles.any():

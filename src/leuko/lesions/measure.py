@@ -43,7 +43,7 @@ class Lesion:
     x_mm: float  # of the centroid, in world coordinates: right, anterior, superior
     y_mm: float
     z_mm: float
-    flair_contrast: float  # mean of (lesion - white) / white; white: median of normal tissue
+    flair_contrast: float  # mean of (lesion - white) / white; white: median of white matter
     t1_contrast: float
     mean_probability: float
     region: str  # by the rule: periventricular, deep, infratentorial; or confluent
@@ -132,7 +132,7 @@ def numbered(mask: Array) -> Array:
 def _lesions(
     case: MaskedScan, lesion: Array, where: Where | None, region: Array | None
 ) -> list[Lesion]:
-    """`lesion` (N,) is the id of each voxel of the mask, `region` (N,) its region."""
+    """One row per lesion; `lesion` (N,) is the id of each mask voxel, `region` (N,) its region."""
     if not len(lesion):
         return []
     count = int(lesion.max())

@@ -23,10 +23,10 @@ LOBES = ("frontal", "parietal", "temporal", "occipital", "deep grey", "infratent
 # because brain extraction may remove it.
 BRIGHTNESS = np.array([0.0, 0.1, 0.0, 0.6, 1.0, 1.0, 1.0], dtype=np.float32)
 GRID_MM = 4.0
-SHORTEST_MM = 60.0  # extent of the brain along each axis; less cannot be registered
+SHORTEST_MM = 60.0  # smallest extent of a brain along each axis that can be registered
 SCALES = (0.7, 1.4)  # of a head relative to the template; beyond them the registration has failed
-SPARSE = 11  # every 11th voxel is enough to estimate the part within
-LEAST_WITHIN = 0.9  # part of grey and white matter in the template's brain
+LEAST_WITHIN = 0.9  # part of the grey and white matter that must lie in the template's brain
+SPARSE = 11  # every 11th voxel is enough to estimate that part
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Place:
         ]
         if min(size_mm) < SHORTEST_MM:
             return None
-        from leuko.preprocessing import simpleitk  # names of regions are read without it
+        from leuko.preprocessing import simpleitk  # not needed to read the names of regions
 
         template = read("tissue")
         try:
@@ -81,7 +81,7 @@ class Place:
         return found
 
     def beyond_brain_mm(self, points_mm: Array) -> Array:
-        """Distance of each point (N, 3) from the template's brain, mm; inside it negative."""
+        """Distance of each point (N, 3) from the template's brain, mm; negative inside it."""
         return _at(_beyond_brain(), self.apply(points_mm))
 
     def is_left(self, points_mm: Array) -> Array:
@@ -92,7 +92,7 @@ class Place:
 
 @cache
 def read(name: str) -> Volume:
-    """The template's `tissue`, values of `Tissue`, or its `lobes`, into LOBES, uint8 at 2 mm.
+    """The template's map "tissue" (values of `Tissue`) or "lobes" (indices into LOBES), uint8.
 
     Voxels outside the brain have the nearest lobe.
     """

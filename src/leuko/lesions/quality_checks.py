@@ -25,7 +25,7 @@ BRIGHT_CSF = 0.85  # of white matter
 LEAST_WHITE_PER_GREY = 0.45  # by volume; a T1 taken for a FLAIR has less
 LARGEST_CUT = 0.25  # area of the brain on an outermost slice, as part of its largest slice
 CLIPPED_PART = 1e-3  # of the brain at the largest grey value
-LARGEST = 0.999  # of the largest grey value, which scaled and float files round
+LARGEST = 0.999  # of the largest grey value; from there on voxels are clipped, within rounding
 ENHANCED, ENHANCED_PART = 1.15, 0.01  # T1 of choroid plexus / white matter; part of ventricles
 STREAK_PART, STREAK_COHERENCE = 0.0015, 1.7  # see `_streaks`
 
@@ -76,7 +76,8 @@ def with_wmh(anatomy: Volume, mask: Array) -> Volume:
 def examine(case: CheckedScan) -> tuple[list[Finding], list[str]]:
     """The findings on a segmented scan, and the titles of the checks that were done.
 
-    If the scan seems to be a wrong one, the remaining checks are skipped: its tissues mean nothing.
+    If the scan may not be a FLAIR of a head, the remaining checks are skipped, because its tissues
+    are not reliable.
     """
     findings: list[Finding] = []
     done = []
@@ -126,7 +127,7 @@ def _brain_volume(case: CheckedScan) -> str:
 def _little_white(case: CheckedScan) -> Iterator[str]:
     white = sum(case.ml[tissue] for tissue in (Tissue.WHITE, Tissue.RIM, Tissue.WMH))
     ratio = white / max(case.ml[Tissue.GREY], 1e-3)
-    # If the model does not recognise CSF, its grey and white matter mean nothing.
+    # If the model does not recognise CSF, its grey and white matter are not reliable either.
     if ratio < LEAST_WHITE_PER_GREY and case.csf_part >= NO_CSF_PART:
         yield (
             f"{case.flair.name} does not look like a FLAIR: white matter has {ratio:.2f} times "
@@ -215,7 +216,7 @@ def _cut(case: CheckedScan) -> Iterator[str]:
 
 
 def _streaks(case: CheckedScan) -> tuple[float, float]:
-    """Motion ghosts beside the head: strength / white matter, and coherence, 1 for noise.
+    """Motion ghosts beside the head: strength, relative to white matter; coherence, 1 for noise.
 
     In each slice the air in front of and behind the head (or left and right of it) is averaged
     along that direction. Noise gives a flat profile, ghosts give streaks; the profile's spread is

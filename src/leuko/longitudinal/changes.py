@@ -19,7 +19,7 @@ from leuko.volume import Array, Volume
 STATES = ("", "new", "grown", "stable", "shrunk", "resolved")
 NEW, GROWN, STABLE, SHRUNK, RESOLVED = range(1, 6)
 
-# Shift of lesion borders by chance, see docs/methods.md: over all lesions of a scan, and of one.
+# Shift of lesion borders by chance (docs/methods.md): for all lesions of a scan, and for one.
 BORDER_MM, LESION_BORDER_MM = 0.15, 0.37
 # Smallest change of the FLAIR, in % of the grey value of tissue: for new and resolved lesions, and
 # for grown and shrunk ones, whose border voxels are partly lesion at both times.
@@ -50,7 +50,7 @@ class Change:
     x_mm: float  # of the centroid, in the halfway space: right, anterior, superior
     y_mm: float
     z_mm: float
-    baseline_probability: float  # mean over the lesion of both times
+    baseline_probability: float  # mean over the lesion, the union of both masks
     followup_probability: float
     flair_change: float  # of the voxels gained or lost, in % of tissue; nan without any
 

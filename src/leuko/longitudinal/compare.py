@@ -86,8 +86,8 @@ def compare(
 
     `baseline` and `followup` are folders that `segment` wrote, or folders with FLAIR.nii.gz and
     perhaps T1.nii.gz, which are segmented into `out` first. `baseline_flair` and `followup_flair`
-    give the path of a FLAIR that was moved since. Raises LeukoError, also if the two cannot be
-    registered; `out` then keeps its earlier files and the new segmentations.
+    give the path of a FLAIR that was moved since. Raises LeukoError if a folder cannot be used or
+    the scans cannot be registered; `out` then keeps its earlier files and the new segmentations.
 
     >>> import leuko
     >>> found = leuko.compare("BASELINE", "FOLLOWUP", "OUT")
@@ -165,8 +165,8 @@ def _read(folder: Path, flair: Path | None) -> Run:
     record = RunRecord.read(folder / RECORD_FILE)
     if record.command != "segment":
         raise LeukoError(
-            f"{folder / RECORD_FILE} is of a mask that was measured; give a folder that leuko "
-            "segment wrote"
+            f"{folder / RECORD_FILE} records a measured mask, not a segmentation; give a folder "
+            "that leuko segment wrote"
         )
     was = record.inputs.flair
     if was.path is None:
@@ -238,8 +238,8 @@ def _times(first: Run, second: Run, halfway: Halfway) -> tuple[Time, Time]:
         unseen = float((~seen)[mask].mean()) if mask.any() else 0.0
         if unseen > BEYOND_VIEW:
             log.warning(
-                "%.0f %% of the WMH of %s lies outside the view of the other scan; it is not "
-                "compared",
+                "%.0f %% of the WMH of %s lie outside the field of view of the other scan and are "
+                "not compared",
                 100 * unseen,
                 run.folder,
             )

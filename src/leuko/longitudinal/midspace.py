@@ -44,8 +44,8 @@ def meet(first: Volume, second: Volume, *, threads: int) -> Halfway:
     alignment = align(first, second, mode="always", threads=threads)
     if not alignment.is_sure:
         raise LeukoError(
-            f"{second.name} could not be registered to {first.name}: {alignment.doubt()}; are both "
-            "FLAIRs of one person?"
+            f"{second.name} could not be registered to {first.name}: {alignment.doubt()}; check "
+            "that both are FLAIRs of one person"
         )
     way = half(alignment.matrix)
     ways = way, np.linalg.inv(way)

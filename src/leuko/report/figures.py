@@ -22,7 +22,7 @@ BLUES = colormaps["Blues"]
 SIDES = ("left", "right")
 CENTRED = {"ha": "center", "va": "center"}
 LEAST_SHOWN_ML = 0.05  # rounds to 0.1
-MANY = 100  # voxels in a bin: fewer give no reliable part
+MANY = 100  # voxels in a bin; fewer are not enough to estimate the part that is lesion
 LEVELS = (1e-5, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)  # ticks of probability
 
 
@@ -59,9 +59,9 @@ def reliability_figure(
     """Observed against predicted probability, before and after calibration; volumes and Dice with
     their 90 % intervals.
 
-    `bins`: by kind of scan, log odds (B,), the part of their voxels that is lesion, and the number
-    of voxels. `scans`: by kind of scan, at most three, (N, 4): volume scale, log ratio of true to
-    found volume, spread of thresholds, Dice. Scales above 15 and spreads above 3 are clipped.
+    `bins`: by kind of scan, log odds (B,), and for each the part of its voxels that is lesion and
+    their number. `scans`: by kind of scan, at most three, (N, 4): volume scale, log ratio of true
+    to found volume, spread of thresholds, Dice. Scales above 15 and spreads above 3 are clipped.
     """
     figure = Figure(figsize=(15, 4.6))
     figure.set_layout_engine("constrained")
@@ -113,8 +113,8 @@ def mosaic_figure(
 ) -> Figure:
     """Up to `most` slices (H, W), 0 to 255, with outlines of the kinds that have a colour.
 
-    If there are more slices, those with outlines are chosen first, evenly spaced, and those that
-    show only kinds in `later` after the others.
+    If there are more slices, they are chosen evenly spaced: first those with outlines, then those
+    with outlines only of the kinds `later`, then the others.
 
     `kinds` (H, W) are 0 where there is nothing; `aspect` is a pixel's height / width. `marks` label
     the left and the right of a slice. Slice numbers count from 1.

@@ -125,8 +125,8 @@ def section(title: str, *content: str, name: str = "") -> str:
 
 
 def alerts(findings: Sequence[Finding], checks: Sequence[str]) -> str:
-    """The findings of a run, most serious first; without warnings also the checks that were
-    done."""
+    """The findings of a run, most serious first; if there are no warnings, also the checks that
+    were done."""
     parts = []
     if not any(finding.level != "note" for finding in findings):
         parts.append(_all_clear(checks))
@@ -161,8 +161,7 @@ def saved_with_verdict(record: RunRecord) -> dict[str, Any]:
 
 
 def facts(rows: Iterable[tuple[str, str, str]], *, useless: bool = False) -> str:
-    """Key numbers: name, value and a note in small print; `useless` ones are grey and struck
-    through."""
+    """Key numbers: name, value and a note in small print; if `useless`, grey and struck through."""
     items = "".join(
         f"<div><dt>{text(name)}</dt><dd><b>{text(value)}</b> <span>{text(note)}</span></dd></div>"
         for name, value, note in rows

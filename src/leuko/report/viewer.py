@@ -71,14 +71,16 @@ class Pane:
         return MARKS[self.across]
 
     def slices(self, array: Array) -> list[Array]:
-        """An array (X, Y, Z) on the grid as slices (H, W) of the box, in radiological convention:
-        the right on the left, on sagittal slices the front on the left."""
+        """An array (X, Y, Z) on the grid as slices (H, W) of the box, in radiological convention.
+
+        The patient's right is on the left; on sagittal slices the front is on the left.
+        """
         across = np.moveaxis(array[self.box], self.across, 0)
         return [np.flip(image.T, axis=(0, 1)) for image in across]
 
 
 def encoded(panes: Sequence[Pane]) -> list[dict[str, Any]]:
-    """The panes as JSON for the page's script; slices get the bytes that lesions leave."""
+    """The panes as JSON for the page's script; slices are compressed to fit `BUDGET_BYTES`."""
     drawn = [_drawn(pane) for pane in panes]
     budget = BUDGET_BYTES - 3 / 4 * len(json.dumps([pane["runs"] for pane in drawn]))
     for side, quality in FINENESS:
