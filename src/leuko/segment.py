@@ -66,7 +66,7 @@ def segment(
 
     `flair` and `t1`, two scans of the same brain, are paths of images, folders of one DICOM series,
     or 3-D nibabel images. `model` comes from `load_model`; by default the model of the settings is
-    loaded. Nonzero voxels of `exclude`, a mask on the grid of the FLAIR, are never WMH. Lesions
+    loaded. Voxels above 0 in `exclude`, a mask on the grid of the FLAIR, are never WMH. Lesions
     outside the brain are removed.
 
     Raises LeukoError if an image cannot be read or used, if the T1 cannot be registered to the
@@ -133,7 +133,7 @@ def measure(
 ) -> Segmentation:
     """Measure the WMH mask of a reader or of another tool.
 
-    Nonzero voxels of `mask` are WMH; a mask on another grid is resampled to the FLAIR's. Regions
+    Voxels above 0 in `mask` are WMH; a mask on another grid is resampled to the FLAIR's. Regions
     and the intracranial volume come from the tissues that the model finds. The other arguments are
     those of `segment`; thresholds and rims do not apply, and the volume has no interval. Raises
     LeukoError as `segment` does.

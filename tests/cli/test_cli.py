@@ -419,11 +419,7 @@ def test_an_image_as_output_folder_is_refused(leuko, phantom, model, tmp_path):
     phantom.write(tmp_path)
     flair, out = tmp_path / "FLAIR.nii.gz", tmp_path / "mask.nii.gz"
     answer = leuko("segment", "--flair", flair, "--model", model, "-o", out)
-<<<<<<< HEAD:tests/cli/test_cli.py
-    assert_one_line_error(answer, "mask.nii.gz is the name of an image; give a folder")
-=======
     assert_one_line_error(answer, "mask.nii.gz is the name of an image; give a folder with -o")
->>>>>>> wt-readb:tests/test_cli.py
     assert not out.exists()
 
 

@@ -23,8 +23,8 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         Annotated[
             float | None,
             typer.Option(
-                help="Smallest probability of WMH; by default the model's, with which "
-                "the volume has an interval."
+                help="Smallest probability of WMH; by default the model's. Another one gives "
+                "no interval of the volume."
             ),
         ],
         None,

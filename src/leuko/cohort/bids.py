@@ -88,11 +88,11 @@ def find_pairs(
 ) -> Found:
     """The pairs of a raw or derivative dataset, and every FLAIR that is in none of them.
 
-    Each FLAIR makes one pair. Of FLAIRs whose names differ only by space, resolution or description
-    the one with the fewest entities is used, then the first by name. Of several T1w of a visit the
-    one of the same run is used, then the one whose other entities differ least from the FLAIR's,
-    then the one with the fewest. `filters` (flair, t1w) are applied first. Raises LeukoError if
-    there is no participant or no pair, or if a label does not exist.
+    `filters` (flair, t1w) are applied first. Each FLAIR makes one pair. If FLAIRs differ only by
+    space, resolution or description, the one with the fewest entities is used, then the first by
+    name. If a visit has several T1w, the one of the same run is used, then the one whose other
+    entities differ least from those of the FLAIR, then the one with the fewest. Raises LeukoError
+    if there is no participant or no pair, or if a label does not exist.
     """
     filters = filters or {}
     subjects = _subjects(dataset, participants)

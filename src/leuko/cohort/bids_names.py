@@ -77,7 +77,7 @@ class Image:
 
     @property
     def scan(self) -> tuple[Path, frozenset[tuple[str, str]]]:
-        """What all parts and copies of one scan have in common: folder and entities."""
+        """Folder and entities, which all parts and copies of a scan share."""
         shared = {name: self.entities[name] for name in self.entities.keys() - {*OWN, "part"}}
         return self.path.parent, frozenset(shared.items())
 

@@ -123,7 +123,7 @@ class Wanted:
 
 
 def is_done(job: Job, wanted: Wanted) -> bool:
-    """Whether it has complete results of its scans with the wanted model and settings."""
+    """Whether a job has complete results of its scans with the wanted model and settings."""
     try:
         record = RunRecord.read(job.record)
     except LeukoError:
@@ -139,7 +139,7 @@ def is_done(job: Job, wanted: Wanted) -> bool:
 
 
 def split(jobs: Sequence[Job], wanted: Wanted) -> tuple[list[Job], list[Job]]:
-    """The jobs that are done, and those that are not; of these, jobs without a scan come first."""
+    """The jobs that are done, and those that are not; jobs whose scans are missing come first."""
 
     def checked(job: Job) -> tuple[Job, bool]:
         if is_done(job, wanted):
@@ -156,7 +156,7 @@ def split(jobs: Sequence[Job], wanted: Wanted) -> tuple[list[Job], list[Job]]:
 
 
 def settle(job: Job, outcome: Outcome) -> None:
-    """Write the reason of a failure; after a success delete that of an earlier run."""
+    """Write the reason of a job's failure; after a success, delete that of an earlier run."""
     if outcome.reason is None:
         job.failure.unlink(missing_ok=True)
     else:
@@ -165,13 +165,13 @@ def settle(job: Job, outcome: Outcome) -> None:
 
 
 def serious_findings(job: Job) -> list[Finding]:
-    """Findings about its results: files that could not be written, reasons not to use them."""
+    """Serious findings on a job's results: a file is missing, or they should not be used."""
     findings = RunRecord.read(job.record).findings
     return [finding for finding in findings if exit_code([finding])]
 
 
 def perform(job: Job) -> Outcome:
-    """Segment it in a process of its own. Results are written atomically."""
+    """Segment a job's subject in a process of its own. Results are written atomically."""
     job.log.unlink(missing_ok=True)  # from an earlier run
     if job.problem:
         return Outcome(job.problem, 0.0, 0.0)
@@ -185,7 +185,7 @@ def perform(job: Job) -> Outcome:
 
 
 def main() -> None:
-    """In the process: receive a `Job` and segment its subject."""
+    """Run in that process: read a `Job` and segment its subject."""
     job = Job.from_json(worker.receive())
     logging.basicConfig(handlers=[stderr_handler()], force=True)
     try:

@@ -22,8 +22,8 @@ def gather(folder: Path, subjects: Mapping[str, Mapping[str, Any]]) -> list[Verd
 
     `subjects` are the rows of the cohort's table by name. A verdict belongs to the subject with the
     same FLAIR, whatever name was typed; it is `current` (yes, no) if the subject's mask is still
-    the judged one. Of several verdicts of one rater on one mask the latest counts. A warning names
-    files without verdicts.
+    the judged one. If a rater judged a mask several times, the latest verdict counts. A warning
+    names files without verdicts.
     """
     by_flair = defaultdict(list)
     for name, row in subjects.items():

@@ -257,7 +257,7 @@ def _voxels(image: Any, path: Path) -> Array:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 2:
         seen = "x".join(str(n) for n in image.shape)
-        raise LeukoError(f"{path} has shape {seen}; expected one 3-D image: extract one volume")
+        raise LeukoError(f"{path} has shape {seen}; expected one 3-D image")
     if image.get_data_dtype().kind not in "iuf":
         raise LeukoError(
             f"{path} holds {image.get_data_dtype()} voxels; expected grey values, integers or "

@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from leuko.model.calibration import Calibration
 from leuko.volume import Array
 
-# Colour-blind people can tell these from grey, from yellow fat and from each other.
+# Colour-blind people can distinguish these from grey, from the yellow of fat in colour slices, and
+# from each other.
 FOUND, KNOWN = "#ff4d00", "#36c9ff"
 KINDS = ("#0072b2", "#d55e00", "#009e73")  # of scans, in plots; Okabe and Ito
 CHANGES = {"gained": KINDS[0], "lost": KINDS[1], "unchanged": "0.5"}

@@ -25,8 +25,8 @@ class AcquisitionSettings:
     weak_bias: Range = Range(0, 0.2)
     strong_bias: Range = Range(0.2, 0.45)
     bias_px: float = 70
-    bias_stack_part: float = 2.5  # across slices the stack divided by this,
-    bias_least_slices: float = 4.0  # but no less than so many slices
+    bias_stack_part: float = 2.5  # distance across slices: number of slices divided by this
+    bias_least_slices: float = 4.0  # smallest distance across slices
     # A surface coil: the exponent of the fall-off from one side of the image to the other.
     coil_probability: float = 0.1
     coil: Range = Range(0.3, 1.2)

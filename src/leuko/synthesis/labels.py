@@ -31,15 +31,15 @@ class RimSettings:
     width_unevenness: Unevenness = Unevenness(0.45, 0.2)
     widest_mm: float = 4.0
     edge_mm: Range = Range(0.5, 1.2)
-    fainter_probability: float = 0.5  # of fainter rims at the third and fourth ventricle
-    fainter_part: Range = Range(0, 1)
+    fainter_probability: float = 0.5  # that rims of the third and fourth ventricle are fainter
+    fainter_part: Range = Range(0, 1)  # of their brightness
     excess: Range = Range(0.05, 0.75)  # over white matter
     excess_unevenness: Unevenness = Unevenness(0.4, 0.2)
 
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """Soft edges of lesions, and from where on lesions and rims are labelled."""
+    """Soft edges of lesions, and the limits above which lesions and rims are labelled."""
 
     edge_px: Range = Range(0.3, 1.1)  # standard deviation of the blur of a lesion's edge
     edge_gain: Range = Range(1.0, 1.4)  # restores the full brightness of small lesions

@@ -83,7 +83,7 @@ class FlairSettings:
     flow_patches: Patches = Patches(coarse=1, fine=0.5, threshold=0.9, highest=1)
     # Lesions.
     lesion: Range = Range(1.08, 1.7)  # as a multiple of the brighter of cortex and thalamus
-    least_lesion: float = 1.22  # no reader would see dimmer ones: labels of them teach to guess
+    least_lesion: float = 1.22  # readers do not see dimmer lesions, so they are not made
     lesion_unevenness: Range = Range(0, 0.2)  # of coarse and of fine noise
     haze_probability: float = 0.5  # around lesions
     haze: Range = Range(0, 0.4)  # as part of the lesion's brightness
