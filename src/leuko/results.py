@@ -45,7 +45,7 @@ from leuko.model.card import ModelCard
 from leuko.preprocessing.registration import Alignment
 from leuko.preprocessing.slices import Pair
 from leuko.report.viewer import RIM_KIND, Pane, as_jpeg
-from leuko.volume import Array, Volume, resample_onto
+from leuko.volume import Volume, resample_onto
 
 LESION_COLUMNS = tuple(field.name for field in fields(Lesion))
 
@@ -258,10 +258,7 @@ def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
     """Write images and tables; if a file other than the mask cannot be written, add a finding."""
     maps, analysis = result.maps, result.analysis
     nifti.write(folder / MASK_FILE, maps.mask)
-
-    def stored(array: Array) -> Volume:
-        return maps.mask.with_canonical(array)
-
+    stored = maps.mask.with_canonical
     images: dict[str, Callable[[], Volume]] = {
         PROBABILITY_FILE: lambda: _cut(maps.probability, PROBABILITY_STEP),
         ENTROPY_FILE: lambda: _cut(maps.entropy, ENTROPY_STEP),

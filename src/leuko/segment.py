@@ -235,10 +235,10 @@ class _Work:
         Raises LeukoError if the settings are strict and the scan does not look like a FLAIR of a
         head.
         """
-        found = checked.findings
-        if self.settings.strict and quality_checks.is_doubted(found):
-            raise LeukoError(found[0].text)
-        for finding in found:
+        wrong = quality_checks.wrong_scan(checked.findings)
+        if self.settings.strict and wrong:
+            raise LeukoError(wrong)
+        for finding in checked.findings:
             tell(self.findings, finding)
         self.checks.extend(checked.checks)
 

@@ -65,8 +65,8 @@ def test_a_t1_in_place_of_the_flair_is_seen_by_its_little_white_matter():
 
 
 def test_a_flair_is_no_wrong_scan_and_a_t1_is_one():
-    assert wrong_scan(a_case()) is None
-    assert "does not look like a FLAIR" in wrong_scan(a_case(radii=(70, 64, 40, 18)))
+    assert wrong_scan(examine(a_case())[0]) is None
+    assert "does not look like a FLAIR" in wrong_scan(examine(a_case(radii=(70, 64, 40, 18)))[0])
 
 
 def test_after_a_reason_not_to_use_the_result_no_other_check_is_done():
@@ -81,7 +81,7 @@ def test_a_t2_is_seen_by_its_missing_dark_csf():
     (message,) = said(case, "warning")
     assert "is it a T2, or were FLAIR and T1 swapped?" in message
     assert "% of the brain, expected at least 5 %;" in message
-    assert wrong_scan(case) == message
+    assert wrong_scan(examine(case)[0]) == message
 
 
 def test_bright_ventricles_are_no_flair_though_no_other_csf_is_there():

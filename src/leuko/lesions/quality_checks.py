@@ -92,13 +92,13 @@ def examine(case: CheckedScan) -> tuple[list[Finding], list[str]]:
 
 def is_doubted(findings: Iterable[Finding]) -> bool:
     """Whether a finding suggests that the scan is not a FLAIR of a head."""
+    return wrong_scan(findings) is not None
+
+
+def wrong_scan(findings: Iterable[Finding]) -> str | None:
+    """The first evidence that the scan is not a FLAIR of a head; None if there is none."""
     codes = {check.code for check in WRONG_SCAN}
-    return any(finding.code in codes for finding in findings)
-
-
-def wrong_scan(case: CheckedScan) -> str | None:
-    """Evidence from the tissues that this is not a FLAIR of a head; None if it looks like one."""
-    return next((text for check in WRONG_SCAN for text in check.find(case)), None)
+    return next((finding.text for finding in findings if finding.code in codes), None)
 
 
 def _no_head(case: CheckedScan) -> Iterator[str]:

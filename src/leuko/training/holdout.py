@@ -104,8 +104,7 @@ def segment(
     """The mask of a subject, bool, and, if `check_flair`, why its FLAIR does not look like one."""
     flair, t1 = read_pair(subject, model.card.preparation)
     drawing = _drawing(flair, t1, model)
-    findings = drawing.checked.findings
-    doubt = findings[0].text if check_flair and quality_checks.is_doubted(findings) else None
+    doubt = quality_checks.wrong_scan(drawing.checked.findings) if check_flair else None
     return flair.with_canonical(drawing.masks.mask), doubt
 
 
