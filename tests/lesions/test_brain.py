@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from leuko.io.tissue import Tissue
 from leuko.lesions import mni
-from leuko.lesions.brain import brain_mask, find_outside, within_brain
+from leuko.lesions.brain import brain_mask, deep_rims, find_outside, within_brain
 from leuko.lesions.delineation import Delineation
 from leuko.volume import Orientation, Volume
 
@@ -89,6 +90,20 @@ def test_a_lesion_is_outside_if_at_most_half_of_it_is_in_the_brain():
     found = find_outside(inside | at_the_edge | outside, brain, None, tissue)
     assert found.lesions == 1
     np.testing.assert_array_equal(found.voxels, outside)
+
+
+def test_rims_lie_deep_in_the_brain_where_all_ventricles_are():
+    template, place = mni.read("tissue"), mni.Place(np.eye(4))
+    everywhere = np.ones(template.data.shape, bool)
+    ventricle = template.data == Tissue.VENTRICLE
+    horns = scipy.ndimage.binary_dilation(ventricle, iterations=3) & ~ventricle
+    fourth, vertex = ball(template, (0, -44, -32), 4), ball(template, (0, -18, 74), 4)
+    rims = horns | fourth | vertex
+    kept = deep_rims(rims, everywhere, place, template)
+    np.testing.assert_array_equal(kept, rims & ~vertex)
+    assert not deep_rims(rims, ~everywhere, place, template).any()
+    np.testing.assert_array_equal(deep_rims(rims, everywhere, None, template), rims)
+    assert not deep_rims(np.zeros_like(rims), everywhere, place, template).any()
 
 
 def test_no_lesion_is_none_outside():

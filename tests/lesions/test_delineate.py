@@ -12,7 +12,6 @@ from leuko.io.tissue import CLASSES, CLASSES_WITHOUT_RIM, Tissue
 from leuko.lesions.delineation import (
     EDGE,
     RIM_CONTRAST,
-    RIM_REACH_MM,
     delineate,
     lesions_of,
     seen,
@@ -137,13 +136,12 @@ def test_white_matter_is_measured_near_by():
 
 
 def rims_and_a_lesion():
-    """Two rims beside ventricles, one of which is not bright, and a lesion."""
+    """Two rims, one of which is not bright, and a lesion."""
     flair = blurred_lesion(box(20, 28))
     bright = box(34, 40)
     flair.data[bright] = 100 * (RIM_CONTRAST + 0.1)
     rim = np.where(bright | box(4, 9), 0.8, 0)
-    ventricle = np.where(box(9, 12) | box(40, 44), 1, 0)
-    return flair, shares(rim=rim, wmh=np.where(box(20, 28), 0.9, 0), ventricle=ventricle), bright
+    return flair, shares(rim=rim, wmh=np.where(box(20, 28), 0.9, 0)), bright
 
 
 def test_rims_are_those_that_are_bright_and_no_wmh():
@@ -152,7 +150,7 @@ def test_rims_are_those_that_are_bright_and_no_wmh():
     np.testing.assert_array_equal(drawn.rims, bright)
     np.testing.assert_array_equal(drawn.mask, box(20, 28))
     assert (drawn.mask <= drawn.liberal).all()
-    assert set(np.unique(drawn.anatomy.data)) == {Tissue.VENTRICLE, WHITE}
+    assert set(np.unique(drawn.anatomy.data)) == {WHITE}
     tissue = tissue_map(drawn.anatomy, drawn.mask, drawn.rims, card()).data
     assert (tissue[bright] == RIM).all()
     assert (tissue[drawn.mask] == WMH).all()
@@ -169,22 +167,6 @@ def test_rims_are_counted_or_left_out_as_asked():
     np.testing.assert_array_equal(without.mask, separate.mask)
     assert both.rims is None
     assert without.rims is None
-
-
-@pytest.mark.parametrize("gap_mm", [None, 5, RIM_REACH_MM, RIM_REACH_MM + 1])
-def test_rims_come_close_to_a_ventricle(gap_mm):
-    rim = np.zeros(SHAPE, dtype=bool)
-    rim[2:8, 10:20, 2] = True
-    ventricle = np.zeros(SHAPE)
-    if gap_mm is not None:
-        ventricle[7 + int(gap_mm) :, 10:20, 2] = 1
-    flair = Volume(np.where(rim, 150, 100).astype(np.float32), AFFINE, "FLAIR")
-    p = shares(rim=np.where(rim, 0.8, 0), ventricle=ventricle)
-    is_near = gap_mm is not None and gap_mm <= RIM_REACH_MM
-    np.testing.assert_array_equal(delineate(p, flair, card()).rims, rim & is_near)
-    unknown = np.delete(p, Tissue.VENTRICLE, axis=0)
-    classes = tuple(name for name in CLASSES if name != "ventricle")
-    np.testing.assert_array_equal(delineate(unknown, flair, card(classes=classes)).rims, rim)
 
 
 def test_a_model_without_rims_draws_none():

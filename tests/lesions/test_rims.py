@@ -16,7 +16,6 @@ from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.record import RunRecord
 from leuko.io.tissue import CLASSES
-from leuko.lesions import delineation
 from leuko.lesions.delineation import delineate
 from leuko.longitudinal.compare import compare
 from leuko.model import inference
@@ -86,7 +85,6 @@ def runs(tmp_path_factory):
     def run(out, card=CARD, probabilities=p, **options):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(inference, "predict_pair", lambda *_: probabilities)
-            patch.setattr(delineation, "RIM_REACH_MM", np.inf)  # the brain mask alone decides
             model = Model(card, network=None)
             return segmented(folder / "FLAIR.nii.gz", None, folder / out, model=model, **options)
 
@@ -146,10 +144,8 @@ def test_the_mask_is_where_the_probability_is_high(runs):
         assert not (outside & (runs.p[:5].argmax(axis=0) > 0)).any()  # in the scalp alone
 
 
-def test_rims_outside_the_brain_and_in_an_exclusion_mask_are_left_out(runs, monkeypatch):
+def test_rims_outside_the_brain_and_in_an_exclusion_mask_are_left_out(runs):
     flair = nifti.read(runs.folder / "FLAIR.nii.gz")
-    assert not (delineate(runs.p, flair, CARD).rims & runs.scalp).any()
-    monkeypatch.setattr(delineation, "RIM_REACH_MM", np.inf)
     assert (delineate(runs.p, flair, CARD).rims & runs.scalp).any()
     assert "lesions outside the brain" in runs.results["separate"].checks
     assert runs.results["separate"].outside.lesions > 0

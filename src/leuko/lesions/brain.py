@@ -22,6 +22,8 @@ LARGE_PART = 0.05  # of the largest piece; a black slice splits the brain into l
 INSIDE_PART = 0.5  # a lesion with at most this part of its voxels in the brain mask is outside
 DEEP_MM = 12.0  # a lesion deeper than this in the template's brain is never outside
 BEYOND_TEMPLATE_MM = 1.0  # farther out a lesion is outside; true ones lie 3.5 mm or more inside
+# Least mean depth of a cap or rim in the template's brain (`experiments/rim_depth.py`).
+RIM_DEPTH_MM = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,32 +63,54 @@ def find_outside(mask: Array, brain: Array, place: mni.Place | None, grid: Volum
     whose voxels lie on average more than 1 mm outside the template's brain is always outside.
     """
     numbers, count = find_lesions(mask)
-    lesion = numbers[mask]
-    size = np.maximum(np.bincount(lesion, minlength=count + 1), 1)
-
-    def mean(values: Array) -> Array:
-        return np.bincount(lesion, weights=values, minlength=count + 1) / size
-
-    is_outside = mean(brain[mask]) <= INSIDE_PART
+    is_outside = _means(brain[mask], numbers[mask], count) <= INSIDE_PART
     if place is not None:
-        beyond_mm = mean(place.beyond_brain_mm(world(grid, np.argwhere(mask))))
+        beyond_mm = _means(_beyond_mm(mask, place, grid), numbers[mask], count)
         is_outside &= beyond_mm > -DEEP_MM
         is_outside |= beyond_mm > BEYOND_TEMPLATE_MM
     is_outside[0] = False
     return Outside(is_outside[numbers], int(is_outside.sum()))
 
 
+def deep_rims(rims: Array, brain: Array, place: mni.Place | None, grid: Volume) -> Array:
+    """Caps and rims (X, Y, Z) in the brain mask, bool.
+
+    If the brain's place in the template is known, their pieces must lie on average at least
+    `RIM_DEPTH_MM` deep in the template's brain: all ventricles do.
+    """
+    if place is None:
+        return rims & brain
+    numbers, count = find_lesions(rims)
+    beyond_mm = _means(_beyond_mm(rims, place, grid), numbers[rims], count)
+    is_deep = beyond_mm <= -RIM_DEPTH_MM
+    is_deep[0] = False
+    deep: Array = is_deep[numbers] & brain
+    return deep
+
+
 def within_brain(
     drawn: Delineation, brain: Array, place: mni.Place | None
 ) -> tuple[Delineation, Outside]:
-    """The masks without lesions and rims outside the brain mask, and those lesions; `place` is the
+    """The masks without lesions and rims outside the brain, and those lesions; `place` is the
     brain's place in the template."""
     grid = drawn.anatomy
     outside = find_outside(drawn.mask, brain, place, grid)
     mask = drawn.mask & ~outside.voxels
     liberal = drawn.liberal & ~find_outside(drawn.liberal, brain, place, grid).voxels
-    rims = None if drawn.rims is None else drawn.rims & brain
+    rims = None if drawn.rims is None else deep_rims(drawn.rims, brain, place, grid)
     return replace(drawn, mask=mask, liberal=mask | liberal, rims=rims), outside
+
+
+def _beyond_mm(mask: Array, place: mni.Place, grid: Volume) -> Array:
+    """Distance (N,) of the voxels of a mask from the template's brain; negative inside."""
+    return place.beyond_brain_mm(world(grid, np.argwhere(mask)))
+
+
+def _means(values: Array, lesion: Array, count: int) -> Array:
+    """Mean of the values (N,) of each lesion from 0 to `count`; 0 for an empty one."""
+    size = np.maximum(np.bincount(lesion, minlength=count + 1), 1)
+    means: Array = np.bincount(lesion, weights=values, minlength=count + 1) / size
+    return means
 
 
 def _large(mask: Array) -> Array:

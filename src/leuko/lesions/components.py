@@ -1,10 +1,7 @@
 """Lesions as connected components: voxels that touch by a face, an edge or a corner."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import scipy.ndimage
-from scipy.spatial import cKDTree
 
 from leuko.volume import Array
 
@@ -22,21 +19,6 @@ def drop_small(mask: Array, *, voxel_mm3: float, smallest_mm3: float) -> Array:
     labels, count = find_lesions(mask)
     kept: Array = large(labels[mask], count, voxel_mm3=voxel_mm3, smallest_mm3=smallest_mm3)
     return kept[labels]
-
-
-def drop_far(
-    mask: Array, target: Array, spacing_mm: Sequence[float], *, farthest_mm: float
-) -> Array:
-    """The lesions of a mask that come within `farthest_mm` of a target, bool (X, Y, Z); none if
-    the target is empty."""
-    labels, count = find_lesions(mask)
-    voxels = np.argwhere(mask)
-    tree = cKDTree(np.argwhere(target) * spacing_mm, compact_nodes=False, balanced_tree=False)
-    away_mm, _ = tree.query(voxels * spacing_mm)
-    near = np.zeros(count + 1, dtype=bool)
-    near[labels[tuple(voxels[away_mm <= farthest_mm].T)]] = True
-    kept: Array = near[labels]
-    return kept
 
 
 def large(lesion: Array, count: int, *, voxel_mm3: float, smallest_mm3: float) -> Array:

@@ -13,7 +13,7 @@ import scipy.special
 
 from leuko.io.provenance import Rims
 from leuko.io.tissue import Tissue
-from leuko.lesions.components import TOUCHING, drop_far, drop_small, find_lesions, large
+from leuko.lesions.components import TOUCHING, drop_small, find_lesions, large
 from leuko.model.calibration import TYPICAL_CONTRAST, Seen
 from leuko.model.card import Limits, ModelCard
 from leuko.volume import Array, Volume
@@ -31,9 +31,6 @@ AROUND_MM = 4.0  # standard deviation of the Gaussian that averages white matter
 LEAST_WHITE = 0.02  # smallest share of white matter in that average
 # Readers draw caps and rims that are at least this many times as bright as white matter.
 RIM_CONTRAST = 1.35
-# Largest distance of caps and rims from the ventricles; 95 % of readers' voxels lie within 15 mm
-# (`experiments/rim_reach.py`).
-RIM_REACH_MM = 15.0
 FARTHEST = 1.5  # steps from white matter to lesion; values beyond are clipped
 LEAST = 1e-3  # probabilities are clipped to [LEAST, 1 - LEAST], so that the FLAIR can change them
 NORMAL_WMH, NORMAL_RIM = 0.2, 0.3  # white matter with lower probabilities is normal
@@ -64,8 +61,7 @@ def delineate(
     """Masks from a model's probabilities (C, X, Y, Z), by default at the model's own limits.
 
     `rims="include"` applies `with_rims`. Caps and rims are drawn only where the FLAIR is at least
-    `RIM_CONTRAST` times as bright as the white matter around them, in pieces that come within
-    `RIM_REACH_MM` of a ventricle.
+    `RIM_CONTRAST` times as bright as the white matter around them.
     """
     limits = limits or card.limits()
     voxel_mm3 = flair.voxel_mm3
@@ -86,11 +82,6 @@ def delineate(
     bright_rims = drop_small(
         (either >= limits.threshold) & ~mask, voxel_mm3=voxel_mm3, smallest_mm3=limits.smallest_mm3
     )
-    ventricle = card.number(Tissue.VENTRICLE)
-    if ventricle is not None:
-        bright_rims = drop_far(
-            bright_rims, anatomy.data == ventricle, flair.spacing_mm, farthest_mm=RIM_REACH_MM
-        )
     drawn = Delineation(wmh, mask, liberal, bright_rims, anatomy, level)
     return drawn if rims == "separate" else with_rims(drawn, probabilities)
 
