@@ -36,6 +36,7 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from reliability import reliability_figure
 from synthetic_validation import held_out, patients
 
 from leuko.evaluation.metrics import dice
@@ -52,7 +53,6 @@ from leuko.model.predict import predict_pair
 from leuko.model.runtime import Model
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair
-from leuko.report.figures import reliability_figure
 from leuko.synthesis.anatomy import Anatomy
 from leuko.synthesis.images import synthesise
 from leuko.synthesis.sampling import choose

@@ -17,8 +17,9 @@ from leuko.io.record import (
     SettingsRecord,
 )
 from leuko.lesions.measure import MaskedScan, analyse
+from leuko.report.pictures import as_jpeg
 from leuko.report.single import report, sheet
-from leuko.report.viewer import RIM_KIND, Pane, as_jpeg
+from leuko.report.viewer import RIM_KIND, Pane
 from leuko.volume import Volume
 
 SHAPE, SPACING = (60, 72, 9), (2.0, 2.0, 6.0)
@@ -127,8 +128,9 @@ def a_scan(path, sha256="ab" * 32):
 def a_report(folder, flair, mask, band=None, **changes):
     """The page of a result, with rims in a band, and its picture in `folder`."""
     record, pane = a_record(flair, mask, **changes), a_pane(flair, mask, t1=flair.data, rims=band)
-    sheet(record, pane).savefig(folder / "qc.png", facecolor="black", dpi=60)
-    return report(record, lesions_of(flair, mask).lesions, pane, as_jpeg(folder / "qc.png"))
+    picture = sheet(record, pane)
+    picture.save(folder / "qc.png")
+    return report(record, lesions_of(flair, mask).lesions, pane, as_jpeg(picture))
 
 
 def finding(text, level="warning", code="cut-off"):

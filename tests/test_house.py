@@ -42,10 +42,9 @@ ONLY_IN = {
     "nilearn": {"synthesis.mni152"},
     "lightning_fabric": {"training.processes", "training.loop"},
     "tensorboard": {"training.tensorboard_log"},
-    "matplotlib": {"report.figures", "report.single"},
     "distributed": {"cohort.executor"},
     "psutil": {"cohort.worker"},
-    "PIL": {"report.viewer"},
+    "PIL": {"report.viewer", "report.pictures", "report.single"},
     "torch": {
         "model.network",
         "model.imagenet",
@@ -57,7 +56,7 @@ ONLY_IN = {
     },
 }
 HEAVY = (
-    "numpy", "scipy", "nibabel", "diplib", "matplotlib", "msgspec", "onnxruntime", "torch", "rich",
+    "numpy", "scipy", "nibabel", "diplib", "PIL", "msgspec", "onnxruntime", "torch", "rich",
 )  # fmt: skip
 ROOT = {"__init__.py", "errors.py", "volume.py", "segment.py", "results.py", "py.typed"}
 
@@ -162,7 +161,7 @@ def test_help_loads_nothing_heavy():
 
 @pytest.mark.parametrize("module", ["evaluation.evaluate", "cohort.gather"])
 def test_evaluating_and_gathering_load_no_image_processing(module):
-    libraries = ("SimpleITK", "diplib", "onnxruntime", "psutil", "torch", "matplotlib")
+    libraries = ("SimpleITK", "diplib", "onnxruntime", "psutil", "torch")
     code = f"import sys, leuko.{module}\nprint([n for n in {libraries} if n in sys.modules])"
     assert python(code) == "[]\n"
 

@@ -1,9 +1,6 @@
 """A file that cannot be written never takes the mask with it."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +12,6 @@ from leuko.io import nifti, outputs
 from leuko.io.outputs import MASK_FILE, RECORD_FILE
 from leuko.io.provenance import OUTPUT
 from leuko.longitudinal import compare
-from leuko.report import single
 
 SIDE = set(outputs.FILES) - {MASK_FILE, RECORD_FILE}
 
@@ -77,7 +73,7 @@ def test_without_its_tables_a_result_is_whole_but_for_them(run, monkeypatch):
 
 
 def test_what_fails_in_the_report_is_in_the_record(run, monkeypatch):
-    monkeypatch.setattr(single, "report", broken)
+    monkeypatch.setattr(results, "report", broken)
     result, names, out = run()
     assert missing(result) == {"report.html"}
     assert {"qc.png", MASK_FILE} <= names
@@ -85,7 +81,7 @@ def test_what_fails_in_the_report_is_in_the_record(run, monkeypatch):
 
 
 def test_a_report_can_do_without_the_picture(run, monkeypatch):
-    monkeypatch.setattr(single, "sheet", broken)
+    monkeypatch.setattr(results, "sheet", broken)
     result, names, _ = run()
     assert missing(result) == {"qc.png"}
     assert "report.html" in names
@@ -104,36 +100,13 @@ def test_a_dicom_segmentation_that_fails_leaves_the_mask(run, monkeypatch):
     assert MASK_FILE in names
 
 
-@pytest.mark.parametrize("raised", ["OSError('no writable folder')", "ImportError('no backend')"])
-def test_a_broken_matplotlib_costs_the_report_alone(heads, model, tmp_path, raised):
-    """Its import fails, as where it finds no folder to write into."""
-    (tmp_path / "matplotlib").mkdir()
-    (tmp_path / "matplotlib" / "__init__.py").write_text(f"raise {raised}")
-    head, out = heads / "head0", tmp_path / "out"
-    arguments = [*scans(head), "-o", out, "--model", model]
-    done = subprocess.run(
-        [sys.executable, "-m", "leuko.cli", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 3, done.stderr
-    assert "Traceback" not in done.stderr
-    for name in ("report.html", "qc.png"):
-        assert f"warning: {name} could not be written" in done.stderr
-    assert nifti.read_mask(out / MASK_FILE).data.any()
-    assert "report" not in done.stdout
-    assert (out / RECORD_FILE).is_file()
-
-
 def test_a_command_that_lacks_a_file_ends_with_its_own_code(
     heads, model, tmp_path, leuko, monkeypatch
 ):
     head = heads / "head0"
     arguments = [*scans(head), "--model", model]
     assert leuko(*arguments, "-o", tmp_path / "whole")[0] == 0
-    monkeypatch.setattr(single, "report", broken)
+    monkeypatch.setattr(results, "report", broken)
     code, _, err = leuko(*arguments, "-o", tmp_path / "lacking")
     assert code == 3
     assert "warning: report.html could not be written (the disk is full" in err
@@ -163,7 +136,7 @@ def _same(run, *_, **__):
 
 
 def test_a_cohorts_table_survives_its_page(cohort, monkeypatch, caplog):
-    monkeypatch.setattr("leuko.report.figures.cohort_histogram", broken)
+    monkeypatch.setattr("leuko.cohort.report.volume_histogram", broken)
     out = cohort(a={}, b={})
     (out / "report.html").write_text("of an earlier run")
     written = gather.write_batch(out)

@@ -44,7 +44,10 @@ from leuko.model.calibration import Judgement, interval_text
 from leuko.model.card import ModelCard
 from leuko.preprocessing.registration import Alignment
 from leuko.preprocessing.slices import Pair
-from leuko.report.viewer import RIM_KIND, Pane, as_jpeg
+from leuko.report.html import picture, text
+from leuko.report.pictures import as_jpeg
+from leuko.report.single import report, sheet
+from leuko.report.viewer import RIM_KIND, Pane
 from leuko.volume import Volume, resample_onto
 
 LESION_COLUMNS = tuple(field.name for field in fields(Lesion))
@@ -242,16 +245,8 @@ class Segmentation:
 
     def _repr_html_(self) -> str:
         """The numbers and one picture, for notebooks."""
-        from io import BytesIO
-
-        from leuko.report.html import picture, text
-        from leuko.report.single import sheet
-
-        png = BytesIO()
-        sheet(self.record(), _pane(self)).savefig(png, facecolor="black", dpi=60)
-        return (
-            f"<pre>{text(repr(self))}</pre>{picture(png.getvalue(), 'Slices with outlines', 'png')}"
-        )
+        jpeg = as_jpeg(sheet(self.record(), _pane(self)))
+        return f"<pre>{text(repr(self))}</pre>{picture(jpeg, 'Slices with outlines')}"
 
 
 def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
@@ -313,16 +308,12 @@ def _pane(result: Segmentation) -> Pane:
 def _write_report(folder: Path, result: Segmentation, record: RunRecord, tell_of: Tell) -> None:
     """Write `report.html` and `qc.png`; if one cannot be written, add a finding."""
     pane = _pane(result)
-    picture, jpeg = folder / PICTURE_FILE, b""
-    # matplotlib may be broken, or have no folder that it can write into.
+    jpeg = b""
     with side_output(folder, PICTURE_FILE, tell_of):
-        from leuko.report.single import sheet
-
-        sheet(record, pane).savefig(picture, facecolor="black", dpi=90)
-        jpeg = as_jpeg(picture)
+        overview = sheet(record, pane)
+        jpeg = as_jpeg(overview, quality=70)
+        overview.save(folder / PICTURE_FILE)
     with side_output(folder, REPORT_FILE, tell_of):
-        from leuko.report.single import report
-
         page = report(record, result.analysis.lesions, pane, jpeg)
         (folder / REPORT_FILE).write_text(page, encoding="utf-8", errors="backslashreplace")
 

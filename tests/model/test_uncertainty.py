@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from reliability import reliability_figure
 
 from leuko.errors import LeukoError
 from leuko.model.calibration import (
@@ -21,7 +22,6 @@ from leuko.model.calibration import (
 )
 from leuko.model.card import CARD_FILE, ModelCard, load_card
 from leuko.model.weights import find
-from leuko.report.figures import reliability_figure
 
 CALIBRATION = Calibration(
     temperature=3.0, volume_width=0.2, dice=DiceLine(0.9, -0.2, 0.1), measured_on="nothing"

@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageColor
 
 from leuko.io.record import FileRecord, Inputs
 from leuko.model.calibration import interval_text
-from leuko.report.figures import bullseye_figure, lesion_histogram, mosaic_figure
 from leuko.report.html import Column, shown, table, text
+from leuko.report.pictures import chosen_slices, mosaic
+from leuko.report.plots import bullseye, volume_histogram
 from leuko.report.viewer import RIM_KIND, encoded, fullest_slice, lesion_slices
 from leuko.volume import Volume
 from reports import a_head, a_pane, a_record, a_report, a_scan, finding
@@ -287,72 +287,99 @@ def test_the_page_says_whether_rims_are_counted_and_by_which_readers(
         assert words not in page
 
 
-def drawn(figure):
-    assert isinstance(figure, Figure)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return np.asarray(Image.open(file).convert("RGB"), int)
+def outlined(picture, colour):
+    """The pixels of a picture that have nearly a colour."""
+    away = np.abs(np.asarray(picture, int) - ImageColor.getrgb(colour))
+    return away.max(axis=2) < 100
 
 
 def test_a_mosaic_outlines_what_has_a_colour(head):
     flair, mask = head
     pane = a_pane(flair, mask)
-    slices = pane.slices(flair.data)
+    options = {"title": "WMH", "marks": ("R", "L"), "most": 6}
     colours = {1: "#ff0000", 2: "#0000ff"}
-    with_kinds, without = (
-        drawn(
-            mosaic_figure(
-                slices, pane.slices(kinds), colours, title="WMH", marks=("R", "L"), most=6
-            )
-        )
-        for kinds in (pane.kinds, 0 * pane.kinds)
-    )
-    red = (with_kinds[..., 0] > 200) & (with_kinds[..., 1] < 80)
-    assert red.any()
-    assert not ((without[..., 0] > 200) & (without[..., 1] < 80)).any()
+    kinds = [np.where(kind > 0, 1, 0) for kind in pane.slices(pane.kinds)]
+    slices = pane.slices(flair.data)
+    assert outlined(mosaic(slices, kinds, colours, **options), "#ff0000").any()
+    assert not outlined(mosaic(slices, kinds, {2: "#0000ff"}, **options), "#ff0000").any()
+    none = [0 * kind for kind in kinds]
+    assert not outlined(mosaic(slices, none, colours, **options), "#ff0000").any()
+
+
+def test_an_outline_follows_the_edge_of_its_mask():
+    image, mask = np.full((40, 50), 100), np.zeros((40, 50), bool)
+    mask[10:30, 15:35] = True
+    options = {"title": "", "marks": ("", "")}
+    line = outlined(mosaic([image], [mask.astype(int)], {1: "#ff0000"}, **options), "#ff0000")
+    rows, columns = np.nonzero(line)
+    scale = line.shape[1] / 50
+    edges = np.array([rows.min(), rows.max() + 1, columns.min(), columns.max() + 1]) / scale
+    np.testing.assert_allclose(edges, [10, 30, 15, 35], atol=0.6)
+    assert not line[
+        round(12 * scale) : round(28 * scale), round(17 * scale) : round(33 * scale)
+    ].any()
 
 
 def test_a_mosaic_has_as_many_slices_as_asked_for(head):
     slices = a_pane(*head).slices(head[0].data)
     kinds = [0 * image for image in slices]
-    for most in (1, 4, 24):
-        figure = mosaic_figure(slices, kinds, {}, title="", marks=("R", "L"), most=most)
-        assert sum(bool(axes.images) for axes in figure.axes) == min(most, len(slices))
+    rows = {
+        most: mosaic(slices, kinds, {}, title="", marks=("R", "L"), most=most).size
+        for most in (1, 4, 6, 7)
+    }
+    one, four, six, seven = (rows[most] for most in (1, 4, 6, 7))
+    assert one[0] < four[0] < six[0] == seven[0]
+    assert one[1] == four[1] == six[1] < seven[1]
 
 
-def test_a_mosaic_shows_the_slices_with_lesions_first(head):
-    slices = a_pane(*head).slices(head[0].data)
-    kinds = [np.full(image.shape, k in (1, 2, 7), int) for k, image in enumerate(slices)]
-    figure = mosaic_figure(slices, kinds, {}, title="WMH", marks=("R", "L"), most=4)
-    numbers = [axes.texts[0].get_text() for axes in figure.axes if axes.images]
-    assert {"2", "3", "8"} < set(numbers)
-    assert figure.get_suptitle() == "WMH, 4 of 9 slices"
+def test_a_mosaic_shows_the_slices_with_lesions_first():
+    kinds = [np.full((4, 4), k in (1, 2, 7), int) for k in range(9)]
+    assert {1, 2, 7} < set(chosen_slices(kinds, 4))
+    assert chosen_slices(kinds, 9) == list(range(9))
 
 
-def test_slices_with_rims_alone_come_after_those_with_lesions(head):
-    slices = a_pane(*head).slices(head[0].data)
-    kinds = [np.zeros(image.shape, int) for image in slices]
+def test_slices_with_rims_alone_come_after_those_with_lesions():
+    kinds = [np.zeros((40, 40), int) for _ in range(9)]
     for k, kind in ((1, 1), (2, RIM_KIND), (3, RIM_KIND), (7, 2)):
         kinds[k][20, 20] = kind
     kinds[1][25, 25] = RIM_KIND
-    options = {"title": "", "marks": ("R", "L"), "later": [RIM_KIND]}
-    for most, expected in ((2, {"2", "8"}), (4, {"2", "3", "4", "8"})):
-        figure = mosaic_figure(slices, kinds, {}, most=most, **options)
-        assert {axes.texts[0].get_text() for axes in figure.axes if axes.images} == expected
+    for most, expected in ((2, [1, 7]), (4, [1, 2, 3, 7])):
+        assert chosen_slices(kinds, most, later=[RIM_KIND]) == expected
 
 
-def test_a_histogram_counts_every_lesion():
-    volumes = [0.00001, 0.02, 0.03, 5, 5000]
-    (axes,) = lesion_histogram(volumes).axes
-    assert sum(bar.get_height() for bar in axes.patches) == len(volumes)
-    assert not any(bar.get_height() for bar in lesion_histogram([]).axes[0].patches)
+def counts_of(plot):
+    return [row[0] for _, row in plot.rows]
+
+
+@pytest.mark.parametrize("smallest_ml", [0.001, 0.1])
+def test_a_histogram_counts_every_volume(smallest_ml):
+    volumes = [0, 0.00001, 0.02, 0.03, 0.1, 1, 5, 1000, 5000]
+    options = {"what": "volume, mL", "counted": "lesions", "smallest_ml": smallest_ml}
+    plot = volume_histogram(volumes, **options)
+    assert sum(counts_of(plot)) == len(volumes)
+    assert plot.svg.count("<rect") == sum(count > 0 for count in counts_of(plot))
+    assert f"≤ {smallest_ml:g}" in plot.svg
+    for volume in (smallest_ml, 1, 10, 1000):
+        one = volume_histogram([volume], **options)
+        assert sum(counts_of(one)) == 1
+        assert "≤" not in one.svg
+
+
+@pytest.mark.parametrize("most", [1, 4, 5, 6, 11, 26, 60, 900])
+def test_a_histogram_has_few_whole_ticks(most):
+    plot = volume_histogram([1.0] * most, what="", counted="", smallest_ml=0.1)
+    ticks = [int(n) for n in re.findall(r'text-anchor="end">(\d+)<', plot.svg)]
+    assert 2 <= len(ticks) <= 6
+    assert ticks[-2] < most <= ticks[-1]
 
 
 def test_a_bullseye_is_darkest_where_most_is():
     ml = np.zeros((4, 9))
     ml[2, 5] = 3
     sectors = [f"{side} {lobe}" for lobe in "abcd" for side in ("left", "right")] + ["deep grey"]
-    (axes,) = bullseye_figure(ml, sectors).axes
-    darkness = [sum(bar.get_facecolor()[:3]) for bar in axes.patches]
-    assert np.sum(np.array(darkness) < 1.5) == 1
-    assert "3.0" in [words.get_text() for words in axes.texts]
+    plot = bullseye(ml, ("innermost", "inner", "outer", "outermost"), sectors)
+    fields = re.findall(r'<path [^>]*fill-opacity="([\d.]+)"', plot.svg)
+    assert sorted(map(float, fields)) == [0] * 35 + [1]
+    assert ">3.0<" in plot.svg
+    assert plot.rows[2] == ("outer", [0, 0, 0, 0, 0, 3, 0, 0, 0])
+    assert "nan" not in bullseye(0 * ml, ("a", "b", "c", "d"), sectors).svg

@@ -57,7 +57,7 @@ def _save_picture(path: Path, subject: Path, mask: Path) -> None:
 
     from leuko.io import nifti
     from leuko.preprocessing.slices import Preparation, prepare
-    from leuko.report.figures import method_figure
+    from leuko.report.pictures import method_steps
 
     flair, t1 = nifti.read(subject / "FLAIR.nii.gz"), nifti.read(subject / "T1.nii.gz")
     slices, placement = prepare(flair, t1, Preparation())
@@ -66,6 +66,4 @@ def _save_picture(path: Path, subject: Path, mask: Path) -> None:
         for path in (mask, subject / "wmh.nii.gz")
     )
     shown = int(found.sum(axis=(1, 2)).argmax())
-    method_figure(slices[shown], found[shown], known[shown]).savefig(
-        path, dpi=110, facecolor="black"
-    )
+    method_steps(slices[shown], found[shown], known[shown]).save(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from leuko.cohort import derivatives, ratings, summary
 from leuko.cohort.bids_names import OWN, Image
-from leuko.cohort.report import Entry, Failure
+from leuko.cohort.report import Entry, Failure, cohort_page
 from leuko.cohort.worker import LOGS
 from leuko.errors import LeukoError
 from leuko.io import outputs
@@ -153,8 +153,6 @@ def _write(
     with staged(out) as scratch:
         _save(scratch / TABLE, rows, ids)
         with side_output(scratch, PAGE, lambda finding: log.warning("%s", finding.text)):
-            from leuko.cohort.report import cohort_page  # matplotlib may be broken
-
             page = cohort_page(entries, failures, judged)
             (scratch / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
             written["report"] = out / PAGE

@@ -29,6 +29,7 @@ from leuko.report.html import (
     section,
     text,
 )
+from leuko.report.plots import volume_histogram
 
 MOST_CARDS = 2000  # of a page; with more, browsers get slow
 
@@ -135,15 +136,11 @@ def _mixture(entries: Sequence[Entry]) -> str:
 
 
 def _pictures(entries: Sequence[Entry]) -> str:
-    from leuko.report.figures import as_svg, cohort_histogram
-
     volumes = [entry.record.volume_ml for entry in entries if entry.record.is_usable]
     if not volumes:
         return ""
-    figure, bars = cohort_histogram(volumes)
-    rows = [(span, [count]) for span, count in bars]
-    histogram = drawing(as_svg(figure), "Scans by volume", ["scans"], rows, digits=0)
-    return f'<div class="places">{histogram}</div>'
+    plot = volume_histogram(volumes, what="WMH volume, mL", counted="scans", smallest_ml=0.1)
+    return f'<div class="places">{drawing(plot, "Scans by volume", digits=0)}</div>'
 
 
 def _failures(failures: Sequence[Failure]) -> str:

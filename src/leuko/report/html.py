@@ -19,6 +19,7 @@ from typing import Any
 
 from leuko.io.provenance import Finding, Level
 from leuko.io.record import RunRecord
+from leuko.report.plots import Plot
 from leuko.report.viewer import Pane, encoded
 
 # By level, most serious first: heading for one finding, for several, and class of the section.
@@ -195,35 +196,25 @@ def plain(caption: str, rows: Mapping[str, str]) -> str:
     return f'<table class="plain"><caption>{text(caption)}</caption><tbody>{body}</tbody></table>'
 
 
-def picture(content: bytes, alt: str, kind: str) -> str:
-    """An image embedded in the page; `kind` is jpeg or svg+xml."""
-    data = base64.b64encode(content).decode()
-    return f'<img alt="{text(alt)}" src="data:image/{kind};base64,{data}">'
+def picture(jpeg: bytes, alt: str) -> str:
+    """An image embedded in the page."""
+    data = base64.b64encode(jpeg).decode()
+    return f'<img alt="{text(alt)}" src="data:image/jpeg;base64,{data}">'
 
 
-def drawing(
-    svg: bytes,
-    caption: str,
-    head: Sequence[str] = (),
-    rows: Iterable[tuple[str, Sequence[float]]] = (),
-    *,
-    digits: int = 2,
-) -> str:
-    """A picture under its caption, and its data as a table for screen readers."""
-    titles = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
+def drawing(plot: Plot, caption: str, *, digits: int = 2) -> str:
+    """A plot under its caption, and its data as a table for screen readers."""
+    titles = "".join(f'<th scope="col">{text(name)}</th>' for name in plot.head)
     body = "".join(
         f'<tr><th scope="row">{text(name)}</th>'
         f"{''.join(f'<td>{shown(value, digits)}</td>' for value in values)}</tr>"
-        for name, values in rows
+        for name, values in plot.rows
     )
     listed = (
         f'<div class="unseen"><table><caption>{text(caption)}</caption><thead><tr><td></td>{titles}'
         f"</tr></thead><tbody>{body}</tbody></table></div>"
-        if body
-        else ""
     )
-    image = picture(svg, caption, "svg+xml")
-    return f"<figure><figcaption>{text(caption)}</figcaption>{image}{listed}</figure>"
+    return f"<figure><figcaption>{text(caption)}</figcaption>{plot.svg}{listed}</figure>"
 
 
 def shown(value: Any, digits: int) -> str:

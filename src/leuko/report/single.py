@@ -9,13 +9,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 import numpy as np
-from matplotlib.figure import Figure
+from PIL import Image
 
 from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import FileRecord, RunRecord
 from leuko.lesions.measure import Lesion
 from leuko.model.calibration import interval_text
-from leuko.report.figures import as_svg, bullseye_figure, lesion_histogram, mosaic_figure
 from leuko.report.html import (
     Column,
     Kind,
@@ -31,6 +30,8 @@ from leuko.report.html import (
     table,
     text,
 )
+from leuko.report.pictures import mosaic
+from leuko.report.plots import bullseye, volume_histogram
 from leuko.report.viewer import RIM_KIND, Pane, lesion_slices
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
@@ -57,9 +58,9 @@ COLUMNS = (
 )
 
 
-def sheet(record: RunRecord, pane: Pane) -> Figure:
+def sheet(record: RunRecord, pane: Pane) -> Image.Image:
     """An overview of slices with the outlines of lesions."""
-    return mosaic_figure(
+    return mosaic(
         pane.slices(next(iter(pane.images.values()))),
         pane.slices(pane.kinds),
         {number: kind.colour for number, kind in _kinds(record).items()},
@@ -97,7 +98,7 @@ def report(record: RunRecord, lesions: Sequence[Lesion], pane: Pane, sheet_jpeg:
         kinds=_kinds(record),
         verdict=saved_with_verdict(record),
         after=[
-            section("Slices", picture(sheet_jpeg, "Slices with outlines", "jpeg"), name="sheet")
+            section("Slices", picture(sheet_jpeg, "Slices with outlines"), name="sheet")
             if sheet_jpeg
             else "",
             section("Lesions", table(COLUMNS, placed, caption=_caption(lesions)), name="lesions")
@@ -207,18 +208,22 @@ def _caption(lesions: Sequence[Lesion]) -> str:
 def _places(record: RunRecord, lesions: Sequence[Lesion]) -> str:
     """Figures of location and size, with their data as tables for screen readers."""
     parts = []
-    bullseye = record.regions.bullseye if record.regions else None
-    if bullseye:
-        figure = bullseye_figure(np.array(bullseye.ml), bullseye.sectors)
+    by_lobe = record.regions.bullseye if record.regions else None
+    if by_lobe:
+        plot = bullseye(np.array(by_lobe.ml), by_lobe.shells, by_lobe.sectors)
         caption = (
             "WMH in mL by lobe and by depth, in quarters of the distance from the ventricles "
             "(centre) to the cortex (outside); infratentorial WMH are not shown"
         )
-        rows = zip(bullseye.shells, bullseye.ml, strict=True)
-        parts.append(drawing(as_svg(figure), caption, bullseye.sectors, rows))
+        parts.append(drawing(plot, caption))
     if lesions:
-        figure = lesion_histogram([lesion.volume_ml for lesion in lesions])
-        parts.append(drawing(as_svg(figure), "Lesions by volume"))
+        plot = volume_histogram(
+            [lesion.volume_ml for lesion in lesions],
+            what="lesion volume, mL",
+            counted="lesions",
+            smallest_ml=0.001,
+        )
+        parts.append(drawing(plot, "Lesions by volume", digits=0))
     return f'<div class="places">{"".join(parts)}</div>' if parts else ""
 
 

@@ -1,17 +1,16 @@
 """Scans in the form that a page shows: slices as small JPEGs, lesions as runs of voxels."""
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from leuko.report.pictures import as_jpeg
 from leuko.volume import Array, Volume
 
 BUDGET_BYTES = 1_900_000  # of the slices and lesions of a page; base64 makes them a third larger
@@ -114,11 +113,6 @@ def lesion_slices(pane: Pane) -> list[int]:
     return [int(k) for k in counts.reshape(-1, slices).argmax(axis=1)]
 
 
-def as_jpeg(picture: Path) -> bytes:
-    """A picture file as a small JPEG."""
-    return _saved(Image.open(picture).convert("RGB"), quality=70)
-
-
 def _drawn(pane: Pane) -> dict[str, Any]:
     """A pane as JSON, without its slices."""
     ids, kinds = pane.slices(pane.ids), pane.slices(pane.kinds)
@@ -149,13 +143,7 @@ def _jpeg(image: Array, side: int, quality: int) -> bytes:
     if scale < 1:
         size = [max(1, round(scale * pixels)) for pixels in picture.size]
         picture = picture.resize((size[0], size[1]), Image.Resampling.BILINEAR)
-    return _saved(picture, quality)
-
-
-def _saved(picture: Image.Image, quality: int) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality)
-    return file.getvalue()
+    return as_jpeg(picture, quality)
 
 
 def _runs(ids: Array, kinds: Array) -> list[int]:

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 from leuko.evaluation.metrics import MEASURES, Measure
 from leuko.io.provenance import versions
-from leuko.report.figures import Example, as_jpeg, as_svg, before_after_figure, change_figure
 from leuko.report.html import document, drawing, facts, picture, plain, section, shown, text
+from leuko.report.pictures import Example, as_jpeg, before_after
+from leuko.report.plots import dice_change
 from leuko.training.adaptation import Change, Validation, people_text, signed
 from leuko.training.dataset import person
 
@@ -28,7 +29,6 @@ def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str
     dice = {
         name: (validation.before[name]["dsc"], row["dsc"]) for name, row in validation.after.items()
     }
-    rows = [(name, list(pair)) for name, pair in dice.items()]
     caption = "Dice of each subject, before and after"
     settings = {name: text(value) for name, value in _settings(validation, about)}
     verdict = "".join(f"<p>{text(sentence)}</p>" for sentence in validation.sentences())
@@ -43,7 +43,7 @@ def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str
             ),
             section(
                 "Each subject",
-                drawing(as_svg(change_figure(dice)), caption, ["before", "after"], rows),
+                drawing(dice_change(dice), caption),
                 _table(validation),
             ),
             section(
@@ -190,7 +190,7 @@ def _shown(example: Example) -> str:
         f"{example.name}: before (left) and after (right), mask in orange, {labelled}; "
         f"Dice {example.dice[0]:.2f}, {example.dice[1]:.2f}"
     )
-    image = picture(as_jpeg(before_after_figure(example)), caption, "jpeg")
+    image = picture(as_jpeg(before_after(example)), caption)
     return f"<figure><figcaption>{text(caption)}</figcaption>{image}</figure>"
 
 

@@ -25,7 +25,7 @@ from leuko.io.files import read_json, staged, write_json
 from leuko.io.tissue import Tissue
 from leuko.model import runtime
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, tissue_level
-from leuko.report.figures import Example
+from leuko.report.pictures import Example
 from leuko.synthesis.images import synthesise
 from leuko.training import holdout, loop, plan, processes
 from leuko.training.adaptation import Validation
