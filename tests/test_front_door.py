@@ -136,7 +136,7 @@ def test_a_result_prints_in_a_few_lines(found):
     assert f"WMH {found.volume_ml:.2f} mL" in lines[1]
     assert len(lines) <= 5 + len(found.findings)
     html = found._repr_html_()
-    assert html.count("data:image/png;base64,") == 1
+    assert html.count("data:image/jpeg;base64,") == 1
     assert f"{found.volume_ml:.2f} mL" in html
 
 

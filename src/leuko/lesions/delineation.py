@@ -111,12 +111,12 @@ def tissue_map(anatomy: Volume, mask: Array, rims: Array | None, card: ModelCard
 
 def _anatomy(probabilities: Array, flair: Volume, card: ModelCard) -> Volume:
     """The most probable tissue of each voxel apart from WMH; caps and rims are white matter."""
-    count = len(card.tissues) - 1
-    tissues = probabilities[:count]
+    tissues = probabilities[: len(card.tissues) - 1]
+    anatomy = tissues.argmax(axis=0).astype(np.uint8)
     if card.knows_rims:  # and therefore white matter
-        tissues = tissues.copy()
-        tissues[card.number(Tissue.WHITE)] += probabilities[-2]
-    return flair.with_data(tissues.argmax(axis=0).astype(np.uint8))
+        white = card.number(Tissue.WHITE)
+        anatomy[tissues[white] + probabilities[-2] > tissues.max(axis=0)] = white
+    return flair.with_data(anatomy)
 
 
 def _drawn(wmh: Array, flair: Volume, level: Array | None, limits: Limits) -> tuple[Array, Array]:

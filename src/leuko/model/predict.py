@@ -3,9 +3,9 @@
 import numpy as np
 
 from leuko.io.provenance import Stopwatch
-from leuko.model.runtime import Model
+from leuko.model.runtime import BATCH, Model
 from leuko.preprocessing.slices import Pair
-from leuko.volume import Array, Volume
+from leuko.volume import Array, Orientation, Volume
 
 
 def predict(flair: Volume, t1: Volume | None, model: Model) -> Array:
@@ -23,14 +23,19 @@ def predict_pair(pair: Pair, model: Model, watch: Stopwatch) -> Array:
     all_planes = model.card.three_planes and pair.scan.is_nearly_isotropic
     axes = range(3) if all_planes else (None,)
     mean = np.zeros((len(model.card.classes), *pair.scan.data.shape), dtype=np.float32)
+    canonical = [Orientation.of(pair.scan.affine).apply(share) for share in mean]
     for axis in axes:
         with watch.stage("prepare"):
             slices, placement = pair.slices(axis)
-        with watch.stage("predict"):
-            probabilities = model.predict(slices)
-        with watch.stage("restore"):
-            for k in range(len(mean)):  # one class at a time: they are large
-                mean[k] += placement.restore(probabilities[:, k]) / len(axes)
+        stacks = [np.moveaxis(share, placement.across, 0) for share in canonical]
+        for start in range(0, len(slices), BATCH):  # the probabilities of all slices are large
+            part = slice(start, start + BATCH)
+            with watch.stage("predict"):
+                probabilities = model.predict(slices[part])
+            with watch.stage("restore"):
+                restored = placement.to_scan(probabilities) / len(axes)
+                for k, stack in enumerate(stacks):
+                    stack[part] += restored[:, k]
     return np.clip(mean, 0, 1, out=mean)
 
 

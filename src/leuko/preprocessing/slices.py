@@ -246,13 +246,16 @@ class Placement:
             moved = np.rint(moved)
         return moved.astype(canonical.dtype)
 
-    def restore(self, slices: Array) -> Array:
-        """Slices (N, H, W) restored to the scan's stored grid (X, Y, Z), float32.
+    def to_scan(self, slices: Array) -> Array:
+        """Slices (..., H, W) on the scan's pixels along rows and columns, float32; 0 outside them.
 
-        0 outside the slices. If the model's pixels are the scan's, values are restored exactly.
+        If the model's pixels are the scan's, values are restored exactly.
         """
-        stack = self.columns.to_scan(self.rows.to_scan(slices, 1), 2)
-        canonical = np.moveaxis(stack, 0, self.across)
+        return self.columns.to_scan(self.rows.to_scan(slices, -2), -1)
+
+    def restore(self, slices: Array) -> Array:
+        """All slices (N, H, W), as by `to_scan`, on the scan's stored grid (X, Y, Z), float32."""
+        canonical = np.moveaxis(self.to_scan(slices), 0, self.across)
         return Orientation.of(self.scan.affine).undo(canonical).astype(np.float32)
 
 
