@@ -120,7 +120,9 @@ def of_leuko(folder: Path) -> Method:
     model, card = runtime.load(folder), load_card(folder)
 
     def method(pair: Pair) -> Array:
-        return delineate(predict.predict(pair.flair, pair.t1, model), pair.flair, card).mask
+        shares = predict.predict(pair.flair, pair.t1, model)
+        prediction = predict.Prediction.of(shares, pair.flair, card)
+        return delineate(prediction, pair.flair, card).mask
 
     return method
 

@@ -34,8 +34,8 @@ from leuko.lesions.components import find_lesions
 from leuko.lesions.delineation import Delineation, tissue_map
 from leuko.lesions.drawing import draw
 from leuko.model import runtime, weights
-from leuko.model.card import ModelCard
-from leuko.model.predict import predict_pair
+from leuko.model.card import Limits, ModelCard
+from leuko.model.predict import Prediction, predict_pair
 from leuko.model.runtime import Model
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.simpleitk import without_bias
@@ -80,8 +80,7 @@ def main() -> None:
         model = left_out.get(source(folder.name), usual)
         limits = model.card.limits(options.threshold)
         for scans, pair in pairs(folder, model.card, corrected=options.bias_correction):
-            shares = predict_pair(pair, model, Stopwatch())
-            drawn = draw(shares, pair, model.card, limits, threads=THREADS).masks
+            drawn = masks_of(pair, model, limits)
             flair, mask = pair.scan, drawn.mask
             tissue = tissue_map(drawn.anatomy, mask, drawn.rims, model.card)
             references = references_of(folder)
@@ -144,6 +143,12 @@ def references_of(folder: Path) -> dict[str, Path]:
     if pathological.is_file():
         return {WMH: pathological} | ({WITH_RIMS: every} if every.is_file() else {})
     return {WMH: every} if every.is_file() else {}
+
+
+def masks_of(pair: Pair, model: Model, limits: Limits) -> Delineation:
+    shares = predict_pair(pair, model, Stopwatch())
+    prediction = Prediction.of(shares, pair.scan, model.card)
+    return draw(prediction, pair, model.card, limits, threads=THREADS).masks
 
 
 def with_rims(mask: Array, drawn: Delineation) -> Array:

@@ -49,7 +49,7 @@ from leuko.model import runtime, weights
 from leuko.model.calibration import DROP_ML, Calibration, DiceLine, Seen, judge
 from leuko.model.card import ModelCard, load_card, save_card
 from leuko.model.conformal import conformal_width, likeness, median_line
-from leuko.model.predict import predict_pair
+from leuko.model.predict import Prediction, predict_pair
 from leuko.model.runtime import Model
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair
@@ -220,9 +220,9 @@ def measure(job: Job, card: ModelCard) -> Row:
     """A row: what is seen of a scan as `leuko segment` sees it, and what is true."""
     scans = job.scans()
     flair, truth = scans["FLAIR"], scans["wmh"].data > 0
-    shares = job.shares(flair, scans.get("T1"))
+    prediction = Prediction.of(job.shares(flair, scans.get("T1")), flair, card)
     pair = Pair.of(flair, scans.get("T1"), card.preparation)
-    drawing = draw(shares, pair, card)
+    drawing = draw(prediction, pair, card)
     drawn, mask = drawing.anywhere, drawing.masks.mask
     if "tissue" in scans:  # broad caps and bands look alike: only the synthesis knows which it drew
         truth |= mask & (scans["tissue"].data == Tissue.RIM)
@@ -235,7 +235,7 @@ def measure(job: Job, card: ModelCard) -> Row:
         "person": job.person,
         "predictor": job.predictor,
         "spacing_mm": max(flair.spacing_mm),
-        **asdict(seen(shares[-1], drawn, mask, flair, card)),
+        **asdict(seen(prediction.wmh, drawn, mask, flair, card)),
         "true_ml": flair.ml(truth),
         "dice": dice(prediction=mask, reference=truth) if mask.any() else math.nan,
         "counts": np.histogram(odds, EDGES)[0].tolist(),

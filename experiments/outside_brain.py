@@ -21,7 +21,7 @@ from leuko.lesions.brain import brain_mask, find_outside
 from leuko.lesions.components import find_lesions
 from leuko.lesions.delineation import delineate
 from leuko.model import runtime, weights
-from leuko.model.predict import predict_pair
+from leuko.model.predict import Prediction, predict_pair
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair
 from leuko.volume import Array, Volume, world
@@ -59,7 +59,7 @@ def pairs(folder: Path) -> Iterator[tuple[str, Volume, Volume | None]]:
 def row(folder: Path, flair: Volume, t1: Volume | None, model: runtime.Model) -> str:
     card, grid = model.card, flair.canonical()
     shares = predict_pair(Pair.of(flair, t1, card.preparation), model, Stopwatch())
-    drawn = delineate(shares, flair, card)
+    drawn = delineate(Prediction.of(shares, flair, card), flair, card)
     anatomy = drawn.anatomy.canonical()
     mask = flair.with_data(drawn.mask).canonical().data
     brain = brain_mask(anatomy)

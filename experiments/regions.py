@@ -17,12 +17,11 @@ from synthetic_validation import held_out
 from leuko.io.provenance import Stopwatch
 from leuko.io.tissue import Tissue
 from leuko.lesions import quality_checks
-from leuko.lesions.delineation import delineate
 from leuko.lesions.location import RULES
 from leuko.lesions.measure import MaskedScan, analyse
 from leuko.lesions.mni import Place
 from leuko.model import runtime, weights
-from leuko.model.predict import predict_pair
+from leuko.model.predict import Prediction, predict_pair
 from leuko.preprocessing.slices import Pair
 from leuko.synthesis.images import synthesise
 from leuko.synthesis.sampling import choose
@@ -48,7 +47,7 @@ def main() -> None:
             pair = Pair.of(made["FLAIR"], made.get("T1"), model.card.preparation)
             shares = predict_pair(pair, model, Stopwatch())
             drawn = made["wmh"].data > 0
-            tissues = delineate(shares, made["FLAIR"], model.card).anatomy
+            tissues = Prediction.of(shares, made["FLAIR"], model.card).anatomy
             seen = quality_checks.with_wmh(tissues, drawn).canonical()
             mask = truth.data == Tissue.WMH
             for rule in RULES:

@@ -22,7 +22,7 @@ from leuko.io import nifti
 from leuko.io.provenance import Stopwatch
 from leuko.lesions import brain
 from leuko.lesions.drawing import draw
-from leuko.model.predict import predict_pair
+from leuko.model.predict import Prediction, predict_pair
 from leuko.volume import world
 
 DEPTHS_MM = (-math.inf, 5, 8, 12, 16, 20)
@@ -45,10 +45,11 @@ def main() -> None:
         )
         for scans, pair in pairs(path.parent, model.card, corrected=False):
             shares = predict_pair(pair, model, Stopwatch())
+            prediction = Prediction.of(shares, pair.scan, model.card)
             label = f"| {path.parent.name} | {scans} |"
             for least_mm in DEPTHS_MM:
                 with mock.patch.object(brain, "RIM_DEPTH_MM", least_mm):
-                    drawing = draw(shares, pair, model.card, threads=THREADS)
+                    drawing = draw(prediction, pair, model.card, threads=THREADS)
                 drawn = drawing.masks
                 row = compare(both, pair.scan.with_data(with_rims(drawn.mask, drawn)))
                 cells = " | ".join(f"{row[column]:.3f}" for column in COLUMNS)

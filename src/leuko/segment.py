@@ -92,7 +92,7 @@ def segment(
                 allowed = _outside(excluding.volume, work.flair.volume)
         found = work.infer()
         drawing = draw(
-            found.probabilities,
+            found.prediction,
             found.pair,
             card,
             work.limits,
@@ -108,7 +108,7 @@ def segment(
         is_judged = work.limits == card.limits() and settings.rims != "include"
         if card.calibration is not None and is_judged and not work.is_doubted:
             with work.watch.stage("analyse"):
-                wmh, mask = found.probabilities[-1], drawing.masks.mask
+                wmh, mask = found.prediction.wmh, drawing.masks.mask
                 sign = seen(wmh, drawing.anywhere, mask, found.flair, card, allowed=allowed)
                 judgement = judge(card.calibration, sign)
         return work.result(
@@ -150,7 +150,7 @@ def measure(
         found = work.infer()
         with work.watch.stage("delineate"):
             limits = work.limits
-            drawn = delineate(found.probabilities, found.flair, work.card, limits, rims="exclude")
+            drawn = delineate(found.prediction, found.flair, work.card, limits, rims="exclude")
             drawn = replace(drawn, mask=given, liberal=drawn.liberal | given)
             checked = check(
                 drawn, found.pair, work.card, flair=work.canonical_flair, threads=work.threads

@@ -20,6 +20,7 @@ from leuko.lesions.delineation import (
 )
 from leuko.model.calibration import TYPICAL_CONTRAST
 from leuko.model.card import Limits, ModelCard
+from leuko.model.predict import Prediction
 from leuko.preprocessing.slices import Preparation
 from leuko.volume import Volume
 
@@ -47,6 +48,10 @@ def shares(**maps):
         p[CLASSES.index(name)] = values
     p[WHITE] = 1 - p.sum(axis=0)
     return p
+
+
+def masks_of(p, flair, model_card, **options):
+    return delineate(Prediction.of(p, flair, model_card), flair, model_card, **options)
 
 
 def box(low, high):
@@ -95,8 +100,8 @@ def test_limits_of_a_card_are_its_own_and_wrong_ones_are_refused():
 def test_the_flair_decides_where_a_lesion_ends(drawn):
     flair = blurred_lesion(box(20, 28))
     p = np.where(box(*drawn), 0.6, np.where(box(15, 33), 0.4, 0.01))
-    plain = delineate(shares(wmh=p), flair, card()).mask
-    found = delineate(shares(wmh=p), flair, card(edges=True))
+    plain = masks_of(shares(wmh=p), flair, card()).mask
+    found = masks_of(shares(wmh=p), flair, card(edges=True))
     assert (plain == box(*drawn)).all()
     bright = np.percentile(flair.data[box(*drawn)], 90)
     readers = flair.data >= 100 + EDGE * (bright - 100)
@@ -107,10 +112,10 @@ def test_the_flair_decides_where_a_lesion_ends(drawn):
 
 def test_edges_change_nothing_where_there_is_no_lesion_nor_in_other_slices():
     flair = blurred_lesion(box(20, 28))
-    empty = delineate(shares(wmh=0.1), flair, card(edges=True))
+    empty = masks_of(shares(wmh=0.1), flair, card(edges=True))
     assert not empty.mask.any()
     np.testing.assert_array_equal(empty.probability, np.full(SHAPE, 0.1, np.float32))
-    found = delineate(shares(wmh=np.where(box(20, 28), 0.9, 0)), flair, card(edges=True))
+    found = masks_of(shares(wmh=np.where(box(20, 28), 0.9, 0)), flair, card(edges=True))
     assert set(np.flatnonzero(found.mask.any(axis=(0, 1)))) == {2}
 
 
@@ -119,7 +124,7 @@ def test_the_scale_of_the_flair_does_not_matter(scale):
     flair = blurred_lesion(box(20, 28))
     scaled = flair.with_data(flair.data * np.float32(scale))
     p = shares(wmh=np.where(box(18, 30), 0.7, 0), rim=np.where(box(34, 40), 0.6, 0))
-    one, other = (delineate(p, scan, card(edges=True)) for scan in (flair, scaled))
+    one, other = (masks_of(p, scan, card(edges=True)) for scan in (flair, scaled))
     np.testing.assert_array_equal(one.mask, other.mask)
     np.testing.assert_array_equal(one.rims, other.rims)
 
@@ -146,7 +151,7 @@ def rims_and_a_lesion():
 
 def test_rims_are_those_that_are_bright_and_no_wmh():
     flair, p, bright = rims_and_a_lesion()
-    drawn = delineate(p, flair, card())
+    drawn = masks_of(p, flair, card())
     np.testing.assert_array_equal(drawn.rims, bright)
     np.testing.assert_array_equal(drawn.mask, box(20, 28))
     assert (drawn.mask <= drawn.liberal).all()
@@ -159,7 +164,7 @@ def test_rims_are_those_that_are_bright_and_no_wmh():
 def test_rims_are_counted_or_left_out_as_asked():
     flair, p, bright = rims_and_a_lesion()
     separate, both, without = (
-        delineate(p, flair, card(), rims=rims) for rims in ("separate", "include", "exclude")
+        masks_of(p, flair, card(), rims=rims) for rims in ("separate", "include", "exclude")
     )
     np.testing.assert_array_equal(both.mask, separate.mask | bright)
     assert (both.mask == (both.probability >= 0.5)).all()
@@ -172,7 +177,7 @@ def test_rims_are_counted_or_left_out_as_asked():
 def test_a_model_without_rims_draws_none():
     flair, p, _ = rims_and_a_lesion()
     merged = np.concatenate([p[:WHITE], p[WHITE:RIM] + p[RIM:WMH], p[WMH:]])
-    drawn = delineate(merged, flair, card(classes=CLASSES_WITHOUT_RIM), rims="include")
+    drawn = masks_of(merged, flair, card(classes=CLASSES_WITHOUT_RIM), rims="include")
     assert drawn.rims is None
     np.testing.assert_array_equal(drawn.mask, box(20, 28))
 
@@ -181,7 +186,7 @@ def test_what_is_seen_is_the_volume_between_those_at_other_thresholds_and_the_co
     truth, unsure = box(10, 20), box(30, 40)
     flair = blurred_lesion(truth | unsure, height=50.0)
     p = shares(wmh=0.99 * truth + 0.9 * unsure + 0.2 * box(2, 6))
-    drawn = delineate(p, flair, card())
+    drawn = masks_of(p, flair, card())
     sign = seen(p[WMH], drawn, drawn.mask, flair, card())
     assert sign.conservative_ml == pytest.approx(flair.ml(truth))
     assert sign.found_ml == pytest.approx(flair.ml(truth | unsure))
@@ -193,7 +198,7 @@ def test_lesions_that_were_removed_or_are_not_allowed_are_in_no_volume():
     kept, removed, forbidden = box(10, 20), box(30, 40), box(2, 6)
     flair = blurred_lesion(kept | removed)
     p = shares(wmh=0.99 * kept + 0.99 * removed + 0.2 * forbidden)
-    drawn = delineate(p, flair, card())
+    drawn = masks_of(p, flair, card())
     sign = seen(p[WMH], drawn, kept, flair, card(), allowed=~forbidden)
     assert sign.conservative_ml == sign.found_ml == sign.liberal_ml == flair.ml(kept)
     assert sign.spread == 0
@@ -204,7 +209,7 @@ def test_the_volumes_that_are_seen_follow_edges_as_the_mask_does():
     flair = blurred_lesion(truth)
     p = shares(wmh=np.where(truth, 0.97, 0.02))
     edged = card(edges=True)
-    drawn = delineate(p, flair, edged)
+    drawn = masks_of(p, flair, edged)
     sign = seen(p[WMH], drawn, drawn.mask, flair, edged)
     assert 0 < sign.conservative_ml <= sign.found_ml <= sign.liberal_ml < 2 * sign.found_ml
 
@@ -212,7 +217,7 @@ def test_the_volumes_that_are_seen_follow_edges_as_the_mask_does():
 def test_of_an_empty_mask_nothing_is_seen():
     flair = blurred_lesion(box(0, 0))
     p = shares()
-    sign = seen(p[WMH], delineate(p, flair, card()), box(0, 0), flair, card())
+    sign = seen(p[WMH], masks_of(p, flair, card()), box(0, 0), flair, card())
     assert (sign.found_ml, sign.conservative_ml, sign.liberal_ml) == (0, 0, 0)
     assert sign.contrast == TYPICAL_CONTRAST
 
@@ -220,5 +225,5 @@ def test_of_an_empty_mask_nothing_is_seen():
 def test_without_white_matter_to_compare_with_the_contrast_is_the_typical_one():
     flair = blurred_lesion(box(10, 20))
     p = shares(wmh=np.where(box(10, 20), 0.99, 0.3))
-    drawn = delineate(p, flair, card())
+    drawn = masks_of(p, flair, card())
     assert seen(p[WMH], drawn, drawn.mask, flair, card()).contrast == TYPICAL_CONTRAST

@@ -21,6 +21,7 @@ from leuko.longitudinal.compare import compare
 from leuko.model import inference
 from leuko.model.calibration import Calibration
 from leuko.model.card import ModelCard, load_card
+from leuko.model.predict import Prediction
 from leuko.model.runtime import Model
 from leuko.model.weights import DEFAULT, find
 from leuko.preprocessing.slices import Preparation
@@ -146,7 +147,7 @@ def test_the_mask_is_where_the_probability_is_high(runs):
 
 def test_rims_outside_the_brain_and_in_an_exclusion_mask_are_left_out(runs):
     flair = nifti.read(runs.folder / "FLAIR.nii.gz")
-    assert (delineate(runs.p, flair, CARD).rims & runs.scalp).any()
+    assert (delineate(Prediction.of(runs.p, flair, CARD), flair, CARD).rims & runs.scalp).any()
     assert "lesions outside the brain" in runs.results["separate"].checks
     assert runs.results["separate"].outside.lesions > 0
     assert not (runs.results["separate"].maps.rims.data & runs.scalp).any()

@@ -16,6 +16,7 @@ from leuko.io.tissue import Tissue
 from leuko.lesions.components import TOUCHING, drop_small, find_lesions, large
 from leuko.model.calibration import TYPICAL_CONTRAST, Seen
 from leuko.model.card import Limits, ModelCard
+from leuko.model.predict import Prediction
 from leuko.volume import Array, Volume
 
 # Brightness of a lesion's edge, from the white matter around it (0) to the lesion (1). The median
@@ -51,23 +52,21 @@ class Delineation:
 
 
 def delineate(
-    probabilities: Array,
+    prediction: Prediction,
     flair: Volume,
     card: ModelCard,
     limits: Limits | None = None,
     *,
     rims: Rims = "separate",
 ) -> Delineation:
-    """Masks from a model's probabilities (C, X, Y, Z), by default at the model's own limits.
+    """Masks from a model's prediction, by default at the model's own limits.
 
     `rims="include"` applies `with_rims`. Caps and rims are drawn only where the FLAIR is at least
     `RIM_CONTRAST` times as bright as the white matter around them.
     """
     limits = limits or card.limits()
     voxel_mm3 = flair.voxel_mm3
-    wmh = probabilities[-1]
-    anatomy = _anatomy(probabilities, flair, card)
-    rim = probabilities[-2] if card.knows_rims else None
+    wmh, rim, anatomy = prediction.wmh, prediction.rims, prediction.anatomy
     level = None
     white_class = card.number(Tissue.WHITE)
     if white_class is not None and (card.edges or rim is not None):
@@ -78,19 +77,19 @@ def delineate(
     if rim is None or level is None or rims == "exclude":
         return Delineation(wmh, mask, liberal, None, anatomy, level)
     bright = flair.data >= RIM_CONTRAST * level
-    either = np.where(bright, np.minimum(probabilities[-1] + rim, 1), 0)
+    either = np.where(bright, np.minimum(prediction.wmh + rim, 1), 0)
     bright_rims = drop_small(
         (either >= limits.threshold) & ~mask, voxel_mm3=voxel_mm3, smallest_mm3=limits.smallest_mm3
     )
     drawn = Delineation(wmh, mask, liberal, bright_rims, anatomy, level)
-    return drawn if rims == "separate" else with_rims(drawn, probabilities)
+    return drawn if rims == "separate" else with_rims(drawn, prediction)
 
 
-def with_rims(drawn: Delineation, probabilities: Array) -> Delineation:
+def with_rims(drawn: Delineation, prediction: Prediction) -> Delineation:
     """The delineation with caps and rims added to the probability and the masks of WMH."""
-    if drawn.rims is None:
+    if drawn.rims is None or prediction.rims is None:
         return drawn
-    either = np.minimum(probabilities[-1] + probabilities[-2], 1)
+    either = np.minimum(prediction.wmh + prediction.rims, 1)
     return replace(
         drawn,
         probability=np.where(drawn.rims, np.maximum(drawn.probability, either), drawn.probability),
@@ -107,16 +106,6 @@ def tissue_map(anatomy: Volume, mask: Array, rims: Array | None, card: ModelCard
         tissue[rims] = len(card.classes) - 2
     tissue[mask] = len(card.classes) - 1
     return anatomy.with_data(tissue)
-
-
-def _anatomy(probabilities: Array, flair: Volume, card: ModelCard) -> Volume:
-    """The most probable tissue of each voxel apart from WMH; caps and rims are white matter."""
-    tissues = probabilities[: len(card.tissues) - 1]
-    anatomy = tissues.argmax(axis=0).astype(np.uint8)
-    if card.knows_rims:  # and therefore white matter
-        white = card.number(Tissue.WHITE)
-        anatomy[tissues[white] + probabilities[-2] > tissues.max(axis=0)] = white
-    return flair.with_data(anatomy)
 
 
 def _drawn(wmh: Array, flair: Volume, level: Array | None, limits: Limits) -> tuple[Array, Array]:

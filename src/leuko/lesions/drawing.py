@@ -13,6 +13,7 @@ from leuko.lesions.brain import Outside, brain_mask, within_brain
 from leuko.lesions.delineation import Delineation, delineate, with_rims
 from leuko.lesions.mni import Place
 from leuko.model.card import Limits, ModelCard
+from leuko.model.predict import Prediction
 from leuko.preprocessing.slices import Pair
 from leuko.volume import Array, Volume
 
@@ -42,7 +43,7 @@ class Drawing:
 
 
 def draw(
-    probabilities: Array,
+    prediction: Prediction,
     pair: Pair,
     card: ModelCard,
     limits: Limits | None = None,
@@ -53,7 +54,7 @@ def draw(
     threads: int = 1,
     watch: Stopwatch | None = None,
 ) -> Drawing:
-    """Masks from a model's probabilities (C, X, Y, Z), by default at the model's own limits.
+    """Masks from a model's prediction, by default at the model's own limits.
 
     The quality checks examine `flair`, by default that of `pair`, which may be corrected for bias.
     WMH and rims are kept only where `allowed` (X, Y, Z) is True and, unless the result must not be
@@ -63,7 +64,7 @@ def draw(
     watch = watch or Stopwatch()
     with watch.stage("delineate"):
         apart: Rims = "exclude" if rims == "exclude" else "separate"
-        drawn = delineate(probabilities, pair.scan, card, limits, rims=apart)
+        drawn = delineate(prediction, pair.scan, card, limits, rims=apart)
         excluded = None
         if allowed is not None:
             drawn, excluded = _without_excluded(drawn, allowed, rims=rims)
@@ -80,7 +81,7 @@ def draw(
                 checked = replace(checked, checks=(*checked.checks, "lesions outside the brain"))
         masks = kept
         if rims == "include":
-            masks = replace(with_rims(kept, probabilities), rims=kept.rims)
+            masks = replace(with_rims(kept, prediction), rims=kept.rims)
     return Drawing(masks, drawn, replace(checked, findings=tuple(findings)), outside, excluded)
 
 

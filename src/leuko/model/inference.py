@@ -1,15 +1,15 @@
-"""From two scans to probabilities: bias correction, registration of the T1, the network."""
+"""From two scans to a prediction: bias correction, registration of the T1, the network."""
 
 from dataclasses import dataclass
 
 from leuko.errors import LeukoError
 from leuko.io.provenance import Finding, Level, Stopwatch, tell
-from leuko.model.predict import predict_pair
+from leuko.model.predict import Prediction, predict_pair
 from leuko.model.runtime import Model
 from leuko.preprocessing.registration import Alignment, Mode, align
 from leuko.preprocessing.simpleitk import without_bias
 from leuko.preprocessing.slices import Pair
-from leuko.volume import Array, Volume
+from leuko.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class Inference:
     flair: Volume  # as the model saw it: bias corrected, if asked for
     t1: Volume | None  # likewise, registered to the FLAIR
     pair: Pair
-    probabilities: Array  # (C, X, Y, Z), float32, on the FLAIR's grid
+    prediction: Prediction
     alignment: Alignment | None  # of the T1; None without one
 
 
@@ -51,7 +51,8 @@ def infer(
             t1 = moved.apply(t1)
     with watch.stage("prepare"):
         pair = Pair.of(flair, t1, preparation)
-    return Inference(flair, t1, pair, predict_pair(pair, model, watch), moved)
+    prediction = Prediction.of(predict_pair(pair, model, watch), pair.scan, model.card)
+    return Inference(flair, t1, pair, prediction, moved)
 
 
 def _alignment(

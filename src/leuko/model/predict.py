@@ -1,11 +1,37 @@
 """Predicts probabilities on the FLAIR's grid from a FLAIR and an aligned T1."""
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 
 from leuko.io.provenance import Stopwatch
+from leuko.io.tissue import Tissue
+from leuko.model.card import ModelCard
 from leuko.model.runtime import BATCH, Model
 from leuko.preprocessing.slices import Pair
 from leuko.volume import Array, Orientation, Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What masks are drawn from, on the grid of the FLAIR; smaller than all probabilities."""
+
+    wmh: Array  # probability of WMH, float32 (X, Y, Z)
+    rims: Array | None  # probability of caps and rims; None if the model lacks the class
+    anatomy: Volume  # most probable tissue apart from WMH, caps and rims, uint8
+
+    @classmethod
+    def of(cls, probabilities: Array, flair: Volume, card: ModelCard) -> Self:
+        """From probabilities (C, X, Y, Z); caps and rims are white matter in the anatomy."""
+        tissues = probabilities[: len(card.tissues) - 1]
+        anatomy = tissues.argmax(axis=0).astype(np.uint8)
+        rims = None
+        if card.knows_rims:  # and therefore white matter
+            rims = probabilities[-2].copy()
+            white = card.number(Tissue.WHITE)
+            anatomy[tissues[white] + rims > tissues.max(axis=0)] = white
+        return cls(probabilities[-1].copy(), rims, flair.with_data(anatomy))
 
 
 def predict(flair: Volume, t1: Volume | None, model: Model) -> Array:
@@ -36,6 +62,7 @@ def predict_pair(pair: Pair, model: Model, watch: Stopwatch) -> Array:
                 restored = placement.to_scan(probabilities) / len(axes)
                 for k, stack in enumerate(stacks):
                     stack[part] += restored[:, k]
+    model.release()
     return np.clip(mean, 0, 1, out=mean)
 
 

@@ -7,6 +7,7 @@ only then.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ import onnxruntime
 from leuko.errors import LeukoError, require
 from leuko.model.card import ONNX_FILE, ModelCard, load_card
 from leuko.model.weights import DEFAULT, find
-from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, centred
+from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, MULTIPLE, centred
 from leuko.volume import Array
 
 Device = Literal["cpu", "cuda", "mps"]
@@ -32,6 +33,8 @@ class Model:
     card: ModelCard
     network: Callable[[Array], Array]  # uint8 (N, H, W, 3) to float32 (N, C, H, W)
     folder: Path | None = None  # the folder it was loaded from
+    # Frees memory that the network keeps between batches.
+    release: Callable[[], None] = lambda: None
 
     def predict(self, slices: Array, *, batch: int = BATCH) -> Array:
         """Probabilities (N, C, H, W), float32, of colour slices (N, H, W, 3), uint8.
@@ -85,7 +88,7 @@ def load(
         session = _session(folder / ONNX_FILE, provider, threads)
         _require_fit(session, card, folder)
         if provider in session.get_providers():  # missing if its libraries did not load
-            return Model(card, _onnx_network(session), folder)
+            return Model(card, _onnx_network(session), folder, partial(_shrink, session))
     require_device(device)
     return Model(card, _torch_network(folder, card, device, threads), folder)
 
@@ -121,6 +124,14 @@ def _onnx_network(session: onnxruntime.InferenceSession) -> Callable[[Array], Ar
         return probabilities
 
     return run
+
+
+def _shrink(session: onnxruntime.InferenceSession) -> None:
+    """Return onnxruntime's arena to the system; this needs a run, here of the smallest slice."""
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    smallest = np.zeros((1, MULTIPLE, MULTIPLE, 3), dtype=np.uint8)
+    session.run(["probabilities"], {"slices": smallest}, options)
 
 
 def _torch_network(

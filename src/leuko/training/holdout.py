@@ -15,7 +15,7 @@ from leuko.lesions import quality_checks
 from leuko.lesions.delineation import tissue_map
 from leuko.lesions.drawing import Drawing, draw
 from leuko.model import runtime
-from leuko.model.predict import predict, predict_pair, to_tissue
+from leuko.model.predict import Prediction, predict, predict_pair, to_tissue
 from leuko.preprocessing.slices import Pair
 from leuko.training.dataset import Subject, read_classes, read_pair
 from leuko.volume import Volume
@@ -110,7 +110,8 @@ def segment(
 
 def _drawing(flair: Volume, t1: Volume | None, model: runtime.Model) -> Drawing:
     pair = Pair.of(flair.canonical(), t1, model.card.preparation)
-    return draw(predict_pair(pair, model, Stopwatch()), pair, model.card)
+    prediction = Prediction.of(predict_pair(pair, model, Stopwatch()), pair.scan, model.card)
+    return draw(prediction, pair, model.card)
 
 
 def _tissue(subject: Subject, model: runtime.Model) -> Volume:
