@@ -2,13 +2,16 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import leuko
+from phantoms import SMALL_MODEL
 
 SOURCE = Path(leuko.__file__).parent
 # From the top down: a package imports those below it, and its own modules without a circle.
@@ -58,6 +61,10 @@ ONLY_IN = {
 HEAVY = (
     "numpy", "scipy", "nibabel", "diplib", "PIL", "msgspec", "onnxruntime", "torch", "rich",
 )  # fmt: skip
+SEGMENT_LOADS = {
+    "diplib", "msgspec", "nibabel", "numpy", "onnxruntime", "pillow", "platformdirs", "scipy",
+    "simpleitk", "typer",
+}  # fmt: skip
 ROOT = {"__init__.py", "errors.py", "volume.py", "segment.py", "results.py", "py.typed"}
 
 
@@ -157,6 +164,27 @@ def test_help_loads_nothing_heavy():
         f"print('LOADED', [name for name in {HEAVY} if name in sys.modules])"
     )
     assert loaded.splitlines()[-1] == "LOADED []"
+
+
+def test_segmenting_loads_only_the_libraries_that_it_needs(heads, tmp_path):
+    head = heads / "head0"
+    arguments = ["segment", "-o", tmp_path / "out", "--model", SMALL_MODEL]
+    arguments += ["--flair", head / "FLAIR.nii.gz", "--t1", head / "T1.nii.gz"]
+    printed = python(
+        "import sys\n"
+        "from leuko.cli import main\n"
+        f"try:\n    main({list(map(str, arguments))})\nexcept SystemExit:\n    pass\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    declared = {re.split(r"[^\w-]", needed)[0].lower() for needed in metadata.requires("leuko")}
+    providers = metadata.packages_distributions()
+    loaded = {
+        library.lower()
+        for name in printed.splitlines()[-1].split()
+        for library in providers.get(name, ())
+    }
+    # nibabel loads pydicom, and pydicom its decoders, where they are installed.
+    assert (loaded & declared) - {"pydicom", "python-gdcm"} <= SEGMENT_LOADS
 
 
 @pytest.mark.parametrize("module", ["evaluation.evaluate", "cohort.gather"])
