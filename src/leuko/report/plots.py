@@ -19,8 +19,9 @@ DENSE = 0.45  # of the largest volume: on such a field light words are easier to
 LARGEST_ML = 1e3  # in a histogram
 BINS = 4  # of a histogram, per power of ten
 # Of a bullseye: centre, smallest radius, width of a shell, distance of two lines of text.
-CENTRE, INNER, STEP, LINE_HEIGHT = (180, 172), 22, 29, 12
+CENTRE, INNER, STEP, LINE_HEIGHT = (180, 172), 22, 27, 12
 
+LABEL_PX = 27  # from a bullseye to the name of a sector
 STEPS = 20  # of a colour bar
 
 Point = tuple[float, float]
@@ -52,7 +53,7 @@ def bullseye(ml: Array, shells: Sequence[str], sectors: Sequence[str]) -> Plot:
             if volume >= LEAST_SHOWN_ML:
                 ink = PAPER if volume > DENSE * most else INK
                 parts.append(_text(_at(middle, (low + high) / 2), f"{volume:.1f}", ink=ink))
-        x, y = _at(middle, radii[-1] + 22)
+        x, y = _at(middle, radii[-1] + LABEL_PX)
         words = sectors[sector].split()
         for line, word in enumerate(words):
             parts.append(_text((x, y + LINE_HEIGHT * (line - (len(words) - 1) / 2)), word))
