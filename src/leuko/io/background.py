@@ -37,7 +37,9 @@ def without_background(scan: Volume) -> Volume:
     """
     data = scan.data
     in_plane = [axis for axis in range(3) if axis != scan.through_plane_axis]
-    edges = np.concatenate([data.take(k, axis).ravel() for axis in in_plane for k in (0, -1)])
+    edges = np.concatenate(
+        [np.moveaxis(data, axis, 0)[k].ravel() for axis in in_plane for k in (0, -1)]
+    )
     if data.min() >= 0 and np.count_nonzero(edges) < 0.5 * len(edges):
         return scan
     level = float(np.median(edges))
