@@ -40,7 +40,9 @@ def without_background(scan: Volume) -> Volume:
     edges = np.concatenate(
         [np.moveaxis(data, axis, 0)[k].ravel() for axis in in_plane for k in (0, -1)]
     )
-    if data.min() >= 0 and np.count_nonzero(edges) < 0.5 * len(edges):
+    if np.count_nonzero(edges) < 0.5 * len(edges):
+        if data.min() < 0:
+            _require_signal(scan, 0.0)
         return scan
     level = float(np.median(edges))
     step = float(np.percentile(np.abs(data - level), 99))
@@ -49,7 +51,7 @@ def without_background(scan: Volume) -> Volume:
     if data.min() < 0:
         _require_signal(scan, level if is_constant else 0.0)
     is_dark = tolerance < level < DARK * step
-    if not is_constant or is_dark or np.count_nonzero(edges) < 0.5 * len(edges):
+    if not is_constant or is_dark:
         return scan
     if level > tolerance:
         _require_darker(scan, level, RINGING * step)
@@ -74,7 +76,8 @@ def _require_signal(scan: Volume, background: float) -> None:
     count as signal, nor does the lowest grey value, which may fill the outside of the field of
     view."""
     data = scan.data
-    mean, spread = float(data.mean(dtype=float)), float(data.std(dtype=float))
+    mean = float(data.mean(dtype=float))
+    is_standard = abs(mean) < STANDARD and abs(float(data.std(dtype=float)) - 1) < STANDARD
     bright = float(np.percentile(data, 99))
     lowest = float(data.min())
     signal = np.abs(data - lowest) > CONSTANT * (bright - lowest)
@@ -84,7 +87,7 @@ def _require_signal(scan: Volume, background: float) -> None:
         signal &= ~scipy.ndimage.binary_dilation(bodies == largest, iterations=EDGE_VOXELS)
     below = -float(data.sum(where=signal & (data < 0), dtype=float))
     above = float(data.sum(where=signal & (data > 0), dtype=float))
-    if abs(mean) < STANDARD and abs(spread - 1) < STANDARD:
+    if is_standard:
         seen = "grey values of mean 0 and standard deviation 1"
     elif below > NEGATIVE_SIGNAL * (below + above):
         part = below / (below + above)
