@@ -29,13 +29,12 @@ from base_data import source
 from leuko.evaluation.evaluate import compare
 from leuko.evaluation.metrics import dice
 from leuko.io import nifti
-from leuko.io.provenance import Stopwatch
 from leuko.lesions.components import find_lesions
 from leuko.lesions.delineation import Delineation, tissue_map
 from leuko.lesions.drawing import draw
 from leuko.model import runtime, weights
 from leuko.model.card import Limits, ModelCard
-from leuko.model.predict import Prediction, predict_pair
+from leuko.model.predict import predicted
 from leuko.model.runtime import Model
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.simpleitk import without_bias
@@ -146,9 +145,7 @@ def references_of(folder: Path) -> dict[str, Path]:
 
 
 def masks_of(pair: Pair, model: Model, limits: Limits) -> Delineation:
-    shares = predict_pair(pair, model, Stopwatch())
-    prediction = Prediction.of(shares, pair.scan, model.card)
-    return draw(prediction, pair, model.card, limits, threads=THREADS).masks
+    return draw(predicted(pair, model), pair, model.card, limits, threads=THREADS).masks
 
 
 def with_rims(mask: Array, drawn: Delineation) -> Array:

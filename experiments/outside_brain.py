@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from leuko.io import nifti
-from leuko.io.provenance import Stopwatch
 from leuko.lesions import mni
 from leuko.lesions.brain import brain_mask, find_outside
 from leuko.lesions.components import find_lesions
 from leuko.lesions.delineation import delineate
 from leuko.model import runtime, weights
-from leuko.model.predict import Prediction, predict_pair
+from leuko.model.predict import predicted
 from leuko.preprocessing.registration import align
 from leuko.preprocessing.slices import Pair
 from leuko.volume import Array, Volume, world
@@ -58,8 +57,7 @@ def pairs(folder: Path) -> Iterator[tuple[str, Volume, Volume | None]]:
 
 def row(folder: Path, flair: Volume, t1: Volume | None, model: runtime.Model) -> str:
     card, grid = model.card, flair.canonical()
-    shares = predict_pair(Pair.of(flair, t1, card.preparation), model, Stopwatch())
-    drawn = delineate(Prediction.of(shares, flair, card), flair, card)
+    drawn = delineate(predicted(Pair.of(flair, t1, card.preparation), model), flair, card)
     anatomy = drawn.anatomy.canonical()
     mask = flair.with_data(drawn.mask).canonical().data
     brain = brain_mask(anatomy)

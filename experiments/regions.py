@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 from synthetic_validation import held_out
 
-from leuko.io.provenance import Stopwatch
 from leuko.io.tissue import Tissue
 from leuko.lesions import quality_checks
 from leuko.lesions.location import RULES
 from leuko.lesions.measure import MaskedScan, analyse
 from leuko.lesions.mni import Place
 from leuko.model import runtime, weights
-from leuko.model.predict import Prediction, predict_pair
+from leuko.model.predict import predicted
 from leuko.preprocessing.slices import Pair
 from leuko.synthesis.images import synthesise
 from leuko.synthesis.sampling import choose
@@ -45,9 +44,8 @@ def main() -> None:
             truth = made["tissue"].canonical()
             truth = truth.with_data(np.where(truth.data == Tissue.RIM, Tissue.WHITE, truth.data))
             pair = Pair.of(made["FLAIR"], made.get("T1"), model.card.preparation)
-            shares = predict_pair(pair, model, Stopwatch())
             drawn = made["wmh"].data > 0
-            tissues = Prediction.of(shares, made["FLAIR"], model.card).anatomy
+            tissues = predicted(pair, model).anatomy
             seen = quality_checks.with_wmh(tissues, drawn).canonical()
             mask = truth.data == Tissue.WMH
             for rule in RULES:

@@ -19,10 +19,9 @@ from accuracy import COLUMNS, HEADER, LESIONS, PATHOLOGICAL, THREADS, load, pair
 
 from leuko.evaluation.evaluate import compare
 from leuko.io import nifti
-from leuko.io.provenance import Stopwatch
 from leuko.lesions import brain
 from leuko.lesions.drawing import draw
-from leuko.model.predict import Prediction, predict_pair
+from leuko.model.predict import predicted
 from leuko.volume import world
 
 DEPTHS_MM = (-math.inf, 5, 8, 12, 16, 20)
@@ -44,8 +43,7 @@ def main() -> None:
             for name in (LESIONS, PATHOLOGICAL)
         )
         for scans, pair in pairs(path.parent, model.card, corrected=False):
-            shares = predict_pair(pair, model, Stopwatch())
-            prediction = Prediction.of(shares, pair.scan, model.card)
+            prediction = predicted(pair, model)
             label = f"| {path.parent.name} | {scans} |"
             for least_mm in DEPTHS_MM:
                 with mock.patch.object(brain, "RIM_DEPTH_MM", least_mm):

@@ -23,7 +23,7 @@ from leuko.segment import SegmentSettings, segment
 from leuko.training import loop, plan
 from leuko.training.plan import Settings
 from leuko.training.recipes import MODERN, Phase
-from leuko.volume import Volume
+from leuko.volume import Orientation, Volume
 from phantoms import Phantom, make_phantom
 from reports import a_head, a_record, a_scan
 
@@ -186,6 +186,12 @@ def stored(volume, order, flips=(1, 1, 1)):
     turn = np.column_stack([order, flips])
     affine = volume.affine @ inv_ornt_aff(turn, volume.data.shape)
     return Volume(apply_orientation(volume.data, turn), affine, name=volume.name)
+
+
+def to_stored(placement, slices):
+    """All slices (N, H, W) on the scan's stored grid (X, Y, Z), float32."""
+    canonical = np.moveaxis(placement.to_scan(slices), 0, placement.across)
+    return Orientation.of(placement.scan.affine).undo(canonical).astype(np.float32)
 
 
 def small_settings(data: Path, *, steps: int, **changes) -> Settings:

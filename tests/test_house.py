@@ -199,6 +199,7 @@ def test_measuring_and_preparing_work_without_torch(heads):
     printed = python(
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
+        "import numpy as np\n"
         "import leuko.segment\n"
         "from leuko.cli import main\n"
         "from leuko.io import nifti\n"
@@ -206,7 +207,8 @@ def test_measuring_and_preparing_work_without_torch(heads):
         f"head = Path({str(labels.parent)!r})\n"
         "scans = (nifti.read(head / f'{name}.nii.gz') for name in ('FLAIR', 'T1'))\n"
         "slices, placement = prepare(*scans, Preparation(pixel_mm=3))\n"
-        "print('prepared', placement.restore(slices[..., 1]).shape)\n"
+        "stack = np.moveaxis(placement.to_scan(slices[..., 1]), 0, placement.across)\n"
+        "print('prepared', stack.shape)\n"
         f"main(['evaluate', {str(labels)!r}, {str(labels)!r}])"
     )
     assert "prepared (48, 56, 12)" in printed

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation
 from scipy.spatial.transform import Rotation
 
-from conftest import stored
+from conftest import stored, to_stored
 from leuko.evaluation.evaluate import compare
 from leuko.preprocessing.slices import Preparation, place, prepare
 from leuko.volume import Orientation, Volume, coverage, require_same_grid, resample_onto
@@ -117,11 +117,11 @@ def test_results_come_back_in_the_storage_order_of_the_scan(seed, affine, zoom):
     scan = Volume(rng.normal(size=(21, 25, 11)), affine)
     placement = placed(scan, zoom * min(scan.spacing_mm))
     slices = placement.slices(scan.data)
-    expected = Volume(placement.restore(slices), affine)
+    expected = Volume(to_stored(placement, slices), affine)
     assert expected.data.shape == scan.data.shape
     for storage in STORAGES:
         other = stored(scan, *storage)
-        restored = placed(other, zoom * min(scan.spacing_mm)).restore(slices)
+        restored = to_stored(placed(other, zoom * min(scan.spacing_mm)), slices)
         np.testing.assert_array_equal(restored, stored(expected, *storage).data)
 
 
@@ -136,7 +136,7 @@ def test_restoring_is_exact_where_the_pixels_are_those_of_the_scan(seed, affine,
     brain[tuple(slice(n, n + 15) for n in low)] = True
 
     placement = place(scan, brain, zoom * min(scan.spacing_mm))
-    restored = Volume(placement.restore(placement.slices(canonical.data)), scan.affine)
+    restored = Volume(to_stored(placement, placement.slices(canonical.data)), scan.affine)
 
     box = in_box(placement, brain.shape)
     assert brain[box].sum() == brain.sum()
@@ -161,7 +161,7 @@ def test_a_ramp_through_the_world_is_seen_and_comes_back_unshifted(seed, affine,
     inner = inside(voxels, canonical.data.shape, margin)
     np.testing.assert_allclose(seen[inner], expected[inner], atol=tolerance_mm)
 
-    restored = Volume(placement.restore(seen), placement.scan.affine).canonical()
+    restored = Volume(to_stored(placement, seen), placement.scan.affine).canonical()
     inner = inside(all_indices(ramp.shape), ramp.shape, margin)
     np.testing.assert_allclose(restored.data[inner], ramp[inner], atol=tolerance_mm)
 
@@ -173,7 +173,7 @@ def test_smooth_masks_survive_the_way_there_and_back(seed, affine, zoom, storage
     mask &= inside(all_indices(mask.shape), mask.shape, 3)  # no lesion touches the image's border
     scan = stored(Volume(mask.astype(np.float32), affine), *storage)
     placement = placed(scan, zoom * min(scan.spacing_mm))
-    restored = placement.restore(placement.slices(scan.canonical().data)) > 0.5
+    restored = to_stored(placement, placement.slices(scan.canonical().data)) > 0.5
     row = compare(scan, Volume(restored, scan.affine))
     assert row["dsc"] > 0.9
 

@@ -18,7 +18,7 @@ from leuko.io.record import RunRecord
 from leuko.io.tissue import CLASSES
 from leuko.lesions.delineation import delineate
 from leuko.longitudinal.compare import compare
-from leuko.model import inference
+from leuko.model import predict
 from leuko.model.calibration import Calibration
 from leuko.model.card import ModelCard, load_card
 from leuko.model.predict import Prediction
@@ -85,7 +85,7 @@ def runs(tmp_path_factory):
 
     def run(out, card=CARD, probabilities=p, **options):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(inference, "predict_pair", lambda *_: probabilities)
+            patch.setattr(predict, "predict_pair", lambda *_: probabilities)
             model = Model(card, network=None)
             return segmented(folder / "FLAIR.nii.gz", None, folder / out, model=model, **options)
 

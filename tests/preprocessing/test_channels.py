@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from skimage.morphology import area_opening
 
-from conftest import stored
+from conftest import stored, to_stored
 from leuko.errors import LeukoError
 from leuko.preprocessing.slices import (
     Preparation,
@@ -283,7 +283,7 @@ def test_the_whole_head_is_in_the_slices():
     phantom = head()
     _, placement = prepare(phantom.flair, phantom.t1, COLOURS)
     bright = requantise(phantom.flair, 100) > 60
-    seen = placement.restore(placement.slices(bright.astype(np.float32)))
+    seen = to_stored(placement, placement.slices(bright.astype(np.float32)))
     assert seen.sum() > 0.995 * bright.sum()
 
 
@@ -337,7 +337,7 @@ def t1_on(volume):
 def blue_of(t1, flair):
     """The T1 channel, taken back to the grid of the FLAIR."""
     slices, placement = prepare(flair, t1, COLOURS)
-    return Volume(placement.restore(slices[..., 2]), flair.affine)
+    return Volume(to_stored(placement, slices[..., 2]), flair.affine)
 
 
 FLAIR_GRID = grid((54, 66, 23), SPACING_MM)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from leuko.errors import LeukoError
 from leuko.io.provenance import Finding, Level, Stopwatch, tell
-from leuko.model.predict import Prediction, predict_pair
+from leuko.model.predict import Prediction, predicted
 from leuko.model.runtime import Model
 from leuko.preprocessing.registration import Alignment, Mode, align
 from leuko.preprocessing.simpleitk import without_bias
@@ -51,8 +51,7 @@ def infer(
             t1 = moved.apply(t1)
     with watch.stage("prepare"):
         pair = Pair.of(flair, t1, preparation)
-    prediction = Prediction.of(predict_pair(pair, model, watch), pair.scan, model.card)
-    return Inference(flair, t1, pair, prediction, moved)
+    return Inference(flair, t1, pair, predicted(pair, model, watch), moved)
 
 
 def _alignment(

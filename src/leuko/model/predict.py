@@ -66,6 +66,12 @@ def predict_pair(pair: Pair, model: Model, watch: Stopwatch) -> Array:
     return np.clip(mean, 0, 1, out=mean)
 
 
+def predicted(pair: Pair, model: Model, watch: Stopwatch | None = None) -> Prediction:
+    """What masks of a pair are drawn from; times the stages if there is a watch."""
+    probabilities = predict_pair(pair, model, watch or Stopwatch())
+    return Prediction.of(probabilities, pair.scan, model.card)
+
+
 def to_tissue(probabilities: Array, flair: Volume) -> Volume:
     """The most probable class of each voxel, uint8."""
     return flair.with_data(probabilities.argmax(axis=0).astype(np.uint8))

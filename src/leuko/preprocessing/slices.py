@@ -18,7 +18,7 @@ import scipy.sparse
 
 from leuko.errors import LeukoError
 from leuko.io.background import without_background
-from leuko.volume import LARGEST_VOXELS, Array, Orientation, Volume, coverage, resample_onto
+from leuko.volume import LARGEST_VOXELS, Array, Volume, coverage, resample_onto
 
 log = logging.getLogger(__name__)
 
@@ -252,11 +252,6 @@ class Placement:
         If the model's pixels are the scan's, values are restored exactly.
         """
         return self.columns.to_scan(self.rows.to_scan(slices, -2), -1)
-
-    def restore(self, slices: Array) -> Array:
-        """All slices (N, H, W), as by `to_scan`, on the scan's stored grid (X, Y, Z), float32."""
-        canonical = np.moveaxis(self.to_scan(slices), 0, self.across)
-        return Orientation.of(self.scan.affine).undo(canonical).astype(np.float32)
 
 
 def place(flair: Volume, head: Array, pixel_mm: float, *, across: int | None = None) -> Placement:

@@ -89,7 +89,7 @@ def method_steps(slice_: Array, mask: Array, reference: Array) -> Image.Image:
     to the front. `mask` and `reference` (H, W) are boolean.
     """
     residue, flair, t1 = np.moveaxis(slice_, -1, 0)
-    outlines = [(_upright(reference), KNOWN), (_upright(mask), FOUND)]
+    outlines = [(upright(reference), KNOWN), (upright(mask), FOUND)]
     panels = []
     for title, image, outlined in (
         ("FLAIR", flair, []),
@@ -98,18 +98,18 @@ def method_steps(slice_: Array, mask: Array, reference: Array) -> Image.Image:
         ("colour image", slice_, []),
         ("found (orange), known (blue)", flair, outlines),
     ):
-        panel = _panel(_upright(image), outlined, METHOD_PX)
+        panel = _panel(upright(image), outlined, METHOD_PX)
         panels.append(_in_rows([panel], title))
     return _in_rows(panels)
 
 
 def before_after(example: Example) -> Image.Image:
     """The slice before and after, with outlines of the labelled and of the found mask."""
-    labelled = (_upright(example.labelled), KNOWN)
+    labelled = (upright(example.labelled), KNOWN)
     panels = [
         _panel(
-            _upright(example.flair),
-            [labelled, (_upright(found), FOUND)],
+            upright(example.flair),
+            [labelled, (upright(found), FOUND)],
             EXAMPLE_PX,
             aspect=example.aspect,
         )
@@ -180,6 +180,6 @@ def _write(picture: Image.Image, place: tuple[float, float], words: str, anchor:
     ImageDraw.Draw(picture).text(place, words, fill="white", font=font, anchor=anchor)
 
 
-def _upright(image: Array) -> Array:
+def upright(image: Array) -> Array:
     """The slice with the front up and the right on the left, the radiological convention."""
     return np.flip(np.swapaxes(image, 0, 1), axis=(0, 1))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from leuko.report.pictures import as_jpeg
+from leuko.report.pictures import as_jpeg, upright
 from leuko.volume import Array, Volume
 
 BUDGET_BYTES = 1_900_000  # of the slices and lesions of a page; base64 makes them a third larger
@@ -75,7 +75,7 @@ class Pane:
         The patient's right is on the left; on sagittal slices the front is on the left.
         """
         across = np.moveaxis(array[self.box], self.across, 0)
-        return [np.flip(image.T, axis=(0, 1)) for image in across]
+        return [upright(image) for image in across]
 
 
 def encoded(panes: Sequence[Pane]) -> list[dict[str, Any]]:

@@ -10,12 +10,11 @@ from leuko.evaluation.evaluate import Row, compare, compare_classes
 from leuko.evaluation.labels import LABEL_VALUES, Labelling
 from leuko.io import nifti
 from leuko.io.files import staged
-from leuko.io.provenance import Stopwatch
 from leuko.lesions import quality_checks
 from leuko.lesions.delineation import tissue_map
 from leuko.lesions.drawing import Drawing, draw
 from leuko.model import runtime
-from leuko.model.predict import Prediction, predict, predict_pair, to_tissue
+from leuko.model.predict import predict, predicted, to_tissue
 from leuko.preprocessing.slices import Pair
 from leuko.training.dataset import Subject, read_classes, read_pair
 from leuko.volume import Volume
@@ -110,8 +109,7 @@ def segment(
 
 def _drawing(flair: Volume, t1: Volume | None, model: runtime.Model) -> Drawing:
     pair = Pair.of(flair.canonical(), t1, model.card.preparation)
-    prediction = Prediction.of(predict_pair(pair, model, Stopwatch()), pair.scan, model.card)
-    return draw(prediction, pair, model.card)
+    return draw(predicted(pair, model), pair, model.card)
 
 
 def _tissue(subject: Subject, model: runtime.Model) -> Volume:
