@@ -13,7 +13,7 @@ import scipy.special
 
 from leuko.io.provenance import Rims
 from leuko.io.tissue import Tissue
-from leuko.lesions.components import TOUCHING, drop_small, find_lesions, large
+from leuko.lesions.components import TOUCHING, bounding_box, drop_small, find_lesions, large
 from leuko.model.calibration import TYPICAL_CONTRAST, Seen
 from leuko.model.card import Limits, ModelCard
 from leuko.model.predict import Prediction
@@ -249,11 +249,10 @@ def seen(
 
 def _box(mask: Array, spacing_mm: Sequence[float]) -> tuple[slice, ...]:
     """The bounding box of a mask with a margin of `EDGE_REACH_MM` or more; empty: one voxel."""
-    found = scipy.ndimage.find_objects(mask.astype(np.uint8))
-    if not found:
+    if not mask.any():
         return (slice(0, 1),) * mask.ndim
     steps = (math.ceil(EDGE_REACH_MM / mm) + 1 for mm in spacing_mm)
     return tuple(
         slice(max(0, part.start - step), part.stop + step)
-        for part, step in zip(found[0], steps, strict=True)
+        for part, step in zip(bounding_box(mask), steps, strict=True)
     )
