@@ -71,8 +71,8 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        pair = save_pair(scratch / "pair", (320, 320, 48), 0.72)
-        thick = save_pair(scratch / "thick", (240, 240, 48), 0.96)
+        pair = save_pair(scratch / "pair", (320, 320, 48), (0.72, 0.72, 3.0))
+        thick = save_pair(scratch / "thick", (240, 240, 48), (0.96, 0.96, 3.0))
         model = save_random_model(scratch / "model")
         for name, measurement in {
             "area opening": measure_area_opening(repeats),
@@ -224,11 +224,7 @@ def measure_analysis(repeats: int) -> Iterator[Row]:
     )
     threads = runtime.available_cpus()
     seconds = median(
-        timed(
-            lambda: analyse(
-                case, place=mni.Place.of(scan, threads=threads), rule="voxel10", threads=threads
-            )
-        )
+        timed(lambda: analyse(case, place=mni.Place.of(scan), rule="voxel10", threads=threads))
         for _ in range(repeats)
     )
     size = f"320x320x48, {scan.ml(mask):.0f} mL of lesions"
@@ -293,9 +289,10 @@ def measure_start(repeats: int) -> Iterator[Row]:
     yield Row("  python alone", alone, "s")
 
 
-def save_pair(folder: Path, size: tuple[int, int, int], pixel_mm: float) -> tuple[Path, Path]:
-    """A FLAIR of thick slices, and its T1 as a sagittal 1 mm scan of a head tilted by 5 degrees."""
-    spacing_mm = (pixel_mm, pixel_mm, 3.0)
+def save_pair(
+    folder: Path, size: tuple[int, int, int], spacing_mm: tuple[float, float, float]
+) -> tuple[Path, Path]:
+    """A FLAIR, and its T1 as a sagittal 1 mm scan of a head tilted by 5 degrees."""
     head = make_phantom(np.random.default_rng(0), shape=size, spacing_mm=spacing_mm)
     shape = (256, 256, 176)  # stored along anterior-posterior, superior-inferior, left-right
     tilt = np.radians(5)

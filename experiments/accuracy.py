@@ -145,7 +145,7 @@ def references_of(folder: Path) -> dict[str, Path]:
 
 
 def masks_of(pair: Pair, model: Model, limits: Limits) -> Delineation:
-    return draw(predicted(pair, model), pair, model.card, limits, threads=THREADS).masks
+    return draw(predicted(pair, model), pair, model.card, limits).masks
 
 
 def with_rims(mask: Array, drawn: Delineation) -> Array:

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def located(head: Volume) -> mni.Place:
-    place = mni.Place.of(tissue_of(head), threads=2)
+    place = mni.Place.of(tissue_of(head))
     if place is None:
         raise SystemExit(f"{head.name} could not be registered to the template")
     return place

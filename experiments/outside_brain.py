@@ -61,7 +61,7 @@ def row(folder: Path, flair: Volume, t1: Volume | None, model: runtime.Model) ->
     anatomy = drawn.anatomy.canonical()
     mask = flair.with_data(drawn.mask).canonical().data
     brain = brain_mask(anatomy)
-    place = mni.Place.of(anatomy.with_data(anatomy.data * brain), threads=THREADS)
+    place = mni.Place.of(anatomy.with_data(anatomy.data * brain))
     outside = find_outside(mask, brain, place, grid)
     cells = [str(find_lesions(mask)[1]), str(outside.lesions), f"{grid.ml(outside.voxels):.2f}"]
     references = [folder / name for name in REFERENCES if (folder / name).is_file()]

@@ -52,7 +52,7 @@ def main() -> None:
                 true, found = (
                     analyse(
                         a_case(tissue, mask),
-                        place=Place.of(tissue, threads=2),
+                        place=Place.of(tissue),
                         rule=rule,
                         threads=2,
                     )

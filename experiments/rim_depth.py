@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from accuracy import COLUMNS, HEADER, LESIONS, PATHOLOGICAL, THREADS, load, pairs, with_rims
+from accuracy import COLUMNS, HEADER, LESIONS, PATHOLOGICAL, load, pairs, with_rims
 
 from leuko.evaluation.evaluate import compare
 from leuko.io import nifti
@@ -47,7 +47,7 @@ def main() -> None:
             label = f"| {path.parent.name} | {scans} |"
             for least_mm in DEPTHS_MM:
                 with mock.patch.object(brain, "RIM_DEPTH_MM", least_mm):
-                    drawing = draw(prediction, pair, model.card, threads=THREADS)
+                    drawing = draw(prediction, pair, model.card)
                 drawn = drawing.masks
                 row = compare(both, pair.scan.with_data(with_rims(drawn.mask, drawn)))
                 cells = " | ".join(f"{row[column]:.3f}" for column in COLUMNS)

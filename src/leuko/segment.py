@@ -99,7 +99,6 @@ def segment(
             flair=work.canonical_flair,
             rims=settings.rims,
             allowed=allowed,
-            threads=work.threads,
             watch=work.watch,
         )
         work.tell(drawing.checked)
@@ -152,9 +151,7 @@ def measure(
             limits = work.limits
             drawn = delineate(found.prediction, found.flair, work.card, limits, rims="exclude")
             drawn = replace(drawn, mask=given, liberal=drawn.liberal | given)
-            checked = check(
-                drawn, found.pair, work.card, flair=work.canonical_flair, threads=work.threads
-            )
+            checked = check(drawn, found.pair, work.card, flair=work.canonical_flair)
             work.tell(checked)
         return work.result(found, drawn, checked.place, mask=reference)
 

@@ -46,7 +46,7 @@ def a_case(tissue, mask):
 
 def analysed(case, *, rule="voxel10", threads=1):
     """The analysis of a case at its own place in the template."""
-    place = case.tissue and mni.Place.of(case.tissue, threads=threads)
+    place = case.tissue and mni.Place.of(case.tissue)
     return analyse(case, place=place, rule=rule, threads=threads)
 
 
@@ -188,7 +188,7 @@ def ventricle_distances(tissue):
     """Distances of fixed places of the brain from its lateral ventricles, mm."""
     case = brain([((28, 40, 10), 3), ((-30, -30, 30), 3), ((-25, -62, 40), 3)])
     scan = case.tissue.with_data(tissue)
-    return locate(case.mask, scan, mni.Place.of(scan, threads=2), threads=2).ventricle_mm
+    return locate(case.mask, scan, mni.Place.of(scan), threads=2).ventricle_mm
 
 
 def test_slit_ventricles_are_where_the_template_has_them():
@@ -214,7 +214,7 @@ def test_specks_of_ventricle_in_a_sulcus_are_none():
     voxel = np.linalg.inv(template.affine) @ (12, 42, 8, 1)  # before the frontal horn
     speckled[tuple(np.rint(voxel[:3]).astype(int))] = Tissue.VENTRICLE
     case = template.with_data(speckled)
-    kept = lateral_ventricles(case, mni.Place.of(case, threads=2))
+    kept = lateral_ventricles(case, mni.Place.of(case))
     np.testing.assert_array_equal(kept, lateral_ventricles(template, mni.Place(np.eye(4))))
 
 

@@ -51,7 +51,6 @@ def draw(
     flair: Volume | None = None,
     rims: Rims = "separate",
     allowed: Array | None = None,
-    threads: int = 1,
     watch: Stopwatch | None = None,
 ) -> Drawing:
     """Masks from a model's prediction, by default at the model's own limits.
@@ -69,7 +68,7 @@ def draw(
         if allowed is not None:
             drawn, excluded = _without_excluded(drawn, allowed, rims=rims)
     with watch.stage("check"):
-        checked = check(drawn, pair, card, flair=flair, threads=threads)
+        checked = check(drawn, pair, card, flair=flair)
         findings = list(checked.findings)
         kept, outside = drawn, None
         if checked.brain is not None:
@@ -91,7 +90,6 @@ def check(
     card: ModelCard,
     *,
     flair: Volume | None = None,
-    threads: int = 1,
 ) -> Checked:
     """The quality checks of a delineated scan, its brain mask and place; arguments as in `draw`."""
     tissue = tissue_with_wmh(drawn, card)
@@ -100,7 +98,7 @@ def check(
     case = quality_checks.CheckedScan(flair or pair.scan, pair.given_t1, tissue.data)
     findings, checks = quality_checks.examine(case)
     brain = brain_mask(drawn.anatomy)
-    place = Place.of(tissue.with_data(tissue.data * brain), threads=threads)
+    place = Place.of(tissue.with_data(tissue.data * brain))
     return Checked(brain, place, tuple(findings), tuple(checks))
 
 

@@ -14,6 +14,7 @@ import scipy.ndimage
 
 from leuko.io import nifti
 from leuko.io.tissue import Tissue
+from leuko.lesions.components import bounding_box
 from leuko.volume import Array, Volume, apply_affine, world
 
 FOLDER = Path(__file__).parents[1] / "data" / "atlas"
@@ -23,6 +24,9 @@ LOBES = ("frontal", "parietal", "temporal", "occipital", "deep grey", "infratent
 # because brain extraction may remove it.
 BRIGHTNESS = np.array([0.0, 0.1, 0.0, 0.6, 1.0, 1.0, 1.0], dtype=np.float32)
 GRID_MM = 4.0
+ROUGH_MM = 6.0  # standard deviation of the Gaussian that smooths them for a first registration
+ROUGH_STEP_MM, FINE_STEP_MM = 1.0, 0.1  # largest movement of a voxel in the last step
+MOST_STEPS = 30  # a brain needs about 4
 SHORTEST_MM = 60.0  # smallest extent of a brain along each axis that can be registered
 SCALES = (0.7, 1.4)  # of a head relative to the template; beyond them the registration has failed
 LEAST_WITHIN = 0.9  # part of the grey and white matter that must lie in the template's brain
@@ -36,7 +40,7 @@ class Place:
     to_mni: Array  # (4, 4), world of the scan to world of the template
 
     @classmethod
-    def of(cls, tissue: Volume, *, threads: int) -> Self | None:
+    def of(cls, tissue: Volume) -> Self | None:
         """Register a map of `Tissue` values.
 
         None if too little of the brain is in the image, or if the registration fails.
@@ -44,24 +48,20 @@ class Place:
         brain = tissue.data > 0
         if not brain.any():
             return None
-        around = scipy.ndimage.find_objects(brain.astype(np.uint8))[0]
         size_mm = [
             (part.stop - part.start) * mm
-            for part, mm in zip(around, tissue.spacing_mm, strict=True)
+            for part, mm in zip(bounding_box(brain), tissue.spacing_mm, strict=True)
         ]
         if min(size_mm) < SHORTEST_MM:
             return None
-        from leuko.preprocessing import simpleitk  # not needed to read the names of regions
-
-        template = read("tissue")
-        try:
-            found = simpleitk.affine(_seen(template), _seen(tissue), threads=threads)
-        except RuntimeError:  # raised by SimpleITK if the two do not overlap
+        inside = np.argwhere(tissue.data >= Tissue.GREY)[::SPARSE]
+        if not len(inside):
             return None
+        template = read("tissue")
+        found = _registered(_seen(template), _seen(tissue))
         scales = np.linalg.svd(found[:3, :3], compute_uv=False)
         low, high = SCALES
-        inside = np.argwhere(tissue.data >= Tissue.GREY)[::SPARSE]
-        if scales.min() < low or scales.max() > high or not len(inside):
+        if scales.min() < low or scales.max() > high:
             return None
         place = cls(np.linalg.inv(found))
         within = _at(template, place.apply(world(tissue, inside))) > 0
@@ -112,14 +112,61 @@ def _beyond_brain() -> Volume:
 
 def _seen(tissue: Volume) -> Volume:
     """The tissues as a smooth grey image for the registration, at about GRID_MM."""
-    brightness = BRIGHTNESS[tissue.data]
-    smooth = scipy.ndimage.gaussian_filter(
-        brightness, [GRID_MM / 2 / mm for mm in tissue.spacing_mm]
-    )
+    smooth = _smooth(tissue.with_data(BRIGHTNESS[tissue.data]), GRID_MM / 2)
     steps = [max(1, round(GRID_MM / mm)) for mm in tissue.spacing_mm]
     affine = tissue.affine @ np.diag([*steps, 1.0])
-    sparse = smooth[tuple(slice(None, None, step) for step in steps)]
+    sparse = smooth.data[tuple(slice(None, None, step) for step in steps)]
     return Volume(sparse, affine, name=tissue.name)
+
+
+def _smooth(volume: Volume, mm: float) -> Volume:
+    """The volume after a Gaussian filter; `mm` is its standard deviation."""
+    return volume.with_data(
+        scipy.ndimage.gaussian_filter(volume.data, np.divide(mm, volume.spacing_mm))
+    )
+
+
+def _registered(fixed: Volume, moving: Volume) -> Array:
+    """The affine (4, 4) from world coordinates of `fixed` to those of `moving` with the least mean
+    square difference, from matched centres of mass."""
+    to_moving = np.eye(4)
+    to_moving[:3, 3] = _centre(moving) - _centre(fixed)
+    rough_fixed, rough_moving = (_smooth(volume, ROUGH_MM) for volume in (fixed, moving))
+    to_moving = _least_squares(rough_fixed, rough_moving, to_moving, ROUGH_STEP_MM)
+    return _least_squares(fixed, moving, to_moving, FINE_STEP_MM)
+
+
+def _least_squares(fixed: Volume, moving: Volume, to_moving: Array, last_mm: float) -> Array:
+    """`to_moving`, an affine (4, 4), improved by Gauss-Newton steps until one is below `last_mm`.
+
+    Every second voxel of `fixed` along each axis counts if it lies within `moving`.
+    """
+    voxels = 2 * np.indices([-(-n // 2) for n in fixed.data.shape]).reshape(3, -1).T
+    points = np.c_[world(fixed, voxels), np.ones(len(voxels))]
+    values = fixed.data[::2, ::2, ::2].ravel()
+    to_voxels = np.linalg.inv(moving.affine)
+    last = np.array(moving.data.shape) - 1
+    images = [moving.data, *np.gradient(moving.data)]
+    for _ in range(MOST_STEPS):
+        places = apply_affine(to_voxels @ to_moving, points[:, :3])
+        within = ((places >= 0) & (places <= last)).all(axis=1)
+        value, *slopes = (
+            scipy.ndimage.map_coordinates(image, places[within].T, order=1) for image in images
+        )
+        slopes_mm = np.stack(slopes, axis=1) @ to_voxels[:3, :3]
+        jacobian = (slopes_mm[:, :, None] * points[within, None, :]).reshape(-1, 12)
+        difference = values[within] - value
+        step, *_ = np.linalg.lstsq(jacobian.T @ jacobian, jacobian.T @ difference)
+        change = step.reshape(3, 4)
+        to_moving = to_moving + np.vstack([change, np.zeros(4)])
+        if np.linalg.norm(points[::SPARSE] @ change.T, axis=1).max() < last_mm:
+            break
+    return to_moving
+
+
+def _centre(volume: Volume) -> Array:
+    """The centre of mass in world coordinates, mm (3,)."""
+    return apply_affine(volume.affine, np.array(scipy.ndimage.center_of_mass(volume.data)))
 
 
 def _at(volume: Volume, points_mm: Array) -> Array:

@@ -1,11 +1,11 @@
-"""SimpleITK: conversion of images, bias correction, affine registration. See `registration`."""
+"""SimpleITK: conversion of images and bias correction. See `registration`."""
 
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 
-from leuko.volume import Array, Volume
+from leuko.volume import Volume
 
 N4_SHRINK_MM = 4.0  # spacing of the grid on which the smooth bias field is estimated
 HEAD = 0.25  # lower limit of the head, as a fraction of the mean of positive voxels
@@ -36,32 +36,3 @@ def without_bias(scan: Volume, *, threads: int) -> Volume:
     n4.Execute(sitk.Shrink(image, shrink), sitk.Shrink(head, shrink))
     field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).transpose(2, 1, 0)
     return scan.with_data((scan.data / np.exp(field)).astype(np.float32))
-
-
-def affine(fixed: Volume, moving: Volume, *, threads: int) -> Array:
-    """The affine (4, 4) from world coordinates of `fixed` to those of `moving` with the least mean
-    square difference, optimised from matched centres of mass."""
-    images = as_image(fixed), as_image(moving)
-    start = sitk.CenteredTransformInitializer(
-        *images, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
-    )
-    transform = sitk.AffineTransform(start)
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMeanSquares()
-    method.SetInterpolator(sitk.sitkLinear)
-    # The default gradient tolerance stops before the first step.
-    method.SetOptimizerAsRegularStepGradientDescent(
-        4.0, 0.05, 200, relaxationFactor=0.8, gradientMagnitudeTolerance=1e-9
-    )
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([2, 1])
-    method.SetSmoothingSigmasPerLevel([4, 0])
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    method.SetInitialTransform(transform, inPlace=True)
-    method.SetNumberOfThreads(threads)
-    method.Execute(*images)
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
-    centre = np.array(transform.GetCenter())
-    matrix[:3, 3] = centre + transform.GetTranslation() - matrix[:3, :3] @ centre
-    return matrix.round(5)  # removes the digits that depend on thread order
