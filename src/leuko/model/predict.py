@@ -8,9 +8,13 @@ import numpy as np
 from leuko.io.provenance import Stopwatch
 from leuko.io.tissue import Tissue
 from leuko.model.card import ModelCard
-from leuko.model.runtime import BATCH, Model
+from leuko.model.runtime import Model
 from leuko.preprocessing.slices import Pair
 from leuko.volume import Array, Orientation, Volume
+
+# Slices whose probabilities are held at once: those of all slices are large, and writing few
+# slices at a time across the axes of a volume is slow.
+AT_ONCE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +28,17 @@ class Prediction:
     @classmethod
     def of(cls, probabilities: Array, flair: Volume, card: ModelCard) -> Self:
         """From probabilities (C, X, Y, Z); caps and rims are white matter in the anatomy."""
-        tissues = probabilities[: len(card.tissues) - 1]
-        anatomy = tissues.argmax(axis=0).astype(np.uint8)
+        highest = probabilities[0].copy()
+        anatomy = np.zeros_like(highest, dtype=np.uint8)
+        # Takes a quarter of the time of `argmax` across the classes.
+        for number, tissue in enumerate(probabilities[1 : len(card.tissues) - 1], start=1):
+            anatomy[tissue > highest] = number
+            np.maximum(highest, tissue, out=highest)
         rims = None
-        if card.knows_rims:  # and therefore white matter
+        white = card.number(Tissue.WHITE)
+        if card.knows_rims and white is not None:
             rims = probabilities[-2].copy()
-            white = card.number(Tissue.WHITE)
-            anatomy[tissues[white] + rims > tissues.max(axis=0)] = white
+            anatomy[probabilities[white] + rims > highest] = white
         return cls(probabilities[-1].copy(), rims, flair.with_data(anatomy))
 
 
@@ -48,14 +56,16 @@ def predict_pair(pair: Pair, model: Model, watch: Stopwatch) -> Array:
     """As `predict`, for scans already in 8 bit; times the stages."""
     all_planes = model.card.three_planes and pair.scan.is_nearly_isotropic
     axes = range(3) if all_planes else (None,)
-    mean = np.zeros((len(model.card.classes), *pair.scan.data.shape), dtype=np.float32)
+    # Slices of most scans are contiguous in this order.
+    shape = *pair.scan.data.shape, len(model.card.classes)
+    mean = np.moveaxis(np.zeros(shape, dtype=np.float32, order="F"), -1, 0)
     canonical = [Orientation.of(pair.scan.affine).apply(share) for share in mean]
     for axis in axes:
         with watch.stage("prepare"):
             slices, placement = pair.slices(axis)
         stacks = [np.moveaxis(share, placement.across, 0) for share in canonical]
-        for start in range(0, len(slices), BATCH):  # the probabilities of all slices are large
-            part = slice(start, start + BATCH)
+        for start in range(0, len(slices), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
             with watch.stage("predict"):
                 probabilities = model.predict(slices[part])
             with watch.stage("restore"):
