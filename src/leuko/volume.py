@@ -204,6 +204,8 @@ def coverage(fixed: Volume, moving: Volume) -> float:
     shown = fixed.data != 0
     if not shown.any():
         return float("nan")
+    if moving.shares_grid_with(fixed):
+        return 1.0
     return float(np.count_nonzero(shown & in_view(fixed, moving)) / shown.sum())
 
 
