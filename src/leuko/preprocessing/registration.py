@@ -105,13 +105,12 @@ def align(flair: Volume, t1: Volume, *, mode: Mode = "auto", threads: int = 2) -
     mutual information. The caller decides what to do with an alignment that is not sure.
     """
     probe = _Probe(flair, t1)
-    stay = sitk.Euler3DTransform(probe.centre.tolist(), 0.0, 0.0, 0.0)
-    here = probe.alignment(stay, before=stay)
+    here = probe.alignment(probe.stay)
     if mode == "never" or (mode == "auto" and here.is_sure and here.off_mm < ALIGNED_MM):
         return here
     best = here
-    for transform in _registered(flair, t1, threads):
-        found = probe.alignment(transform, before=stay)
+    for transform in _registered(flair, t1, probe.brain, threads):
+        found = probe.alignment(transform)
         best = max(best, found, key=lambda alignment: alignment.information)
         if found.is_sure:
             break
@@ -125,22 +124,23 @@ class _Probe:
         fixed, moving = (
             _in_8_bit(_averaged(scan.canonical(), PROBE_SPACING_MM)) for scan in (flair, t1)
         )
-        self._brain = rough_brain(fixed)
-        self.centre = _centre(self._brain)
+        self.brain = rough_brain(fixed)
         self._images = as_image(fixed), as_image(moving)
         self._method = _method(32, 1.0, 1)
-        self._method.SetMetricFixedMask(as_image(self._brain))
+        self._method.SetMetricFixedMask(as_image(self.brain))
+        self.stay = sitk.Euler3DTransform(_centre(self.brain).tolist(), 0.0, 0.0, 0.0)
+        self._before = self._information(self.stay)
 
-    def alignment(self, transform: Any, *, before: Any) -> Alignment:
+    def alignment(self, transform: Any) -> Alignment:
         matrix = _matrix(transform)
-        points = _points(self._brain)
+        points = _points(self.brain)
         moved = np.linalg.norm((points @ (matrix - np.eye(4)).T)[:, :3], axis=1).mean()
         here = self._information(transform)
         return Alignment(
             matrix,
             float(moved),
             self._off_mm(transform, here),
-            self._information(before),
+            self._before,
             here,
             self._sharpness(transform, here),
         )
@@ -175,9 +175,12 @@ class _Probe:
         return self._information(moved)
 
 
-def _registered(flair: Volume, t1: Volume, threads: int) -> Iterator[Any]:
+def _registered(flair: Volume, t1: Volume, brain: Volume, threads: int) -> Iterator[Any]:
     """Rigid transforms, from starts at the header position and at matched brain centres; each
-    fine registration starts from the last, which may have stopped early."""
+    fine registration starts from the last, which may have stopped early.
+
+    `brain` is a rough mask of the FLAIR's brain on any grid.
+    """
     grids = [scan.canonical() for scan in (flair, t1)]
     small = [_in_8_bit(_averaged(scan, COARSE_MM)) for scan in grids]
     centres = [_centre(rough_brain(scan)) for scan in small]
@@ -195,7 +198,7 @@ def _registered(flair: Volume, t1: Volume, threads: int) -> Iterator[Any]:
 
     fixed, moving = (_in_8_bit(_averaged(scan, FINE_MM)) for scan in grids)
     fine = as_image(fixed), as_image(moving)
-    mask = as_image(rough_brain(fixed))
+    mask = as_image(brain)
     for seed in range(1, TRIES + 1):
         settle = _method(32, 0.2, threads, seed)
         settle.SetMetricFixedMask(mask)
