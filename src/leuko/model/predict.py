@@ -8,14 +8,9 @@ import numpy as np
 from leuko.io.provenance import Stopwatch
 from leuko.io.tissue import Tissue
 from leuko.model.card import ModelCard
-from leuko.model.runtime import Model
+from leuko.model.runtime import BATCH, Model
 from leuko.preprocessing.slices import Pair
 from leuko.volume import Array, Orientation, Volume
-
-# Slices whose probabilities are held at once: those of all slices are large, and writing few
-# slices at a time across the axes of a volume is slow.
-AT_ONCE = 16
-
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -64,8 +59,8 @@ def predict_pair(pair: Pair, model: Model, watch: Stopwatch) -> Array:
         with watch.stage("prepare"):
             slices, placement = pair.slices(axis)
         stacks = [np.moveaxis(share, placement.across, 0) for share in canonical]
-        for start in range(0, len(slices), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
+        for start in range(0, len(slices), BATCH):  # the probabilities of all slices are large
+            part = slice(start, start + BATCH)
             with watch.stage("predict"):
                 probabilities = model.predict(slices[part])
             with watch.stage("restore"):
