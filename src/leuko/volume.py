@@ -131,6 +131,12 @@ class Volume:
         """Another image on the same grid, from data with their axes in RAS order."""
         return self.with_data(Orientation.of(self.affine).undo(data))
 
+    def crop(self, box: tuple[slice, ...]) -> "Volume":
+        """The part of the image in a box, at its place in the world."""
+        shift = np.eye(4)
+        shift[:3, 3] = [part.start for part in box]
+        return Volume(self.data[box], self.affine @ shift, name=self.name)
+
     def shares_grid_with(self, other: "Volume") -> bool:
         """Whether both have the same shape and world coordinates, within 0.1 voxel."""
         if self.data.shape != other.data.shape:
@@ -138,6 +144,16 @@ class Volume:
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.data.shape])).reshape(3, -1)
         offset = (self.affine - other.affine)[:3] @ np.vstack([corners, np.ones(8)])
         return bool(np.abs(offset).max() <= SAME_GRID_VOXELS * min(self.spacing_mm))
+
+
+def bounding_box(mask: Array) -> tuple[slice, ...]:
+    """The smallest box that holds a mask; an empty mask has an empty box."""
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(k for k in range(mask.ndim) if k != axis)
+        held = np.flatnonzero(mask.any(axis=others))
+        box.append(slice(held[0], held[-1] + 1) if len(held) else slice(0, 0))
+    return tuple(box)
 
 
 def require_head_size(volume: Volume) -> None:

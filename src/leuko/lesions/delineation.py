@@ -13,11 +13,11 @@ import scipy.special
 
 from leuko.io.provenance import Rims
 from leuko.io.tissue import Tissue
-from leuko.lesions.components import TOUCHING, bounding_box, drop_small, find_lesions, large
+from leuko.lesions.components import TOUCHING, drop_small, find_lesions, large
 from leuko.model.calibration import TYPICAL_CONTRAST, Seen
 from leuko.model.card import Limits, ModelCard
 from leuko.model.predict import Prediction
-from leuko.volume import Array, Volume
+from leuko.volume import Array, Volume, bounding_box
 
 # Brightness of a lesion's edge, from the white matter around it (0) to the lesion (1). The median
 # of readers' edges is 0.39 to 0.46 in three sources (`experiments/edges.py`). Smoothing the FLAIR

@@ -14,8 +14,7 @@ import scipy.ndimage
 
 from leuko.io import nifti
 from leuko.io.tissue import Tissue
-from leuko.lesions.components import bounding_box
-from leuko.volume import Array, Volume, apply_affine, world
+from leuko.volume import Array, Volume, apply_affine, bounding_box, world
 
 FOLDER = Path(__file__).parents[1] / "data" / "atlas"
 LOBES = ("frontal", "parietal", "temporal", "occipital", "deep grey", "infratentorial")

@@ -12,6 +12,7 @@ from leuko.model.runtime import BATCH, Model
 from leuko.preprocessing.slices import Pair
 from leuko.volume import Array, Orientation, Volume
 
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """What masks are drawn from, on the grid of the FLAIR; smaller than all probabilities."""

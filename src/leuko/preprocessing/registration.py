@@ -18,7 +18,7 @@ import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 from leuko.io.record import AlignmentRecord
 from leuko.preprocessing.simpleitk import as_image
 from leuko.preprocessing.slices import requantise
-from leuko.volume import Array, Volume
+from leuko.volume import Array, Volume, bounding_box
 
 Mode = Literal["auto", "always", "never"]
 
@@ -124,8 +124,10 @@ class _Probe:
         fixed, moving = (
             _in_8_bit(_averaged(scan.canonical(), PROBE_SPACING_MM)) for scan in (flair, t1)
         )
-        self.brain = rough_brain(fixed)
-        self._images = as_image(fixed), as_image(moving)
+        brain = rough_brain(fixed)
+        box = bounding_box(brain.data > 0)  # voxels outside the mask would only take time
+        self.brain = brain.crop(box)
+        self._images = as_image(fixed.crop(box)), as_image(moving)
         self._method = _method(32, 1.0, 1)
         self._method.SetMetricFixedMask(as_image(self.brain))
         self.stay = sitk.Euler3DTransform(_centre(self.brain).tolist(), 0.0, 0.0, 0.0)
@@ -191,8 +193,11 @@ def _registered(flair: Volume, t1: Volume, brain: Volume, threads: int) -> Itera
         return _information(look, coarse[0], coarse[1], transform)
 
     starts = sorted(_starts(*centres), key=worth, reverse=True)
-    search = _method(24, 0.5, threads)
-    search.SetOptimizerAsRegularStepGradientDescent(4.0, 0.2, 30)
+    # Not within the brain: a T1 that shows only a part of it is then lost.
+    search = _method(24, 0.25, threads)
+    search.SetOptimizerAsRegularStepGradientDescent(
+        4.0, 0.1, 60, relaxationFactor=0.8, gradientMagnitudeTolerance=1e-8
+    )
     found = [_descend(search, coarse[0], coarse[1], start) for start in starts[:TRIED]]
     best = max(found, key=worth)
 
