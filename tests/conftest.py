@@ -14,7 +14,7 @@ from hypothesis import settings
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from leuko.cli import main
-from leuko.io.outputs import PICTURE_FILE, RECORD_FILE, REPORT_FILE
+from leuko.io.outputs import KEY_SLICES_FILE, RECORD_FILE, REPORT_FILE
 from leuko.io.record import Inputs
 from leuko.model import runtime
 from leuko.model.card import load_card, save_card
@@ -242,7 +242,7 @@ def cohort(tmp_path):
             own = {"mask_sha256": f"{number:064x}", "inputs": inputs}
             a_record(flair, mask, **own | changes).write(folder / RECORD_FILE)
             (folder / REPORT_FILE).write_text("<title>its report</title>")
-            (folder / PICTURE_FILE).write_bytes(b"\x89PNG")
+            (folder / KEY_SLICES_FILE).write_bytes(b"\x89PNG")
         return tmp_path / "out"
 
     return make

@@ -16,6 +16,7 @@ from leuko.io.outputs import (
     DICOM_FILE,
     ENTROPY_FILE,
     FILES,
+    KEY_SLICES_FILE,
     LESION_TABLE_FILE,
     LESIONS_FILE,
     MASK_FILE,
@@ -46,7 +47,7 @@ from leuko.preprocessing.registration import Alignment
 from leuko.preprocessing.slices import Pair
 from leuko.report.html import picture, text
 from leuko.report.pictures import as_jpeg
-from leuko.report.single import report, sheet
+from leuko.report.single import key_slices, report, sheet
 from leuko.report.viewer import RIM_KIND, Pane
 from leuko.volume import Volume, resample_onto
 
@@ -159,13 +160,29 @@ class Segmentation:
             return None
         return self.wmh_ml + self.rims_ml
 
-    def save(self, out: str | Path, *, save_intermediate: bool = False) -> None:
+    @property
+    def doubtful_slices(self) -> tuple[int, ...]:
+        """Up to two slices, from 1, where the mask is least certain: those with the most entropy,
+        at least a tenth of all slices apart; none if the entropy is 0."""
+        entropy = self.maps.entropy.canonical()
+        across = entropy.through_plane_axis
+        doubt = entropy.data.sum(axis=tuple(k for k in range(3) if k != across), dtype=float)
+        found: list[int] = []
+        for k in np.argsort(-doubt, kind="stable")[: np.count_nonzero(doubt)]:
+            if all(abs(k - other) >= len(doubt) / 10 for other in found) and len(found) < 2:
+                found.append(int(k))
+        return tuple(k + 1 for k in sorted(found))
+
+    def save(
+        self, out: str | Path, *, label: str | None = None, save_intermediate: bool = False
+    ) -> None:
         """Write the files of `leuko segment` into a folder.
 
-        `save_intermediate`: also write the T1 on the FLAIR's grid and its transform. Files are
-        written atomically; on an error the folder keeps its earlier files. If only a file other
-        than the mask cannot be written, a finding names it. Raises LeukoError if the folder cannot
-        be written, or holds files of the same names that Leuko did not write.
+        `label`: a name for the scan, shown in the report. `save_intermediate`: also write the T1 on
+        the FLAIR's grid and its transform. Files are written atomically; on an error the folder
+        keeps its earlier files. If only a file other than the mask cannot be written, a finding
+        names it. Raises LeukoError if the folder cannot be written, or holds files of the same
+        names that Leuko did not write.
         """
         out, source, watch = Path(out), self.source, Stopwatch(self.seconds)
         require_free(out, *source.scans.values(), command=source.command)
@@ -175,7 +192,7 @@ class Segmentation:
                 _write(scratch, self, tell_of)
                 if save_intermediate:
                     _write_intermediate(scratch, self, tell_of)
-            record = self.record(mask_sha256=sha256(scratch / MASK_FILE))
+            record = self.record(mask_sha256=sha256(scratch / MASK_FILE), label=label)
             with watch.stage("report"):
                 _write_report(scratch, self, record, tell_of)
             # The report may have added a finding, and took time.
@@ -184,10 +201,11 @@ class Segmentation:
             written = {path.name for path in scratch.iterdir()}
         drop_older(out, written)
 
-    def record(self, *, mask_sha256: str | None = None) -> RunRecord:
+    def record(self, *, mask_sha256: str | None = None, label: str | None = None) -> RunRecord:
         """The content of `run.json`: scans, model, settings, versions and the numbers.
 
-        docs/record.md explains the fields. `mask_sha256` is the hash of the mask once it is saved.
+        docs/record.md explains the fields. `mask_sha256` is the hash of the mask once it is saved,
+        `label` a name for the scan.
         """
         source, regions, alignment = self.source, self.analysis.regions, self.alignment
         interval, icv_ml = self.volume_interval_ml, self.analysis.intracranial_ml
@@ -225,6 +243,8 @@ class Segmentation:
             regions=regions.as_record() if regions else None,
             alignment=alignment.as_record() if alignment else None,
             seconds=dict(self.seconds),
+            label=label,
+            doubtful_slices=self.doubtful_slices,
         )
 
     def __repr__(self) -> str:
@@ -302,11 +322,12 @@ def _pane(result: Segmentation) -> Pane:
         images={"FLAIR": pair.flair} | ({"T1": pair.t1} if has_t1 else {}),
         ids=analysis.numbers,
         kinds=kinds,
+        probability=result.maps.probability.canonical().data,
     )
 
 
 def _write_report(folder: Path, result: Segmentation, record: RunRecord, tell_of: Tell) -> None:
-    """Write `report.html` and `qc.png`; if one cannot be written, add a finding."""
+    """Write the report and its pictures; if one cannot be written, add a finding."""
     pane = _pane(result)
     jpeg = b""
     with side_output(folder, PICTURE_FILE, tell_of):
@@ -314,6 +335,8 @@ def _write_report(folder: Path, result: Segmentation, record: RunRecord, tell_of
         jpeg = as_jpeg(overview, quality=70)
         # Level 3 takes half the time of Pillow's default and gives a smaller file.
         overview.save(folder / PICTURE_FILE, compress_level=3)
+    with side_output(folder, KEY_SLICES_FILE, tell_of):
+        (folder / KEY_SLICES_FILE).write_bytes(as_jpeg(key_slices(record, pane)))
     with side_output(folder, REPORT_FILE, tell_of):
         page = report(record, result.analysis.lesions, pane, jpeg)
         (folder / REPORT_FILE).write_text(page, encoding="utf-8", errors="backslashreplace")

@@ -107,7 +107,8 @@ def test_each_visit_has_all_its_derivatives_with_sidecars(out, visit):
     }
     expected = {f"{image}{end}" for image in IMAGES for end in (".nii.gz", ".json")}
     assert names == expected | {f"{table}.tsv" for table in TABLES} | OTHERS
-    assert (folder / "figures" / f"{prefix}label-WMH_qc.png").is_file()
+    for picture in ("qc.png", "keyslices.jpg"):
+        assert (folder / "figures" / f"{prefix}label-WMH_{picture}").is_file()
     about = json.loads((folder / "anat" / f"{prefix}label-WMH_mask.json").read_text())
     assert about["Type"] == "Lesion"
     assert about["SpatialReference"].startswith("bids:raw:sub-")
@@ -162,7 +163,7 @@ def test_the_page_of_the_group_links_reports_and_pictures(out):
     page = (out / "report.html").read_text()
     place = "sub-01/ses-a/anat/sub-01_ses-a_space-FLAIR_label-WMH_report.html"
     assert f'href="{place}"' in page
-    assert 'src="sub-02/figures/sub-02_run-1_space-FLAIR_label-WMH_qc.png"' in page
+    assert 'src="sub-02/figures/sub-02_run-1_space-FLAIR_label-WMH_keyslices.jpg"' in page
     assert "no T1w beside sub-03_FLAIR.nii.gz; pass --flair-alone to segment it without one" in page
     assert (out / place).is_file()
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -17,11 +18,11 @@ from leuko.cohort.run import STRICT
 from leuko.cohort.worker import Limits
 from leuko.errors import LeukoError
 from leuko.io.inputs import file_record
-from leuko.io.outputs import MASK_FILE, PICTURE_FILE, RECORD_FILE
+from leuko.io.outputs import KEY_SLICES_FILE, MASK_FILE, RECORD_FILE, REPORT_FILE
 from leuko.io.record import Excluded, Inputs, OutsideBrain, Quality, ScanRecord
 from leuko.model.card import Limits as LesionLimits
 from leuko.report.html import SAVED
-from reports import a_head, a_record, finding
+from reports import a_head, a_record, a_report, finding
 
 HOSTILE = "<script>document.title = 'run'</script>"
 
@@ -415,7 +416,7 @@ def test_pictures_come_when_they_come_into_view(browser, cohort):
     gather.write_batch(out)
     context = browser.new_context(offline=True, viewport={"width": 900, "height": 700})
     page, asked = context.new_page(), []
-    page.on("request", lambda r: asked.append(r.url) if r.url.endswith(PICTURE_FILE) else None)
+    page.on("request", lambda r: asked.append(r.url) if r.url.endswith(KEY_SLICES_FILE) else None)
     page.goto((out / gather.PAGE).as_uri())
     page.wait_for_timeout(500)
     assert 0 < len(asked) < 100
@@ -426,6 +427,37 @@ def test_pictures_come_when_they_come_into_view(browser, cohort):
     page.locator(".card h3 a").first.click()
     assert page.title() == "its report"
     context.close()
+
+
+@pytest.mark.browser
+def test_reports_lead_to_their_neighbours_in_the_order_of_the_page(opened, cohort, tmp_path):
+    out = cohort(**{"a": {}, "b 1": {"findings": [finding("motion")]}, "c": {}, "d": {}})
+    (tmp_path / "made").mkdir()
+    for name in ("a", "b 1", "c"):  # d has no report
+        (out / name / REPORT_FILE).write_text(a_report(tmp_path / "made", *a_head(), label=name))
+    (out / "d" / REPORT_FILE).unlink()
+    gather.write_batch(out)
+    page = opened(out / gather.PAGE)
+    page.locator("#order").select_option("name")
+    page.locator(".card h3 a").first.click()
+    page.wait_for_selector(".label")
+    for link, label in (("next", "b 1"), ("next", "c"), ("previous", "b 1"), ("previous", "a")):
+        page.locator(".neighbours a", has_text=link).click()
+        page.wait_for_function(f"document.querySelector('.label')?.textContent === {label!r}")
+    page.locator(".neighbours a", has_text="previous").click()  # there is none: back to the page
+    page.wait_for_selector(".cards")
+    assert page.locator("#order").input_value() == "name"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("cohort", ["https://x.org/a.html", "javascript:alert(1)", "/etc/a", "a"])
+def test_a_report_links_only_a_page_above_it(opened, tmp_path, cohort):
+    report = tmp_path / "report.html"
+    report.write_text(a_report(tmp_path, *a_head()))
+    page = opened(report)
+    page.goto(f"{report.as_uri()}#cohort={quote(cohort, safe='')}&name=a")
+    page.reload()
+    assert page.locator(".neighbours a:visible").count() == 0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from PIL import Image, ImageColor
 
 from leuko.io.record import FileRecord, Inputs
 from leuko.model.calibration import interval_text
+from leuko.report.answer import sentence
 from leuko.report.html import Column, shown, table, text
 from leuko.report.pictures import chosen_slices, mosaic
 from leuko.report.plots import bullseye, volume_histogram
@@ -58,7 +59,7 @@ def test_the_page_says_the_numbers_with_their_intervals(head, tmp_path):
     assert f"{ml:.2f} mL 90 % interval {interval_text([ml / 2, ml * 2])}" in said
     assert "0.80 0.70 to 0.90" in said
     assert "Region rule voxel10" in said
-    assert "No warnings" in said
+    assert "Usable: no warnings." in said
 
 
 def test_findings_stand_before_all_numbers_the_most_serious_first(head, tmp_path):
@@ -68,19 +69,76 @@ def test_findings_stand_before_all_numbers_the_most_serious_first(head, tmp_path
     ]  # fmt: skip
     said = Page(a_report(tmp_path, *head, findings=found)).text
     order = (
-        "Do not use this result", "no FLAIR", "2 warnings", "motion", "Note", "8 mm", "Findings",
+        "Do not use this result", "Do not use: no FLAIR", "Warning: cut off", "Warning: motion",
+        "Volume of WMH", "Note: slices lie 8 mm", "Numbers",
     )  # fmt: skip
     places = [said.index(words) for words in order]
     assert places == sorted(places)
-    assert "No warnings" not in said
+    assert "Usable" not in said
+    assert "Checked:" not in said
 
 
 def test_the_all_clear_says_what_was_checked_and_notes_do_not_end_it(head, tmp_path):
     note = finding("slices lie 8 mm apart", "note")
     said = Page(a_report(tmp_path, *head, findings=[note])).text
-    assert "No warnings. Checked: volume of the brain, motion." in said
+    assert "Usable: no warnings." in said
+    assert "Checked: volume of the brain, motion." in said
     said = Page(a_report(tmp_path, *head, checks=())).text
     assert "No automatic checks were done." in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "0.81 mL of white matter hyperintensities in 2 lesions, around the ventricles and in"),
+        ({}, "the deep white matter; 0.058 % of the intracranial volume. Normal caps and rims of"),
+        ({}, "rims of the ventricles, 1.5 mL, are not counted."),
+        ({"regions": (7, 2, 1)}, "in 2 lesions, mostly around the ventricles;"),
+        ({"regions": (0, 10, 0)}, "in 2 lesions, in the deep white matter;"),
+        ({"regions": (0, 2, 8)}, "in 2 lesions, mostly in the brainstem and cerebellum;"),
+        ({"volume_ml": 12.6, "rims": "include"},
+         "13 mL of white matter hyperintensities, caps and rims in 2 lesions"),
+        ({"lesions": 1, "volume_ml": 4.26}, "4.3 mL of white matter hyperintensities in 1 lesion,"),
+        ({"lesions": 0, "rims_ml": 0.0}, "No white matter hyperintensities were found."),
+        ({"regions": None, "volume_percent_icv": None}, "hyperintensities in 2 lesions. Normal"),
+    ],
+)  # fmt: skip
+def test_the_sentence_says_what_was_found(head, changes, said):
+    record = a_record(*head)
+    if changes.get("regions"):
+        names = ("periventricular_ml", "deep_ml", "infratentorial_ml")
+        volumes = dict(zip(names, changes["regions"], strict=True))
+        changes = changes | {"regions": replace(record.regions, **volumes)}
+    record = replace(record, **{"volume_ml": 0.81, "volume_percent_icv": 0.0578} | changes)
+    found = sentence(record).replace("\N{NO-BREAK SPACE}", " ")
+    assert said in found
+
+
+def test_slices_in_doubt_are_named_and_can_be_shown(head, tmp_path):
+    html = a_report(tmp_path, *head, doubtful_slices=(3, 8))
+    assert "The mask is least certain on slices 3 and 8 ." in Page(html).text
+    assert 'data-show-slice="8"' in html
+    html = a_report(tmp_path, *head, doubtful_slices=(3,), findings=[finding("motion")])
+    assert "Check before use: look at slice 3 , and at the following." in Page(html).text
+
+
+def test_a_label_stands_in_the_title_the_header_the_verdict_and_on_paper(head, tmp_path):
+    html = a_report(tmp_path, *head, label='sub-01 "A"; }')
+    assert "<title>sub-01 &quot;A&quot;; }: White matter hyperintensities</title>" in html
+    assert '<span class="label">sub-01 &quot;A&quot;; }</span>' in html
+    assert 'name="subject" value="sub-01 &quot;A&quot;; }"' in html
+    assert r'content: "sub\2d 01\20 \22 A\22 \3b \20 \7d "' in html
+
+
+def test_probabilities_are_shown_if_they_are_known(head):
+    flair, mask = head
+    pane = a_pane(flair, mask)
+    assert encoded([pane])[0]["probability"] is None
+    probability = np.where(mask, 0.8, 0.0).astype(np.float32)
+    (shown_,) = encoded([replace(pane, probability=probability)])
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown_["probability"][4]))), float)
+    expected = pane.slices(255 * probability)[4]
+    assert np.abs(image - expected).mean() < 4
 
 
 def test_numbers_of_a_result_not_to_be_used_are_marked(head, tmp_path):

@@ -109,6 +109,9 @@ def segment(
             help="Mask of voxels that are never WMH (infarct, tumour), on the FLAIR's grid."
         ),
     ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Name of the scan, shown in the report and on its prints.")
+    ] = None,
     save_intermediate: Annotated[
         bool, typer.Option("--save-intermediate", help="Keep the aligned T1 and its transform.")
     ] = False,
@@ -134,7 +137,7 @@ def segment(
     if study is None and (flair_series, t1_series) != (None, None):
         raise LeukoError("--flair-series and --t1-series need --study")
     result = leuko.segment(scans[0], scans[1], exclude=exclude, settings=settings)
-    result.save(out, save_intermediate=save_intermediate)
+    result.save(out, label=label, save_intermediate=save_intermediate)
     for name, scan in zip(("FLAIR", "T1"), scans, strict=True):
         if isinstance(scan, Scan):
             print(f"{name:<12}series {scan.series}")

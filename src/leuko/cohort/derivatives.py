@@ -13,6 +13,7 @@ from leuko.io import nifti
 from leuko.io.files import write_json
 from leuko.io.outputs import (
     ENTROPY_FILE,
+    KEY_SLICES_FILE,
     LESION_TABLE_FILE,
     LESIONS_FILE,
     MASK_FILE,
@@ -33,7 +34,8 @@ from leuko.io.record import RunRecord
 from leuko.volume import Array, Volume
 
 MASK, PROBABILITY = "label-WMH_mask.nii.gz", "label-WMH_probseg.nii.gz"
-REPORT, PICTURE = "label-WMH_report.html", "label-WMH_qc.png"
+REPORT = "label-WMH_report.html"
+PICTURE, KEY_SLICES = "label-WMH_qc.png", "label-WMH_keyslices.jpg"
 RECORD = "label-WMH_stats.json"
 RIMS = "desc-rims_mask"
 TISSUE, BRAIN, T1 = "seg-tissue_dseg", "label-brain_mask", "desc-preproc_T1w"
@@ -51,6 +53,7 @@ NAMES = {
     TRANSFORM_FILE: "from-T1w_to-FLAIR_mode-image_xfm.tfm",
     REPORT_FILE: REPORT,
     PICTURE_FILE: PICTURE,
+    KEY_SLICES_FILE: KEY_SLICES,
     RECORD_FILE: RECORD,
 }
 COLUMNS = {

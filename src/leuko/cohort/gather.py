@@ -59,7 +59,7 @@ def write_batch(out: Path) -> dict[str, Path]:
             (name,),
             record=Path(name, outputs.RECORD_FILE),
             report=Path(name, outputs.REPORT_FILE),
-            picture=Path(name, outputs.PICTURE_FILE),
+            picture=Path(name, outputs.KEY_SLICES_FILE),
         )
         for name in names
     ]
@@ -123,7 +123,7 @@ def _derivatives(record: Image, out: Path) -> Result:
         ),
         path,
         path.with_name(stem + derivatives.REPORT),
-        path.parent.parent / "figures" / (stem + derivatives.PICTURE),
+        path.parent.parent / "figures" / (stem + derivatives.KEY_SLICES),
     )
 
 

@@ -223,20 +223,21 @@ def _segment(job: Job, scratch: Path) -> None:
     folder = scratch / "native" if job.prefix else scratch
     settings = replace(job.settings, threads=job.limits.threads)
     found = segment(job.flair, job.t1, exclude=job.exclude, settings=settings)
-    found.save(folder, save_intermediate=bool(job.prefix))
+    found.save(folder, label=job.name, save_intermediate=bool(job.prefix))
     if job.prefix:
         derivatives.arrange(folder, scratch, job.prefix, job.sources)
         shutil.rmtree(folder)
 
 
 def _publish(scratch: Path, job: Job) -> None:
-    """Move results to their folder in place of older ones; the BIDS picture to `figures`."""
-    picture = scratch / (job.prefix + derivatives.PICTURE)
-    if job.prefix and picture.is_file():
-        with staged(job.folder.parent / "figures") as figures:
-            shutil.move(picture, figures)
-    elif job.prefix:  # the picture of an earlier run shows other lesions
-        (job.folder.parent / "figures" / picture.name).unlink(missing_ok=True)
+    """Move results to their folder in place of older ones; BIDS pictures to `figures`."""
+    for name in (derivatives.PICTURE, derivatives.KEY_SLICES) if job.prefix else ():
+        picture = scratch / (job.prefix + name)
+        if picture.is_file():
+            with staged(job.folder.parent / "figures") as figures:
+                shutil.move(picture, figures)
+        else:  # the picture of an earlier run shows other lesions
+            (job.folder.parent / "figures" / picture.name).unlink(missing_ok=True)
     with staged(job.folder, record=job.record.name) as staging:
         for path in scratch.iterdir():
             shutil.move(path, staging)

@@ -173,7 +173,7 @@ def _review(shown: Sequence[Entry], total: int, judged: Mapping[str, Sequence[Ve
 
 def _card(number: int, entry: Entry, said: Sequence[Verdict]) -> str:
     name = text(entry.name)
-    link = f'<a href="{quote(entry.report)}">{name}</a>' if entry.report else name
+    link = f"<a{_to_report(entry)}>{name}</a>" if entry.report else name
     found = "".join(
         f'<li class="{ALERTS[finding.level][2]}">{finding.level}: {text(finding.text)}</li>'
         for finding in entry.record.findings
@@ -205,8 +205,13 @@ def _look(entry: Entry) -> str:
         f'<img loading="lazy" decoding="async" src="{quote(entry.picture)}" '
         f'alt="Slices of {text(entry.name)}">'
     )
-    link = f' href="{quote(entry.report)}" tabindex="-1"' if entry.report else ""
+    link = f'{_to_report(entry)} tabindex="-1"' if entry.report else ""
     return f'<a class="look"{link}>{image}</a>'
+
+
+def _to_report(entry: Entry) -> str:
+    path = quote(entry.report)
+    return f' href="{path}" data-report="{path}"'
 
 
 def _numbers(record: RunRecord) -> Iterator[str]:

@@ -162,6 +162,8 @@ class RunRecord:
     regions: RegionsRecord | None
     alignment: AlignmentRecord | None
     seconds: Mapping[str, float]
+    label: str | None = None  # of the scan, as given
+    doubtful_slices: tuple[int, ...] | None = None  # where the mask is least certain, from 1
 
     @property
     def leuko_version(self) -> str:

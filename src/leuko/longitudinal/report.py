@@ -32,11 +32,11 @@ COLUMNS = (
     Column("baseline_ml", "Baseline, mL", 3),
     Column("followup_ml", "Follow-up, mL", 3),
     Column("change_ml", "Change, mL", 3),
-    Column("floor_ml", "Noise floor, mL", 3),
+    Column("floor_ml", "Noise floor, mL", 3, is_detail=True),
     Column("slice_number", "Slice", 0),
-    Column("flair_change", "FLAIR change, %", 0),
-    Column("baseline_probability", "Probability, baseline", 2),
-    Column("followup_probability", "Probability, follow-up", 2),
+    Column("flair_change", "FLAIR change, %", 0, is_detail=True),
+    Column("baseline_probability", "Probability, baseline", 2, is_detail=True),
+    Column("followup_probability", "Probability, follow-up", 2, is_detail=True),
 )
 
 
@@ -52,7 +52,7 @@ def change_report(
             changes.lesions, key=lambda c: (c.state == "stable", STATES.index(c.state), c.id)
         )
     ]
-    caption = f"{len(rows)} lesions, changed ones first; click a row to show its slice"
+    caption = f"{len(rows)} lesions, changed ones first; click a row to show it"
     return page(
         title="White matter hyperintensities at two times",
         subtitle=_subtitle(record),
@@ -65,10 +65,8 @@ def change_report(
         ],
         panes=panes,
         kinds=KINDS,
+        beside=table(COLUMNS, rows[:MOST_ROWS], caption=caption, with_all=True) if rows else "",
         after=[
-            section("Lesions", table(COLUMNS, rows[:MOST_ROWS], caption=caption), name="lesions")
-            if rows
-            else "",
             section("Details", _details(record), name="details"),
         ],
     )

@@ -59,6 +59,7 @@ class Column:
     key: str
     title: str
     digits: int | None = None  # None: the value is a text
+    is_detail: bool = False  # shown only with all columns
 
 
 def page(
@@ -69,22 +70,26 @@ def page(
     panes: Sequence[Pane],
     kinds: Mapping[int, Kind],
     after: Iterable[str],
+    beside: str = "",
+    label: str | None = None,
     verdict: Mapping[str, Any] | None = None,
 ) -> str:
     """The HTML of a report: sections before and after the viewer of the panes.
 
-    `verdict` holds the columns that are saved with a reader's verdict; None asks for no verdict.
+    `beside` is a table beside the viewer, `label` names the scan, `verdict` holds the columns that
+    are saved with a reader's verdict; None asks for no verdict.
     """
     data = {
         "panes": encoded(panes),
         "kinds": {number: {"name": k.name, "colour": k.colour} for number, k in kinds.items()},
         "verdict": verdict,
     }
-    asked = [_verdict()] if verdict is not None else []
+    asked = [_verdict(label or "")] if verdict is not None else []
     return document(
         title=title,
         subtitle=subtitle,
-        main=[*before, _viewer(panes, kinds), *asked, *after],
+        label=label,
+        main=[asset("neighbours.html"), *before, _viewer(panes, kinds, beside), *asked, *after],
         data=data,
         name="report",
     )
@@ -97,14 +102,22 @@ def document(
     main: Iterable[str],
     data: Mapping[str, Any],
     name: str = "",
+    label: str | None = None,
     policy: str = POLICY,
 ) -> str:
-    """The HTML of a page; `name`.css and `name`.js in `assets/` are its own style and script."""
+    """The HTML of a page; `name`.css and `name`.js in `assets/` are its own style and script.
+
+    `label` stands in its title, in its header and on every printed page.
+    """
     parts = {
         "POLICY": policy,
+        "WINDOW": text(f"{label}: {title}" if label else title),
         "TITLE": text(title),
+        "LABEL": f' <span class="label">{text(label)}</span>' if label else "",
         "SUBTITLE": text(subtitle),
-        "STYLE": asset("common.css") + (asset(f"{name}.css") if name else ""),
+        "STYLE": asset("common.css")
+        + (asset(f"{name}.css") if name else "")
+        + f"@page {{ @top-right {{ content: {_css_string(label or title)} }} }}",
         "MAIN": "\n".join(main),
         "DATA": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         "SCRIPT": asset("common.js") + (asset(f"{name}.js") if name else ""),
@@ -112,6 +125,12 @@ def document(
     html = asset("page.html")
     pieces = html.split("@@")  # texts and names of parts alternate
     return "".join(parts[piece] if k % 2 else piece for k, piece in enumerate(pieces))
+
+
+def _css_string(value: str) -> str:
+    """The value as a string of CSS; all but ASCII letters and digits are escaped."""
+    escaped = (c if c.isascii() and c.isalnum() else rf"\{ord(c):x} " for c in value)
+    return f'"{"".join(escaped)}"'
 
 
 def text(value: object) -> str:
@@ -172,19 +191,31 @@ def facts(rows: Iterable[tuple[str, str, str]], *, useless: bool = False) -> str
 
 
 def table(
-    columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], *, caption: str, name: str = ""
+    columns: Sequence[Column],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    caption: str,
+    name: str = "",
+    with_all: bool = False,
 ) -> str:
-    """A sortable table; a row with `slice` (from 0) and `id` leads to its slice."""
+    """A sortable table; a row with `slice` (from 0) and `id` leads to its slice.
+
+    `with_all` adds a switch that shows all columns.
+    """
     head = "".join(
-        f'<th scope="col" class="{"number" if c.digits is not None else "words"}">'
-        f'<button type="button">{text(c.title)}</button></th>'
+        f'<th scope="col" class="{_class(c)}"><button type="button">{text(c.title)}</button></th>'
         for c in columns
     )
     body = "".join(
         f"<tr{_place(row)}>{''.join(_cell(c, row) for c in columns)}</tr>" for row in rows
     )
+    switch = (
+        '<label class="switch"><input type="checkbox" class="all-columns"> all columns</label>'
+        if with_all
+        else ""
+    )
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{text(caption)}">'
+        f'{switch}<div class="wide" tabindex="0" role="region" aria-label="{text(caption)}">'
         f'<table class="sortable {name}"><caption>{text(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
@@ -231,47 +262,67 @@ def _place(row: Mapping[str, Any]) -> str:
 def _cell(column: Column, row: Mapping[str, Any]) -> str:
     value = row.get(column.key)
     if column.digits is None:
-        return f"<td>{text('n/a' if value is None else value)}</td>"
-    content = shown(value, column.digits)
+        content = text("n/a" if value is None else value)
+    else:
+        content = shown(value, column.digits)
     if column.key == "id" and "slice" in row:
         content = f'<button type="button" class="go">{content}</button>'
-    return f'<td class="number">{content}</td>'
+    name = _class(column).removeprefix("words").strip()
+    return f'<td class="{name}">{content}</td>' if name else f"<td>{content}</td>"
 
 
-def _viewer(panes: Sequence[Pane], kinds: Mapping[int, Kind]) -> str:
-    stages = "".join(
-        f'<figure class="pane" data-pane="{k}"><figcaption>{text(pane.title)}</figcaption>'
-        '<div class="stage" tabindex="0" role="group" '
-        f'aria-label="{text(pane.title)}: slices; arrow keys move through them">'
-        '<img alt=""><canvas></canvas><span class="mark left"></span><span class="mark right">'
-        '</span><span class="mark top"></span><span class="mark bottom"></span></div></figure>'
-        for k, pane in enumerate(panes)
-    )
+def _class(column: Column) -> str:
+    kind = "words" if column.digits is None else "number"
+    return f"{kind} detail" if column.is_detail else kind
+
+
+def _viewer(panes: Sequence[Pane], kinds: Mapping[int, Kind], beside: str) -> str:
     names = list(dict.fromkeys(name for pane in panes for name in pane.images))
-    images = "".join(
-        f'<label><input type="radio" name="image" value="{text(name)}"'
-        f"{' checked' if k == 0 else ''}> {text(name)}</label>"
-        for k, name in enumerate(names)
+    scans = {"both": "both"} | {name: name for name in names} if len(names) > 1 else {}
+    has_three_planes = len(panes) == 1 and panes[0].has_three_planes
+    planes = {"one": "slices", "three": "three planes"} if has_three_planes else {}
+    has_probability = any(pane.probability is not None for pane in panes)
+    heat = '<label><input type="radio" name="overlay" value="probability"> probability</label>'
+    return (
+        asset("viewer.html")
+        .replace("@@LIST@@", beside)
+        .replace("@@SCANS@@", _choice("Scans", "scan", scans))
+        .replace("@@PLANES@@", _choice("View", "planes", planes))
+        .replace("@@PROBABILITY@@", heat if has_probability else "")
+        .replace("@@LEGEND@@", legend(kinds))
     )
-    legend = "".join(
+
+
+def legend(kinds: Mapping[int, Kind]) -> str:
+    """The colours of the kinds."""
+    items = "".join(
         f'<li><span style="background:{text(kind.colour)}"></span>{text(kind.name)}</li>'
         for kind in kinds.values()
     )
-    return (
-        asset("viewer.html")
-        .replace("@@STAGES@@", stages)
-        .replace("@@IMAGES@@", images)
-        .replace("@@LEGEND@@", legend)
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _choice(title: str, name: str, values: Mapping[str, str]) -> str:
+    """Radio buttons, the first one checked; empty without values."""
+    labels = "".join(
+        f'<label><input type="radio" name="{name}" value="{text(value)}"'
+        f"{'' if k else ' checked'}> {text(said)}</label>"
+        for k, (value, said) in enumerate(values.items())
     )
+    return f"<fieldset><legend>{text(title)}</legend>{labels}</fieldset>" if values else ""
 
 
-def _verdict() -> str:
+def _verdict(subject: str) -> str:
     reasons = "".join(
         f'<label><input type="checkbox" name="reason" value="{text(reason)}"> {text(reason)}'
         "</label>\n"
         for reason in REASONS
     )
-    return asset("verdict.html").replace("@@REASONS@@\n", reasons)
+    return (
+        asset("verdict.html")
+        .replace("@@REASONS@@\n", reasons)
+        .replace("@@SUBJECT@@", text(subject))
+    )
 
 
 def asset(name: str) -> str:

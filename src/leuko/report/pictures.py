@@ -49,14 +49,16 @@ def mosaic(
     aspect: float = 1.0,
     most: int = 24,
     later: Sequence[int] = (),
+    chosen: Sequence[int] | None = None,
+    columns: int = COLUMNS,
 ) -> Image.Image:
-    """Up to `most` slices (H, W), 0 to 255, with outlines of the kinds that have a colour.
+    """Slices (H, W), 0 to 255, with outlines of the kinds that have a colour.
 
-    If there are more slices, they are chosen as by `chosen_slices`. `kinds` (H, W) are 0 where
-    there is nothing; `aspect` is a pixel's height / width. `marks` label the left and the right of
-    the first slice. Slice numbers count from 1.
+    They are those `chosen`, from 0; by default up to `most`, as by `chosen_slices`. `kinds` (H, W)
+    are 0 where there is nothing; `aspect` is a pixel's height / width. `marks` label the left and
+    the right of the first slice. Slice numbers count from 1.
     """
-    chosen = chosen_slices(kinds, most, later=later)
+    chosen = chosen_slices(kinds, most, later=later) if chosen is None else chosen
     panels = []
     for k in chosen:
         outlines = [(kinds[k] == kind, colour) for kind, colour in colours.items()]
@@ -67,7 +69,7 @@ def mosaic(
     for x, anchor, mark in zip((5, panels[0].width - 5), ("lm", "rm"), marks, strict=False):
         _write(panels[0], (x, middle), mark, anchor)
     part = "" if len(chosen) == len(slices) else f", {len(chosen)} of {len(slices)} slices"
-    return _in_rows(panels, title + part)
+    return _in_rows(panels, title and title + part, columns)
 
 
 def chosen_slices(kinds: Sequence[Array], most: int, *, later: Sequence[int] = ()) -> list[int]:
@@ -157,9 +159,9 @@ def _panel(
     return shown.resize(size, Image.Resampling.BOX)
 
 
-def _in_rows(panels: Sequence[Image.Image], title: str = "") -> Image.Image:
-    """Panels of one size side by side, in rows of at most `COLUMNS`, under a title, on black."""
-    columns = min(COLUMNS, len(panels))
+def _in_rows(panels: Sequence[Image.Image], title: str = "", columns: int = COLUMNS) -> Image.Image:
+    """Panels of one size side by side, in rows of at most `columns`, under a title, on black."""
+    columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     width, height = panels[0].size
     top = TITLE_PX if title else 0

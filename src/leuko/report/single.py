@@ -14,13 +14,13 @@ from PIL import Image
 from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import FileRecord, RunRecord
 from leuko.lesions.measure import Lesion
-from leuko.model.calibration import interval_text
+from leuko.report.answer import answer, counted
 from leuko.report.html import (
     Column,
     Kind,
-    alerts,
     drawing,
     facts,
+    legend,
     page,
     picture,
     plain,
@@ -42,19 +42,20 @@ KINDS = {
 }
 ONE_KIND = {1: Kind("WMH", "#e69f00")}
 RIMS = {RIM_KIND: Kind("caps and rims (not in the mask)", "#cc79a7")}
+KEY_SLICES = 6
 MOST_ROWS = 500  # of the table; more would make the page large
 COLUMNS = (
     Column("id", "No.", 0),
     Column("volume_ml", "Volume, mL", 3),
     Column("slice_number", "Slice", 0),
     Column("region", "Region"),
-    Column("side", "Side"),
+    Column("side", "Side", is_detail=True),
     Column("lobe", "Lobe"),
-    Column("ventricle_mm", "To ventricle, mm", 1),
-    Column("cortex_mm", "To cortex, mm", 1),
-    Column("flair_contrast", "FLAIR contrast", 2),
-    Column("t1_contrast", "T1 contrast", 2),
-    Column("mean_probability", "Probability", 2),
+    Column("ventricle_mm", "To ventricle, mm", 1, is_detail=True),
+    Column("cortex_mm", "To cortex, mm", 1, is_detail=True),
+    Column("flair_contrast", "FLAIR contrast", 2, is_detail=True),
+    Column("t1_contrast", "T1 contrast", 2, is_detail=True),
+    Column("mean_probability", "Probability", 2, is_detail=True),
 )
 
 
@@ -68,6 +69,31 @@ def sheet(record: RunRecord, pane: Pane) -> Image.Image:
         marks=pane.marks,
         aspect=pane.pixel_aspect,
         later=[RIM_KIND],
+    )
+
+
+def key_slices(record: RunRecord, pane: Pane) -> Image.Image:
+    """The slices that matter most, with outlines: those in doubt, and those with most lesion."""
+    kinds = pane.slices(pane.kinds)
+    doubtful = [number - 1 for number in record.doubtful_slices or ()]
+    counts = np.array([np.count_nonzero(kind) for kind in kinds])
+    fullest = [int(k) for k in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]]
+    chosen: list[int] = []
+    for least_apart in (len(fullest) / 8, 0):  # neighbours look alike
+        for k in (*doubtful, *fullest):
+            apart = min((abs(k - other) for other in chosen), default=len(kinds))
+            if apart > least_apart and len(chosen) < KEY_SLICES:
+                chosen.append(k)
+    return mosaic(
+        pane.slices(next(iter(pane.images.values()))),
+        kinds,
+        {number: kind.colour for number, kind in _kinds(record).items()},
+        title="",
+        marks=pane.marks,
+        aspect=pane.pixel_aspect,
+        chosen=sorted(chosen) or None,
+        most=KEY_SLICES,
+        columns=KEY_SLICES // 2,
     )
 
 
@@ -85,26 +111,29 @@ def report(record: RunRecord, lesions: Sequence[Lesion], pane: Pane, sheet_jpeg:
     return page(
         title="White matter hyperintensities",
         subtitle=_subtitle(record, pane),
-        before=[
-            alerts(record.findings, record.checks),
-            section(
-                "Findings",
-                facts(_findings(record), useless=not record.is_usable),
-                _rule(record),
-                _convention(record),
-            ),
-        ],
+        label=record.label,
+        before=[answer(record)],
         panes=[pane],
         kinds=_kinds(record),
+        beside=table(COLUMNS, placed, caption=_caption(lesions), with_all=True) if lesions else "",
         verdict=saved_with_verdict(record),
         after=[
-            section("Slices", picture(sheet_jpeg, "Slices with outlines"), name="sheet")
+            section(
+                "Numbers",
+                facts(_numbers(record), useless=not record.is_usable),
+                _rule(record),
+                _convention(record),
+                name="numbers",
+            ),
+            section(
+                "Slices",
+                picture(sheet_jpeg, "Slices with outlines"),
+                legend(_kinds(record)),
+                name="sheet",
+            )
             if sheet_jpeg
             else "",
-            section("Lesions", table(COLUMNS, placed, caption=_caption(lesions)), name="lesions")
-            if lesions
-            else "",
-            section("Location and size", _places(record, lesions)),
+            section("Location and size", _places(record, lesions), name="location"),
             section("Details", _details(record), name="details"),
         ],
     )
@@ -115,12 +144,8 @@ def _kinds(record: RunRecord) -> dict[int, Kind]:
     return kinds | RIMS if record.rims == "separate" else kinds
 
 
-def _counted(record: RunRecord) -> str:
-    return "WMH and rims" if record.rims == "include" else "WMH"
-
-
 def _headline(record: RunRecord) -> str:
-    parts = [f"{_counted(record)} {record.volume_ml:.2f} mL"]
+    parts = [f"{counted(record)} {record.volume_ml:.2f} mL"]
     if record.rims == "separate":
         parts.append(f"caps and rims {record.rims_ml:.2f} mL (pink)")
     return ", ".join([*parts, f"lesions: {record.lesions}", _usability(record)])
@@ -141,10 +166,8 @@ def _subtitle(record: RunRecord, pane: Pane) -> str:
     )
 
 
-def _findings(record: RunRecord) -> Iterator[tuple[str, str, str]]:
-    interval = record.volume_interval_ml
-    between = f"90 % interval {interval_text(interval)}" if interval else ""
-    yield f"Volume of {_counted(record)}", f"{record.volume_ml:.2f} mL", between
+def _numbers(record: RunRecord) -> Iterator[tuple[str, str, str]]:
+    """The numbers below the viewer: those that the answer does not give."""
     if record.rims_ml is not None:
         yield "Caps and rims", f"{record.rims_ml:.2f} mL", RIMS_ARE[record.rims]
         if record.rims == "include":
@@ -155,10 +178,6 @@ def _findings(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         low, high = record.quality.interval
         spread = f"{low:.2f} to {high:.2f}; overlap with a reader's mask"
         yield "Expected Dice", f"{record.quality.predicted_dice:.2f}", spread
-    yield "Lesions", str(record.lesions), ""
-    if record.intracranial_ml:
-        whole = f"of {record.intracranial_ml:.0f} mL intracranial"
-        yield "Share of intracranial volume", f"{record.volume_percent_icv:.2f} %", whole
     regions = record.regions
     if regions:
         yield "Periventricular", f"{regions.periventricular_ml:.2f} mL", ""
@@ -199,10 +218,10 @@ def _convention(record: RunRecord) -> str:
 
 def _caption(lesions: Sequence[Lesion]) -> str:
     if len(lesions) == 1:
-        return "One lesion; click its row to show its slice"
+        return "One lesion; click its row to show it"
     if len(lesions) > MOST_ROWS:
         return f"The {MOST_ROWS} largest of {len(lesions)} lesions; lesions.tsv lists all"
-    return f"{len(lesions)} lesions, largest first; click a row to show its slice"
+    return f"{len(lesions)} lesions, largest first; click a row to show it"
 
 
 def _places(record: RunRecord, lesions: Sequence[Lesion]) -> str:

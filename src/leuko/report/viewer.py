@@ -16,6 +16,7 @@ from leuko.volume import Array, Volume
 BUDGET_BYTES = 1_900_000  # of the slices and lesions of a page; base64 makes them a third larger
 # Longest side in pixels and quality of the JPEGs, best first.
 FINENESS = ((320, 88), (320, 75), (256, 70), (224, 60), (192, 50), (160, 40), (128, 30), (96, 20))
+MAP_SIDE, MAP_QUALITY = 160, 50  # of the JPEGs of the probability, which are mostly black
 SAMPLE = 6  # every 6th slice is enough to estimate the size of all
 HEAD = 20  # of 255: brighter voxels belong to the head
 RIM_KIND = 4  # in `Pane.kinds`: caps and rims; smaller numbers are regions
@@ -37,11 +38,17 @@ class Pane:
     ids: Array  # the lesion number of each voxel, 0 for none
     kinds: Array  # uint8, the kind, and so the colour, of each voxel, 0 for none
     in_view: Array | None = None  # bool, voxels to show; by default the head and all lesions
+    probability: Array | None = None  # of WMH, 0 to 1
 
     @property
     def across(self) -> int:
         """The axis across the slices, which are shown as they were acquired."""
         return self.grid.through_plane_axis
+
+    @property
+    def has_three_planes(self) -> bool:
+        """Whether planes across the slices show as much as the slices, which are axial."""
+        return self.grid.is_nearly_isotropic
 
     @cached_property
     def box(self) -> tuple[slice, ...]:
@@ -92,7 +99,16 @@ def encoded(panes: Sequence[Pane]) -> list[dict[str, Any]]:
         if sample * SAMPLE <= budget:
             break
     return [
-        {**lesions, "images": _pictures(pane, side, quality)}
+        {
+            **lesions,
+            "images": {
+                name: _pictures(pane.slices(array), side, quality)
+                for name, array in pane.images.items()
+            },
+            "probability": None
+            if pane.probability is None
+            else _pictures(pane.slices(_in_8_bit(pane.probability)), MAP_SIDE, MAP_QUALITY),
+        }
         for pane, lesions in zip(panes, drawn, strict=True)
     ]
 
@@ -123,18 +139,34 @@ def _drawn(pane: Pane) -> dict[str, Any]:
         "height": height,
         "aspect": round(width / (height * pane.pixel_aspect), 4),
         "marks": pane.marks,
+        "voxel_mm": _voxel_mm(pane),
+        "span": _span(pane),
         "start": fullest_slice(pane),
         "runs": [_runs(*pair) for pair in zip(ids, kinds, strict=True)],
     }
 
 
-def _pictures(pane: Pane, side: int, quality: int) -> dict[str, list[str]]:
-    return {
-        name: [
-            base64.b64encode(_jpeg(image, side, quality)).decode() for image in pane.slices(array)
-        ]
-        for name, array in pane.images.items()
-    }
+def _voxel_mm(pane: Pane) -> list[float]:
+    """Size of a voxel along the width and the height of a slice, and across the slices."""
+    width_mm, height_mm = np.delete(np.array(pane.grid.spacing_mm), pane.across)
+    across_mm = pane.grid.spacing_mm[pane.across]
+    return [round(float(mm), 4) for mm in (width_mm, height_mm, across_mm)]
+
+
+def _span(pane: Pane) -> list[int]:
+    """The first and the last slice, from 0, that show something."""
+    images = [pane.slices(image) for image in pane.images.values()]
+    seen = [k for k, slices in enumerate(zip(*images, strict=True)) if np.max(slices) > HEAD]
+    return [seen[0], seen[-1]] if seen else [0, len(images[0]) - 1]
+
+
+def _in_8_bit(probability: Array) -> Array:
+    grey: Array = np.rint(255 * probability).astype(np.uint8)
+    return grey
+
+
+def _pictures(slices: Sequence[Array], side: int, quality: int) -> list[str]:
+    return [base64.b64encode(_jpeg(image, side, quality)).decode() for image in slices]
 
 
 def _jpeg(image: Array, side: int, quality: int) -> bytes:

@@ -48,6 +48,33 @@ function more(card) {
   return [find(".reasons", card), find(".note", card)];
 }
 
+// A report learns from its address where this page is and what it shows.
+function address(card) {
+  const link = find("a[data-report]", card);
+  const up = "../".repeat(link.dataset.report.split("/").length - 1);
+  const shown = { cohort: up + location.pathname.split("/").pop(), name: card.dataset.name, order: find("#order").value, show: find("#show").value };
+  return `${link.dataset.report}#${new URLSearchParams(shown)}`;
+}
+
+// From a report to its neighbour in the order and the choice that this page had.
+function lead() {
+  const given = new URLSearchParams(location.hash.slice(1)), to = given.get("to");
+  if (!to) return;
+  for (const name of ["order", "show"]) {
+    const select = find("#" + name);
+    if ([...select.options].some((option) => option.value === given.get(name))) select.value = given.get(name);
+  }
+  order();
+  choose();
+  const shown = all(".card", list).filter((card) => find("a[data-report]", card) && (!card.hidden || card.dataset.name === given.get("name")));
+  const now = shown.findIndex((card) => card.dataset.name === given.get("name"));
+  const card = shown[now + { previous: -1, itself: 0, next: 1 }[to]] ?? shown[now];
+  history.replaceState(null, "", location.pathname);
+  if (!card) return;
+  if (to === "itself" || card === shown[now]) card.scrollIntoView({ block: "center" });
+  else location.replace(address(card));
+}
+
 function judge(card) {
   const [reasons, note] = more(card);
   const name = card.dataset.name;
@@ -86,7 +113,14 @@ function setUp() {
   find("#show").addEventListener("change", choose);
   find("#order").addEventListener("change", order);
   find("#verdicts").addEventListener("submit", save);
+  for (const happens of ["pointerdown", "focusin"]) {
+    list.addEventListener(happens, (event) => {
+      const link = event.target.closest("a[data-report]");
+      if (link) link.href = address(link.closest(".card"));
+    });
+  }
   choose();
+  lead();
 }
 
 if (list) setUp();
