@@ -36,7 +36,7 @@ from leuko.io.outputs import (
     write_table,
 )
 from leuko.io.provenance import RIMS_ARE, Finding, Rims, Stopwatch, ranked, tell, versions
-from leuko.io.record import Excluded, ModelRecord, OutsideBrain, RunRecord, SettingsRecord
+from leuko.io.record import Edited, Excluded, ModelRecord, OutsideBrain, RunRecord, SettingsRecord
 from leuko.io.tissue import Tissue
 from leuko.lesions.brain import Outside
 from leuko.lesions.location import REGIONS
@@ -174,15 +174,20 @@ class Segmentation:
         return tuple(k + 1 for k in sorted(found))
 
     def save(
-        self, out: str | Path, *, label: str | None = None, save_intermediate: bool = False
+        self,
+        out: str | Path,
+        *,
+        label: str | None = None,
+        edited: Edited | None = None,
+        save_intermediate: bool = False,
     ) -> None:
         """Write the files of `leuko segment` into a folder.
 
-        `label`: a name for the scan, shown in the report. `save_intermediate`: also write the T1 on
-        the FLAIR's grid and its transform. Files are written atomically; on an error the folder
-        keeps its earlier files. If only a file other than the mask cannot be written, a finding
-        names it. Raises LeukoError if the folder cannot be written, or holds files of the same
-        names that Leuko did not write.
+        `label`: a name for the scan, shown in the report. `edited`: who corrected the mask.
+        `save_intermediate`: also write the T1 on the FLAIR's grid and its transform. Files are
+        written atomically; on an error the folder keeps its earlier files. If only a file other
+        than the mask cannot be written, a finding names it. Raises LeukoError if the folder cannot
+        be written, or holds files of the same names that Leuko did not write.
         """
         out, source, watch = Path(out), self.source, Stopwatch(self.seconds)
         require_free(out, *source.scans.values(), command=source.command)
@@ -193,6 +198,7 @@ class Segmentation:
                 if save_intermediate:
                     _write_intermediate(scratch, self, tell_of)
             record = self.record(mask_sha256=sha256(scratch / MASK_FILE), label=label)
+            record = replace(record, edited=edited)
             with watch.stage("report"):
                 _write_report(scratch, self, record, tell_of)
             # The report may have added a finding, and took time.

@@ -102,6 +102,12 @@ def write(path: Path, volume: Volume) -> None:
     nib.save(as_image(volume), path)
 
 
+def to_bytes(volume: Volume) -> bytes:
+    """The content of the volume's file, not compressed."""
+    content: bytes = as_image(volume).to_bytes()  # type: ignore[attr-defined]
+    return content
+
+
 def as_image(volume: Volume) -> InMemory:
     """The volume as a nibabel image, as `write` stores it."""
     if volume.header is None:

@@ -131,6 +131,17 @@ class AlignmentRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Edited:
+    """A mask that a reader corrected."""
+
+    editor: str
+    saved: str  # date and time, UTC
+    automatic_ml: float  # volume of the automatic mask
+    added_ml: float
+    removed_ml: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """The content of `run.json`. None: the value does not apply or is not known.
 
@@ -163,6 +174,7 @@ class RunRecord:
     alignment: AlignmentRecord | None
     seconds: Mapping[str, float]
     label: str | None = None  # of the scan, as given
+    edited: Edited | None = None  # None: no reader corrected the mask
     doubtful_slices: tuple[int, ...] | None = None  # where the mask is least certain, from 1
 
     @property

@@ -23,7 +23,7 @@ def answer(record: RunRecord) -> str:
     numbers = facts(_numbers(record), useless=not record.is_usable)
     return (
         f'<section class="answer {level}"><h2 class="unseen">Result</h2>'
-        f'<p class="sentence">{text(sentence(record))}</p>{_use(record, serious)}'
+        f'<p class="sentence">{text(sentence(record))}</p>{_edited(record)}{_use(record, serious)}'
         f"{numbers}{_remarks(record)}</section>"
     )
 
@@ -70,6 +70,17 @@ def _rims(record: RunRecord) -> str:
     if record.rims != "separate" or not record.rims_ml:
         return ""
     return f" Normal caps and rims of the ventricles, {short_ml(record.rims_ml)}, are not counted."
+
+
+def _edited(record: RunRecord) -> str:
+    edited = record.edited
+    if edited is None:
+        return ""
+    said = (
+        f"{edited.editor or 'a reader'}, {edited.saved[:10]}: {edited.added_ml:.2f} mL added, "
+        f"{edited.removed_ml:.2f} mL removed; the automatic mask had {edited.automatic_ml:.2f} mL."
+    )
+    return f'<p class="edited"><strong>Mask corrected by</strong> {text(said)}</p>'
 
 
 def _use(record: RunRecord, serious: list[Finding]) -> str:

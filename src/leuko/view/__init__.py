@@ -1,0 +1,1 @@
+"""A local page to look at results closely and to correct masks."""

@@ -1,0 +1,164 @@
+"""Corrected masks: what is saved, what is refused, and the numbers that are made again."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from conftest import segmented
+from leuko.errors import LeukoError
+from leuko.io import nifti
+from leuko.io.outputs import MASK_FILE, REPORT_FILE
+from leuko.io.record import RunRecord
+from leuko.view.editing import (
+    EDITED_FILE,
+    EDITED_FOLDER,
+    ConflictError,
+    Result,
+    described,
+    find_results,
+)
+from leuko.volume import Volume
+
+ORIENTATIONS = [
+    (order, flips)
+    for order in itertools.permutations(range(3))
+    for flips in itertools.product((1, -1), repeat=3)
+]
+
+
+@pytest.fixture
+def result(heads, model, tmp_path):
+    head = heads / "head0"
+    segmented(head / "FLAIR.nii.gz", head / "T1.nii.gz", tmp_path / "out", model=model)
+    return find_results(tmp_path / "out")[0]
+
+
+def edited(result, mask):
+    return result.save(mask, based_on=result.version, editor="A. Reader")
+
+
+@pytest.mark.parametrize(("order", "flips"), ORIENTATIONS)
+def test_a_corrected_mask_is_stored_as_the_automatic_one_in_any_orientation(tmp_path, order, flips):
+    axes = np.zeros((4, 4))
+    axes[3, 3] = 1
+    for axis, (place, flip) in enumerate(zip(order, flips, strict=True)):
+        axes[place, axis] = flip * (axis + 1.0)
+    axes[:3, 3] = 7, -8, 9
+    automatic = np.zeros((4, 5, 6), np.uint8)
+    automatic[1, 2, 3] = 1
+    nifti.write(tmp_path / MASK_FILE, Volume(automatic, axes))
+    before = (tmp_path / MASK_FILE).read_bytes()
+    result = Result("a", tmp_path)
+    mask = result.mask.copy()
+    corner = (0, 1, 2)
+    mask[corner] = True
+    edited(result, mask)
+    saved = nifti.read(tmp_path / EDITED_FILE)
+    np.testing.assert_array_equal(saved.affine, axes)
+    np.testing.assert_array_equal(saved.canonical().data > 0, mask)
+    world = saved.affine @ [*np.argwhere(saved.data != automatic)[0], 1]
+    np.testing.assert_allclose(world, result.automatic.canonical().affine @ [*corner, 1])
+    assert (tmp_path / MASK_FILE).read_bytes() == before
+    np.testing.assert_array_equal(result.mask, mask)
+
+
+def test_edits_are_listed_with_who_and_when_and_how_much(result):
+    mask, ml = result.mask, result.automatic.voxel_mm3 / 1000
+    first = mask.copy()
+    first[:3, 0, 0] = True
+    version = edited(result, first)
+    second = first.copy()
+    second[:2, 0, 0] = False
+    edited(result, second)
+    one, two = result.history()
+    assert one["editor"] == "A. Reader"
+    assert one["saved"].startswith("20")
+    assert (one["added_ml"], one["removed_ml"]) == pytest.approx((3 * ml, 0), abs=1e-4)
+    assert (two["added_ml"], two["removed_ml"]) == pytest.approx((0, 2 * ml), abs=1e-4)
+    assert one["mask_sha256"] == two["based_on_sha256"] == version
+    assert (result.folder / "run.json").is_file()
+
+
+def test_a_mask_that_another_window_saved_is_not_overwritten(result):
+    mask, version = result.mask, result.version
+    mask[0, 0, 0] = True
+    result.save(mask, based_on=version, editor="")
+    saved = (result.folder / EDITED_FILE).read_bytes()
+    with pytest.raises(ConflictError, match="another window"):
+        result.save(~mask, based_on=version, editor="")
+    assert (result.folder / EDITED_FILE).read_bytes() == saved
+
+
+def test_a_mask_of_another_shape_is_refused(result):
+    with pytest.raises(LeukoError, match="shape"):
+        edited(result, np.zeros((2, 2, 2), bool))
+    assert not (result.folder / EDITED_FILE).exists()
+
+
+def test_the_numbers_of_an_unchanged_mask_are_those_of_the_automatic_one(result):
+    record = result.record
+    edited(result, result.mask)
+    result.measure()
+    again = RunRecord.read(result.folder / EDITED_FOLDER / "run.json")
+    assert again.volume_ml == record.volume_ml
+    assert again.lesions == record.lesions
+    assert again.command == "measure"
+    table = [result.folder / name / "lesions.tsv" for name in ("", EDITED_FOLDER)]
+    rows = [[line.split("\t") for line in path.read_text().splitlines()] for path in table]
+    measures = ("id", "voxels", "x_mm", "y_mm", "z_mm", "flair_contrast")
+    for name in measures:
+        column = rows[0][0].index(name)
+        assert [row[column] for row in rows[0]] == [row[column] for row in rows[1]]
+
+
+def test_the_report_is_made_again_and_says_who_corrected_the_mask(result):
+    mask = result.mask.copy()
+    mask[:4, :4, 0] = True
+    edited(result, mask)
+    assert described(result)["is_current"] is False
+    result.measure()
+    about = described(result)
+    assert about["is_current"] is True
+    assert about["volume_ml"] == pytest.approx(result.automatic.ml(mask), abs=1e-3)
+    page = (result.folder / EDITED_FOLDER / REPORT_FILE).read_text()
+    assert "Mask corrected by</strong> A. Reader" in page
+    record = json.loads((result.folder / EDITED_FOLDER / "run.json").read_text())
+    assert record["edited"]["automatic_ml"] == result.record.volume_ml
+    assert record["edited"]["added_ml"] == pytest.approx(
+        16 * result.automatic.voxel_mm3 / 1000, abs=1e-3
+    )
+
+
+def test_all_images_are_on_the_grid_of_the_mask(result):
+    grid = result.automatic.canonical()
+    shown = {name: make() for name, make in result.images().items()}
+    assert {"flair", "t1", "probability", "lesions"} <= set(shown)
+    for name, image in shown.items():
+        assert image.shares_grid_with(grid), name
+
+
+def test_a_scan_that_was_moved_can_be_given(heads, model, tmp_path):
+    for name in ("FLAIR", "T1"):
+        (tmp_path / f"{name}.nii.gz").write_bytes((heads / "head0" / f"{name}.nii.gz").read_bytes())
+    flair, t1 = tmp_path / "FLAIR.nii.gz", tmp_path / "T1.nii.gz"
+    segmented(flair, t1, tmp_path / "out", model=model)
+    moved = flair.rename(tmp_path / "moved.nii.gz")
+    result = find_results(tmp_path / "out")[0]
+    with pytest.raises(LeukoError, match="--flair"):
+        result.images()["flair"]()
+    result = find_results(tmp_path / "out", flair=moved)[0]
+    assert result.images()["flair"]().data.shape == result.mask.shape
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(LeukoError, match="holds no result"):
+        find_results(tmp_path)
+
+
+def test_a_cohort_is_opened_by_the_names_of_its_subjects(cohort, tmp_path):
+    out = cohort(b={}, a={})
+    assert [result.name for result in find_results(out)] == ["a", "b"]
+    with pytest.raises(LeukoError, match="one scan"):
+        find_results(out, flair=tmp_path / "x.nii.gz")
