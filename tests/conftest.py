@@ -30,6 +30,8 @@ from reports import a_head, a_record, a_scan
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+# WebGL by software, for `leuko view`.
+BROWSER_OPTIONS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 REAL = Path(__file__).parents[2] / "shared" / "data"
 SMALL = {"shape": (48, 56, 12), "spacing_mm": (3.0, 3.0, 8.0), "lesions": 10}
 
@@ -118,7 +120,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=[*BROWSER_OPTIONS])
         yield chromium
         chromium.close()
 

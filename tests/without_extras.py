@@ -4,11 +4,13 @@ python tests/without_extras.py                  as this Python is installed
 python tests/without_extras.py psutil ...       as if these libraries were not installed
 """
 
+import _thread
 import io
 import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
@@ -33,6 +35,7 @@ def commands(home: Path) -> Iterator[tuple[list[object], tuple[str, ...], str]]:
     yield [*segment, "-o", home / "gpu", "--device", "mps"], ("torch",), "train"
     yield ["segment", "--study", home, "-o", home / "dicom"], ("pydicom", "highdicom"), "dicom"
     yield ["evaluate", head / "wmh.nii.gz", out / "wmh.nii.gz"], (), ""
+    yield ["view", out, "--no-browser"], (), ""
     yield ["compare", out, out, "-o", home / "changes", "--threads", 1], (), ""
     yield ["demo", "-o", home / "demo", "--threads", 1], ("nilearn",), "demo"
     yield ["models", "list"], (), ""
@@ -82,6 +85,8 @@ def answer(arguments: list[object]) -> tuple[int, str]:
     from leuko.cli import main
 
     said = io.StringIO()
+    if arguments[0] == "view":  # serves until it is interrupted
+        threading.Timer(3, _thread.interrupt_main).start()
     with redirect_stdout(io.StringIO()), redirect_stderr(said):
         try:
             main([str(argument) for argument in arguments])

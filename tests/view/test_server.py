@@ -1,16 +1,19 @@
 """The server of `leuko view`: whom it answers, what it serves, and when it ends."""
 
+import csv
 import hashlib
 import json
 import threading
 import time
 from http.client import HTTPConnection
 from importlib.resources import files
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 
 from conftest import segmented
+from leuko.cohort import ratings
 from leuko.io import nifti
 from leuko.view import server
 from leuko.view.editing import EDITED_FILE, EDITED_FOLDER, find_results
@@ -22,7 +25,7 @@ NIIVUE_SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4a
 def viewer(heads, model, tmp_path):
     head = heads / "head0"
     segmented(head / "FLAIR.nii.gz", head / "T1.nii.gz", tmp_path / "out", model=model)
-    viewer = server.Viewer(find_results(tmp_path / "out"))
+    viewer = server.Viewer(find_results(tmp_path / "out"), tmp_path / "out")
     thread = threading.Thread(target=viewer.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     viewer.thread = thread
@@ -122,6 +125,29 @@ def test_a_mask_goes_and_comes_back(viewer, tmp_path):
         time.sleep(0.2)
     assert about["edited"]["editor"] == "A B"
     assert b"Mask corrected by" in ask(viewer, "report")[2]
+
+
+def test_verdicts_are_added_to_the_file_of_their_rater(viewer, tmp_path):
+    for verdict, rater in (("FAIL", "=A B"), ("PASS", "=A B"), ("flag", "")):
+        path = f"verdict?verdict={verdict}&rater={quote(rater)}"
+        assert ask(viewer, path, "POST")[0] == 200
+    assert ask(viewer, "verdict?verdict=x", "POST")[0] == 400
+    folder = tmp_path / "out" / "verdicts"
+    assert sorted(path.name for path in folder.iterdir()) == ["view.csv", "view__A_B.csv"]
+    with (folder / "view__A_B.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["verdict"] for row in rows] == ["FAIL", "PASS"]
+    assert rows[0]["rater"] == "'=A B"
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert rows[0]["mask_sha256"] == record["mask_sha256"]
+    (said,) = ratings.gather(folder, {"out": row_of(record)})[-1:]
+    assert (said["id"], said["current"]) == ("out", "yes")
+
+
+def row_of(record):
+    """What the verdict is matched by."""
+    flair = record["inputs"]["flair"]["sha256"]
+    return {"flair_sha256": flair, "mask_sha256": record["mask_sha256"]}
 
 
 @pytest.mark.parametrize("body", [b"", b"abc"])

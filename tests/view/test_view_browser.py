@@ -7,23 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-from conftest import BROWSER, segmented
+from conftest import segmented
 from leuko.io import nifti
 from leuko.view.editing import EDITED_FILE
 
 pytestmark = pytest.mark.browser
-SOFTWARE_GL = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 PAINTED = "() => [...viewer.drawBitmap.keys()].filter((k) => viewer.drawBitmap[k])"
-
-
-@pytest.fixture(scope="module")
-def drawing_browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=list(SOFTWARE_GL))
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -43,12 +32,12 @@ def address(out):
 
 
 @pytest.fixture
-def opened(drawing_browser, address):
+def opened(browser, address):
     """Open the page; no script may fail, nothing be asked for elsewhere."""
     said, contexts = [], []
 
     def open_():
-        context = drawing_browser.new_context(viewport={"width": 1000, "height": 700})
+        context = browser.new_context(viewport={"width": 1000, "height": 700})
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -103,11 +92,14 @@ def test_what_is_painted_erased_and_undone_is_what_is_saved(opened, out):
     assert 0 < len(set(painted) - set(erased)) < len(set(painted) - set(before))
     page.keyboard.press("u")
     assert page.evaluate(PAINTED) == painted
-    page.get_by_label("Editor").fill("A. Reader")
+    page.get_by_label("Your name").fill("A. Reader")
     page.keyboard.press("Tab")
     save(page)
     assert page.locator("#said").inner_text() == "saved"
     assert saved(out) == painted
+    page.keyboard.press("2")
+    page.locator("#said", has_text="verdict FAIL saved").wait_for()
+    assert "FAIL,,,A. Reader" in (out / "verdicts" / "view_A._Reader.csv").read_text()
     assert (out / "wmh.nii.gz").read_bytes() == automatic
     page.locator("#numbers", has_text="corrected by A. Reader").wait_for(timeout=60_000)
 
@@ -151,8 +143,8 @@ def test_of_two_windows_the_second_does_not_overwrite_the_first(opened, out):
     assert saved(out) == kept
 
 
-def test_a_killed_browser_loses_nothing_that_was_saved(drawing_browser, out, address):
-    context = drawing_browser.new_context()
+def test_a_killed_browser_loses_nothing_that_was_saved(browser, out, address):
+    context = browser.new_context()
     page = context.new_page()
     page.goto(address)
     page.wait_for_selector("body[data-ready]", timeout=60_000)

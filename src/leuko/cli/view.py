@@ -26,7 +26,7 @@ def view(
     from leuko.view.editing import find_results
     from leuko.view.server import Viewer
 
-    viewer = Viewer(find_results(out, flair=flair, t1=t1), port=port)
+    viewer = Viewer(find_results(out, flair=flair, t1=t1), out, port=port)
     print(f"page        {viewer.address}", flush=True)
     print("close the page or press Ctrl-C to end", flush=True)
     if browser:

@@ -4,6 +4,9 @@ The corrected mask is `wmh_edited.nii.gz` beside the automatic one, which never 
 `wmh_edited.json` tells who saved it and when. Its numbers and its report are in `edited`.
 """
 
+import csv
+import io
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,7 +18,14 @@ import numpy as np
 
 from leuko.errors import LeukoError
 from leuko.io import inputs, nifti
-from leuko.io.files import read_json, sha256, staged, write_json
+from leuko.io.files import (
+    read_json,
+    replace_text,
+    require_folder,
+    sha256,
+    staged,
+    write_json,
+)
 from leuko.io.outputs import (
     LESIONS_FILE,
     MASK_FILE,
@@ -29,6 +39,7 @@ from leuko.io.record import Edited, RunRecord
 from leuko.lesions.location import Rule
 from leuko.model.runtime import Model
 from leuko.preprocessing.registration import Mode
+from leuko.report.html import SAVED, VERDICTS, saved_with_verdict
 from leuko.results import Segmentation
 from leuko.segment import SegmentSettings, measure
 from leuko.volume import Array, Volume, require_same_grid, resample_onto
@@ -166,6 +177,32 @@ class Result:
         found.save(self.folder / EDITED_FOLDER, label=record.label, edited=edited)
         return found
 
+    def judge(self, folder: Path, *, verdict: str, rater: str) -> None:
+        """Add a reader's verdict on the mask to the CSV of the rater in `folder`.
+
+        The cohort's page collects these files. Raises LeukoError for an unknown verdict.
+        """
+        if verdict not in VERDICTS:
+            raise LeukoError(f"{verdict} is no verdict; give one of {', '.join(VERDICTS)}")
+        row = {
+            "subject": self.name,
+            "verdict": verdict,
+            "rater": rater,
+            "rated": f"{datetime.now(UTC):%Y-%m-%d}",
+        }
+        row |= saved_with_verdict(self.record) | {"mask_sha256": self.version}
+        require_folder(folder)
+        folder.mkdir(exist_ok=True)
+        named = re.sub(r"[^\w.-]", "_", rater)
+        path = folder / (f"view_{named}.csv" if named else "view.csv")
+        written = io.StringIO()
+        table = csv.DictWriter(written, SAVED, restval="")
+        if not path.is_file():
+            table.writeheader()
+        table.writerow({name: _cell(value) for name, value in row.items()})
+        earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
+        replace_text(path, earlier + written.getvalue())
+
     def _flair(self) -> Volume:
         return inputs.read(self.flair).volume.canonical()
 
@@ -226,6 +263,12 @@ def described(result: Result) -> dict[str, object]:
         "is_current": is_current,
         "edited": None if record.edited is None else asdict(record.edited),
     }
+
+
+def _cell(value: object) -> object:
+    """The value; a text that a spreadsheet would run as a formula gets an apostrophe."""
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
 
 
 def _read(path: Path) -> Volume:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -41,6 +42,7 @@ POLICY = (
 BEAT_S = 1.0  # between signs of life to an open page
 LINGER_S = 4.0  # after the last page was closed: a reload opens it again
 LARGEST_MASK = 1 << 30  # bytes
+VERDICTS_FOLDER = "verdicts"  # as the page of a cohort expects it
 
 
 class Viewer(ThreadingHTTPServer):
@@ -48,10 +50,12 @@ class Viewer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, results: Sequence[Result], *, port: int = 0) -> None:
+    def __init__(self, results: Sequence[Result], folder: Path, *, port: int = 0) -> None:
+        """Verdicts are saved in `folder`/verdicts. Port 0 takes a free one."""
         super().__init__(("127.0.0.1", port), _Handler)
         self.results = {result.name: result for result in results}
         self.token = secrets.token_urlsafe(24)
+        self.verdicts = folder / VERDICTS_FOLDER
         self.saving = threading.Lock()
         self._model: Model | None = None
         self._measuring = ThreadPoolExecutor(1)
@@ -175,11 +179,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _post(self, path: str, given: dict[str, str]) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        if path != "mask" or not 0 < length <= LARGEST_MASK:
+        if not 0 <= length <= LARGEST_MASK or path not in ("mask", "verdict"):
             self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is no such page")
             return
-        result = self._result(given)
-        voxels = np.frombuffer(self.rfile.read(length), dtype=np.uint8)
+        content, result = self.rfile.read(length), self._result(given)
+        if path == "verdict":
+            with self.server.saving:
+                result.judge(
+                    self.server.verdicts,
+                    verdict=given.get("verdict", ""),
+                    rater=given.get("rater", ""),
+                )
+            self._send_json({})
+            return
+        voxels = np.frombuffer(content, dtype=np.uint8)
         shape = result.automatic.canonical().data.shape
         if voxels.size != np.prod(shape):
             raise LeukoError(f"{voxels.size} voxels were sent, expected {np.prod(shape)}")

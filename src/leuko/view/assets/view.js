@@ -187,6 +187,16 @@ async function save() {
   changed();
 }
 
+async function judge(verdict) {
+  try {
+    await answer("verdict" + query({ verdict, rater: find("#editor").value }), { method: "POST" });
+    for (const button of all("[data-verdict]")) button.classList.toggle("chosen", button.dataset.verdict === verdict);
+    say(`verdict ${verdict} saved`);
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
 // Numbers follow some seconds after a mask is saved.
 async function follow() {
   for (;;) {
@@ -205,7 +215,7 @@ function choose(name) {
   viewer.opts.penSize = Number(find("#pen").value);
 }
 
-const KEYS = { v: () => choose("look"), b: () => choose("brush"), e: () => choose("eraser"), g: () => choose("grow"), d: () => choose("delete"), u: undo, s: save, n: () => step(1), p: () => step(-1) };
+const KEYS = { v: () => choose("look"), b: () => choose("brush"), e: () => choose("eraser"), g: () => choose("grow"), d: () => choose("delete"), u: undo, s: save, n: () => step(1), p: () => step(-1), 1: () => judge("PASS"), 2: () => judge("FAIL"), 3: () => judge("flag") };
 
 function step(steps) {
   const now = state.lesions.findIndex((lesion) => find(`#lesions tr[data-id="${lesion.id}"].chosen`));
@@ -242,6 +252,7 @@ function listen() {
     });
   }
   find("#undo").addEventListener("click", undo);
+  all("[data-verdict]").forEach((button) => button.addEventListener("click", () => judge(button.dataset.verdict)));
   find("#save").addEventListener("click", save);
   find("#editor").value = localStorage.getItem("leuko:editor") ?? "";
   find("#editor").addEventListener("input", (event) => localStorage.setItem("leuko:editor", event.target.value));
