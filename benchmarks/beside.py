@@ -8,9 +8,6 @@ Prints a Markdown table of medians; a ratio is the median of the ratios within a
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
-from speed import save_pair
+from speed import measured, save_pair
 
 from leuko.io import nifti
 from leuko.model.runtime import available_cpus
@@ -27,16 +24,6 @@ from leuko.model.runtime import available_cpus
 THICK, ISOTROPIC = (240, 240, 48), (182, 218, 182)
 TURN_DEGREES, SHIFT_MM = (12, -10, 8), (20, -10, 15)  # of the T1 that needs registration
 SCANS = 20
-
-# Seconds, processor seconds and the largest resident set of a process and its children.
-LAUNCHER = """
-import json, resource, subprocess, sys, time
-begun = time.perf_counter()
-subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-seconds = time.perf_counter() - begun
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps([seconds, used.ru_utime + used.ru_stime, used.ru_maxrss]))
-"""
 
 MANY = """
 import sys
@@ -109,16 +96,6 @@ def moved(t1: Path) -> Path:
 
 def source(checkout: Path) -> Mapping[str, str]:
     return {"PYTHONPATH": str(checkout / "src")}
-
-
-def measured(
-    command: Sequence[str | Path], environment: Mapping[str, str]
-) -> tuple[float, float, float]:
-    """Seconds, processor seconds and peak memory in MB of a command with its children."""
-    launcher = [sys.executable, "-c", LAUNCHER, *map(str, command)]
-    done = subprocess.run(launcher, check=True, capture_output=True, env=os.environ | environment)
-    seconds, processor, peak = json.loads(done.stdout)
-    return seconds, processor, peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 if __name__ == "__main__":

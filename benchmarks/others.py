@@ -25,8 +25,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from beside import ISOTROPIC, THICK, measured
-from speed import save_pair
+from beside import ISOTROPIC, THICK
+from speed import measured, save_pair
 
 from leuko.io import nifti
 from leuko.io.files import write_json

@@ -37,7 +37,7 @@ import peer_unet
 import torch
 from peer_methods import Method, Pair
 from peer_training import Clock, multiplies_in_bfloat16, processor_seconds
-from speed import MEBIBYTE, run_python, timed
+from speed import run_python, timed
 from torch import nn
 
 from leuko.evaluation.evaluate import Row, compare, json_ready
@@ -262,7 +262,7 @@ def speed(out: Path, rounds: int) -> dict[str, dict[str, Any]]:
             )
             for other in BESIDE
         }
-        peak = None if name in ONCE else run_python(script, name, out, subject)[1] * MEBIBYTE / 1e6
+        peak = None if name in ONCE else run_python(script, name, out, subject)[1]
         rows[name] = {
             "parameters": counts[name],
             "seconds": median(turns[name]),

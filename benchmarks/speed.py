@@ -8,11 +8,12 @@ that the float network is measured with: speed does not depend on either.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,6 @@ from reports import a_head, a_report
 SLICE = (208, 176)  # a head at 1 mm
 # Smaller matrices do not fill the caches and larger ones gain nothing.
 MATRIX_SIZES = (1024, 2048, 4096)
-MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -242,16 +242,16 @@ def measure_segment(
     flair: Path, t1: Path, scratch: Path, repeats: int, most_mb: int
 ) -> Iterator[Row]:
     """`leuko segment` with the bundled model as a whole process: time, memory, stages."""
-    seconds, mebibytes, stages = [], [], []
+    seconds, memory, stages = [], [], []
     for turn in range(repeats):
         out = scratch / f"out-{turn}"
         command = ("segment", "--flair", flair, "--t1", t1, "-o", out)
         spent, peak = run_python("-m", "leuko.cli", *command)
         seconds.append(spent)
-        mebibytes.append(peak)
+        memory.append(peak)
         stages.append(RunRecord.read(out / "run.json").seconds)
     size = "x".join(map(str, nifti.read(flair).data.shape))
-    megabytes = median(mebibytes) * MEBIBYTE / 1e6
+    megabytes = median(memory)
     whole = median(seconds)
     without = median(
         spent - sum(run[stage] for stage in ("check", "analyse", "report"))
@@ -359,16 +359,25 @@ import json, resource, subprocess, sys, time
 begun = time.perf_counter()
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 seconds = time.perf_counter() - begun
-print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([seconds, used.ru_utime + used.ru_stime, used.ru_maxrss]))
 """
 
 
+def measured(
+    command: Sequence[str | Path], environment: Mapping[str, str]
+) -> tuple[float, float, float]:
+    """Seconds, processor seconds and peak memory in MB of a command with its children."""
+    launcher = [sys.executable, "-c", LAUNCHER, *map(str, command)]
+    done = subprocess.run(launcher, check=True, capture_output=True, env=os.environ | environment)
+    seconds, processor, peak = json.loads(done.stdout)
+    return seconds, processor, peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
 def run_python(*arguments: str | Path) -> tuple[float, float]:
-    """Seconds and peak memory in MiB of a whole Python process."""
-    command = [sys.executable, *map(str, arguments)]
-    launcher = [sys.executable, "-c", LAUNCHER, *command]
-    seconds, peak = json.loads(subprocess.run(launcher, check=True, capture_output=True).stdout)
-    return seconds, peak / (MEBIBYTE if sys.platform == "darwin" else 1024)  # bytes there, else KiB
+    """Seconds and peak memory in MB of a whole Python process."""
+    seconds, _, megabytes = measured((sys.executable, *arguments), {})
+    return seconds, megabytes
 
 
 def as_text(rows: list[Row]) -> str:

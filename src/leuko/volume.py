@@ -212,6 +212,11 @@ def apply_affine(matrix: Array, points: Array) -> Array:
     return moved
 
 
+def centre_of_mass(volume: Volume) -> Array:
+    """The centre of mass in world coordinates, mm (3,)."""
+    return apply_affine(volume.affine, np.array(scipy.ndimage.center_of_mass(volume.data)))
+
+
 def coverage(fixed: Volume, moving: Volume) -> float:
     """Fraction of the non-zero voxels of `fixed` in the field of view of `moving`, 0 to 1.
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from leuko.io.outputs import VERDICTS_FOLDER
 from leuko.report.html import SAVED
 
-FOLDER, TABLE = "verdicts", "verdicts.csv"
+FOLDER, TABLE = VERDICTS_FOLDER, "verdicts.csv"
 COLUMNS = ("id", "current", *SAVED)
 
 Verdict = Mapping[str, str]  # by COLUMNS

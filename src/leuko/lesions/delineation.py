@@ -228,7 +228,7 @@ def seen(
         counts &= allowed
     higher, lower = (card.limits().shifted(step) for step in (SPREAD_LOG_ODDS, -SPREAD_LOG_ODDS))
     near = _box((wmh >= lower.threshold) & counts, flair.spacing_mm)
-    part = replace(flair, data=flair.data[near])
+    part = flair.crop(near)
     level = drawn.level
     around = None if level is None or not card.edges else level[near]
     conservative, liberal = (

@@ -14,7 +14,7 @@ import scipy.ndimage
 
 from leuko.io import nifti
 from leuko.io.tissue import Tissue
-from leuko.volume import Array, Volume, apply_affine, bounding_box, world
+from leuko.volume import Array, Volume, apply_affine, bounding_box, centre_of_mass, world
 
 FOLDER = Path(__file__).parents[1] / "data" / "atlas"
 LOBES = ("frontal", "parietal", "temporal", "occipital", "deep grey", "infratentorial")
@@ -129,7 +129,7 @@ def _registered(fixed: Volume, moving: Volume) -> Array:
     """The affine (4, 4) from world coordinates of `fixed` to those of `moving` with the least mean
     square difference, from matched centres of mass."""
     to_moving = np.eye(4)
-    to_moving[:3, 3] = _centre(moving) - _centre(fixed)
+    to_moving[:3, 3] = centre_of_mass(moving) - centre_of_mass(fixed)
     rough_fixed, rough_moving = (_smooth(volume, ROUGH_MM) for volume in (fixed, moving))
     to_moving = _least_squares(rough_fixed, rough_moving, to_moving, ROUGH_STEP_MM)
     return _least_squares(fixed, moving, to_moving, FINE_STEP_MM)
@@ -161,11 +161,6 @@ def _least_squares(fixed: Volume, moving: Volume, to_moving: Array, last_mm: flo
         if np.linalg.norm(points[::SPARSE] @ change.T, axis=1).max() < last_mm:
             break
     return to_moving
-
-
-def _centre(volume: Volume) -> Array:
-    """The centre of mass in world coordinates, mm (3,)."""
-    return apply_affine(volume.affine, np.array(scipy.ndimage.center_of_mass(volume.data)))
 
 
 def _at(volume: Volume, points_mm: Array) -> Array:

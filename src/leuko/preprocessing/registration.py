@@ -18,7 +18,7 @@ import SimpleITK as sitk  # noqa: N813, the name in its own documentation
 from leuko.io.record import AlignmentRecord
 from leuko.preprocessing.simpleitk import as_image
 from leuko.preprocessing.slices import requantise
-from leuko.volume import Array, Volume, bounding_box
+from leuko.volume import Array, Volume, bounding_box, centre_of_mass
 
 Mode = Literal["auto", "always", "never"]
 
@@ -130,7 +130,7 @@ class _Probe:
         self._images = as_image(fixed.crop(box)), as_image(moving)
         self._method = _method(32, 1.0, 1)
         self._method.SetMetricFixedMask(as_image(self.brain))
-        self.stay = sitk.Euler3DTransform(_centre(self.brain).tolist(), 0.0, 0.0, 0.0)
+        self.stay = sitk.Euler3DTransform(centre_of_mass(self.brain).tolist(), 0.0, 0.0, 0.0)
         self._before = self._information(self.stay)
 
     def alignment(self, transform: Any) -> Alignment:
@@ -185,7 +185,7 @@ def _registered(flair: Volume, t1: Volume, brain: Volume, threads: int) -> Itera
     """
     grids = [scan.canonical() for scan in (flair, t1)]
     small = [_in_8_bit(_averaged(scan, COARSE_MM)) for scan in grids]
-    centres = [_centre(rough_brain(scan)) for scan in small]
+    centres = [centre_of_mass(rough_brain(scan)) for scan in small]
     coarse = [as_image(scan) for scan in small]
     look = _method(24, 1.0, threads)
 
@@ -253,12 +253,6 @@ def _averaged(scan: Volume, mm: float) -> Volume:
     affine[:3, 3] += scan.affine[:3, :3] @ ((blocks - 1) / 2)
     means = kept.reshape(shape).mean(axis=(1, 3, 5), dtype=np.float32)
     return Volume(means, affine, name=scan.name)
-
-
-def _centre(brain: Volume) -> Array:
-    inside = np.array(scipy.ndimage.center_of_mass(brain.data))
-    centre: Array = brain.affine[:3, :3] @ inside + brain.affine[:3, 3]
-    return centre
 
 
 def _points(brain: Volume) -> Array:

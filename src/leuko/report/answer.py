@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from leuko.io.provenance import Finding
 from leuko.io.record import RegionsRecord, RunRecord
 from leuko.model.calibration import interval_text
-from leuko.report.html import facts, text
+from leuko.report.html import facts, text, what_was_checked
 
 MOSTLY = 0.6  # least part of the volume in a region that is named alone
 SOME = 0.1  # less is not named
@@ -112,8 +112,7 @@ def _remarks(record: RunRecord) -> str:
     """Notes and, without warnings, what was checked."""
     notes = [_said(finding) for finding in record.findings if finding.level == "note"]
     if len(notes) == len(record.findings):
-        done = f"Checked: {', '.join(record.checks)}." if record.checks else ""
-        notes.append(text(done or "No automatic checks were done."))
+        notes.append(what_was_checked(record.checks))
     return "".join(f'<p class="hint">{note}</p>' for note in notes)
 
 

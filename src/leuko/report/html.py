@@ -164,8 +164,12 @@ def alert(items: Sequence[str], one: str, many: str, *, name: str) -> str:
 
 
 def _all_clear(checks: Sequence[str]) -> str:
-    said = f"Checked: {', '.join(checks)}." if checks else "No automatic checks were done."
-    return f'<p class="fine"><strong>No warnings.</strong> {text(said)}</p>'
+    return f'<p class="fine"><strong>No warnings.</strong> {what_was_checked(checks)}</p>'
+
+
+def what_was_checked(checks: Sequence[str]) -> str:
+    """The checks that were done, as a sentence of HTML."""
+    return text(f"Checked: {', '.join(checks)}.") if checks else "No automatic checks were done."
 
 
 def saved_with_verdict(record: RunRecord) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from leuko.report.pictures import as_jpeg, upright
-from leuko.volume import Array, Volume
+from leuko.volume import Array, Volume, bounding_box
 
 BUDGET_BYTES = 1_900_000  # of the slices and lesions of a page; base64 makes them a third larger
 # Longest side in pixels and quality of the JPEGs, best first.
@@ -55,15 +55,14 @@ class Pane:
         """The bounding box of the voxels to show, with a margin and all slices."""
         first = next(iter(self.images.values()))
         shown = (first > HEAD) | (self.kinds > 0) if self.in_view is None else self.in_view
-        box = []
-        for axis, count in enumerate(shown.shape):
-            inside = np.flatnonzero(shown.any(axis=tuple(k for k in range(3) if k != axis)))
-            if axis == self.across or not len(inside):
-                box.append(slice(0, count))
-            else:
-                low, high = int(inside[0]), int(inside[-1]) + 1
-                box.append(slice(max(0, low - MARGIN), min(count, high + MARGIN)))
-        return tuple(box)
+        if not shown.any():
+            return tuple(slice(0, count) for count in shown.shape)
+        return tuple(
+            slice(0, count)
+            if axis == self.across
+            else slice(max(0, part.start - MARGIN), min(count, part.stop + MARGIN))
+            for axis, (part, count) in enumerate(zip(bounding_box(shown), shown.shape, strict=True))
+        )
 
     @property
     def pixel_aspect(self) -> float:

@@ -8,7 +8,7 @@ import csv
 import io
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -82,6 +82,12 @@ class Result:
         edited = self.folder / EDITED_FILE
         return edited if edited.is_file() else self.folder / MASK_FILE
 
+    def latest(self, name: str) -> Path:
+        """A file of the corrected mask once it is measured, else that of the automatic one."""
+        edited = self.folder / EDITED_FOLDER / name
+        is_edited = self.mask_path.name == EDITED_FILE and edited.is_file()
+        return edited if is_edited else self.folder / name
+
     @property
     def mask(self) -> Array:
         """The mask in `mask_path`, bool (X, Y, Z). Raises LeukoError if it has another grid."""
@@ -135,14 +141,13 @@ class Result:
         with staged(self.folder, record=HISTORY_FILE) as scratch:
             nifti.write(scratch / EDITED_FILE, data)
             version = sha256(scratch / EDITED_FILE)
-            ml = self.automatic.voxel_mm3 / 1000
             edit = {
                 "editor": editor,
                 "saved": datetime.now(UTC).isoformat(timespec="seconds"),
                 "based_on_sha256": based_on,
                 "mask_sha256": version,
-                "added_ml": round(float((mask & ~before).sum() * ml), 4),
-                "removed_ml": round(float((before & ~mask).sum() * ml), 4),
+                "added_ml": round(self.automatic.ml(mask & ~before), 4),
+                "removed_ml": round(self.automatic.ml(before & ~mask), 4),
             }
             write_json(scratch / HISTORY_FILE, {"edits": [*history, edit]})
         return version
@@ -213,7 +218,7 @@ class Result:
         t1, alignment = inputs.read(path).volume, self.record.alignment
         if alignment is not None:
             moved = np.linalg.inv(np.array(alignment.flair_to_t1)) @ t1.affine
-            t1 = Volume(t1.data, moved, name=t1.name)
+            t1 = replace(t1, affine=moved)
         return resample_onto(t1, grid)
 
     def _scan(self, given: Path | None, recorded: str | None, name: str) -> Path:
@@ -246,16 +251,9 @@ def find_results(path: Path, *, flair: Path | None = None, t1: Path | None = Non
 
 def described(result: Result) -> dict[str, object]:
     """The numbers of the mask that is shown: those of the corrected one once it is measured."""
-    record, edited = result.record, result.folder / EDITED_FOLDER / RECORD_FILE
-    is_current = True
-    if (result.folder / EDITED_FILE).is_file():
-        measured = RunRecord.read(edited) if edited.is_file() else None
-        is_current = (
-            measured is not None
-            and measured.inputs.mask is not None
-            and (measured.inputs.mask.sha256 == result.version)
-        )
-        record = measured or record
+    record = RunRecord.read(result.latest(RECORD_FILE))
+    measured = record.inputs.mask.sha256 if record.edited and record.inputs.mask else None
+    is_current = result.mask_path.name == MASK_FILE or measured == result.version
     return {
         "name": result.name,
         "volume_ml": record.volume_ml,

@@ -4,6 +4,7 @@ It answers only requests of this machine that know its token, and serves no file
 page and the results that it was started with.
 """
 
+import csv
 import json
 import secrets
 import threading
@@ -22,9 +23,9 @@ import numpy as np
 
 from leuko.errors import LeukoError
 from leuko.io import nifti
-from leuko.io.outputs import LESION_TABLE_FILE, REPORT_FILE
+from leuko.io.outputs import LESION_TABLE_FILE, REPORT_FILE, VERDICTS_FOLDER
 from leuko.model.runtime import Model, load_model
-from leuko.view.editing import EDITED_FILE, EDITED_FOLDER, ConflictError, Result, described
+from leuko.view.editing import ConflictError, Result, described
 from leuko.volume import Volume
 
 ASSETS = {
@@ -42,7 +43,6 @@ POLICY = (
 BEAT_S = 1.0  # between signs of life to an open page
 LINGER_S = 4.0  # after the last page was closed: a reload opens it again
 LARGEST_MASK = 1 << 30  # bytes
-VERDICTS_FOLDER = "verdicts"  # as the page of a cohort expects it
 
 
 class Viewer(ThreadingHTTPServer):
@@ -164,13 +164,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, "application/octet-stream", as_nifti(image()))
         elif path == "mask":
             result = self._result(given)
-            content = np.asarray(result.mask, dtype=np.uint8).tobytes(order="F")
-            self._send(HTTPStatus.OK, "application/octet-stream", content, version=result.version)
+            with self.server.saving:  # the version must be that of these voxels
+                mask, version = result.mask, result.version
+            content = mask.astype(np.uint8).tobytes(order="F")
+            self._send(HTTPStatus.OK, "application/octet-stream", content, version=version)
         elif path == "report":
-            result = self._result(given)
-            edited = result.folder / EDITED_FOLDER / REPORT_FILE
-            has_edited = (result.folder / EDITED_FILE).is_file() and edited.is_file()
-            report = edited if has_edited else result.folder / REPORT_FILE
+            report = self._result(given).latest(REPORT_FILE)
             if not report.is_file():
                 raise LeukoError("there is no report")
             self._send(HTTPStatus.OK, "text/html; charset=utf-8", report.read_bytes(), policy="")
@@ -265,10 +264,8 @@ def as_nifti(volume: Volume) -> bytes:
 
 def _lesions(result: Result) -> list[dict[str, str]]:
     """The rows of `lesions.tsv`, of the corrected mask once it is measured."""
-    edited = result.folder / EDITED_FOLDER / LESION_TABLE_FILE
-    is_edited = (result.folder / EDITED_FILE).is_file() and edited.is_file()
-    path = edited if is_edited else result.folder / LESION_TABLE_FILE
+    path = result.latest(LESION_TABLE_FILE)
     if not path.is_file():
         return []
-    head, *rows = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
-    return [dict(zip(head, row, strict=True)) for row in rows]
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))

@@ -1,6 +1,7 @@
 // A view shows slices of one scan: on a canvas outlines, under it a picture that is moved and
 // scaled by CSS. Positions in a slice are in voxels, (0, 0) at its top left.
 const STEP_PX = 12; // of a swipe to the next slice
+const JPEG = "data:image/jpeg;base64,";
 const BARELY_PX = 4; // a shorter drag is a click
 const LEAST_WINDOW = 0.05;
 const PIXELS = window.devicePixelRatio || 1;
@@ -21,9 +22,9 @@ function acquired(pane, name) {
     pane, marks: pane.marks, width: pane.width, height: pane.height, aspect: pane.aspect, count,
     title: panes.length > 1 ? pane.title : name,
     number: at,
-    picture: (k) => "data:image/jpeg;base64," + pane.images[name][k],
+    picture: (k) => JPEG + pane.images[name][k],
     overlay: (k) => unpacked(pane, k),
-    probability: (k) => pixels("data:image/jpeg;base64," + pane.probability[k], pane.width, pane.height),
+    probability: (k) => pixels(JPEG + pane.probability[k], pane.width, pane.height),
     go: (x, y) => { state.cursor = [x, y]; },
     cursor: () => state.cursor,
     move: (steps) => { slider.value = Number(slider.value) + steps; },
@@ -99,7 +100,7 @@ function solid(pane, kind, name) {
 
 async function stacked(pane, jpegs) {
   const size = pane.width * pane.height, whole = new Uint8Array(size * count);
-  await Promise.all(jpegs.map(async (jpeg, k) => whole.set(await pixels("data:image/jpeg;base64," + jpeg, pane.width, pane.height), k * size)));
+  await Promise.all(jpegs.map(async (jpeg, k) => whole.set(await pixels(JPEG + jpeg, pane.width, pane.height), k * size)));
   return whole;
 }
 
@@ -355,10 +356,7 @@ function choose(view, event) {
   view.go(column, row);
   show();
   const line = find(`tr[data-id="${state.chosen}"]`);
-  if (line) {
-    const list = line.closest(".wide");
-    list.scrollTop = line.offsetTop - list.clientHeight / 2;
-  }
+  if (line) scrollToRow(line);
 }
 
 // Show a lesion of the list: its fullest slice, with the lesion in the middle.
@@ -388,6 +386,11 @@ function step(steps) {
   const now = rows.findIndex((row) => Number(row.dataset.id) === state.chosen);
   const row = rows[now < 0 ? (steps > 0 ? 0 : rows.length - 1) : within(now + steps, 0, rows.length - 1)];
   reveal(row);
+  scrollToRow(row);
+}
+
+// The list scrolls, the page stays.
+function scrollToRow(row) {
   const list = row.closest(".wide");
   list.scrollTop = row.offsetTop - list.clientHeight / 2;
 }
