@@ -7,8 +7,8 @@ from pathlib import Path
 
 MODELS = tuple(f"models {verb}" for verb in ("list", "path", "verify", "pull"))
 COMMANDS = (
-    "", "segment", "view", "batch", "bids", "compare", "evaluate", "demo", *MODELS, "train",
-    "export", "synth", "challenge", "challenge-score",
+    "", "segment", "measure", "view", "batch", "bids", "compare", "evaluate", "demo", *MODELS,
+    "train", "export", "synth", "challenge", "challenge-score",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import doctest
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import pytest
 
 import leuko
 from leuko import results
+from leuko.errors import LeukoError
 from leuko.io.outputs import FILES
+from phantoms import SMALL_MODEL, make_phantom
 
 PUBLIC = [
     "LeukoError", "SegmentSettings", "Segmentation", "__version__", "compare", "evaluate",
@@ -162,18 +165,20 @@ def test_calls_in_threads_do_not_mix(heads, loaded):
         assert first.findings == second.findings
 
 
-def numbers_of(result):
-    values = [value for row in result.analysis.lesions for value in astuple(row)]
-    return [value for value in values if not isinstance(value, str)]
-
-
 def test_the_own_mask_measured_gives_the_own_numbers(scans, loaded, found, tmp_path):
     measured = leuko.measure(found.mask, *scans, model=loaded)
     assert measured.volume_ml == found.volume_ml
     assert measured.analysis.regions == found.analysis.regions
-    assert numbers_of(measured) == pytest.approx(numbers_of(found), rel=1e-3, nan_ok=True)
+    assert measured.analysis.intracranial_ml == found.analysis.intracranial_ml
+    np.testing.assert_equal(
+        [astuple(row) for row in measured.analysis.lesions],
+        [astuple(row) for row in found.analysis.lesions],
+    )
     assert measured.volume_interval_ml is None
     measured.save(tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Given mask:" in page
+    assert "smallest lesion mm3" not in page
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["command"] == "measure"
     assert set(record["inputs"]) == {"flair", "t1", "mask"}
@@ -184,6 +189,78 @@ def test_a_mask_on_another_grid_is_brought_to_the_flair(scans, loaded, found):
     turned = nib.Nifti1Image(voxels(mask)[::-1, :, ::-1], mask.affine @ flipped(mask.shape))
     measured = leuko.measure(turned, *scans, model=loaded)
     np.testing.assert_array_equal(voxels(measured.mask), voxels(found.mask))
+
+
+def test_a_mask_on_the_grid_of_a_t1_follows_its_registration(scans, loaded, found):
+    t1 = nib.load(scans[1])
+    moved = t1.affine.copy()
+    moved[:3, 3] += 12, -8, 5
+    elsewhere = nib.Nifti1Image(t1.get_fdata(), moved)
+    mask = nib.Nifti1Image(voxels(found.mask), moved)
+    measured = leuko.measure(mask, scans[0], elsewhere, model=loaded)
+    assert measured.alignment.moved_mm == pytest.approx(np.linalg.norm([12, 8, 5]), abs=1)
+    kept = voxels(measured.mask)[voxels(found.mask) > 0].mean()
+    assert kept > 0.6  # by the header alone no voxel would be
+    assert [f.level for f in measured.findings if f.code == "mask-grid"]
+
+
+def test_a_resampled_mask_tells_how_its_volume_changed(scans, loaded, found):
+    mask = found.mask
+    coarse = nib.Nifti1Image(voxels(mask)[::2], mask.affine @ np.diag([2, 1, 1, 1]))
+    measured = leuko.measure(coarse, *scans, model=loaded)
+    (finding,) = (f for f in measured.findings if f.code == "mask-grid")
+    before, after = re.findall(r"(\S+) mL", finding.text)
+    assert float(before) == pytest.approx(volume_ml(coarse), abs=0.01)
+    assert float(after) == pytest.approx(measured.volume_ml, abs=0.01)
+    assert float(before) != float(after)
+
+
+def test_a_mask_beside_the_flair_is_refused(scans, loaded, found):
+    far = found.mask.affine.copy()
+    far[0, 3] += 500
+    with pytest.raises(LeukoError, match="has no voxel on FLAIR"):
+        leuko.measure(nib.Nifti1Image(voxels(found.mask), far), *scans, model=loaded)
+
+
+def test_of_several_labels_those_that_are_wmh_must_be_named(scans, loaded, found):
+    wmh = voxels(found.mask)
+    labels = wmh.astype(np.int16) * 99
+    labels[2:6, 2:6, 2:4] = 16
+    several = nib.Nifti1Image(labels, found.mask.affine)
+    with pytest.raises(LeukoError, match=r"2 labels: 16, 99; say which of them are WMH"):
+        leuko.measure(several, *scans, model=loaded)
+    settings = leuko.SegmentSettings(lesion_labels=(99,))
+    measured = leuko.measure(several, *scans, model=loaded, settings=settings)
+    np.testing.assert_array_equal(voxels(measured.mask), wmh)
+    assert measured.record().settings.lesion_labels == (99,)
+
+
+def test_an_empty_mask_has_no_volume_and_a_note(scans, loaded, found):
+    empty = nib.Nifti1Image(np.zeros_like(voxels(found.mask)), found.mask.affine)
+    measured = leuko.measure(empty, *scans, model=loaded)
+    assert (measured.volume_ml, measured.analysis.lesions) == (0, [])
+    assert ("note", "mask") in [(f.level, f.code) for f in measured.findings]
+
+
+def test_a_mask_of_another_person_is_not_to_be_used(tmp_path):
+    """Its voxels are not brighter than the white matter around them."""
+    model = leuko.load_model(SMALL_MODEL, threads=1)
+    make_phantom(np.random.default_rng(0), shape=(64, 80, 18), spacing_mm=(2.7, 2.6, 7.0)).write(
+        tmp_path
+    )
+    scans = [tmp_path / f"{name}.nii.gz" for name in ("FLAIR", "T1")]
+    own = nib.load(tmp_path / "wmh.nii.gz")
+    turned = nib.Nifti1Image(voxels(own)[:, ::-1], own.affine)
+    codes = [
+        {f.code: f.level for f in leuko.measure(mask, *scans, model=model).findings}
+        for mask in (own, turned)
+    ]
+    assert "faint-mask" not in codes[0]
+    assert codes[1]["faint-mask"] == "do not use"
+
+
+def volume_ml(image):
+    return np.count_nonzero(image.dataobj) * abs(np.linalg.det(image.affine[:3, :3])) / 1000
 
 
 def flipped(shape):

@@ -1,7 +1,7 @@
 """Segment one brain, or measure a mask of it, without writing files."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -9,12 +9,12 @@ import numpy as np
 from leuko.errors import LeukoError
 from leuko.io import inputs
 from leuko.io.inputs import Image, Scan
-from leuko.io.provenance import Finding, Rims, Stopwatch, is_useless, kept_findings, tell
+from leuko.io.provenance import Finding, Level, Rims, Stopwatch, is_useless, kept_findings, tell
 from leuko.io.record import Excluded, FileRecord, SettingsRecord
 from leuko.lesions import quality_checks
 from leuko.lesions.brain import Outside
-from leuko.lesions.delineation import Delineation, delineate, seen, tissue_map
-from leuko.lesions.drawing import Checked, check, draw, tissue_with_wmh
+from leuko.lesions.delineation import Delineation, seen, tissue_map
+from leuko.lesions.drawing import Checked, around, draw, tissue_with_wmh
 from leuko.lesions.location import Rule
 from leuko.lesions.measure import MaskedScan, analyse
 from leuko.lesions.mni import Place
@@ -28,6 +28,8 @@ from leuko.results import Maps, Segmentation, Source
 from leuko.volume import Array, Volume, require_same_grid, resample_onto
 
 log = logging.getLogger(__name__)
+
+LEAST_CHANGE = 0.05  # of a mask's volume by resampling, which is worth a warning
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class SegmentSettings:
     # "shiva2", lesions within 2 mm of them; "contiguity", lesions that touch them.
     rule: Rule = "voxel10"
     bias_correction: bool = False  # N4, of both scans
+    lesion_labels: tuple[int, ...] = ()  # labels of a given mask that are WMH; for `measure`
     strict: bool = False  # refuse a scan that does not look like a FLAIR of a head
     device: runtime.Device = "cpu"  # or "cuda", "mps"
     threads: int | None = None  # None: all processors that this process may use
@@ -132,10 +135,14 @@ def measure(
 ) -> Segmentation:
     """Measure the WMH mask of a reader or of another tool.
 
-    Voxels above 0 in `mask` are WMH; a mask on another grid is resampled to the FLAIR's. Regions
-    and the intracranial volume come from the tissues that the model finds. The other arguments are
-    those of `segment`; thresholds and rims do not apply, and the volume has no interval. Raises
-    LeukoError as `segment` does.
+    `mask` holds one label, a probability (WMH from 0.5), or several labels of which
+    `settings.lesion_labels` are WMH. A mask on the grid of the T1 moves with it when the T1 is
+    registered; any mask on another grid is resampled to the FLAIR's. Regions and the intracranial
+    volume come from the tissues that the model finds. The other arguments are those of `segment`;
+    thresholds and rims do not apply, and the volume has no interval.
+
+    Raises LeukoError as `segment` does, and if the mask has several labels of which none was
+    chosen, or does not meet the FLAIR.
 
     >>> import leuko
     >>> leuko.measure("wmh.nii.gz", "FLAIR.nii.gz", "T1.nii.gz").volume_interval_ml is None
@@ -144,15 +151,17 @@ def measure(
     with kept_findings() as findings:
         work = _Work.begin(flair, t1, model, settings, findings)
         with work.watch.stage("read"):
-            reference = inputs.opened_mask(mask)
-            given = resample_onto(reference.volume, work.canonical_flair).data >= 0.5
+            reference = inputs.opened_mask(mask, labels=settings.lesion_labels)
         found = work.infer()
-        with work.watch.stage("delineate"):
-            limits = work.limits
-            drawn = delineate(found.prediction, found.flair, work.card, limits, rims="exclude")
-            drawn = replace(drawn, mask=given, liberal=drawn.liberal | given)
-            checked = check(drawn, found.pair, work.card, flair=work.canonical_flair)
-            work.tell(checked)
+        drawn, checked = around(
+            work.on_flair(reference.volume, found),
+            found.prediction,
+            found.pair,
+            work.card,
+            flair=work.canonical_flair,
+            watch=work.watch,
+        )
+        work.tell(checked)
         return work.result(found, drawn, checked.place, mask=reference)
 
 
@@ -225,6 +234,34 @@ class _Work:
         if found.alignment is not None:
             self.checks.append("T1 aligned to FLAIR")
         return found
+
+    def on_flair(self, mask: Volume, found: Inference) -> Array:
+        """A mask on the grid of the FLAIR, bool (X, Y, Z), axes in RAS order.
+
+        If it was resampled, a finding gives its volume before and after. Raises LeukoError if no
+        voxel of a mask that is not empty lies on the FLAIR.
+        """
+        flair, t1 = self.canonical_flair, self.t1
+        if not mask.data.any():
+            tell(self.findings, Finding("note", "mask", f"{mask.name} is empty: it marks no WMH"))
+        placed, grid = mask.canonical(), "its own grid"
+        if placed.shares_grid_with(flair):
+            return placed.data
+        if found.alignment and t1 and placed.shares_grid_with(t1.volume.canonical()):
+            placed, grid = found.alignment.apply(placed), "the grid of the T1"
+        given: Array = resample_onto(placed, flair).data >= 0.5
+        before, after = mask.ml(mask.data), flair.ml(given)
+        if before and not after:
+            raise LeukoError(
+                f"{mask.name} has no voxel on {flair.name}: expected a mask in the space of the "
+                "FLAIR or on the grid of the T1; register it to the FLAIR, or correct its header"
+            )
+        changed = f"{before:.2f} mL became {after:.2f} mL"
+        is_small = abs(after - before) <= LEAST_CHANGE * before
+        level: Level = "note" if is_small else "warning"
+        text = f"the mask was resampled from {grid} to the FLAIR's: {changed}"
+        tell(self.findings, Finding(level, "mask-grid", text))
+        return given
 
     def tell(self, checked: Checked) -> None:
         """Add the findings of the quality checks to those of the run.
@@ -310,6 +347,7 @@ class _Work:
             rims=settings.rims,
             alignment=settings.alignment,
             bias_correction=settings.bias_correction,
+            lesion_labels=settings.lesion_labels or None,
             rule=settings.rule,
             strict=settings.strict,
             device=settings.device,

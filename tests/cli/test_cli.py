@@ -71,6 +71,22 @@ def test_segment_prints_the_volume_and_writes_the_files(leuko, heads, model, tmp
     assert "done in" in err
 
 
+def test_measure_prints_the_volume_of_a_given_mask(leuko, heads, model, tmp_path):
+    subject, out = heads / "head0", tmp_path / "out"
+    arguments = [subject / "wmh.nii.gz", "--flair", subject / "FLAIR.nii.gz", "--model", model]
+    # The reference also holds 2, other pathology.
+    arguments += ["--t1", subject / "T1.nii.gz", "--lesion-label", 1]
+    code, told, err = leuko("measure", *arguments, "-o", out)
+    assert code == 0, err
+    mask = nifti.read_mask(subject / "wmh.nii.gz", labels=(1,))
+    assert f"WMH volume  {mask.ml(mask.data):.2f} mL in " in told
+    assert str(out / "report.html") in told
+    np.testing.assert_array_equal(nifti.read_mask(out / "wmh.nii.gz").data, mask.data)
+    code, _, err = leuko("measure", *arguments, "-o", subject)
+    assert code == 2
+    assert "was not written by leuko measure" in err
+
+
 def test_evaluate_prints_every_measure_with_unit_and_direction(leuko, heads):
     labels = heads / "head0" / "wmh.nii.gz"
     code, out, _ = leuko("evaluate", labels, labels)

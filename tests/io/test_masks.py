@@ -213,3 +213,18 @@ def test_probabilities_are_within_0_and_1_but_for_rounding(tmp_path):
     np.testing.assert_array_equal(data > 0.5, LESION)
     with pytest.raises(LeukoError, match="expected probabilities"):
         nifti.read_probability(stored(tmp_path / "no.nii.gz", 1.01 * LESION, np.float32))
+
+
+def test_named_labels_are_the_mask(tmp_path, caplog):
+    labels = LESION * 99.0
+    labels[0, 0, :2] = 41
+    path = stored(tmp_path / "seg.nii.gz", labels, np.int16)
+    np.testing.assert_array_equal(nifti.read_mask(path, labels=(99,)).data, LESION)
+    np.testing.assert_array_equal(nifti.read_mask(path, labels=(99, 41)).data, labels > 0)
+    assert not caplog.text
+    assert not nifti.read_mask(path, labels=(77,)).data.any()
+    assert "has no voxel of label 77; it holds 0, 41, 99" in caplog.text
+    with pytest.raises(LeukoError, match="2 labels: 41, 99; say which of them are WMH"):
+        nifti.read_mask(path, labels=())
+    with pytest.raises(LeukoError, match="not whole numbers"):
+        nifti.read_mask(stored(tmp_path / "p.nii.gz", LESION * 0.3, np.float32), labels=(1,))

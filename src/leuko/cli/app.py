@@ -18,18 +18,15 @@ from leuko.cli.challenge import challenge, challenge_score
 from leuko.cli.cohort import BidsCommand, batch, bids
 from leuko.cli.compare import compare
 from leuko.cli.demo import demo
+from leuko.cli.measure import measure, print_result
 from leuko.cli.models import models
 from leuko.cli.options import Out, with_settings
 from leuko.cli.streams import printable
-from leuko.cli.text import (
-    findings_as_text,
-    measures_as_text,
-    table_as_text,
-)
+from leuko.cli.text import measures_as_text, table_as_text
 from leuko.cli.train import export, synth, train
 from leuko.cli.view import view
 from leuko.errors import LeukoError
-from leuko.io.provenance import exit_code, stderr_handler
+from leuko.io.provenance import stderr_handler
 
 if TYPE_CHECKING:
     from leuko.segment import SegmentSettings
@@ -39,6 +36,7 @@ EXAMPLES = {
     name: f"Example: leuko {name} {arguments}"
     for name, arguments in {
         "segment": "--flair FLAIR.nii.gz --t1 T1.nii.gz -o OUT",
+        "measure": "MASK.nii.gz --flair FLAIR.nii.gz --t1 T1.nii.gz -o OUT",
         "evaluate": "reference.nii.gz OUT/wmh.nii.gz",
         "view": "OUT",
         "compare": "BASELINE FOLLOWUP -o OUT",
@@ -86,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 @app.command(epilog=EXAMPLES["segment"])
-@with_settings(without={"lenient"})
+@with_settings(without={"lenient", "lesion_label"})
 def segment(
     out: Out,
     settings: "SegmentSettings",
@@ -125,7 +123,6 @@ def segment(
     """
     import leuko
     from leuko.io.inputs import Scan, read_study
-    from leuko.io.outputs import DICOM_FILE, MASK_FILE, REPORT_FILE
     from leuko.results import require_free
 
     scans: tuple[Path | Scan, Path | Scan | None]
@@ -144,13 +141,7 @@ def segment(
     for name, scan in zip(("FLAIR", "T1"), scans, strict=True):
         if isinstance(scan, Scan):
             print(f"{name:<12}series {scan.series}")
-    print(findings_as_text(result))
-    for name, what in ((MASK_FILE, "mask"), (REPORT_FILE, "report"), (DICOM_FILE, "DICOM")):
-        if (out / name).is_file():
-            print(f"{what:<12}{out / name}")
-    print(f"all files   {out}")
-    print(f"done in {sum(result.seconds.values()):.1f} s", file=sys.stderr)
-    raise typer.Exit(exit_code(result.findings))
+    print_result(result, out)
 
 
 @app.command(epilog=EXAMPLES["evaluate"])
@@ -203,7 +194,7 @@ def evaluate(
 
 app.command(epilog=EXAMPLES["batch"])(batch)
 app.command(cls=BidsCommand, epilog=EXAMPLES["bids"])(bids)
-for command in (demo, view, compare, train, export, synth, challenge, challenge_score):
+for command in (demo, measure, view, compare, train, export, synth, challenge, challenge_score):
     app.command(epilog=EXAMPLES[command.__name__.replace("_", "-")])(command)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from leuko.segment import SegmentSettings
 
 
-@with_settings(without={"pv_rule", "strict", "lenient"})
+@with_settings(without={"pv_rule", "strict", "lenient", "lesion_label"})
 def challenge(
     source: Annotated[
         Path, typer.Option("--input", help="Folder that contains pre (or orig) with FLAIR and T1.")
@@ -46,7 +46,8 @@ def challenge(
 
 # The challenge scores every scan, so none is refused.
 @with_settings(
-    without={"align", "pv_rule", "bias_correction", "strict", "lenient", "threads"}, strict=False
+    without={"align", "pv_rule", "bias_correction", "lesion_label", "strict", "lenient", "threads"},
+    strict=False,
 )
 def challenge_score(
     data: Annotated[

@@ -44,6 +44,14 @@ Work = Annotated[
         "--work-dir", "-w", help="Folder for temporary files; by default in the output folder."
     ),
 ]
+Masks = Annotated[
+    str | None,
+    typer.Option(
+        help="Measure given masks in place of segmenting: a path with {id} for the subject, such "
+        "as 'lst/{id}/*mask.nii.gz'; in a BIDS dataset {id} is sub-01_ses-1 and {visit} "
+        "sub-01/ses-1."
+    ),
+]
 ONE_SCAN = {"strict", "threads"}  # options of `leuko segment` that cohorts do not have
 
 ANALYSIS = Literal["participant", "group"]
@@ -78,11 +86,13 @@ def batch(
     table: Annotated[
         Path,
         typer.Argument(
-            help="TSV or CSV with the columns id and flair; t1 and exclude are optional."
+            help="TSV or CSV with the columns id and flair; t1, exclude and mask are optional. A "
+            "given mask is measured in place of segmenting."
         ),
     ],
     *,
     out: Out,
+    masks: Masks = None,
     nthreads: Processors = None,
     mem_gb: MemoryGb = 4.0,
     time_limit: TimeLimit = 30.0,
@@ -101,6 +111,7 @@ def batch(
         run = segment_cohort(
             table,
             out,
+            masks=masks,
             settings=settings,
             processors=nthreads,
             memory_gb=mem_gb,
@@ -140,6 +151,7 @@ def bids(
     flair_alone: Annotated[
         bool, typer.Option("--flair-alone", help="Also segment FLAIR images that have no T1w.")
     ] = False,
+    masks: Masks = None,
     nthreads: Processors = None,
     mem_gb: MemoryGb = 4.0,
     time_limit: TimeLimit = 30.0,
@@ -154,6 +166,7 @@ def bids(
     from leuko.cohort.bids import find_pairs, start_dataset
     from leuko.cohort.bids_names import read_filter
     from leuko.cohort.gather import write_dataset
+    from leuko.cohort.given_masks import with_mask
     from leuko.cohort.job import Job, Wanted
     from leuko.cohort.run import portable
     from leuko.cohort.worker import Limits
@@ -199,6 +212,11 @@ def bids(
         )
         for pair in found.pairs
     ]
+    if masks:
+        visits = [pair.visit.as_posix() for pair in found.pairs]
+        jobs = [
+            with_mask(job, masks, id=job.name, visit=v) for job, v in zip(jobs, visits, strict=True)
+        ]
     Wanted.of(settings)  # raises before anything is written
     start_dataset(out, dataset)
     run = performed(jobs, nthreads, scheduler)

@@ -74,6 +74,17 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         ],
         False,
     ),
+    "lesion_label": (
+        "lesion_labels",
+        Annotated[
+            list[int] | None,
+            typer.Option(
+                help="Label of the given mask that is WMH, such as 99 of SAMSEG or 77 of "
+                "FreeSurfer; repeat it for several. Needed if the mask has several labels."
+            ),
+        ],
+        None,
+    ),
     "strict": (
         "strict",
         Annotated[
@@ -116,6 +127,8 @@ def with_settings(*, without: Collection[str], **fixed: Any) -> Callable[[Comman
             from leuko.segment import SegmentSettings
 
             chosen = {SETTINGS[name][0]: given.pop(name) for name in names}
+            if "lesion_label" in names:
+                chosen["lesion_labels"] = tuple(chosen["lesion_labels"] or ())
             if "lenient" in names:
                 chosen["strict"] = not chosen["strict"]
             command(settings=SegmentSettings(**chosen, **fixed), **given)

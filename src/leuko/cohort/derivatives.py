@@ -137,18 +137,20 @@ def _sidecars(record: RunRecord) -> dict[str, dict[str, Any]]:
         name: {"Description": text} | ({"Units": unit} if (unit := _unit(name)) else {})
         for name, text in COLUMNS.items()
     }
+    lesions = "white matter hyperintensities of presumed vascular origin, or lesions of multiple "
+    lesions += "sclerosis"
+    automatic = {
+        "Description": f"{lesions.capitalize()}; normal caps and rims of the ventricles are "
+        f"{RIMS_ARE[record.rims]}",
+        "CapsAndRims": record.rims or "n/a",
+        "Model": model,
+        "Threshold": settings.threshold,
+        "LesionThreshold": settings.lesion_threshold,
+        "SmallestLesionMm3": settings.smallest_lesion_mm3,
+    }
+    given = {"Description": f"A given mask of {lesions}, on the grid of the FLAIR"}
     return {
-        "label-WMH_mask": {
-            "Type": "Lesion",
-            "Description": "White matter hyperintensities of presumed vascular origin, or lesions "
-            "of multiple sclerosis; normal caps and rims of the ventricles are "
-            f"{RIMS_ARE[record.rims]}",
-            "CapsAndRims": record.rims or "n/a",
-            "Model": model,
-            "Threshold": settings.threshold,
-            "LesionThreshold": settings.lesion_threshold,
-            "SmallestLesionMm3": settings.smallest_lesion_mm3,
-        },
+        "label-WMH_mask": {"Type": "Lesion"} | (given if record.inputs.mask else automatic),
         RIMS: {
             "Type": "ROI",
             "Description": "Normal caps and rims of the ventricles, not in the mask of WMH",

@@ -1,6 +1,6 @@
-"""One subject of a cohort: its job, whether it is done, and how it is segmented.
+"""One subject of a cohort: its job, whether it is done, and how it is segmented or measured.
 
-It is segmented in a process of its own, `python -m leuko.cohort.job`, which gets a `Job` as JSON.
+That happens in a process of its own, `python -m leuko.cohort.job`, which gets a `Job` as JSON.
 """
 
 import json
@@ -26,7 +26,7 @@ from leuko.io.record import FileRecord, RunRecord
 from leuko.model import weights
 from leuko.model.card import Limits as LesionLimits
 from leuko.model.card import load_card
-from leuko.segment import SegmentSettings, segment
+from leuko.segment import SegmentSettings, measure, segment
 
 FETCH = "fetch it: datalad get, git annex get or git lfs pull"
 POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/")
@@ -48,6 +48,7 @@ class Job:
     settings: SegmentSettings
     limits: Limits
     exclude: Path | None = None
+    given: Path | None = None  # a mask to measure; None: the scan is segmented
     prefix: str = ""
     sources: tuple[str, ...] = ()
     problem: str | None = None  # why it cannot be segmented, if known before it is started
@@ -80,10 +81,12 @@ class Job:
     @classmethod
     def from_json(cls, text: str) -> Self:
         content = json.loads(text)
-        for name in ("flair", "t1", "folder", "root", "work", "exclude"):
+        for name in ("flair", "t1", "folder", "root", "work", "exclude", "given"):
             content[name] = content[name] and Path(content[name])
-        content["settings"] = SegmentSettings(**content["settings"])
+        labels = tuple(content["settings"].pop("lesion_labels"))
+        content["settings"] = SegmentSettings(lesion_labels=labels, **content["settings"])
         content["limits"] = Limits(**content["limits"])
+        content["sources"] = tuple(content["sources"])
         return cls(**content)
 
 
@@ -118,6 +121,7 @@ class Wanted:
             and used.alignment == wanted.alignment
             and used.rule == wanted.rule
             and used.bias_correction == wanted.bias_correction
+            and (used.lesion_labels or ()) == wanted.lesion_labels
             and (used.strict or not wanted.strict)
         )
 
@@ -133,6 +137,7 @@ def is_done(job: Job, wanted: Wanted) -> bool:
         and _is_same(job.flair, record.inputs.flair)
         and _is_same(job.t1, record.inputs.t1)
         and _is_same(job.exclude, record.settings.exclude)
+        and _is_same(job.given, record.inputs.mask)
         and job.mask.is_file()
         and not any(finding.code == OUTPUT for finding in record.findings)
     )
@@ -198,13 +203,14 @@ def main() -> None:
 
 def _perform(job: Job) -> Outcome:
     if not job.prefix:
-        results.require_free(job.folder, job.flair, job.t1)
+        command = "measure" if job.given else "segment"
+        results.require_free(job.folder, job.flair, job.t1, command=command)
     with private(job.work, job.name) as scratch:
         made, log = scratch / "results", scratch / "log"
         made.mkdir()
-        command = ["-m", "leuko.cohort.job", str(made)]
+        arguments = ["-m", "leuko.cohort.job", str(made)]
         try:
-            outcome = worker.run(command, job.to_json(), log, job.limits)
+            outcome = worker.run(arguments, job.to_json(), log, job.limits)
             if outcome.reason is None:
                 _publish(made, job)
         finally:
@@ -222,7 +228,10 @@ def _segment(job: Job, scratch: Path) -> None:
         )
     folder = scratch / "native" if job.prefix else scratch
     settings = replace(job.settings, threads=job.limits.threads)
-    found = segment(job.flair, job.t1, exclude=job.exclude, settings=settings)
+    if job.given:
+        found = measure(job.given, job.flair, job.t1, settings=settings)
+    else:
+        found = segment(job.flair, job.t1, exclude=job.exclude, settings=settings)
     found.save(folder, label=job.name, save_intermediate=bool(job.prefix))
     if job.prefix:
         derivatives.arrange(folder, scratch, job.prefix, job.sources)
@@ -249,7 +258,7 @@ def _publish(scratch: Path, job: Job) -> None:
 
 
 def _lack(job: Job) -> str | None:
-    for scan in (job.flair, job.t1, job.exclude):
+    for scan in (job.flair, job.t1, job.exclude, job.given):
         if scan is None:
             continue
         try:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leuko.cohort.gather import write_batch
+from leuko.cohort.given_masks import with_mask
 from leuko.cohort.job import Job, Wanted, perform, settle, split
 from leuko.cohort.subject_table import read_table
 from leuko.cohort.worker import Limits
-from leuko.errors import COHORT_LIBRARIES, require
+from leuko.errors import COHORT_LIBRARIES, LeukoError, require
 from leuko.io.files import require_folder
 from leuko.model.runtime import available_cpus
 from leuko.segment import SegmentSettings
@@ -41,6 +42,7 @@ def segment_cohort(
     table: str | Path,
     out: str | Path,
     *,
+    masks: str | None = None,
     settings: SegmentSettings = STRICT,
     processors: int | None = None,
     memory_gb: float = 4.0,
@@ -49,7 +51,10 @@ def segment_cohort(
     work_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> CohortRun:
-    """Segment the subjects of a table (TSV or CSV: id, flair; t1, exclude) into `out`/id.
+    """Segment the subjects of a table (TSV or CSV: id, flair; t1, exclude, mask) into `out`/id.
+
+    A subject with a mask in the table is measured instead, as by `leuko.measure`; `masks` is a
+    pattern of such masks for all, in which {id} stands for the subject.
 
     Each is segmented in a process of its own with at most `memory_gb` and `minutes`; subjects that
     are done are skipped. Then the cohort's table and page are written. `processors` are by default
@@ -72,6 +77,7 @@ def segment_cohort(
             flair=row.flair.absolute(),
             t1=row.t1 and row.t1.absolute(),
             exclude=row.exclude and row.exclude.absolute(),
+            given=row.mask and row.mask.absolute(),
             folder=out / row.name,
             root=out,
             work=work,
@@ -80,6 +86,10 @@ def segment_cohort(
         )
         for row in read_table(Path(table))
     ]
+    if masks:
+        if any(job.given for job in jobs):
+            raise LeukoError(f"{table} has a column mask; leave it empty, or give no pattern")
+        jobs = [with_mask(job, masks, id=job.name) for job in jobs]
     run = run_jobs(jobs, processors=processors, scheduler=scheduler, progress=progress)
     return replace(run, written=write_batch(out))
 

@@ -1,4 +1,4 @@
-"""A table of subjects: the FLAIR, T1 and exclusion mask of each."""
+"""A table of subjects: the FLAIR, T1, exclusion mask and given mask of each."""
 
 import csv
 import logging
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from leuko.errors import LeukoError
 
-COLUMNS = ("id", "flair", "t1", "exclude")
+COLUMNS = ("id", "flair", "t1", "exclude", "mask")
 # Names of other files beside the folders of subjects; DEVICE are names that Windows reserves.
 TAKEN = ("logs", "verdicts", "verdicts.csv", "report.html", "wmh.tsv", "wmh.json")
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
@@ -26,11 +26,12 @@ class Row:
     flair: Path
     t1: Path | None
     exclude: Path | None
+    mask: Path | None  # to be measured; None: the scan is segmented
 
 
 def read_table(path: Path) -> list[Row]:
-    """The subjects of a table with the columns id, flair and optionally t1 and exclude; other
-    columns are ignored with a warning.
+    """The subjects of a table with the columns id, flair and optionally t1, exclude and mask;
+    other columns are ignored with a warning.
 
     Cells are separated by tabs, or by commas or semicolons if the name ends in .csv. Paths are
     relative to the table's folder; an empty cell or n/a means no file. Raises LeukoError, with the
@@ -53,7 +54,7 @@ def read_table(path: Path) -> list[Row]:
     if not {"id", "flair"} <= set(columns) or len(set(columns)) < len(columns):
         raise LeukoError(
             f"{path} has the columns {' | '.join(head[1]) or '(none)'}; expected id, flair and "
-            f"optionally t1, exclude, each once, separated by {SEPARATORS[separator]}"
+            f"optionally t1, exclude, mask, each once, separated by {SEPARATORS[separator]}"
         )
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown:
@@ -107,4 +108,9 @@ def _row(cells: dict[str, str], path: Path, line: int) -> Row:
         )
     if scans["flair"] is None:
         raise LeukoError(f"{path}, line {line}: {name} has no FLAIR; give its path")
-    return Row(name, scans["flair"], scans["t1"], scans["exclude"])
+    if scans["exclude"] and scans["mask"]:
+        raise LeukoError(
+            f"{path}, line {line}: {name} has exclude and mask; a given mask is measured as it is, "
+            "so leave exclude empty"
+        )
+    return Row(name, scans["flair"], scans["t1"], scans["exclude"], scans["mask"])

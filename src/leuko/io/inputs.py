@@ -1,7 +1,7 @@
 """Reads scans: image files, images in memory, folders of DICOM files, whole DICOM studies."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leuko.errors import LeukoError, require
-from leuko.io import nifti
+from leuko.io import masks, nifti
 from leuko.io.background import without_background
 from leuko.io.files import find_images, sha256
 from leuko.io.provenance import Finding, kept_findings
@@ -67,16 +67,20 @@ def opened(image: Image) -> Scan:
     return Scan(None, without_background(volume), [])
 
 
-def opened_mask(image: Image) -> Scan:
-    """A mask, bool, in whatever form it is given. Raises LeukoError as `nifti.read_mask` does."""
+def opened_mask(image: Image, *, labels: Collection[int] | None = None) -> Scan:
+    """A mask, bool, in whatever form it is given; `labels` as in `masks.as_mask`.
+
+    Raises LeukoError as `nifti.read_mask` does.
+    """
     if isinstance(image, Scan):
         return image
     if isinstance(image, str | Path):
         path = Path(image)
-        return Scan(path, nifti.read_mask(path), [path])
+        return Scan(path, nifti.read_mask(path, labels=labels), [path])
     if isinstance(image, Volume):
-        return Scan(None, image.with_data(image.data > 0), [])
-    return Scan(None, nifti.mask_from_image(image), [])
+        mask = masks.as_mask(image.data, Path(image.name or "mask in memory"), labels=labels)
+        return Scan(None, image.with_data(mask), [])
+    return Scan(None, nifti.mask_from_image(image, labels=labels), [])
 
 
 def read(path: Path) -> Scan:

@@ -48,7 +48,6 @@ def as_labels(data: Array, name: Path, *, values: Collection[int]) -> Array:
     if highest >= WHITE and _is_one_value(data):
         log.warning("%s is a mask of 0 and %g; %g is read as 1", name, highest, highest)
         return (data > highest / 2).astype(np.uint8)
-    shown = ", ".join(f"{v:g}" for v in strange[:5]) + (", ..." if len(strange) > 5 else "")
     expected = ", ".join(str(v) for v in sorted(values))
     if found[0] < 0:
         advice = "if values below 0 are background, replace them by 0"
@@ -59,7 +58,9 @@ def as_labels(data: Array, name: Path, *, values: Collection[int]) -> Array:
         advice = "check that this is the label file, or replace the other values"
     else:
         advice = "check that this is the label file, not a probability map"
-    raise LeukoError(f"{name} holds the label values {shown}; expected only {expected}: {advice}")
+    raise LeukoError(
+        f"{name} holds the label values {_some(strange)}; expected only {expected}: {advice}"
+    )
 
 
 def as_probability(data: Array, name: Path) -> Array:
@@ -72,13 +73,16 @@ def as_probability(data: Array, name: Path) -> Array:
     return np.clip(data, 0, 1)
 
 
-def as_mask(data: Array, name: Path) -> Array:
+def as_mask(data: Array, name: Path, *, labels: Collection[int] | None = None) -> Array:
     """A mask, bool: voxels above 0, for any number type. All zeros is a valid mask.
 
-    These are read with a warning: probabilities, as lesion from 0.5; several labels, all as lesion;
-    values below 0, as background. Raises LeukoError for grey values, for labels without background,
-    and for negative values without positive ones.
+    `labels` are the values that count as lesion, by default all above 0; if it is empty, an image
+    with several labels is refused. These are read with a warning: probabilities, as lesion from
+    0.5; several labels, all as lesion; values below 0, as background. Raises LeukoError for grey
+    values, for labels without background, and for negative values without positive ones.
     """
+    if labels:
+        return _of_labels(data, name, labels)
     whole = bool(_are_whole(data).all())
     if whole and data.dtype.kind == "f":
         data = np.rint(data)
@@ -92,21 +96,21 @@ def as_mask(data: Array, name: Path) -> Array:
         )
     if _is_one_value(data):
         return data > highest / 2
-    labels = np.unique(data[data > 0])
+    found = np.unique(data[data > 0])
     if not whole and lowest >= -RINGING and highest <= 1 + RINGING and not _fills_a_head(data):
         log.warning("%s holds probabilities, not a mask; 0.5 or more counts as lesion", name)
         return data >= 0.5
-    like_scan = _are_grey_values(data, len(labels)) if whole else len(labels) > FEW_LABELS
+    like_scan = _are_grey_values(data, len(found)) if whole else len(found) > FEW_LABELS
     if not whole or like_scan:
         like = ", as a scan does" if like_scan else ""
         raise LeukoError(
-            f"{name} holds {len(labels)} values above 0, up to {highest:g}{like}; expected a mask, "
+            f"{name} holds {len(found)} values above 0, up to {highest:g}{like}; expected a mask, "
             "with 0 outside and one value inside, or probabilities from 0 to 1"
         )
     if lowest < 0:
         log.warning("%s: values below 0 (from %g) are read as background", name, lowest)
-    if len(labels) > 1:
-        log.warning("%s holds %d labels above 0; all count as lesion", name, len(labels))
+    if len(found) > 1:
+        _tell_of_labels(found, name, refused=labels is not None)
     return data > 0
 
 
@@ -119,6 +123,35 @@ def as_prediction(data: Array, name: Path) -> Array:
     if data.any() and not (_is_one_value(data) and counted.any()):
         log.warning("%s is not a mask of 0 and 1; %g to 1000 counts as WMH", name, lowest)
     return counted
+
+
+def _tell_of_labels(found: Array, name: Path, *, refused: bool) -> None:
+    """Warn of several labels, or raise LeukoError if they are `refused`."""
+    if refused:
+        raise LeukoError(
+            f"{name} holds {len(found)} labels: {_some(found)}; say which of them are WMH "
+            "(--lesion-label)"
+        )
+    log.warning("%s holds %d labels above 0; all count as lesion", name, len(found))
+
+
+def _of_labels(data: Array, name: Path, labels: Collection[int]) -> Array:
+    """The voxels with one of `labels`, bool. Raises LeukoError for values that are not whole."""
+    if not _are_whole(data).all():
+        raise LeukoError(f"{name} holds values that are not whole numbers; expected labels")
+    whole = np.rint(data)
+    chosen: Array = np.isin(whole, list(labels))
+    if not chosen.any():
+        given = ", ".join(str(label) for label in labels)
+        log.warning(
+            "%s has no voxel of label %s; it holds %s", name, given, _some(np.unique(whole))
+        )
+    return chosen
+
+
+def _some(values: Array) -> str:
+    """The first values as text."""
+    return ", ".join(f"{v:g}" for v in values[:5]) + (", ..." if len(values) > 5 else "")
 
 
 def _are_whole(data: Array, *, within: float = WHOLE) -> Array:

@@ -62,11 +62,11 @@ def from_image(image: InMemory) -> Volume:
     return _scan(image, path)
 
 
-def mask_from_image(image: InMemory) -> Volume:
+def mask_from_image(image: InMemory, *, labels: Collection[int] | None = None) -> Volume:
     """The mask in a nibabel image in memory, read as by `read_mask`."""
     path = Path(image.get_filename() or "mask in memory")
     volume = _as_labels(image, path)
-    return volume.with_data(masks.as_mask(volume.data, path))
+    return volume.with_data(masks.as_mask(volume.data, path, labels=labels))
 
 
 def read_labels(path: Path, *, values: Collection[int]) -> Volume:
@@ -81,10 +81,10 @@ def read_probability(path: Path) -> Volume:
     return volume.with_data(masks.as_probability(volume.data, path))
 
 
-def read_mask(path: Path) -> Volume:
+def read_mask(path: Path, *, labels: Collection[int] | None = None) -> Volume:
     """A mask as bool, by `masks.as_mask`; NaN becomes 0. All zeros is valid."""
     volume = _labelled(path)
-    return volume.with_data(masks.as_mask(volume.data, path))
+    return volume.with_data(masks.as_mask(volume.data, path, labels=labels))
 
 
 def read_prediction(path: Path) -> Volume:

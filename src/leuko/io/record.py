@@ -65,6 +65,7 @@ class SettingsRecord:
     rims: Rims
     alignment: str
     bias_correction: bool
+    lesion_labels: tuple[int, ...] | None = None  # of a given mask
     rule: str
     strict: bool
     device: str

@@ -23,7 +23,7 @@ def answer(record: RunRecord) -> str:
     numbers = facts(_numbers(record), useless=not record.is_usable)
     return (
         f'<section class="answer {level}"><h2 class="unseen">Result</h2>'
-        f'<p class="sentence">{text(sentence(record))}</p>{_edited(record)}{_use(record, serious)}'
+        f'<p class="sentence">{text(sentence(record))}</p>{_origin(record)}{_use(record, serious)}'
         f"{numbers}{_remarks(record)}</section>"
     )
 
@@ -72,10 +72,12 @@ def _rims(record: RunRecord) -> str:
     return f" Normal caps and rims of the ventricles, {short_ml(record.rims_ml)}, are not counted."
 
 
-def _edited(record: RunRecord) -> str:
+def _origin(record: RunRecord) -> str:
+    """Who made the mask, if it was not Leuko alone."""
     edited = record.edited
     if edited is None:
-        return ""
+        given = "<strong>Given mask:</strong> measured by Leuko, not made by it."
+        return f'<p class="edited">{given}</p>' if record.inputs.mask else ""
     said = (
         f"{edited.editor or 'a reader'}, {edited.saved[:10]}: {edited.added_ml:.2f} mL added, "
         f"{edited.removed_ml:.2f} mL removed; the automatic mask had {edited.automatic_ml:.2f} mL."

@@ -43,6 +43,7 @@ KINDS = {
 ONE_KIND = {1: Kind("WMH", "#e69f00")}
 RIMS = {RIM_KIND: Kind("caps and rims (not in the mask)", "#cc79a7")}
 KEY_SLICES = 6
+OF_AUTOMATIC_MASKS = ("threshold", "lesion_threshold", "smallest_lesion_mm3", "rims", "exclude")
 MOST_ROWS = 500  # of the table; more would make the page large
 COLUMNS = (
     Column("id", "No.", 0),
@@ -208,8 +209,9 @@ def _rule(record: RunRecord) -> str:
 
 def _convention(record: RunRecord) -> str:
     """How the mask treats caps and rims, and which readers count them."""
+    are = "not told apart in a given mask" if record.inputs.mask else RIMS_ARE[record.rims]
     hint = (
-        f"Normal caps and rims of the ventricles are {RIMS_ARE[record.rims]}. "
+        f"Normal caps and rims of the ventricles are {are}. "
         "Volumetric studies of all hyperintensities and Fazekas grade 1 count them; readers of MS "
         "lesions, or of pathological WMH alone, mostly do not."
     )
@@ -264,6 +266,8 @@ def _about(record: RunRecord) -> Iterator[tuple[str, object]]:
             yield f"{name.upper()}, SHA-256", scan.sha256
     yield "model weights, SHA-256", record.model.weights_sha256
     for name, value in vars(record.settings).items():
+        if record.inputs.mask and name in OF_AUTOMATIC_MASKS:
+            continue
         shown_as = value.path if isinstance(value, FileRecord) else value
         yield name.replace("_", " "), "none" if shown_as is None else shown_as
     for name, ml in (record.tissue_ml or {}).items():
