@@ -1,5 +1,6 @@
 """The documents say what the program does."""
 
+import html
 import json
 import math
 import re
@@ -330,6 +331,18 @@ def test_the_methods_give_the_figures_of_the_benchmark():
             continue
         for score, scans in zip(scores, ("test, 18 subjects", "real, 6 subjects"), strict=True):
             assert score == f"{float(rows[scans, name][0].split()[0]):.2f}", name
+
+
+def test_the_figures_show_the_numbers_of_the_tables():
+    """Each figure holds its numbers as a description."""
+    drawings = runpy.run_path(str(ROOT / "docs" / "make_figures.py"))["drawings"]()
+    assert {f"docs/{name}" for name in drawings} == {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.svg")
+    }
+    for name, drawing in drawings.items():
+        described = re.search(r"<dc:description>(.*?)</dc:description>", text(f"docs/{name}"))
+        shown = json.loads(html.unescape(described[1]))
+        assert shown == drawing.numbers, f"{name}: run python docs/make_figures.py"
 
 
 def test_the_intervals_of_the_page_are_those_of_the_model():
