@@ -2,7 +2,7 @@
 ARG BASE=python:3.12-slim-bookworm
 
 FROM ${BASE} AS build
-COPY pyproject.toml README.md LICENSE /source/
+COPY pyproject.toml README.md LICENSE THIRD_PARTY.md /source/
 COPY src /source/src
 RUN python3 -m venv /opt/leuko && /opt/leuko/bin/pip install --no-cache-dir "/source[cohort,dicom]"
 

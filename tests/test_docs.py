@@ -1,5 +1,6 @@
 """The documents say what the program does."""
 
+import html
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -116,6 +118,14 @@ def test_scripts_that_a_page_names_exist_and_have_its_options(page):
                 assert known, f"{span}: {script} has no {option}"
 
 
+@pytest.mark.parametrize("page", ["docs/extending.md", "AGENTS.md", "CONTRIBUTING.md"])
+def test_modules_that_contributors_are_sent_to_exist(page):
+    named = set(re.findall(r"`([\w/]+\.(?:py|tsv|md))`", text(page)))
+    homes = (ROOT, ROOT / "src" / "leuko")
+    lost = {name for name in named if not any((home / name).is_file() for home in homes)}
+    assert lost <= {"cli/rotate.py"}  # the example of a new command
+
+
 def run_nothing(group):
     """Make all commands of a group check their arguments, and do no more."""
     for command in group.commands.values():
@@ -142,6 +152,47 @@ def command_lines(page):
                     words = shlex.split(command[2], comments=True)
                     in_container = command[1].startswith(("docker", "apptainer"))
                     yield ["bids", *words] if in_container and "/" in words[0] else words
+
+
+def shell_lines(page):
+    """The lines of the blocks of a page that begin with another program than `leuko`."""
+    for language in ("sh", "text"):
+        for block in blocks(page, language):
+            for line in block.values[0].replace("\\\n", " ").splitlines():
+                for command in line.split(" && "):
+                    if re.match(r"(?:python|pip|pytest|mkdocs|ruff) ", command):
+                        yield shlex.split(command, comments=True)
+
+
+LINES = [
+    pytest.param(words, id=f"{page.parent.name}-{page.stem}-{'-'.join(words[:3])}")
+    for page in PAGES
+    for words in shell_lines(page)
+]
+
+
+@pytest.mark.parametrize("words", LINES)
+def test_other_command_lines_name_scripts_options_and_extras_that_exist(words):
+    options = {word.partition("=")[0] for word in words if word.startswith("--")}
+    if words[0] == "python":
+        written = text(words[1])
+        assert all(option in written for option in options)
+    elif words[0] == "pip":
+        named = [extra for word in words for extra in re.findall(r"^\.\[(.*)\]$", word)]
+        extras = tomllib.loads(text("pyproject.toml"))["project"]["optional-dependencies"]
+        assert {extra for some in named for extra in some.split(",")} <= set(extras)
+    else:
+        assert all((ROOT / word).exists() for word in words if "/" in word)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_is_of_a_language_that_is_tested(page):
+    fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    tested = {"python", "sh", "text", "json", "pycon"}  # "pycon": the docstrings' own examples
+    assert set(fences[::2]) <= tested
+    assert set(fences[1::2]) <= {""}
+    assert "json" not in fences or page.name == "cohorts.md"
+    assert "pycon" not in fences or page.name == "api.md"
 
 
 WRITTEN = [
@@ -330,6 +381,18 @@ def test_the_methods_give_the_figures_of_the_benchmark():
             continue
         for score, scans in zip(scores, ("test, 18 subjects", "real, 6 subjects"), strict=True):
             assert score == f"{float(rows[scans, name][0].split()[0]):.2f}", name
+
+
+def test_the_figures_show_the_numbers_of_the_tables():
+    """Each figure holds its numbers as a description."""
+    drawings = runpy.run_path(str(ROOT / "docs" / "make_figures.py"))["drawings"]()
+    assert {f"docs/{name}" for name in drawings} == {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.svg")
+    }
+    for name, drawing in drawings.items():
+        described = re.search(r"<dc:description>(.*?)</dc:description>", text(f"docs/{name}"))
+        shown = json.loads(html.unescape(described[1]))
+        assert shown == drawing.numbers, f"{name}: run python docs/make_figures.py"
 
 
 def test_the_intervals_of_the_page_are_those_of_the_model():
