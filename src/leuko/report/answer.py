@@ -78,7 +78,7 @@ def _edited(record: RunRecord) -> str:
         return ""
     said = (
         f"{edited.editor or 'a reader'}, {edited.saved[:10]}: {edited.added_ml:.2f} mL added, "
-        f"{edited.removed_ml:.2f} mL removed; the automatic mask had {edited.automatic_ml:.2f} mL."
+        f"{edited.removed_ml:.2f} mL removed; before, the mask had {edited.automatic_ml:.2f} mL."
     )
     return f'<p class="edited"><strong>Mask corrected by</strong> {text(said)}</p>'
 

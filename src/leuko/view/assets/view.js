@@ -44,6 +44,7 @@ async function start() {
   viewer.drawClearAllUndoBitmaps();
   viewer.drawAddUndoBitmap();
   describe(about);
+  for (const label of all(".grows")) label.hidden = !about.images.includes("probability");
   options("#scan", about.images.filter((name) => SCANS.includes(name)));
   options("#map", ["", ...about.images.filter((name) => !SCANS.includes(name))]);
   redraw();
@@ -211,12 +212,14 @@ async function follow() {
   for (;;) {
     const about = await (await answer("about" + query())).json();
     describe(about);
+    if (about.is_current) for (const name of ["lesions", "regions"]) images.delete(name);
     if (about.is_current || about.problem) return;
     await new Promise((done) => setTimeout(done, 500));
   }
 }
 
 function choose(name) {
+  if (find(`input[name="tool"][value="${name}"]`).closest("label").hidden) return;
   find(`input[name="tool"][value="${name}"]`).checked = true;
   const draws = name === "brush" || name === "eraser";
   viewer.setDrawingEnabled(draws);
