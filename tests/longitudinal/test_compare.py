@@ -319,7 +319,7 @@ def test_the_report_shows_both_times_side_by_side(compared):
     assert kinds == [{3}, {1, 3}]
     assert f"{result.changes.change_ml:+.2f} mL" in html
     assert f"noise floor of {result.changes.floor_ml:.2f} mL" in html
-    assert html.count("<td>new</td>") == html.count("<td>stable</td>") == 1
+    assert html.count(">new</td>") == html.count(">stable</td>") == 1
 
 
 def test_what_was_said_of_either_run_is_said_again(times, tmp_path):
