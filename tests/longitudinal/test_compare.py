@@ -295,6 +295,18 @@ def test_the_record_tells_the_change_with_its_floor(compared):
     assert record["checks"][:2] == ["baseline: motion", "followup: motion"]
 
 
+def test_a_label_is_in_the_record_and_in_title_header_and_prints(compared, times, leuko, tmp_path):
+    out, _ = compared
+    assert "label" not in json.loads((out / "compare.json").read_text())
+    answer = leuko("compare", *times, "-o", tmp_path / "out", "--label", "sub-01 <a>")
+    assert answer[0] == 0, answer[2]
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["label"] == "sub-01 <a>"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<title>sub-01 &lt;a&gt;: White matter" in page
+    assert '<span class="label">sub-01 &lt;a&gt;</span>' in page
+    assert r'@top-right { content: "sub\2d 01' in page
+
+
 def test_the_report_shows_both_times_side_by_side(compared):
     out, result = compared
     html = (out / "report.html").read_text()
@@ -307,7 +319,7 @@ def test_the_report_shows_both_times_side_by_side(compared):
     assert kinds == [{3}, {1, 3}]
     assert f"{result.changes.change_ml:+.2f} mL" in html
     assert f"noise floor of {result.changes.floor_ml:.2f} mL" in html
-    assert html.count("<td>new</td>") == html.count("<td>stable</td>") == 1
+    assert html.count(">new</td>") == html.count(">stable</td>") == 1
 
 
 def test_what_was_said_of_either_run_is_said_again(times, tmp_path):

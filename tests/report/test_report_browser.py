@@ -1,10 +1,14 @@
 """The report in a real browser: what a reader moves, moves; what is saved, is right."""
 
 import csv
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from leuko.volume import Volume
+from phantoms import make_phantom
 from reports import a_head, a_report, finding
 
 pytestmark = pytest.mark.browser
@@ -67,6 +71,23 @@ def test_both_scans_are_side_by_side_or_one_is_large(page):
     assert page.locator(".view figcaption").all_inner_texts() == ["T1"]
     assert "T1, slice 6 of 9" in page.locator(".stage img").first.get_attribute("alt")
     assert page.locator(".stage").first.bounding_box()["width"] > both
+
+
+@pytest.mark.parametrize("size", [(1440, 900), (390, 844)])
+def test_at_most_two_fifths_of_a_middle_slice_are_black(opened, tmp_path, size):
+    rng, air = np.random.default_rng(3), ((30, 30), (10, 40), (0, 0))
+    head = make_phantom(rng)
+    grey = np.pad(255.0 * head.flair.data / np.quantile(head.flair.data, 0.999), air)
+    grey[rng.random(grey.shape) < 1e-3] = 255  # stray noise, out to the borders of the image
+    flair = Volume(grey.clip(0, 255).astype(np.uint8), head.flair.affine)
+    mask = np.pad(head.labels.data > 0, air)
+    viewport = {"width": size[0], "height": size[1]}
+    page = opened(a_report(tmp_path, flair, mask), viewport=viewport)
+    page.locator("#slice").fill("10")
+    page.wait_for_function("document.querySelector('.stage img').complete")
+    for stage in page.locator(".stage").all():
+        seen = np.asarray(Image.open(io.BytesIO(stage.screenshot())).convert("L"))
+        assert (seen < 16).mean() <= 0.4
 
 
 def test_dragging_sets_window_and_level_and_reset_restores_them(page):

@@ -271,8 +271,7 @@ def _cell(column: Column, row: Mapping[str, Any]) -> str:
         content = shown(value, column.digits)
     if column.key == "id" and "slice" in row:
         content = f'<button type="button" class="go">{content}</button>'
-    name = _class(column).removeprefix("words").strip()
-    return f'<td class="{name}">{content}</td>' if name else f"<td>{content}</td>"
+    return f'<td class="{_class(column)}">{content}</td>'
 
 
 def _class(column: Column) -> str:

@@ -19,8 +19,9 @@ FINENESS = ((320, 88), (320, 75), (256, 70), (224, 60), (192, 50), (160, 40), (1
 MAP_SIDE, MAP_QUALITY = 160, 50  # of the JPEGs of the probability, which are mostly black
 SAMPLE = 6  # every 6th slice is enough to estimate the size of all
 HEAD = 20  # of 255: brighter voxels belong to the head
+SPARSE = 0.03  # of the fullest plane's bright voxels: planes with fewer show noise, or an ear
 RIM_KIND = 4  # in `Pane.kinds`: caps and rims; smaller numbers are regions
-MARGIN = 4  # voxels around the shown region
+MARGIN = 2  # voxels around the shown region
 MARKS = (
     ("A", "P", "S", "I"),
     ("R", "L", "S", "I"),
@@ -54,7 +55,7 @@ class Pane:
     def box(self) -> tuple[slice, ...]:
         """The bounding box of the voxels to show, with a margin and all slices."""
         first = next(iter(self.images.values()))
-        shown = (first > HEAD) | (self.kinds > 0) if self.in_view is None else self.in_view
+        shown = self._head(first) | (self.kinds > 0) if self.in_view is None else self.in_view
         if not shown.any():
             return tuple(slice(0, count) for count in shown.shape)
         return tuple(
@@ -63,6 +64,15 @@ class Pane:
             else slice(max(0, part.start - MARGIN), min(count, part.stop + MARGIN))
             for axis, (part, count) in enumerate(zip(bounding_box(shown), shown.shape, strict=True))
         )
+
+    def _head(self, image: Array) -> Array:
+        """The bright voxels of an image, bool, without those in planes that hold few."""
+        head: Array = image > HEAD
+        bright = head.copy()
+        for axis in range(3):
+            counts = np.count_nonzero(bright, axis=tuple(k for k in range(3) if k != axis))
+            np.moveaxis(head, axis, 0)[counts < SPARSE * counts.max()] = False
+        return head
 
     @property
     def pixel_aspect(self) -> float:
@@ -139,7 +149,7 @@ def _drawn(pane: Pane) -> dict[str, Any]:
         "aspect": round(width / (height * pane.pixel_aspect), 4),
         "marks": pane.marks,
         "voxel_mm": _voxel_mm(pane),
-        "span": _span(pane),
+        "span": _span(pane) if pane.has_three_planes else None,
         "start": fullest_slice(pane),
         "runs": [_runs(*pair) for pair in zip(ids, kinds, strict=True)],
     }
