@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leuko.cli.options import Out, with_settings
+from leuko.cli.options import Label, Out, with_settings
 from leuko.cli.text import findings_as_text
 from leuko.io.provenance import exit_code
 
@@ -26,9 +26,7 @@ def measure(
     t1: Annotated[
         Path | None, typer.Option(help="T1 of the same brain: a file, or a folder of one series.")
     ] = None,
-    label: Annotated[
-        str | None, typer.Option(help="Name of the scan, shown in the report and on its prints.")
-    ] = None,
+    label: Label = None,
 ) -> None:
     """Measure a given WMH mask.
 
