@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from leuko.io import inputs, nifti
-from leuko.io.files import sha256, staged
+from leuko.io import inputs, lookup_tables, nifti
+from leuko.io.files import delete, image_stem, sha256, staged
 from leuko.io.inputs import Scan
 from leuko.io.outputs import (
     DICOM_FILE,
@@ -19,6 +19,7 @@ from leuko.io.outputs import (
     KEY_SLICES_FILE,
     LESION_TABLE_FILE,
     LESIONS_FILE,
+    LOOKUP_FOLDER,
     MASK_FILE,
     PICTURE_FILE,
     PROBABILITY_FILE,
@@ -37,10 +38,10 @@ from leuko.io.outputs import (
 )
 from leuko.io.provenance import RIMS_ARE, Finding, Rims, Stopwatch, ranked, tell, versions
 from leuko.io.record import Edited, Excluded, ModelRecord, OutsideBrain, RunRecord, SettingsRecord
-from leuko.io.tissue import Tissue
+from leuko.io.tissue import RIM_LABELS, Tissue, labels_of
 from leuko.lesions.brain import Outside
-from leuko.lesions.location import REGIONS
-from leuko.lesions.measure import Analysis, Lesion
+from leuko.lesions.location import REGION_LABELS
+from leuko.lesions.measure import Analysis, Lesion, lesion_labels
 from leuko.model.calibration import Judgement, interval_text
 from leuko.model.card import ModelCard
 from leuko.preprocessing.registration import Alignment
@@ -293,13 +294,22 @@ def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
     if regions is not None:
         images[REGIONS_FILE] = lambda: stored(regions)
         with side_output(folder, REGION_NAMES_FILE, tell_of):
-            names = [(index, name) for index, name in enumerate(REGIONS) if index]
-            write_table(folder / REGION_NAMES_FILE, ["index", "name"], names)
+            labels = lookup_tables.rows(REGION_LABELS)
+            write_table(folder / REGION_NAMES_FILE, lookup_tables.COLUMNS, labels)
     for name, make in images.items():
         with side_output(folder, name, tell_of):
             nifti.write(folder / name, make())
     with side_output(folder, LESION_TABLE_FILE, tell_of):
         write_table(folder / LESION_TABLE_FILE, LESION_COLUMNS, map(astuple, analysis.lesions))
+    with side_output(folder, LOOKUP_FOLDER, tell_of):
+        named = {
+            LESIONS_FILE: lesion_labels(analysis.lesions),
+            RIMS_FILE: RIM_LABELS,
+            TISSUE_FILE: labels_of(result.source.card.classes),
+            REGIONS_FILE: REGION_LABELS,
+        }
+        for name in images.keys() & named:
+            lookup_tables.write(folder / LOOKUP_FOLDER, image_stem(Path(name)), named[name])
     with side_output(folder, DICOM_FILE, tell_of):
         inputs.write_dicom(folder / DICOM_FILE, maps.mask, result.source.scans["flair"])
 
@@ -357,7 +367,7 @@ def require_free(out: Path, *scans: Path | Scan | None, command: str = "segment"
 def drop_older(out: Path, written: set[str]) -> None:
     """Delete the result files of an earlier run in `out` that are not among those `written` now."""
     for name in set(FILES) - written:
-        (out / name).unlink(missing_ok=True)
+        delete(out / name)
 
 
 def _cut(image: Volume, step: float) -> Volume:

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
-from leuko.io import nifti
+from leuko.io import lookup_tables, nifti
 from leuko.io.files import write_json
+from leuko.io.lookup_tables import BACKGROUND, coloured
 from leuko.io.outputs import (
     ENTROPY_FILE,
     KEY_SLICES_FILE,
     LESION_TABLE_FILE,
     LESIONS_FILE,
+    LOOKUP_FOLDER,
     MASK_FILE,
     PICTURE_FILE,
     PROBABILITY_FILE,
@@ -31,6 +33,8 @@ from leuko.io.outputs import (
 )
 from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import RunRecord
+from leuko.io.tissue import RIM_LABELS, labels_of
+from leuko.lesions.location import REGION_LABELS
 from leuko.volume import Array, Volume
 
 MASK, PROBABILITY = "label-WMH_mask.nii.gz", "label-WMH_probseg.nii.gz"
@@ -58,6 +62,7 @@ NAMES = {
 }
 COLUMNS = {
     "name": "The lesion, numbered by volume, the largest first",
+    "color": "Its colour in viewers",
     "voxels": "Number of voxels",
     "volume_mm3": "Volume",
     "volume_ml": "Volume",
@@ -87,7 +92,8 @@ def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> Non
     sidecars = _sidecars(record)
     if (folder / TISSUE_FILE).is_file():
         names = ["background", *(record.tissue_ml or ())]
-        write_table(out / f"{prefix}{TISSUE}.tsv", ["index", "name"], enumerate(names))
+        table = [(0, names[0], BACKGROUND), *lookup_tables.rows(labels_of(names))]
+        write_table(out / f"{prefix}{TISSUE}.tsv", lookup_tables.COLUMNS, table)
         tissue = nifti.read_labels(folder / TISSUE_FILE, values=range(len(names)))
         brain = tissue.with_data((tissue.data > 0).astype(np.uint8))
         nifti.write(out / f"{prefix}{BRAIN}.nii.gz", brain)
@@ -97,8 +103,11 @@ def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> Non
     if (folder / LESION_TABLE_FILE).is_file():
         with (folder / LESION_TABLE_FILE).open(newline="", encoding="utf-8") as file:
             head, *lesions = csv.reader(file, delimiter="\t")
-        rows = [[number, f"lesion {number}", *rest] for number, *rest in lesions]
-        write_table(out / f"{prefix}{LESIONS}.tsv", ["index", "name", *head[1:]], rows)
+        labels = coloured((int(number), f"lesion {number}") for number, *_ in lesions)
+        named = lookup_tables.rows(labels)
+        rows = [[*label, *rest] for label, (_, *rest) in zip(named, lesions, strict=True)]
+        columns = [*lookup_tables.COLUMNS, *head[1:]]
+        write_table(out / f"{prefix}{LESIONS}.tsv", columns, rows)
     for name, renamed in NAMES.items():
         if (folder / name).is_file():
             shutil.move(folder / name, out / (prefix + renamed))
@@ -106,6 +115,16 @@ def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> Non
         if (out / f"{prefix}{name}.nii.gz").is_file():
             shared = {"SpatialReference": sources[0], "Sources": sources}
             write_json(out / f"{prefix}{name}.json", about | shared)
+
+
+def write_lookup_tables(out: Path, classes: Sequence[str]) -> None:
+    """Write the lookup tables of the label images that are the same for all subjects.
+
+    `classes` are those of the model.
+    """
+    tables = {TISSUE: labels_of(classes), REGIONS: REGION_LABELS, RIMS: RIM_LABELS}
+    for name, labels in tables.items():
+        lookup_tables.write(out / LOOKUP_FOLDER, name, labels)
 
 
 def drop_older(folder: Path, prefix: str, written: set[str]) -> None:

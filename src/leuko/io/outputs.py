@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leuko.errors import LeukoError, in_one_line
+from leuko.io.files import delete
 from leuko.io.inputs import Scan
 from leuko.io.provenance import OUTPUT, Finding
 from leuko.io.record import writer
@@ -22,12 +23,13 @@ DICOM_FILE = "wmh.dcm"
 T1_FILE, TRANSFORM_FILE = "t1_aligned.nii.gz", "t1_to_flair.tfm"
 REPORT_FILE, PICTURE_FILE = "report.html", "qc.png"
 KEY_SLICES_FILE = "key_slices.jpg"
+LOOKUP_FOLDER = "lookup_tables"  # of the label images, for viewers
 RECORD_FILE = "run.json"
 VERDICTS_FOLDER = "verdicts"  # of readers, as CSV
 FILES = (
     MASK_FILE, RIMS_FILE, PROBABILITY_FILE, ENTROPY_FILE, TISSUE_FILE, LESIONS_FILE,
     LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, KEY_SLICES_FILE,
-    DICOM_FILE, T1_FILE, TRANSFORM_FILE, RECORD_FILE,
+    DICOM_FILE, T1_FILE, TRANSFORM_FILE, LOOKUP_FOLDER, RECORD_FILE,
 )  # fmt: skip
 
 Tell = Callable[[Finding], None]
@@ -37,11 +39,12 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def side_output(folder: Path, name: str, tell: Tell) -> Iterator[None]:
-    """Write an optional file of a result; if that fails, delete it and `tell` a warning."""
+    """Write an optional file or folder of a result; if that fails, delete it and `tell` a
+    warning."""
     try:
         yield
     except Exception as error:  # any error of a library: the mask must still be saved
-        (folder / name).unlink(missing_ok=True)
+        delete(folder / name)
         log.debug("%s", name, exc_info=error)
         tell(Finding("warning", OUTPUT, f"{name} could not be written ({in_one_line(error)})"))
 

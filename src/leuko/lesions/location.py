@@ -10,6 +10,7 @@ import numpy as np
 import scipy.ndimage
 from scipy.spatial import cKDTree
 
+from leuko.io.lookup_tables import GREEN, ORANGE, SKY, Label
 from leuko.io.tissue import Tissue
 from leuko.lesions import mni
 from leuko.lesions.components import TOUCHING
@@ -22,6 +23,12 @@ RULES: dict[Rule, str] = {
     "contiguity": "periventricular: whole lesions that touch the lateral ventricles",
 }
 REGIONS = ("background", "periventricular", "deep", "infratentorial")
+REGION_LABELS = [
+    Label(number, name, colour)
+    for number, (name, colour) in enumerate(
+        zip(REGIONS[1:], (ORANGE, SKY, GREEN), strict=True), start=1
+    )
+]
 NEAR_MM, DEEP_MM = 2.0, 10.0
 SHELLS = ("innermost", "inner", "outer", "outermost")  # quarters of the distance to the cortex
 SECTORS = (

@@ -3,11 +3,13 @@
 Array axes run R, A, S. See `location` for the rules.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.ndimage
 
+from leuko.io.lookup_tables import Label, coloured
 from leuko.io.record import Bullseye, RegionsRecord
 from leuko.io.tissue import Tissue
 from leuko.lesions import mni
@@ -117,6 +119,16 @@ def analyse(case: MaskedScan, *, place: mni.Place | None, rule: Rule, threads: i
         regions=_regions(case.flair.voxel_mm3 / 1000, lesion, where, rule),
         intracranial_ml=intracranial_ml,
     )
+
+
+def lesion_labels(lesions: Sequence[Lesion]) -> list[Label]:
+    """The labels of a map of lesion ids: number and place of each lesion."""
+    named = []
+    for lesion in lesions:
+        place = " ".join(part for part in (lesion.side, lesion.lobe) if part != "n/a")
+        parts = [f"lesion {lesion.id}", lesion.region, place]
+        named.append((lesion.id, ", ".join(part for part in parts if part not in ("", "n/a"))))
+    return coloured(named)
 
 
 def numbered(mask: Array) -> Array:

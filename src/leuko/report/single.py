@@ -13,6 +13,8 @@ from PIL import Image
 
 from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import FileRecord, RunRecord
+from leuko.io.tissue import COLOURS, Tissue
+from leuko.lesions.location import REGION_LABELS
 from leuko.lesions.measure import Lesion
 from leuko.report.answer import answer, counted
 from leuko.report.html import (
@@ -34,14 +36,9 @@ from leuko.report.pictures import mosaic
 from leuko.report.plots import bullseye, volume_histogram
 from leuko.report.viewer import RIM_KIND, Pane, lesion_slices
 
-# Okabe and Ito's colours, which colour-blind people tell apart.
-KINDS = {
-    1: Kind("periventricular", "#e69f00"),
-    2: Kind("deep", "#56b4e9"),
-    3: Kind("infratentorial", "#009e73"),
-}
-ONE_KIND = {1: Kind("WMH", "#e69f00")}
-RIMS = {RIM_KIND: Kind("caps and rims (not in the mask)", "#cc79a7")}
+KINDS = {label.number: Kind(label.name, label.colour) for label in REGION_LABELS}
+ONE_KIND = {1: Kind("WMH", COLOURS[Tissue.WMH])}
+RIMS = {RIM_KIND: Kind("caps and rims (not in the mask)", COLOURS[Tissue.RIM])}
 KEY_SLICES = 6
 MOST_ROWS = 500  # of the table; more would make the page large
 COLUMNS = (
