@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
@@ -22,7 +22,10 @@ from leuko.io.record import RunRecord
 Ids = dict[str, Any]  # the columns that identify a row
 
 TABLE, PAGE = "wmh.tsv", "report.html"
-ABOUT: Ids = {"Description": "White matter hyperintensities, by Leuko; a row for each FLAIR"}
+ABOUT: Ids = {
+    "Description": "White matter hyperintensities, by Leuko; a row for each FLAIR, also for those "
+    "that could not be segmented"
+}
 ID = {"id": {"Description": "The subject, as in the table that was segmented"}}
 BIDS_IDS = {
     "participant_id": {"Description": "The participant"},
@@ -39,7 +42,6 @@ class Result:
     """Paths of one subject's results, relative to the cohort's folder."""
 
     name: str
-    ids: tuple[str, ...]
     record: Path
     report: Path
     picture: Path
@@ -56,14 +58,13 @@ def write_batch(out: Path) -> dict[str, Path]:
     segmented = [
         Result(
             name,
-            (name,),
             record=Path(name, outputs.RECORD_FILE),
             report=Path(name, outputs.REPORT_FILE),
             picture=Path(name, outputs.KEY_SLICES_FILE),
         )
         for name in names
     ]
-    return _write(out, segmented, ID)[0]
+    return _write(out, segmented, ID, lambda name: (name,))[0]
 
 
 def write_dataset(out: Path) -> dict[str, Path]:
@@ -88,7 +89,7 @@ def write_dataset(out: Path) -> dict[str, Path]:
             log.warning("%s is not used: its name requires another folder", path)
         else:
             segmented.append(_derivatives(image, out))
-    written, rows = _write(out, segmented, BIDS_IDS)
+    written, rows = _write(out, segmented, BIDS_IDS, _bids_ids)
     of_visit = defaultdict(list)
     for row in rows:
         _, session, run, others = row[: len(BIDS_IDS)]
@@ -109,21 +110,25 @@ def write_dataset(out: Path) -> dict[str, Path]:
 def _derivatives(record: Image, out: Path) -> Result:
     labels = {name: label for name, label in record.entities.items() if name not in OWN}
     name = "_".join(f"{entity}-{label}" for entity, label in labels.items())
-    participant, session, run = (labels.pop(entity, "n/a") for entity in ("sub", "ses", "run"))
-    others = "_".join(f"{entity}-{label}" for entity, label in labels.items())
     stem = record.path.name.removesuffix(derivatives.RECORD)
     path = record.path.relative_to(out)
     return Result(
         name,
-        (
-            f"sub-{participant}",
-            session if session == "n/a" else f"ses-{session}",
-            run,
-            others or "n/a",
-        ),
         path,
         path.with_name(stem + derivatives.REPORT),
         path.parent.parent / "figures" / (stem + derivatives.KEY_SLICES),
+    )
+
+
+def _bids_ids(name: str) -> tuple[str, ...]:
+    """The columns `BIDS_IDS` of a scan, from the entities in its name."""
+    labels = dict(entity.split("-", 1) for entity in name.split("_"))
+    participant, session, run = (labels.pop(entity, "n/a") for entity in ("sub", "ses", "run"))
+    return (
+        f"sub-{participant}",
+        session if session == "n/a" else f"ses-{session}",
+        run,
+        "_".join(f"{entity}-{label}" for entity, label in labels.items()) or "n/a",
     )
 
 
@@ -136,19 +141,29 @@ def _name_incomplete(masks: Iterable[Path], mask: str, record: str) -> None:
 
 
 def _write(
-    out: Path, segmented: Sequence[Result], ids: Ids
+    out: Path,
+    segmented: Sequence[Result],
+    ids: Ids,
+    ids_of: Callable[[str], tuple[str, ...]],
 ) -> tuple[dict[str, Path], list[list[Any]]]:
-    """The written files by kind, and the rows of the table."""
+    """The written files by kind, and the rows of the table. `ids_of` gives the columns `ids` of a
+    scan's name."""
     failures = list(_failures(out))
     failed = {failure.name for failure in failures}
     # Files of a subject that failed are from an older run with other scans or settings.
-    found = [(r.ids, _entry(out, r)) for r in segmented if r.name not in failed]
-    done = [(ids, entry, summary.row(entry.record)) for ids, entry in found if entry is not None]
-    if not done and not failures:
+    found = [_entry(out, result) for result in segmented if result.name not in failed]
+    entries = [entry for entry in found if entry is not None]
+    if not entries and not failures:
         raise LeukoError(f"{out} holds no results; run the segmentation first")
-    rows = [[*ids, *row.values()] for ids, _, row in done]
-    entries = [entry for _, entry, _ in done]
-    judged = ratings.gather(out / ratings.FOLDER, {entry.name: row for _, entry, row in done})
+    by_name = {entry.name: summary.row(entry.record) for entry in entries}
+    judged = ratings.gather(out / ratings.FOLDER, by_name)
+    verdicts = defaultdict(list)
+    for verdict in judged:
+        if verdict["current"] == "yes":
+            verdicts[verdict["id"]].append(verdict["verdict"])
+    by_name = {name: summary.judged(row, verdicts[name]) for name, row in by_name.items()}
+    by_name |= {failure.name: summary.failed_row(failure.reason) for failure in failures}
+    rows = [[*ids_of(name), *by_name[name].values()] for name in sorted(by_name)]
     written = {"table": out / TABLE}
     with staged(out) as scratch:
         _save(scratch / TABLE, rows, ids)

@@ -34,6 +34,8 @@ class ScanRecord(FileRecord):
     """A scan as it was read."""
 
     series: str | None  # of DICOM
+    spacing_mm: tuple[float, float, float] | None = None  # of voxels, along the stored axes
+    slice_mm: float | None = None  # from slice to slice
 
 
 @dataclass(frozen=True, kw_only=True)
