@@ -40,6 +40,7 @@ from leuko.io.provenance import RIMS_ARE, Finding, Rims, Stopwatch, ranked, tell
 from leuko.io.record import Edited, Excluded, ModelRecord, OutsideBrain, RunRecord, SettingsRecord
 from leuko.io.tissue import RIM_LABELS, Tissue, labels_of
 from leuko.lesions.brain import Outside
+from leuko.lesions.extras import Extras
 from leuko.lesions.location import REGION_LABELS
 from leuko.lesions.measure import Analysis, Lesion, lesion_labels
 from leuko.model.calibration import Judgement, interval_text
@@ -50,13 +51,12 @@ from leuko.report.html import picture, text
 from leuko.report.pictures import as_jpeg
 from leuko.report.single import key_slices, report, sheet
 from leuko.report.viewer import RIM_KIND, Pane
-from leuko.volume import Volume, resample_onto
+from leuko.volume import Volume, resample_onto, rounded_down
 
 LESION_COLUMNS = tuple(field.name for field in fields(Lesion))
 
 # Precision of the stored maps; noise in further digits would make the files many times larger.
 PROBABILITY_STEP, ENTROPY_STEP = 1e-4, 1e-3
-ROUNDING = 1e-3  # fraction of a step: 0.4 stored in 32 bits may be slightly below 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,7 @@ class Segmentation:
     checks: list[str]  # names of the checks that were done
     seconds: dict[str, float]
     source: Source
+    extras: Extras  # outputs that only some settings ask for
 
     @property
     def mask(self) -> nifti.InMemory:
@@ -124,6 +125,13 @@ class Segmentation:
         """1 = normal caps and rims of the ventricles, uint8; None if they were left out."""
         rims = self.maps.rims
         return None if rims is None else nifti.as_image(rims.with_data(rims.data.astype(np.uint8)))
+
+    @property
+    def filled_t1(self) -> nifti.InMemory | None:
+        """The T1, on its own grid and in its data type, with WMH filled from normal white matter;
+        None unless the settings ask for it (`fill`)."""
+        filled = self.extras.filled
+        return None if filled is None else nifti.as_image(filled)
 
     @property
     def volume_interval_ml(self) -> tuple[float, float] | None:
@@ -282,8 +290,8 @@ def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
     nifti.write(folder / MASK_FILE, maps.mask)
     stored = maps.mask.with_canonical
     images: dict[str, Callable[[], Volume]] = {
-        PROBABILITY_FILE: lambda: _cut(maps.probability, PROBABILITY_STEP),
-        ENTROPY_FILE: lambda: _cut(maps.entropy, ENTROPY_STEP),
+        PROBABILITY_FILE: lambda: rounded_down(maps.probability, PROBABILITY_STEP),
+        ENTROPY_FILE: lambda: rounded_down(maps.entropy, ENTROPY_STEP),
         LESIONS_FILE: lambda: stored(analysis.numbers),
     }
     rims, tissue, regions = maps.rims, maps.tissue, analysis.region_map
@@ -310,6 +318,7 @@ def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
         }
         for name in images.keys() & named:
             lookup_tables.write(folder / LOOKUP_FOLDER, image_stem(Path(name)), named[name])
+    result.extras.write(folder, tell_of)
     with side_output(folder, DICOM_FILE, tell_of):
         inputs.write_dicom(folder / DICOM_FILE, maps.mask, result.source.scans["flair"])
 
@@ -368,12 +377,6 @@ def drop_older(out: Path, written: set[str]) -> None:
     """Delete the result files of an earlier run in `out` that are not among those `written` now."""
     for name in set(FILES) - written:
         delete(out / name)
-
-
-def _cut(image: Volume, step: float) -> Volume:
-    """Voxels rounded down to multiples of `step`; a threshold that is one gives the same mask."""
-    steps = np.floor(image.data.astype(np.float64) / step + ROUNDING)
-    return image.with_data((steps * step).astype(np.float32))
 
 
 def _tissues_ml(result: Segmentation) -> dict[str, float | None] | None:

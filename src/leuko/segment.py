@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from leuko.lesions import quality_checks
 from leuko.lesions.brain import Outside
 from leuko.lesions.delineation import Delineation, delineate, seen, tissue_map
 from leuko.lesions.drawing import Checked, check, draw, tissue_with_wmh
+from leuko.lesions.extras import Extras, attempted, filled_t1
 from leuko.lesions.location import Rule
 from leuko.lesions.measure import MaskedScan, analyse
 from leuko.lesions.mni import Place
@@ -46,6 +47,7 @@ class SegmentSettings:
     # "shiva2", lesions within 2 mm of them; "contiguity", lesions that touch them.
     rule: Rule = "voxel10"
     bias_correction: bool = False  # N4, of both scans
+    fill: bool = False  # also fill the lesions of the T1 with normal white matter
     strict: bool = False  # refuse a scan that does not look like a FLAIR of a head
     device: runtime.Device = "cpu"  # or "cuda", "mps"
     threads: int | None = None  # None: all processors that this process may use
@@ -189,6 +191,10 @@ class _Work:
         with watch.stage("read"):
             scan, t1_scan = inputs.opened(flair), None if t1 is None else inputs.opened(t1)
             findings[:0] = scan.findings
+            if settings.fill and (t1 is None or not model.card.preparation.uses_t1):
+                raise LeukoError(
+                    "--fill fills the lesions of a T1; give one, and a model that uses it"
+                )
             inputs.require_pair(scan, t1_scan)
         return cls(scan, t1_scan, model, settings, limits, findings, [], watch)
 
@@ -297,7 +303,18 @@ class _Work:
                 model_folder=self.model.folder,
                 settings=self.used_settings(exclude),
             ),
+            extras=self.extras(found, drawn),
         )
+
+    def extras(self, found: Inference, drawn: Delineation) -> Extras:
+        """The outputs that only some settings ask for."""
+        settings, t1, alignment, card = self.settings, self.t1, found.alignment, self.card
+        filled = None
+        if settings.fill and t1 is not None and alignment is not None:
+            with self.watch.stage("fill"):
+                make = partial(filled_t1, t1.volume, alignment, drawn, card)
+                filled = attempted(make, "fill", partial(tell, self.findings))
+        return Extras(filled)
 
     def used_settings(self, exclude: FileRecord | None) -> SettingsRecord:
         """The settings for the record, with the limits of the model where none were given."""
@@ -313,6 +330,7 @@ class _Work:
             rule=settings.rule,
             strict=settings.strict,
             device=settings.device,
+            fill=settings.fill or None,
         )
 
 

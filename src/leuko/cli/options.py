@@ -74,6 +74,18 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         ],
         False,
     ),
+    "fill": (
+        "fill",
+        Annotated[
+            bool,
+            typer.Option(
+                "--fill",
+                help="Also write the T1, on its own grid, with WMH filled from normal white "
+                "matter, for FreeSurfer, FastSurfer or CAT12.",
+            ),
+        ],
+        False,
+    ),
     "strict": (
         "strict",
         Annotated[
@@ -98,6 +110,8 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
     "threads": ("threads", Threads, None),
 }
 
+
+EXTRAS = {"fill"}  # options that write more than the mask and its numbers
 
 Command = Callable[..., None]
 

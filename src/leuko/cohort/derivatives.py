@@ -14,6 +14,7 @@ from leuko.io.files import write_json
 from leuko.io.lookup_tables import BACKGROUND, coloured
 from leuko.io.outputs import (
     ENTROPY_FILE,
+    FILLED_FILE,
     KEY_SLICES_FILE,
     LESION_TABLE_FILE,
     LESIONS_FILE,
@@ -59,6 +60,12 @@ NAMES = {
     PICTURE_FILE: PICTURE,
     KEY_SLICES_FILE: KEY_SLICES,
     RECORD_FILE: RECORD,
+}
+FILLED = "desc-filled_T1w"
+FILLED_ABOUT = {
+    "Description": "T1w on its own grid, with white matter hyperintensities filled from the normal "
+    "white matter around them",
+    "SkullStripped": False,
 }
 COLUMNS = {
     "name": "The lesion, numbered by volume, the largest first",
@@ -111,6 +118,10 @@ def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> Non
     for name, renamed in NAMES.items():
         if (folder / name).is_file():
             shutil.move(folder / name, out / (prefix + renamed))
+    if (folder / FILLED_FILE).is_file():  # not on the grid of the FLAIR
+        stem = f"{native(prefix)}{FILLED}"
+        shutil.move(folder / FILLED_FILE, out / f"{stem}.nii.gz")
+        write_json(out / f"{stem}.json", FILLED_ABOUT | {"Sources": sources})
     for name, about in sidecars.items():
         if (out / f"{prefix}{name}.nii.gz").is_file():
             shared = {"SpatialReference": sources[0], "Sources": sources}
@@ -135,8 +146,14 @@ def drop_older(folder: Path, prefix: str, written: set[str]) -> None:
         f"{BRAIN}.nii.gz",
         *(f"{i}{end}" for i in [*images, BRAIN] for end in (".json", ".tsv")),
     }
-    for name in {prefix + name for name in ours} - written:
+    filled = {f"{native(prefix)}{FILLED}{end}" for end in (".nii.gz", ".json")}
+    for name in {*(prefix + name for name in ours), *filled} - written:
         (folder / name).unlink(missing_ok=True)
+
+
+def native(prefix: str) -> str:
+    """The prefix of images on the grid of their own scan."""
+    return prefix.removesuffix("space-FLAIR_")
 
 
 def is_stripped(image: Array, brain: Volume) -> bool:

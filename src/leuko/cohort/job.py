@@ -109,7 +109,7 @@ class Wanted:
     def fits(self, record: RunRecord) -> bool:
         """Whether a run used this model and these settings."""
         used, wanted, limits = record.settings, self.settings, self.limits
-        return (
+        return bool(
             record.model.weights_sha256 == self.weights_sha256
             and used.threshold == limits.threshold
             and used.lesion_threshold == limits.lesion_threshold
@@ -119,6 +119,7 @@ class Wanted:
             and used.rule == wanted.rule
             and used.bias_correction == wanted.bias_correction
             and (used.strict or not wanted.strict)
+            and (used.fill or not wanted.fill)
         )
 
 

@@ -21,6 +21,7 @@ LESIONS_FILE, LESION_TABLE_FILE = "wmh_lesions.nii.gz", "lesions.tsv"
 REGIONS_FILE, REGION_NAMES_FILE = "wmh_regions.nii.gz", "wmh_regions.tsv"
 DICOM_FILE = "wmh.dcm"
 T1_FILE, TRANSFORM_FILE = "t1_aligned.nii.gz", "t1_to_flair.tfm"
+FILLED_FILE = "t1_filled.nii.gz"
 REPORT_FILE, PICTURE_FILE = "report.html", "qc.png"
 KEY_SLICES_FILE = "key_slices.jpg"
 LOOKUP_FOLDER = "lookup_tables"  # of the label images, for viewers
@@ -29,7 +30,7 @@ VERDICTS_FOLDER = "verdicts"  # of readers, as CSV
 FILES = (
     MASK_FILE, RIMS_FILE, PROBABILITY_FILE, ENTROPY_FILE, TISSUE_FILE, LESIONS_FILE,
     LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, KEY_SLICES_FILE,
-    DICOM_FILE, T1_FILE, TRANSFORM_FILE, LOOKUP_FOLDER, RECORD_FILE,
+    DICOM_FILE, T1_FILE, TRANSFORM_FILE, FILLED_FILE, LOOKUP_FOLDER, RECORD_FILE,
 )  # fmt: skip
 
 Tell = Callable[[Finding], None]

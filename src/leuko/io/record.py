@@ -70,6 +70,7 @@ class SettingsRecord:
     rule: str
     strict: bool
     device: str
+    fill: bool | None = None  # None: no
 
 
 @dataclass(frozen=True, kw_only=True)
