@@ -259,6 +259,7 @@ class Segmentation:
             alignment=alignment.as_record() if alignment else None,
             seconds=dict(self.seconds),
             label=label,
+            template=self.extras.as_record(),
             doubtful_slices=self.doubtful_slices,
         )
 

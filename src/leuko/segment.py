@@ -15,7 +15,7 @@ from leuko.lesions import quality_checks
 from leuko.lesions.brain import Outside
 from leuko.lesions.delineation import Delineation, delineate, seen, tissue_map
 from leuko.lesions.drawing import Checked, check, draw, tissue_with_wmh
-from leuko.lesions.extras import Extras, attempted, filled_t1
+from leuko.lesions.extras import Extras, attempted, filled_t1, images_in_mni, placed
 from leuko.lesions.location import Rule
 from leuko.lesions.measure import MaskedScan, analyse
 from leuko.lesions.mni import Place
@@ -48,6 +48,7 @@ class SegmentSettings:
     rule: Rule = "voxel10"
     bias_correction: bool = False  # N4, of both scans
     fill: bool = False  # also fill the lesions of the T1 with normal white matter
+    save_mni: bool = False  # also bring mask, probability and FLAIR to MNI152 space
     strict: bool = False  # refuse a scan that does not look like a FLAIR of a head
     device: runtime.Device = "cpu"  # or "cuda", "mps"
     threads: int | None = None  # None: all processors that this process may use
@@ -303,18 +304,26 @@ class _Work:
                 model_folder=self.model.folder,
                 settings=self.used_settings(exclude),
             ),
-            extras=self.extras(found, drawn),
+            extras=self.extras(found, drawn, case.tissue, place),
         )
 
-    def extras(self, found: Inference, drawn: Delineation) -> Extras:
+    def extras(
+        self, found: Inference, drawn: Delineation, tissue: Volume | None, place: Place | None
+    ) -> Extras:
         """The outputs that only some settings ask for."""
         settings, t1, alignment, card = self.settings, self.t1, found.alignment, self.card
-        filled = None
+        tell_of = partial(tell, self.findings)
+        filled, template, in_mni = None, None, {}
         if settings.fill and t1 is not None and alignment is not None:
             with self.watch.stage("fill"):
                 make = partial(filled_t1, t1.volume, alignment, drawn, card)
-                filled = attempted(make, "fill", partial(tell, self.findings))
-        return Extras(filled)
+                filled = attempted(make, "fill", tell_of)
+        if settings.save_mni:
+            with self.watch.stage("to MNI"):
+                template = attempted(partial(placed, tissue, place), "template", tell_of)
+                if template is not None:
+                    in_mni = images_in_mni(self.canonical_flair, drawn, template.place)
+        return Extras(filled, template, in_mni)
 
     def used_settings(self, exclude: FileRecord | None) -> SettingsRecord:
         """The settings for the record, with the limits of the model where none were given."""
@@ -331,6 +340,7 @@ class _Work:
             strict=settings.strict,
             device=settings.device,
             fill=settings.fill or None,
+            save_mni=settings.save_mni or None,
         )
 
 

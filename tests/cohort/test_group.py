@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 
 from leuko.cli.cohort import look_at
@@ -17,11 +18,13 @@ from leuko.cohort.job import Job, Wanted, is_done
 from leuko.cohort.run import STRICT
 from leuko.cohort.worker import Limits
 from leuko.errors import LeukoError
+from leuko.io import nifti
 from leuko.io.inputs import file_record
-from leuko.io.outputs import KEY_SLICES_FILE, MASK_FILE, RECORD_FILE, REPORT_FILE
+from leuko.io.outputs import KEY_SLICES_FILE, MASK_FILE, MNI_MASK_FILE, RECORD_FILE, REPORT_FILE
 from leuko.io.record import Excluded, Inputs, OutsideBrain, Quality, ScanRecord
 from leuko.model.card import Limits as LesionLimits
 from leuko.report.html import SAVED
+from leuko.volume import Volume
 from reports import a_head, a_record, a_report, a_scan, finding
 
 HOSTILE = "<script>document.title = 'run'</script>"
@@ -544,3 +547,47 @@ def test_a_result_that_lacks_a_file_is_made_again(cohort, tmp_path, changes, don
         assert not is_done(job, other)
     (out / "a" / RECORD_FILE).write_text("{")
     assert not is_done(job, wanted)
+
+
+def in_mni(folder, *voxels):
+    """A mask in MNI152 space, on a small grid."""
+    data = np.zeros((197, 233, 189), np.uint8)
+    for voxel in voxels:
+        data[voxel] = 1
+    affine = np.eye(4)
+    affine[:3, 3] = -98, -134, -72
+    nifti.write(folder / MNI_MASK_FILE, nifti.in_mni(Volume(data, affine)))
+
+
+def test_the_frequency_map_is_the_mean_of_the_masks_of_usable_results(cohort, caplog):
+    useless = {"findings": [finding("no FLAIR", "do not use")]}
+    out = cohort(a={}, b={}, c={}, d=useless)
+    both, one = (90, 120, 88), (60, 100, 96)
+    in_mni(out / "a", both, one)
+    in_mni(out / "b", both)
+    in_mni(out / "d", one)
+    assert gather.write_batch(out)["frequency"] == out / "wmh_frequency.nii.gz"
+    shares = nifti.read(out / "wmh_frequency.nii.gz").data
+    assert (shares[both], shares[one], np.count_nonzero(shares)) == (1, 0.5, 2)
+    about = json.loads((out / "wmh_frequency.json").read_text())
+    assert (about["NumberOfScans"], about["Space"]) == (2, "MNI152NLin2009aSym")
+    assert "shows 2 of 3 scans" in caplog.text
+    assert "Where WMH lie" in (out / "report.html").read_text()
+    assert (out / "wmh_frequency.jpg").read_bytes().startswith(b"\xff\xd8")
+
+    for name in "ab":
+        (out / name / MNI_MASK_FILE).unlink()
+    assert "frequency" not in gather.write_batch(out)
+    assert not list(out.glob("wmh_frequency*"))
+    assert "Where WMH lie" not in (out / "report.html").read_text()
+
+
+def test_masks_on_another_grid_leave_the_table_and_say_so(cohort, caplog):
+    out = cohort(a={}, b={})
+    in_mni(out / "a", (90, 120, 88))
+    small = Volume(np.ones((4, 4, 4), np.uint8), np.diag([20.0, 20, 20, 1]))
+    nifti.write(out / "b" / MNI_MASK_FILE, small)
+    assert "frequency" not in gather.write_batch(out)
+    assert "are not on the same voxel grid" in caplog.text
+    assert not list(out.glob("wmh_frequency*"))
+    assert [row["id"] for row in rows(out / "wmh.tsv")] == ["a", "b"]

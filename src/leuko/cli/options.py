@@ -86,6 +86,16 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         ],
         False,
     ),
+    "save_mni": (
+        "save_mni",
+        Annotated[
+            bool,
+            typer.Option(
+                "--save-mni", help="Also write mask, probability and FLAIR in MNI152 space."
+            ),
+        ],
+        False,
+    ),
     "strict": (
         "strict",
         Annotated[
@@ -111,7 +121,7 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
 }
 
 
-EXTRAS = {"fill"}  # options that write more than the mask and its numbers
+EXTRAS = {"fill", "save_mni"}  # options that write more than the mask and its numbers
 
 Command = Callable[..., None]
 

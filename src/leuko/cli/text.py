@@ -177,6 +177,7 @@ def findings_as_text(result: "Segmentation") -> str:
             f"infratentorial {found.infratentorial_ml:.2f} mL"
         )
         lines["rule"] = f"{found.rule}, {RULES[found.rule]}"
+    lines |= result.extras.as_lines()
     if result.alignment is not None:
         moved_mm, off_mm = result.alignment.moved_mm, result.alignment.off_mm
         if moved_mm:

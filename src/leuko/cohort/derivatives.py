@@ -20,6 +20,9 @@ from leuko.io.outputs import (
     LESIONS_FILE,
     LOOKUP_FOLDER,
     MASK_FILE,
+    MNI_FLAIR_FILE,
+    MNI_MASK_FILE,
+    MNI_PROBABILITY_FILE,
     PICTURE_FILE,
     PROBABILITY_FILE,
     RECORD_FILE,
@@ -36,6 +39,7 @@ from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import RunRecord
 from leuko.io.tissue import RIM_LABELS, labels_of
 from leuko.lesions.location import REGION_LABELS
+from leuko.lesions.mni import SPACE
 from leuko.volume import Array, Volume
 
 MASK, PROBABILITY = "label-WMH_mask.nii.gz", "label-WMH_probseg.nii.gz"
@@ -61,11 +65,30 @@ NAMES = {
     KEY_SLICES_FILE: KEY_SLICES,
     RECORD_FILE: RECORD,
 }
-FILLED = "desc-filled_T1w"
-FILLED_ABOUT = {
-    "Description": "T1w on its own grid, with white matter hyperintensities filled from the normal "
-    "white matter around them",
-    "SkullStripped": False,
+MNI_MASK = f"space-{SPACE}_label-WMH_mask"
+AFFINE = "brought to the template by an affine transform"
+# Images that are not on the grid of the FLAIR: name without prefix and extension, and sidecar.
+ELSEWHERE: dict[str, tuple[str, dict[str, Any]]] = {
+    FILLED_FILE: (
+        "desc-filled_T1w",
+        {
+            "Description": "T1w on its own grid, with white matter hyperintensities filled from "
+            "the normal white matter around them",
+            "SkullStripped": False,
+        },
+    ),
+    MNI_MASK_FILE: (
+        MNI_MASK,
+        {"Type": "Lesion", "Description": f"White matter hyperintensities, {AFFINE}"},
+    ),
+    MNI_PROBABILITY_FILE: (
+        f"space-{SPACE}_label-WMH_probseg",
+        {"Description": f"Probability of WMH, {AFFINE}"},
+    ),
+    MNI_FLAIR_FILE: (
+        f"space-{SPACE}_FLAIR",
+        {"Description": f"FLAIR, {AFFINE}", "SkullStripped": False},
+    ),
 }
 COLUMNS = {
     "name": "The lesion, numbered by volume, the largest first",
@@ -118,10 +141,10 @@ def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> Non
     for name, renamed in NAMES.items():
         if (folder / name).is_file():
             shutil.move(folder / name, out / (prefix + renamed))
-    if (folder / FILLED_FILE).is_file():  # not on the grid of the FLAIR
-        stem = f"{native(prefix)}{FILLED}"
-        shutil.move(folder / FILLED_FILE, out / f"{stem}.nii.gz")
-        write_json(out / f"{stem}.json", FILLED_ABOUT | {"Sources": sources})
+    for name, (stem, about) in ELSEWHERE.items():
+        if (folder / name).is_file():
+            shutil.move(folder / name, out / f"{native(prefix)}{stem}.nii.gz")
+            write_json(out / f"{native(prefix)}{stem}.json", about | {"Sources": sources})
     for name, about in sidecars.items():
         if (out / f"{prefix}{name}.nii.gz").is_file():
             shared = {"SpatialReference": sources[0], "Sources": sources}
@@ -146,13 +169,17 @@ def drop_older(folder: Path, prefix: str, written: set[str]) -> None:
         f"{BRAIN}.nii.gz",
         *(f"{i}{end}" for i in [*images, BRAIN] for end in (".json", ".tsv")),
     }
-    filled = {f"{native(prefix)}{FILLED}{end}" for end in (".nii.gz", ".json")}
-    for name in {*(prefix + name for name in ours), *filled} - written:
+    elsewhere = {
+        f"{native(prefix)}{stem}{end}"
+        for stem, _ in ELSEWHERE.values()
+        for end in (".nii.gz", ".json")
+    }
+    for name in {*(prefix + name for name in ours), *elsewhere} - written:
         (folder / name).unlink(missing_ok=True)
 
 
 def native(prefix: str) -> str:
-    """The prefix of images on the grid of their own scan."""
+    """The prefix of images that are not on the grid of the FLAIR."""
     return prefix.removesuffix("space-FLAIR_")
 
 

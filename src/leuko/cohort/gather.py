@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from leuko.cohort import derivatives, ratings, summary
+from leuko.cohort import derivatives, frequency, ratings, summary
 from leuko.cohort.bids_names import OWN, Image
 from leuko.cohort.report import Entry, Failure, cohort_page
 from leuko.cohort.worker import LOGS
@@ -17,6 +17,7 @@ from leuko.errors import LeukoError
 from leuko.io import outputs
 from leuko.io.files import staged, write_json
 from leuko.io.outputs import side_output, write_table
+from leuko.io.provenance import Finding
 from leuko.io.record import RunRecord
 
 Ids = dict[str, Any]  # the columns that identify a row
@@ -45,6 +46,7 @@ class Result:
     record: Path
     report: Path
     picture: Path
+    mni_mask: Path
 
 
 def write_batch(out: Path) -> dict[str, Path]:
@@ -61,6 +63,7 @@ def write_batch(out: Path) -> dict[str, Path]:
             record=Path(name, outputs.RECORD_FILE),
             report=Path(name, outputs.REPORT_FILE),
             picture=Path(name, outputs.KEY_SLICES_FILE),
+            mni_mask=Path(name, outputs.MNI_MASK_FILE),
         )
         for name in names
     ]
@@ -117,6 +120,7 @@ def _derivatives(record: Image, out: Path) -> Result:
         path,
         path.with_name(stem + derivatives.REPORT),
         path.parent.parent / "figures" / (stem + derivatives.KEY_SLICES),
+        path.with_name(f"{derivatives.native(stem)}{derivatives.MNI_MASK}.nii.gz"),
     )
 
 
@@ -167,17 +171,31 @@ def _write(
     written = {"table": out / TABLE}
     with staged(out) as scratch:
         _save(scratch / TABLE, rows, ids)
-        with side_output(scratch, PAGE, lambda finding: log.warning("%s", finding.text)):
-            page = cohort_page(entries, failures, judged)
+        heat = b""
+        usable = {entry.name for entry in entries if entry.record.is_usable}
+        in_mni = [out / r.mni_mask for r in segmented if r.name in usable]
+        with side_output(scratch, frequency.IMAGE, warn):
+            present = [path for path in in_mni if path.is_file()]
+            heat = frequency.write(scratch, present, scans=len(in_mni))
+        if heat:
+            written["frequency"] = out / frequency.IMAGE
+        with side_output(scratch, PAGE, warn):
+            page = cohort_page(entries, failures, judged, heat)
             (scratch / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
             written["report"] = out / PAGE
         if judged:
             ratings.write(scratch / ratings.TABLE, judged)
             written["verdicts"] = out / ratings.TABLE
-    for kind, name in {"report": PAGE, "verdicts": ratings.TABLE}.items():
-        if kind not in written:
+    optional = {"report": [PAGE], "verdicts": [ratings.TABLE], "frequency": frequency.FILES}
+    for kind, names in optional.items():
+        for name in names if kind not in written else ():
             (out / name).unlink(missing_ok=True)
     return written, rows
+
+
+def warn(finding: Finding) -> None:
+    """Log a finding on a file of the cohort."""
+    log.warning("%s", finding.text)
 
 
 def _save(path: Path, rows: Sequence[Sequence[Any]], ids: Ids) -> None:

@@ -120,6 +120,7 @@ class Wanted:
             and used.bias_correction == wanted.bias_correction
             and (used.strict or not wanted.strict)
             and (used.fill or not wanted.fill)
+            and (used.save_mni or not wanted.save_mni)
         )
 
 

@@ -102,6 +102,15 @@ def write(path: Path, volume: Volume) -> None:
     nib.save(as_image(volume), path)
 
 
+def in_mni(volume: Volume) -> Volume:
+    """The volume with a header whose form code says that its world is MNI152 space."""
+    image = nib.Nifti1Image(volume.data, volume.affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(volume.affine, code="mni")
+    image.set_qform(volume.affine, code="mni")
+    return replace(volume, header=image.header)
+
+
 def to_bytes(volume: Volume) -> bytes:
     """The content of the volume's file, not compressed."""
     content: bytes = as_image(volume).to_bytes()  # type: ignore[attr-defined]

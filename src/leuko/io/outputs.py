@@ -22,6 +22,8 @@ REGIONS_FILE, REGION_NAMES_FILE = "wmh_regions.nii.gz", "wmh_regions.tsv"
 DICOM_FILE = "wmh.dcm"
 T1_FILE, TRANSFORM_FILE = "t1_aligned.nii.gz", "t1_to_flair.tfm"
 FILLED_FILE = "t1_filled.nii.gz"
+MNI_MASK_FILE, MNI_PROBABILITY_FILE = "wmh_mni.nii.gz", "wmh_prob_mni.nii.gz"
+MNI_FLAIR_FILE = "flair_mni.nii.gz"
 REPORT_FILE, PICTURE_FILE = "report.html", "qc.png"
 KEY_SLICES_FILE = "key_slices.jpg"
 LOOKUP_FOLDER = "lookup_tables"  # of the label images, for viewers
@@ -30,7 +32,8 @@ VERDICTS_FOLDER = "verdicts"  # of readers, as CSV
 FILES = (
     MASK_FILE, RIMS_FILE, PROBABILITY_FILE, ENTROPY_FILE, TISSUE_FILE, LESIONS_FILE,
     LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, KEY_SLICES_FILE,
-    DICOM_FILE, T1_FILE, TRANSFORM_FILE, FILLED_FILE, LOOKUP_FOLDER, RECORD_FILE,
+    DICOM_FILE, T1_FILE, TRANSFORM_FILE, FILLED_FILE, MNI_MASK_FILE,
+    MNI_PROBABILITY_FILE, MNI_FLAIR_FILE, LOOKUP_FOLDER, RECORD_FILE,
 )  # fmt: skip
 
 Tell = Callable[[Finding], None]

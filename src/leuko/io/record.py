@@ -71,6 +71,7 @@ class SettingsRecord:
     strict: bool
     device: str
     fill: bool | None = None  # None: no
+    save_mni: bool | None = None  # likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,16 @@ class AlignmentRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TemplateRecord:
+    """The affine registration of the brain to MNI152 space, and how exact it is."""
+
+    space: str  # the template's name in BIDS
+    to_mni: tuple[tuple[float, ...], ...]  # (4, 4), world coordinates
+    brain_mm: float
+    ventricles_mm: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Edited:
     """A mask that a reader corrected."""
 
@@ -178,6 +189,7 @@ class RunRecord:
     seconds: Mapping[str, float]
     label: str | None = None  # of the scan, as given
     edited: Edited | None = None  # None: no reader corrected the mask
+    template: TemplateRecord | None = None  # None: no output needs it
     doubtful_slices: tuple[int, ...] | None = None  # where the mask is least certain, from 1
 
     @property

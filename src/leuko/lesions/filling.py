@@ -13,7 +13,7 @@ import numpy as np
 import scipy.ndimage
 
 from leuko.errors import LeukoError
-from leuko.volume import Array, Volume, bounding_box, resample_onto
+from leuko.volume import Array, Volume, bounding_box, labels_onto, resample_onto
 
 CLEAR_MM = 2.0  # white matter closer to a lesion may be part of it
 PURE = 0.99  # least share of white matter in a voxel of the T1: no partial volume
@@ -64,13 +64,11 @@ def fill_from_flair(t1: Volume, mask: Volume, white: Volume, flair_to_t1: Array)
 
     `flair_to_t1` (4, 4) maps world coordinates of the FLAIR to those of the T1.
     """
-    moved = [
-        resample_onto(
-            Volume(image.data.astype(np.float32), flair_to_t1 @ image.affine, name=image.name), t1
-        )
-        for image in (mask, white)
-    ]
-    return fill(t1, moved[0].data >= 0.5, moved[1].data >= PURE)
+    lesions, normal = (
+        Volume(image.data, flair_to_t1 @ image.affine, name=image.name) for image in (mask, white)
+    )
+    lesions = labels_onto(lesions.with_data(lesions.data.astype(np.uint8)), t1)
+    return fill(t1, lesions.data > 0, resample_onto(normal, t1).data >= PURE)
 
 
 def _normal(image: Array, white: Array, spacing_mm: Array) -> tuple[Array, Array, Array]:
