@@ -272,10 +272,7 @@ class Segmentation:
         if self.rims_ml is not None:
             lines.append(f"  caps and rims {self.rims_ml:.2f} mL, {RIMS_ARE[self.convention]}")
         if regions is not None:
-            lines.append(
-                f"  periventricular {regions.periventricular_ml:.2f} mL, "
-                f"deep {regions.deep_ml:.2f} mL, infratentorial {regions.infratentorial_ml:.2f} mL"
-            )
+            lines.append(f"  {regions.as_text()}")
         lines += [f"  {finding.level}: {finding.text}" for finding in self.findings]
         return "\n".join(lines)
 

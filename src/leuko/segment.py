@@ -44,7 +44,8 @@ class SegmentSettings:
     # Registration of the T1 to the FLAIR: "auto", if needed; "always"; "never".
     alignment: Mode = "auto"
     # Definition of periventricular: "voxel10", voxels up to 10 mm from the lateral ventricles;
-    # "shiva2", lesions within 2 mm of them; "contiguity", lesions that touch them.
+    # "shiva2", lesions within 2 mm of them; "contiguity", lesions that touch them; "mcdonald2017",
+    # as shiva2, and other lesions within 2 mm of the cortex are juxtacortical.
     rule: Rule = "voxel10"
     bias_correction: bool = False  # N4, of both scans
     fill: bool = False  # also fill the lesions of the T1 with normal white matter

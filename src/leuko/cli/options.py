@@ -56,10 +56,12 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
     "pv_rule": (
         "rule",
         Annotated[
-            Literal["voxel10", "shiva2", "contiguity"],
+            Literal["voxel10", "shiva2", "contiguity", "mcdonald2017"],
             typer.Option(
                 help="Definition of periventricular: voxels within 10 mm of the lateral ventricles "
-                "(voxel10), lesions within 2 mm (shiva2), lesions that touch them (contiguity)."
+                "(voxel10), lesions within 2 mm (shiva2), lesions that touch them (contiguity); or "
+                "lesions within 2 mm, and others within 2 mm of the cortex are juxtacortical "
+                "(mcdonald2017)."
             ),
         ],
         "voxel10",

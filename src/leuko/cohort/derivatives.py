@@ -102,7 +102,7 @@ COLUMNS = {
     "flair_contrast": "(lesion - white) / white on the FLAIR, by the median of normal white matter",
     "t1_contrast": "(lesion - white) / white on the T1w, by the median of normal white matter",
     "mean_probability": "Mean probability of WMH",
-    "region": "Periventricular, deep or infratentorial by the rule; confluent",
+    "region": "Periventricular, deep, infratentorial or juxtacortical by the rule; confluent",
     "side": "Hemisphere in which most of it lies",
     "lobe": "Lobe in which most of it lies",
     "ventricle_mm": "From its nearest voxel to the lateral ventricles",

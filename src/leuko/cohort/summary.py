@@ -110,6 +110,7 @@ def _regions(regions: RegionsRecord) -> Iterator[tuple[str, float]]:
     yield "periventricular_ml", regions.periventricular_ml
     yield "deep_ml", regions.deep_ml
     yield "infratentorial_ml", regions.infratentorial_ml
+    yield "juxtacortical_ml", _number(regions.juxtacortical_ml)
     yield "confluent_ml", regions.confluent_ml
     yield "left_ml", _number(regions.left_ml)
     yield "right_ml", _number(regions.right_ml)
@@ -150,6 +151,7 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
     for end in ("low", "high"):
         yield f"expected_dice_{end}", (f"The {end} end of its 90 % interval", "")
     places = {name: f"Volume of {name} WMH, by the rule in `rule`" for name in REGIONS[1:]}
+    places["juxtacortical"] += "; n/a by rules without it"
     places["confluent"] = "Volume of lesions from within 2 mm of the ventricles to beyond 10 mm"
     places |= {side: f"Volume of WMH in the {side} hemisphere" for side in SIDES}
     for name, text in places.items():

@@ -120,6 +120,7 @@ class RegionsRecord:
     left_ml: float | None
     right_ml: float | None
     bullseye: Bullseye | None
+    juxtacortical_ml: float | None = None  # None: the rule has no such region
 
 
 @dataclass(frozen=True, kw_only=True)

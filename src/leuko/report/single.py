@@ -14,7 +14,7 @@ from PIL import Image
 from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import FileRecord, RunRecord
 from leuko.io.tissue import COLOURS, Tissue
-from leuko.lesions.location import REGION_LABELS
+from leuko.lesions.location import REGION_LABELS, REGIONS
 from leuko.lesions.measure import Lesion
 from leuko.report.answer import answer, counted
 from leuko.report.html import (
@@ -137,7 +137,9 @@ def report(record: RunRecord, lesions: Sequence[Lesion], pane: Pane, sheet_jpeg:
 
 
 def _kinds(record: RunRecord) -> dict[int, Kind]:
-    kinds = KINDS if record.regions else ONE_KIND
+    kinds = dict(KINDS if record.regions else ONE_KIND)
+    if record.regions and record.regions.juxtacortical_ml is None:
+        kinds.pop(REGIONS.index("juxtacortical"))
     return kinds | RIMS if record.rims == "separate" else kinds
 
 
@@ -181,6 +183,8 @@ def _numbers(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         yield "Deep", f"{regions.deep_ml:.2f} mL", ""
         yield "Infratentorial", f"{regions.infratentorial_ml:.2f} mL", ""
         yield "In confluent lesions", f"{regions.confluent_ml:.2f} mL", ""
+        if regions.juxtacortical_ml is not None:
+            yield "Juxtacortical", f"{regions.juxtacortical_ml:.2f} mL", ""
         if regions.left_ml is not None:
             yield "Left | right", f"{regions.left_ml:.2f} | {regions.right_ml:.2f} mL", ""
     outside = record.outside_brain

@@ -19,7 +19,7 @@ FINENESS = ((320, 88), (320, 75), (256, 70), (224, 60), (192, 50), (160, 40), (1
 MAP_SIDE, MAP_QUALITY = 160, 50  # of the JPEGs of the probability, which are mostly black
 SAMPLE = 6  # every 6th slice is enough to estimate the size of all
 HEAD = 20  # of 255: brighter voxels belong to the head
-RIM_KIND = 4  # in `Pane.kinds`: caps and rims; smaller numbers are regions
+RIM_KIND = 5  # in `Pane.kinds`: caps and rims; smaller numbers are regions
 MARGIN = 4  # voxels around the shown region
 MARKS = (
     ("A", "P", "S", "I"),
