@@ -259,7 +259,7 @@ class Segmentation:
             alignment=alignment.as_record() if alignment else None,
             seconds=dict(self.seconds),
             label=label,
-            template=self.extras.as_record(),
+            **self.extras.as_record(),
             doubtful_slices=self.doubtful_slices,
         )
 
@@ -316,7 +316,7 @@ def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
         }
         for name in images.keys() & named:
             lookup_tables.write(folder / LOOKUP_FOLDER, image_stem(Path(name)), named[name])
-    result.extras.write(folder, tell_of)
+    result.extras.write(folder, maps.mask, tell_of)
     with side_output(folder, DICOM_FILE, tell_of):
         inputs.write_dicom(folder / DICOM_FILE, maps.mask, result.source.scans["flair"])
 

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 
@@ -11,11 +12,12 @@ from leuko.io import inputs
 from leuko.io.inputs import Image, Scan
 from leuko.io.provenance import Finding, Rims, Stopwatch, is_useless, kept_findings, tell
 from leuko.io.record import Excluded, FileRecord, SettingsRecord
-from leuko.lesions import quality_checks
+from leuko.lesions import atlas, quality_checks
+from leuko.lesions.atlas import Atlas
 from leuko.lesions.brain import Outside
 from leuko.lesions.delineation import Delineation, delineate, seen, tissue_map
 from leuko.lesions.drawing import Checked, check, draw, tissue_with_wmh
-from leuko.lesions.extras import Extras, attempted, filled_t1, images_in_mni, placed
+from leuko.lesions.extras import Asked, Brain, make_extras
 from leuko.lesions.location import Rule
 from leuko.lesions.measure import MaskedScan, analyse
 from leuko.lesions.mni import Place
@@ -53,6 +55,17 @@ class SegmentSettings:
     strict: bool = False  # refuse a scan that does not look like a FLAIR of a head
     device: runtime.Device = "cpu"  # or "cuda", "mps"
     threads: int | None = None  # None: all processors that this process may use
+    # A label image in MNI152 space, and a TSV with the columns index and name.
+    atlas: str | Path | None = None
+    atlas_names: str | Path | None = None
+
+    def read_atlas(self) -> Atlas | None:
+        """The atlas of the settings, if any. Raises LeukoError as `atlas.read`, and for names
+        without an atlas."""
+        if self.atlas is None and self.atlas_names is not None:
+            raise LeukoError("--atlas-names needs --atlas")
+        names = None if self.atlas_names is None else Path(self.atlas_names)
+        return None if self.atlas is None else atlas.read(Path(self.atlas), names)
 
 
 DEFAULTS = SegmentSettings()
@@ -172,6 +185,7 @@ class _Work:
     findings: list[Finding]
     checks: list[str]
     watch: Stopwatch
+    atlas: Atlas | None
 
     @classmethod
     def begin(
@@ -198,7 +212,8 @@ class _Work:
                     "--fill fills the lesions of a T1; give one, and a model that uses it"
                 )
             inputs.require_pair(scan, t1_scan)
-        return cls(scan, t1_scan, model, settings, limits, findings, [], watch)
+            regions = settings.read_atlas()
+        return cls(scan, t1_scan, model, settings, limits, findings, [], watch, regions)
 
     @property
     def card(self) -> ModelCard:
@@ -305,26 +320,16 @@ class _Work:
                 model_folder=self.model.folder,
                 settings=self.used_settings(exclude),
             ),
-            extras=self.extras(found, drawn, case.tissue, place),
+            extras=make_extras(
+                Asked(self.settings.fill, self.settings.save_mni, self.atlas),
+                Brain(self.canonical_flair, case.tissue, place, drawn, analysis.numbers),
+                card,
+                t1=self.t1.volume if self.t1 else None,
+                alignment=found.alignment,
+                tell=partial(tell, self.findings),
+                watch=self.watch,
+            ),
         )
-
-    def extras(
-        self, found: Inference, drawn: Delineation, tissue: Volume | None, place: Place | None
-    ) -> Extras:
-        """The outputs that only some settings ask for."""
-        settings, t1, alignment, card = self.settings, self.t1, found.alignment, self.card
-        tell_of = partial(tell, self.findings)
-        filled, template, in_mni = None, None, {}
-        if settings.fill and t1 is not None and alignment is not None:
-            with self.watch.stage("fill"):
-                make = partial(filled_t1, t1.volume, alignment, drawn, card)
-                filled = attempted(make, "fill", tell_of)
-        if settings.save_mni:
-            with self.watch.stage("to MNI"):
-                template = attempted(partial(placed, tissue, place), "template", tell_of)
-                if template is not None:
-                    in_mni = images_in_mni(self.canonical_flair, drawn, template.place)
-        return Extras(filled, template, in_mni)
 
     def used_settings(self, exclude: FileRecord | None) -> SettingsRecord:
         """The settings for the record, with the limits of the model where none were given."""
@@ -342,7 +347,13 @@ class _Work:
             device=settings.device,
             fill=settings.fill or None,
             save_mni=settings.save_mni or None,
+            atlas=_as_record(settings.atlas),
+            atlas_names=_as_record(settings.atlas_names),
         )
+
+
+def _as_record(path: str | Path | None) -> FileRecord | None:
+    return None if path is None else inputs.file_record(Path(path))
 
 
 def _outside(mask: Volume, flair: Volume) -> Array:

@@ -60,7 +60,7 @@ def test_volumes_in_mni_space_are_those_of_the_boxes(images):
 
 
 def test_images_are_on_the_grid_of_the_template_and_say_so(images, tmp_path):
-    images.write(tmp_path, lambda finding: pytest.fail(finding.text))
+    images.write(tmp_path, None, lambda finding: pytest.fail(finding.text))
     for name in (MNI_MASK_FILE, MNI_PROBABILITY_FILE, MNI_FLAIR_FILE):
         image = nib.load(tmp_path / name)
         assert image.shape == (197, 233, 189)
@@ -108,9 +108,9 @@ def test_in_bids_they_are_named_after_the_template(images, tmp_path):
     native, out = tmp_path / "native", tmp_path / "anat"
     native.mkdir()
     out.mkdir()
-    images.write(native, lambda finding: pytest.fail(finding.text))
+    images.write(native, None, lambda finding: pytest.fail(finding.text))
     flair, mask = a_head()
-    a_record(flair, mask, template=images.as_record()).write(native / RECORD_FILE)
+    a_record(flair, mask, **images.as_record()).write(native / RECORD_FILE)
     sources = ["bids:raw:sub-01/anat/sub-01_FLAIR.nii.gz"]
     derivatives.arrange(native, out, "sub-01_space-FLAIR_", sources)
     assert {path.name for path in out.glob("*MNI*")} == {

@@ -98,6 +98,22 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         ],
         False,
     ),
+    "atlas": (
+        "atlas",
+        Annotated[
+            Path | None,
+            typer.Option(help="Label image in MNI152 space: also give WMH by its regions."),
+        ],
+        None,
+    ),
+    "atlas_names": (
+        "atlas_names",
+        Annotated[
+            Path | None,
+            typer.Option(help="TSV with the columns index and name: the labels of --atlas."),
+        ],
+        None,
+    ),
     "strict": (
         "strict",
         Annotated[
@@ -123,7 +139,8 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
 }
 
 
-EXTRAS = {"fill", "save_mni"}  # options that write more than the mask and its numbers
+# Options that write more than the mask and its numbers.
+EXTRAS = {"fill", "save_mni", "atlas", "atlas_names"}
 
 Command = Callable[..., None]
 

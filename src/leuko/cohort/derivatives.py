@@ -13,6 +13,9 @@ from leuko.io import lookup_tables, nifti
 from leuko.io.files import write_json
 from leuko.io.lookup_tables import BACKGROUND, coloured
 from leuko.io.outputs import (
+    ATLAS_FILE,
+    ATLAS_LESIONS_FILE,
+    ATLAS_TABLE_FILE,
     ENTROPY_FILE,
     FILLED_FILE,
     KEY_SLICES_FILE,
@@ -49,6 +52,7 @@ RECORD = "label-WMH_stats.json"
 RIMS = "desc-rims_mask"
 TISSUE, BRAIN, T1 = "seg-tissue_dseg", "label-brain_mask", "desc-preproc_T1w"
 LESIONS, REGIONS = "seg-WMHlesions_dseg", "seg-WMHpvdeep_dseg"
+ATLAS = "seg-atlas_dseg"
 NAMES = {
     MASK_FILE: MASK,
     RIMS_FILE: f"{RIMS}.nii.gz",
@@ -60,6 +64,9 @@ NAMES = {
     REGION_NAMES_FILE: f"{REGIONS}.tsv",
     T1_FILE: f"{T1}.nii.gz",
     TRANSFORM_FILE: "from-T1w_to-FLAIR_mode-image_xfm.tfm",
+    ATLAS_FILE: f"{ATLAS}.nii.gz",
+    ATLAS_TABLE_FILE: f"{ATLAS}.tsv",
+    ATLAS_LESIONS_FILE: "label-WMH_desc-atlas_stats.tsv",
     REPORT_FILE: REPORT,
     PICTURE_FILE: PICTURE,
     KEY_SLICES_FILE: KEY_SLICES,
@@ -230,6 +237,14 @@ def _sidecars(record: RunRecord) -> dict[str, dict[str, Any]]:
         BRAIN: {"Type": "Brain", "Description": "The brain with its CSF"},
         LESIONS: {"Description": "Lesions, 26-connected, by their number", **columns},
         REGIONS: {"Description": "Lesions by region", "Rule": settings.rule},
+        ATLAS: {
+            "Description": "Regions of the given atlas, brought from MNI152 space by an affine "
+            "transform, and the WMH in each; index 0 is outside the atlas",
+            "region_ml": {"Description": "Volume of the region", "Units": "mL"},
+            "wmh_ml": {"Description": "Volume of WMH in the region", "Units": "mL"},
+            "wmh_percent": {"Description": "WMH in % of the region", "Units": "%"},
+            "lesions": {"Description": "Number of lesions that reach into the region"},
+        },
         T1: {
             "Description": "T1w on the grid of the FLAIR, registered rigidly",
             "SkullStripped": False,

@@ -4,7 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,16 @@ BIDS_IDS = {
     "session_id": {"Description": "The session; n/a if there is none"},
     "run": {"Description": "The run of the FLAIR; n/a if there is none"},
     "other_entities": {"Description": "Other entities, such as acq-3d; n/a if there are none"},
+}
+
+ATLAS_TABLE, ATLAS_ABOUT = "wmh_atlas.tsv", "wmh_atlas.json"
+ATLAS_COLUMNS: Ids = {
+    "index": {"Description": "Label of the region in the atlas; 0: outside the atlas"},
+    "name": {"Description": "Name of the region"},
+    "region_ml": {"Description": "Volume of the region", "Units": "mL"},
+    "wmh_ml": {"Description": "Volume of WMH in the region", "Units": "mL"},
+    "wmh_percent": {"Description": "WMH in % of the region", "Units": "%"},
+    "lesions": {"Description": "Number of lesions that reach into the region"},
 }
 
 log = logging.getLogger(__name__)
@@ -183,10 +193,20 @@ def _write(
             page = cohort_page(entries, failures, judged, heat)
             (scratch / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
             written["report"] = out / PAGE
+        by_region = [
+            [*ids_of(entry.name), *astuple(region)]
+            for entry in entries
+            for region in (entry.record.atlas.regions if entry.record.atlas else ())
+        ]
+        if by_region:
+            written["atlas"] = out / ATLAS_TABLE
+            write_table(scratch / ATLAS_TABLE, [*ids, *ATLAS_COLUMNS], by_region)
+            write_json(scratch / ATLAS_ABOUT, ids | ATLAS_COLUMNS)
         if judged:
             ratings.write(scratch / ratings.TABLE, judged)
             written["verdicts"] = out / ratings.TABLE
     optional = {"report": [PAGE], "verdicts": [ratings.TABLE], "frequency": frequency.FILES}
+    optional["atlas"] = [ATLAS_TABLE, ATLAS_ABOUT]
     for kind, names in optional.items():
         for name in names if kind not in written else ():
             (out / name).unlink(missing_ok=True)

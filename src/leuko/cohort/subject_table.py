@@ -13,6 +13,7 @@ COLUMNS = ("id", "flair", "t1", "exclude")
 TAKEN = (
     "logs", "verdicts", "verdicts.csv", "report.html", "wmh.tsv", "wmh.json",
     "wmh_frequency.nii.gz", "wmh_frequency.json", "wmh_frequency.jpg",
+    "wmh_atlas.tsv", "wmh_atlas.json",
 )  # fmt: skip
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 DEVICE = re.compile(r"(con|nul|aux|prn|com\d|lpt\d)(\..*)?", re.IGNORECASE)

@@ -75,6 +75,19 @@ def read_labels(path: Path, *, values: Collection[int]) -> Volume:
     return volume.with_data(masks.as_labels(volume.data, path, values=values))
 
 
+def read_numbers(path: Path) -> Volume:
+    """A label image with any labels from 0 to 65535, as uint16; NaN becomes 0. Raises LeukoError
+    for other values."""
+    volume = _labelled(path)
+    numbers = volume.data.astype(np.uint16)
+    if not np.array_equal(numbers, volume.data):
+        raise LeukoError(
+            f"{path} holds values that are not whole numbers from 0 to 65535; expected labels, not "
+            "probabilities"
+        )
+    return volume.with_data(numbers)
+
+
 def read_probability(path: Path) -> Volume:
     """A probability map, by `masks.as_probability`; NaN becomes 0. All zeros is valid."""
     volume = _labelled(path)

@@ -24,6 +24,8 @@ T1_FILE, TRANSFORM_FILE = "t1_aligned.nii.gz", "t1_to_flair.tfm"
 FILLED_FILE = "t1_filled.nii.gz"
 MNI_MASK_FILE, MNI_PROBABILITY_FILE = "wmh_mni.nii.gz", "wmh_prob_mni.nii.gz"
 MNI_FLAIR_FILE = "flair_mni.nii.gz"
+ATLAS_FILE, ATLAS_TABLE_FILE = "atlas.nii.gz", "atlas.tsv"
+ATLAS_LESIONS_FILE = "atlas_lesions.tsv"
 REPORT_FILE, PICTURE_FILE = "report.html", "qc.png"
 KEY_SLICES_FILE = "key_slices.jpg"
 LOOKUP_FOLDER = "lookup_tables"  # of the label images, for viewers
@@ -33,7 +35,8 @@ FILES = (
     MASK_FILE, RIMS_FILE, PROBABILITY_FILE, ENTROPY_FILE, TISSUE_FILE, LESIONS_FILE,
     LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, KEY_SLICES_FILE,
     DICOM_FILE, T1_FILE, TRANSFORM_FILE, FILLED_FILE, MNI_MASK_FILE,
-    MNI_PROBABILITY_FILE, MNI_FLAIR_FILE, LOOKUP_FOLDER, RECORD_FILE,
+    MNI_PROBABILITY_FILE, MNI_FLAIR_FILE, ATLAS_FILE, ATLAS_TABLE_FILE, ATLAS_LESIONS_FILE,
+    LOOKUP_FOLDER, RECORD_FILE,
 )  # fmt: skip
 
 Tell = Callable[[Finding], None]
@@ -90,4 +93,4 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if math.isfinite(value) else "n/a"
-    return str(value)
+    return "n/a" if value is None else str(value)

@@ -72,6 +72,8 @@ class SettingsRecord:
     device: str
     fill: bool | None = None  # None: no
     save_mni: bool | None = None  # likewise
+    atlas: FileRecord | None = None
+    atlas_names: FileRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +148,25 @@ class TemplateRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AtlasRegion:
+    """WMH in one region of an atlas; the index 0 is what lies outside the atlas."""
+
+    index: int
+    name: str
+    region_ml: float | None  # None: outside the atlas
+    wmh_ml: float
+    wmh_percent: float | None  # of the region
+    lesions: int  # that reach into it
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtlasRecord:
+    """WMH by the regions of the user's atlas."""
+
+    regions: tuple[AtlasRegion, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Edited:
     """A mask that a reader corrected."""
 
@@ -191,6 +212,7 @@ class RunRecord:
     label: str | None = None  # of the scan, as given
     edited: Edited | None = None  # None: no reader corrected the mask
     template: TemplateRecord | None = None  # None: no output needs it
+    atlas: AtlasRecord | None = None  # None: no atlas was given
     doubtful_slices: tuple[int, ...] | None = None  # where the mask is least certain, from 1
 
     @property

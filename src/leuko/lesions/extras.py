@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,16 +18,17 @@ from leuko.io.outputs import (
     Tell,
     side_output,
 )
-from leuko.io.provenance import Finding
+from leuko.io.provenance import Finding, Stopwatch
 from leuko.io.record import TemplateRecord
 from leuko.io.tissue import Tissue
+from leuko.lesions.atlas import OUTSIDE, Atlas, AtlasVolumes, measure
 from leuko.lesions.brain import brain_mask
 from leuko.lesions.delineation import Delineation
 from leuko.lesions.filling import fill_from_flair
 from leuko.lesions.mni import SPACE, Place, Residual, bring
 from leuko.model.card import ModelCard
 from leuko.preprocessing.registration import Alignment
-from leuko.volume import Volume, labels_onto, rounded_down
+from leuko.volume import Array, Volume, labels_onto, rounded_down
 
 T = TypeVar("T")
 
@@ -60,29 +61,89 @@ class Extras:
     filled: Volume | None = None  # the T1 on its own grid, lesions filled
     template: Template | None = None  # the brain in MNI152 space
     in_mni: Mapping[str, Volume] = field(default_factory=dict)  # by the names of their files
+    atlas: AtlasVolumes | None = None
 
-    def as_record(self) -> TemplateRecord | None:
-        """The registration to the template, for the record of a run."""
-        return None if self.template is None else self.template.as_record()
+    def as_record(self) -> dict[str, Any]:
+        """Their fields in the record of a run."""
+        made = {"template": self.template, "atlas": self.atlas}
+        return {name: part.as_record() for name, part in made.items() if part is not None}
 
     def as_lines(self) -> dict[str, str]:
         """What a person should read of them, by title."""
-        if self.template is None:
-            return {}
-        off = self.template.residual
-        return {
-            "MNI": f"registered to {SPACE} (affine); surfaces are {off.brain_mm:.1f} mm apart at "
-            f"the brain, {off.ventricles_mm:.1f} mm at the ventricles"
-        }
+        lines = {}
+        if self.template is not None:
+            off = self.template.residual
+            lines["MNI"] = (
+                f"registered to {SPACE} (affine); surfaces are {off.brain_mm:.1f} mm apart at the "
+                f"brain, {off.ventricles_mm:.1f} mm at the ventricles"
+            )
+        if self.atlas is not None:
+            outside, *regions = self.atlas.regions
+            hit = sum(region.wmh_ml > 0 for region in regions)
+            lines["atlas"] = (
+                f"WMH in {hit} of {len(regions)} regions, {outside.wmh_ml:.2f} mL {OUTSIDE}"
+            )
+        return lines
 
-    def write(self, folder: Path, tell: Tell) -> None:
-        """Write the files; `tell` gets a finding for one that cannot be written."""
+    def write(self, folder: Path, grid: Volume, tell: Tell) -> None:
+        """Write the files; `grid` is that of the FLAIR as stored, and `tell` gets a finding for a
+        file that cannot be written."""
+        if self.atlas is not None:
+            self.atlas.write(folder, grid, tell)
         images = dict(self.in_mni)
         if self.filled is not None:
             images[FILLED_FILE] = self.filled
         for name, image in images.items():
             with side_output(folder, name, tell):
                 nifti.write(folder / name, image)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The outputs that the settings ask for."""
+
+    fill: bool
+    save_mni: bool
+    atlas: Atlas | None
+
+
+@dataclass(frozen=True, eq=False)
+class Brain:
+    """A segmented brain; arrays are on the grid of its FLAIR, axes in RAS order."""
+
+    flair: Volume
+    tissue: Volume | None  # values of `Tissue`
+    place: Place | None
+    drawn: Delineation
+    numbers: Array  # ids of lesions
+
+
+def make_extras(
+    asked: Asked,
+    brain: Brain,
+    card: ModelCard,
+    *,
+    t1: Volume | None,
+    alignment: Alignment | None,
+    tell: Tell,
+    watch: Stopwatch,
+) -> Extras:
+    """What is asked for; `tell` gets a finding for what cannot be made.
+
+    `t1` is the T1 as it was given, `alignment` its registration to the FLAIR.
+    """
+    filled, template, in_mni, volumes = None, None, {}, None
+    if asked.fill and t1 is not None and alignment is not None:
+        with watch.stage("fill"):
+            filled = attempted(lambda: filled_t1(t1, alignment, brain.drawn, card), "fill", tell)
+    if asked.save_mni or asked.atlas is not None:
+        with watch.stage("to MNI"):
+            template = attempted(lambda: placed(brain.tissue, brain.place), "template", tell)
+            if template is not None and asked.save_mni:
+                in_mni = images_in_mni(brain.flair, brain.drawn, template.place)
+            if template is not None and asked.atlas is not None:
+                volumes = measure(asked.atlas, brain.numbers, brain.flair, template.place)
+    return Extras(filled, template, in_mni, volumes)
 
 
 def attempted(make: Callable[[], T], code: str, tell: Tell) -> T | None:

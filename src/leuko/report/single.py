@@ -41,6 +41,7 @@ ONE_KIND = {1: Kind("WMH", COLOURS[Tissue.WMH])}
 RIMS = {RIM_KIND: Kind("caps and rims (not in the mask)", COLOURS[Tissue.RIM])}
 KEY_SLICES = 6
 MOST_ROWS = 500  # of the table; more would make the page large
+MOST_REGIONS = 40  # likewise, of an atlas
 COLUMNS = (
     Column("id", "No.", 0),
     Column("volume_ml", "Volume, mL", 3),
@@ -131,6 +132,7 @@ def report(record: RunRecord, lesions: Sequence[Lesion], pane: Pane, sheet_jpeg:
             if sheet_jpeg
             else "",
             section("Location and size", _places(record, lesions), name="location"),
+            section("Regions of the atlas", _atlas(record), name="atlas") if record.atlas else "",
             section("Details", _details(record), name="details"),
         ],
     )
@@ -245,6 +247,25 @@ def _places(record: RunRecord, lesions: Sequence[Lesion]) -> str:
         )
         parts.append(drawing(plot, "Lesions by volume", digits=0))
     return f'<div class="places">{"".join(parts)}</div>' if parts else ""
+
+
+def _atlas(record: RunRecord) -> str:
+    """WMH by the regions of the user's atlas that have any, the most first."""
+    regions = record.atlas.regions if record.atlas else ()
+    found = sorted((r for r in regions if r.wmh_ml), key=lambda region: -region.wmh_ml)
+    rows = {
+        region.name: f"{region.wmh_ml:.3f} mL"
+        + (f", {region.wmh_percent:.2g} % of {region.region_ml:.1f} mL" if region.index else "")
+        for region in found[:MOST_REGIONS]
+    }
+    off = record.template
+    exact = (
+        f" The registration to the template is affine; surfaces are {off.brain_mm:.1f} mm apart."
+        if off
+        else ""
+    )
+    hint = f"{len(found)} of {len(regions)} regions have WMH; atlas.tsv lists all.{exact}"
+    return plain("WMH by region", rows) + f'<p class="hint">{text(hint)}</p>'
 
 
 def _details(record: RunRecord) -> str:
