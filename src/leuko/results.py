@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from leuko.io import inputs, nifti
-from leuko.io.files import sha256, staged
+from leuko.io import inputs, lookup_tables, nifti
+from leuko.io.files import delete, image_stem, sha256, staged
 from leuko.io.inputs import Scan
 from leuko.io.outputs import (
     DICOM_FILE,
@@ -19,6 +19,7 @@ from leuko.io.outputs import (
     KEY_SLICES_FILE,
     LESION_TABLE_FILE,
     LESIONS_FILE,
+    LOOKUP_FOLDER,
     MASK_FILE,
     PICTURE_FILE,
     PROBABILITY_FILE,
@@ -37,10 +38,11 @@ from leuko.io.outputs import (
 )
 from leuko.io.provenance import RIMS_ARE, Finding, Rims, Stopwatch, ranked, tell, versions
 from leuko.io.record import Edited, Excluded, ModelRecord, OutsideBrain, RunRecord, SettingsRecord
-from leuko.io.tissue import Tissue
+from leuko.io.tissue import RIM_LABELS, Tissue, labels_of
 from leuko.lesions.brain import Outside
-from leuko.lesions.location import REGIONS
-from leuko.lesions.measure import Analysis, Lesion
+from leuko.lesions.extras import Extras
+from leuko.lesions.location import REGION_LABELS
+from leuko.lesions.measure import Analysis, Lesion, lesion_labels
 from leuko.model.calibration import Judgement, interval_text
 from leuko.model.card import ModelCard
 from leuko.preprocessing.registration import Alignment
@@ -49,13 +51,12 @@ from leuko.report.html import picture, text
 from leuko.report.pictures import as_jpeg
 from leuko.report.single import key_slices, report, sheet
 from leuko.report.viewer import RIM_KIND, Pane
-from leuko.volume import Volume, resample_onto
+from leuko.volume import Volume, resample_onto, rounded_down
 
 LESION_COLUMNS = tuple(field.name for field in fields(Lesion))
 
 # Precision of the stored maps; noise in further digits would make the files many times larger.
 PROBABILITY_STEP, ENTROPY_STEP = 1e-4, 1e-3
-ROUNDING = 1e-3  # fraction of a step: 0.4 stored in 32 bits may be slightly below 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,7 @@ class Segmentation:
     checks: list[str]  # names of the checks that were done
     seconds: dict[str, float]
     source: Source
+    extras: Extras  # outputs that only some settings ask for
 
     @property
     def mask(self) -> nifti.InMemory:
@@ -123,6 +125,13 @@ class Segmentation:
         """1 = normal caps and rims of the ventricles, uint8; None if they were left out."""
         rims = self.maps.rims
         return None if rims is None else nifti.as_image(rims.with_data(rims.data.astype(np.uint8)))
+
+    @property
+    def filled_t1(self) -> nifti.InMemory | None:
+        """The T1, on its own grid and in its data type, with WMH filled from normal white matter;
+        None unless the settings ask for it (`fill`)."""
+        filled = self.extras.filled
+        return None if filled is None else nifti.as_image(filled)
 
     @property
     def volume_interval_ml(self) -> tuple[float, float] | None:
@@ -257,6 +266,7 @@ class Segmentation:
             seconds=dict(self.seconds),
             label=label,
             edited=edited,
+            **self.extras.as_record(),
             doubtful_slices=self.doubtful_slices,
         )
 
@@ -269,10 +279,7 @@ class Segmentation:
         if self.rims_ml is not None:
             lines.append(f"  caps and rims {self.rims_ml:.2f} mL, {RIMS_ARE[self.convention]}")
         if regions is not None:
-            lines.append(
-                f"  periventricular {regions.periventricular_ml:.2f} mL, "
-                f"deep {regions.deep_ml:.2f} mL, infratentorial {regions.infratentorial_ml:.2f} mL"
-            )
+            lines.append(f"  {regions.as_text()}")
         lines += [f"  {finding.level}: {finding.text}" for finding in self.findings]
         return "\n".join(lines)
 
@@ -288,8 +295,8 @@ def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
     nifti.write(folder / MASK_FILE, maps.mask)
     stored = maps.mask.with_canonical
     images: dict[str, Callable[[], Volume]] = {
-        PROBABILITY_FILE: lambda: _cut(maps.probability, PROBABILITY_STEP),
-        ENTROPY_FILE: lambda: _cut(maps.entropy, ENTROPY_STEP),
+        PROBABILITY_FILE: lambda: rounded_down(maps.probability, PROBABILITY_STEP),
+        ENTROPY_FILE: lambda: rounded_down(maps.entropy, ENTROPY_STEP),
         LESIONS_FILE: lambda: stored(analysis.numbers),
     }
     rims, tissue, regions = maps.rims, maps.tissue, analysis.region_map
@@ -300,13 +307,23 @@ def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
     if regions is not None:
         images[REGIONS_FILE] = lambda: stored(regions)
         with side_output(folder, REGION_NAMES_FILE, tell_of):
-            names = [(index, name) for index, name in enumerate(REGIONS) if index]
-            write_table(folder / REGION_NAMES_FILE, ["index", "name"], names)
+            labels = lookup_tables.rows(REGION_LABELS)
+            write_table(folder / REGION_NAMES_FILE, lookup_tables.COLUMNS, labels)
     for name, make in images.items():
         with side_output(folder, name, tell_of):
             nifti.write(folder / name, make())
     with side_output(folder, LESION_TABLE_FILE, tell_of):
         write_table(folder / LESION_TABLE_FILE, LESION_COLUMNS, map(astuple, analysis.lesions))
+    with side_output(folder, LOOKUP_FOLDER, tell_of):
+        named = {
+            LESIONS_FILE: lesion_labels(analysis.lesions),
+            RIMS_FILE: RIM_LABELS,
+            TISSUE_FILE: labels_of(result.source.card.classes),
+            REGIONS_FILE: REGION_LABELS,
+        }
+        for name in images.keys() & named:
+            lookup_tables.write(folder / LOOKUP_FOLDER, image_stem(Path(name)), named[name])
+    result.extras.write(folder, maps.mask, tell_of)
     with side_output(folder, DICOM_FILE, tell_of):
         inputs.write_dicom(folder / DICOM_FILE, maps.mask, result.source.scans["flair"])
 
@@ -364,13 +381,7 @@ def require_free(out: Path, *scans: Path | Scan | None, command: str = "segment"
 def drop_older(out: Path, written: set[str]) -> None:
     """Delete the result files of an earlier run in `out` that are not among those `written` now."""
     for name in set(FILES) - written:
-        (out / name).unlink(missing_ok=True)
-
-
-def _cut(image: Volume, step: float) -> Volume:
-    """Voxels rounded down to multiples of `step`; a threshold that is one gives the same mask."""
-    steps = np.floor(image.data.astype(np.float64) / step + ROUNDING)
-    return image.with_data((steps * step).astype(np.float32))
+        delete(out / name)
 
 
 def _tissues_ml(result: Segmentation) -> dict[str, float | None] | None:

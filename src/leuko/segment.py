@@ -2,7 +2,8 @@
 
 import logging
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from leuko.io import inputs
 from leuko.io.inputs import Image, Scan
 from leuko.io.provenance import Finding, Level, Rims, Stopwatch, is_useless, kept_findings, tell
 from leuko.io.record import Excluded, FileRecord, SettingsRecord
-from leuko.lesions import quality_checks
+from leuko.lesions import atlas, quality_checks
+from leuko.lesions.atlas import Atlas
 from leuko.lesions.brain import Outside
 from leuko.lesions.delineation import Delineation, seen, tissue_map
 from leuko.lesions.drawing import Checked, around, draw, tissue_with_wmh
+from leuko.lesions.extras import Asked, Brain, make_extras
 from leuko.lesions.location import Rule
 from leuko.lesions.measure import MaskedScan, analyse
 from leuko.lesions.mni import Place
@@ -45,13 +48,27 @@ class SegmentSettings:
     # Registration of the T1 to the FLAIR: "auto", if needed; "always"; "never".
     alignment: Mode = "auto"
     # Definition of periventricular: "voxel10", voxels up to 10 mm from the lateral ventricles;
-    # "shiva2", lesions within 2 mm of them; "contiguity", lesions that touch them.
+    # "shiva2", lesions within 2 mm of them; "contiguity", lesions that touch them; "mcdonald2017",
+    # as shiva2, and other lesions within 2 mm of the cortex are juxtacortical.
     rule: Rule = "voxel10"
     bias_correction: bool = False  # N4, of both scans
     lesion_labels: tuple[int, ...] = ()  # labels of a given mask that are WMH; for `measure`
+    fill: bool = False  # also fill the lesions of the T1 with normal white matter
+    save_mni: bool = False  # also bring mask, probability and FLAIR to MNI152 space
     strict: bool = False  # refuse a scan that does not look like a FLAIR of a head
     device: runtime.Device = "cpu"  # or "cuda", "mps"
     threads: int | None = None  # None: all processors that this process may use
+    # A label image in MNI152 space, and a TSV with the columns index and name.
+    atlas: str | Path | None = None
+    atlas_names: str | Path | None = None
+
+    def read_atlas(self) -> Atlas | None:
+        """The atlas of the settings, if any. Raises LeukoError as `atlas.read`, and for names
+        without an atlas."""
+        if self.atlas is None and self.atlas_names is not None:
+            raise LeukoError("--atlas-names needs --atlas")
+        names = None if self.atlas_names is None else Path(self.atlas_names)
+        return None if self.atlas is None else atlas.read(Path(self.atlas), names)
 
 
 DEFAULTS = SegmentSettings()
@@ -177,6 +194,7 @@ class _Work:
     findings: list[Finding]
     checks: list[str]
     watch: Stopwatch
+    atlas: Atlas | None
 
     @classmethod
     def begin(
@@ -198,8 +216,13 @@ class _Work:
         with watch.stage("read"):
             scan, t1_scan = inputs.opened(flair), None if t1 is None else inputs.opened(t1)
             findings[:0] = scan.findings
+            if settings.fill and (t1 is None or not model.card.preparation.uses_t1):
+                raise LeukoError(
+                    "--fill fills the lesions of a T1; give one, and a model that uses it"
+                )
             inputs.require_pair(scan, t1_scan)
-        return cls(scan, t1_scan, model, settings, limits, findings, [], watch)
+            regions = settings.read_atlas()
+        return cls(scan, t1_scan, model, settings, limits, findings, [], watch, regions)
 
     @property
     def card(self) -> ModelCard:
@@ -334,6 +357,15 @@ class _Work:
                 model_folder=self.model.folder,
                 settings=self.used_settings(exclude),
             ),
+            extras=make_extras(
+                Asked(self.settings.fill, self.settings.save_mni, self.atlas),
+                Brain(self.canonical_flair, case.tissue, place, drawn, analysis.numbers),
+                card,
+                t1=self.t1.volume if self.t1 else None,
+                alignment=found.alignment,
+                tell=partial(tell, self.findings),
+                watch=self.watch,
+            ),
         )
 
     def used_settings(self, exclude: FileRecord | None) -> SettingsRecord:
@@ -351,7 +383,15 @@ class _Work:
             rule=settings.rule,
             strict=settings.strict,
             device=settings.device,
+            fill=settings.fill or None,
+            save_mni=settings.save_mni or None,
+            atlas=_as_record(settings.atlas),
+            atlas_names=_as_record(settings.atlas_names),
         )
+
+
+def _as_record(path: str | Path | None) -> FileRecord | None:
+    return None if path is None else inputs.file_record(Path(path))
 
 
 def _outside(mask: Volume, flair: Volume) -> Array:

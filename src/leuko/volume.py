@@ -205,6 +205,28 @@ def resample_onto(moving: Volume, fixed: Volume) -> Volume:
     return replace(fixed, data=data, name=moving.name)
 
 
+def labels_onto(moving: Volume, fixed: Volume) -> Volume:
+    """A label image, or a mask as uint8, on the grid of `fixed`: each voxel has the label of the
+    nearest voxel of `moving`, so that volumes stay; 0 outside its field of view."""
+    data = scipy.ndimage.affine_transform(
+        moving.data,
+        np.linalg.inv(moving.affine) @ fixed.affine,
+        output_shape=fixed.data.shape,
+        order=0,
+        mode="nearest",
+    )
+    data[~in_view(fixed, moving)] = 0
+    return replace(fixed, data=data, name=moving.name)
+
+
+def rounded_down(image: Volume, step: float) -> Volume:
+    """Voxels rounded down to multiples of `step`, float32; a threshold that is one gives the same
+    mask."""
+    # 0.4 stored in 32 bits may be slightly below 0.4.
+    steps = np.floor(image.data.astype(np.float64) / step + ROUNDING)
+    return image.with_data((steps * step).astype(np.float32))
+
+
 def world(grid: Volume, voxels: Array) -> Array:
     """World coordinates (N, 3), in mm, of voxel indices (N, 3)."""
     return apply_affine(grid.affine, voxels)

@@ -65,8 +65,8 @@ def test_segment_prints_the_volume_and_writes_the_files(leuko, heads, model, tmp
     for name in ("wmh.nii.gz", "report.html"):
         assert str(tmp_path / "out" / name) in out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "key_slices.jpg", "lesions.tsv", "qc.png", "report.html", "run.json", "wmh.nii.gz",
-        "wmh_entropy.nii.gz", "wmh_lesions.nii.gz", "wmh_prob.nii.gz",
+        "key_slices.jpg", "lesions.tsv", "lookup_tables", "qc.png", "report.html", "run.json",
+        "wmh.nii.gz", "wmh_entropy.nii.gz", "wmh_lesions.nii.gz", "wmh_prob.nii.gz",
     ]  # fmt: skip
     assert "done in" in err
 

@@ -189,10 +189,11 @@ def test_one_table_has_a_row_for_each_flair_and_those_of_bids_one_for_each_parti
     assert ids(out / "wmh.tsv") == [
         ("sub-01", "ses-a", "n/a", "n/a"), ("sub-01", "ses-b", "n/a", "n/a"),
         ("sub-02", "n/a", "2", "acq-3d_rec-norm"), ("sub-02", "n/a", "1", "n/a"),
+        ("sub-03", "n/a", "n/a", "n/a"),
     ]  # fmt: skip
     assert {path.name for path in (out / "phenotype").iterdir()} == {
-        f"wmh_{visit}{end}"
-        for visit in ("ses-a", "ses-b", "run-1", "run-2_acq-3d_rec-norm")
+        f"wmh{visit}{end}"
+        for visit in ("", "_ses-a", "_ses-b", "_run-1", "_run-2_acq-3d_rec-norm")
         for end in (".tsv", ".json")
     }
     assert ids(out / "phenotype" / "wmh_run-1.tsv") == [("sub-02", "n/a", "1", "n/a")]

@@ -1,5 +1,6 @@
 """Many subjects: what fails is named and alone, what is done stays done, wherever it runs."""
 
+import csv
 import os
 import shutil
 import signal
@@ -78,8 +79,12 @@ def test_what_fails_is_named_and_nothing_else_is_lost(spoilt, tmp_path):
     assert {path.name for path in out.iterdir()} == {
         *"abcd", "logs", "report.html", "wmh.tsv", "wmh.json"
     }  # fmt: skip
-    rows = (out / "wmh.tsv").read_text().splitlines()
-    assert [row.split("\t")[0] for row in rows] == ["id", *"abcd"]
+    with (out / "wmh.tsv").open(newline="") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file, delimiter="\t")}
+    assert [name for name, row in rows.items() if row["status"] == "segmented"] == [*"abcd"]
+    for name, reason in REASONS.items():
+        assert rows[name]["status"] == "failed"
+        assert reason in rows[name]["reason"]
 
     (spoilt / "forbidden" / "FLAIR.nii.gz").chmod(0o644)
     pairs_of(pairs, spoilt, [*"abcd", "forbidden"])

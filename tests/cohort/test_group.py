@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 
 from leuko.cli.cohort import look_at
@@ -17,12 +18,14 @@ from leuko.cohort.job import Job, Wanted, is_done
 from leuko.cohort.run import STRICT
 from leuko.cohort.worker import Limits
 from leuko.errors import LeukoError
+from leuko.io import nifti
 from leuko.io.inputs import file_record
-from leuko.io.outputs import KEY_SLICES_FILE, MASK_FILE, RECORD_FILE, REPORT_FILE
+from leuko.io.outputs import KEY_SLICES_FILE, MASK_FILE, MNI_MASK_FILE, RECORD_FILE, REPORT_FILE
 from leuko.io.record import Excluded, Inputs, OutsideBrain, Quality, ScanRecord
 from leuko.model.card import Limits as LesionLimits
 from leuko.report.html import SAVED
-from reports import a_head, a_record, a_report, finding
+from leuko.volume import Volume
+from reports import a_head, a_record, a_report, a_scan, finding
 
 HOSTILE = "<script>document.title = 'run'</script>"
 
@@ -94,6 +97,8 @@ def test_a_row_says_whether_the_result_may_be_used():
     row = summary.row(a_record(flair, mask, findings=found, outside_brain=outside))
     assert (row["do_not_use"], row["warnings"]) == ("yes", 2)
     assert row["finding_codes"] == "little-white,cut-off,slice-distance"
+    assert row["warning_codes"] == "little-white,cut-off"
+    assert plain["warning_codes"] == "n/a"
     assert row["outside_brain_ml"] == 0.3
 
 
@@ -172,6 +177,55 @@ def test_the_table_holds_one_row_a_subject_and_its_dictionary_every_column(cohor
     assert list(json.loads((out / "wmh.json").read_text())) == ["Description", *found[0]]
 
 
+def test_a_failure_in_a_dataset_has_the_ids_of_its_scan(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "sub-02_ses-b_acq-3d_run-1.failed").write_text('no "FLAIR"\tof a head\n')
+    gather.write_dataset(tmp_path)
+    text = (tmp_path / "wmh.tsv").read_text()
+    assert text.splitlines()[1].split("\t")[:6] == [
+        "sub-02", "ses-b", "1", "acq-3d", "failed", "no 'FLAIR' of a head"
+    ]  # fmt: skip
+    assert [path.name for path in sorted((tmp_path / "phenotype").iterdir())] == [
+        "wmh.json", "wmh.tsv"
+    ]  # fmt: skip
+
+
+def test_a_row_has_the_thickness_of_slices_and_the_verdict_of_those_who_agree():
+    flair, mask = a_head()
+    scan = replace(a_scan("F.nii.gz"), slice_mm=6.0)
+    row = summary.row(a_record(flair, mask, inputs=Inputs(flair=scan)))
+    assert row["slice_thickness_mm"] == 6
+    for verdicts, told in ((["PASS", "PASS"], "PASS"), (["PASS", "FAIL"], "disagree")):
+        judged = summary.judged(row, verdicts)
+        assert (judged["verdict"], judged["raters"]) == (told, 2)
+    unjudged = summary.judged(row, [])
+    assert math.isnan(unjudged["verdict"])
+    assert unjudged["raters"] == 0
+
+
+def test_pandas_reads_the_table_as_it_is(cohort):
+    pandas = pytest.importorskip("pandas")
+    out = cohort(a={}, b={"volume_interval_ml": None})
+    (out / "logs").mkdir()
+    (out / "logs" / "c.failed").write_text("of a head with \"quotes'\n")
+    gather.write_batch(out)
+    table = pandas.read_csv(out / "wmh.tsv", sep="\t")
+    assert list(table.status) == ["segmented", "segmented", "failed"]
+    assert table.volume_ml.dtype == table.volume_low_ml.dtype == table.warnings.dtype == float
+    assert list(table.volume_low_ml.isna()) == [False, True, True]
+    assert table.reason[2] == "of a head with 'quotes'"
+    assert '"' not in (out / "wmh.tsv").read_text()
+
+
+def test_the_levels_of_a_column_are_all_that_it_holds(cohort):
+    out = cohort(a={}, b={"rims": "include"})
+    gather.write_batch(out)
+    about = json.loads((out / "wmh.json").read_text())
+    for row in rows(out / "wmh.tsv"):
+        for name in ("status", "do_not_use", "rims", "rule"):
+            assert row[name] in about[name]["Levels"]
+
+
 def test_the_worst_come_first(cohort):
     def dice(value):
         return {"quality": Quality(predicted_dice=value, interval=(0, 1))}
@@ -189,14 +243,20 @@ def test_the_worst_come_first(cohort):
     assert "2of 5" in page.words.replace(" of", "of")
 
 
-def test_failures_stand_on_the_page_with_their_reason_and_not_in_the_table(cohort):
+def test_failures_stand_on_the_page_and_in_the_table_with_their_reason(cohort):
     out = cohort(a={}, b={})
     (out / "logs").mkdir()
     (out / "logs" / "b.failed").write_text("b/FLAIR.nii.gz is all zeros\n")
     (out / "logs" / "b.log").touch()
     (out / "logs" / "c.failed").write_text(f"{HOSTILE}\n")
     gather.write_batch(out)
-    assert [row["id"] for row in rows(out / "wmh.tsv")] == ["a"]
+    found = rows(out / "wmh.tsv")
+    assert [(row["id"], row["status"], row["reason"]) for row in found] == [
+        ("a", "segmented", "n/a"),
+        ("b", "failed", "b/FLAIR.nii.gz is all zeros"),
+        ("c", "failed", HOSTILE),
+    ]
+    assert {*found[1].values()} == {"b", "failed", "b/FLAIR.nii.gz is all zeros", "n/a"}
     html = (out / gather.PAGE).read_text()
     assert 'href="logs/b.log"' in html
     assert "logs/c.log" not in html
@@ -210,7 +270,7 @@ def test_only_failures_make_a_page_too(tmp_path):
     (out / "logs").mkdir(parents=True)
     (out / "logs" / "a.failed").write_text("all zeros\n")
     gather.write_batch(out)
-    assert rows(out / "wmh.tsv") == []
+    assert [row["reason"] for row in rows(out / "wmh.tsv")] == ["all zeros"]
     assert "all zeros" in (out / gather.PAGE).read_text()
 
 
@@ -487,3 +547,47 @@ def test_a_result_that_lacks_a_file_is_made_again(cohort, tmp_path, changes, don
         assert not is_done(job, other)
     (out / "a" / RECORD_FILE).write_text("{")
     assert not is_done(job, wanted)
+
+
+def in_mni(folder, *voxels):
+    """A mask in MNI152 space, on a small grid."""
+    data = np.zeros((197, 233, 189), np.uint8)
+    for voxel in voxels:
+        data[voxel] = 1
+    affine = np.eye(4)
+    affine[:3, 3] = -98, -134, -72
+    nifti.write(folder / MNI_MASK_FILE, nifti.in_mni(Volume(data, affine)))
+
+
+def test_the_frequency_map_is_the_mean_of_the_masks_of_usable_results(cohort, caplog):
+    useless = {"findings": [finding("no FLAIR", "do not use")]}
+    out = cohort(a={}, b={}, c={}, d=useless)
+    both, one = (90, 120, 88), (60, 100, 96)
+    in_mni(out / "a", both, one)
+    in_mni(out / "b", both)
+    in_mni(out / "d", one)
+    assert gather.write_batch(out)["frequency"] == out / "wmh_frequency.nii.gz"
+    shares = nifti.read(out / "wmh_frequency.nii.gz").data
+    assert (shares[both], shares[one], np.count_nonzero(shares)) == (1, 0.5, 2)
+    about = json.loads((out / "wmh_frequency.json").read_text())
+    assert (about["NumberOfScans"], about["Space"]) == (2, "MNI152NLin2009aSym")
+    assert "shows 2 of 3 scans" in caplog.text
+    assert "Where WMH lie" in (out / "report.html").read_text()
+    assert (out / "wmh_frequency.jpg").read_bytes().startswith(b"\xff\xd8")
+
+    for name in "ab":
+        (out / name / MNI_MASK_FILE).unlink()
+    assert "frequency" not in gather.write_batch(out)
+    assert not list(out.glob("wmh_frequency*"))
+    assert "Where WMH lie" not in (out / "report.html").read_text()
+
+
+def test_masks_on_another_grid_leave_the_table_and_say_so(cohort, caplog):
+    out = cohort(a={}, b={})
+    in_mni(out / "a", (90, 120, 88))
+    small = Volume(np.ones((4, 4, 4), np.uint8), np.diag([20.0, 20, 20, 1]))
+    nifti.write(out / "b" / MNI_MASK_FILE, small)
+    assert "frequency" not in gather.write_batch(out)
+    assert "are not on the same voxel grid" in caplog.text
+    assert not list(out.glob("wmh_frequency*"))
+    assert [row["id"] for row in rows(out / "wmh.tsv")] == ["a", "b"]

@@ -118,6 +118,48 @@ def test_each_rule_divides_the_volume_as_it_says(rule, periventricular, deep):
     assert regions.left_ml is None
 
 
+def test_a_lesion_at_the_cortex_is_juxtacortical_and_one_that_reaches_the_ventricle_is_not():
+    # Lesions 1 at the cortex, 2 from ventricle to cortex, 3 between, 4 below the tentorium.
+    lesion = np.array([1, 1, 2, 2, 3, 4])
+    lobes = ["frontal"] * 5 + ["infratentorial"]
+    where = Where(
+        ventricle_mm=np.array([15.0, 18, 1, 20, 12, 40]),
+        touches=np.zeros(6, bool),
+        cortex_mm=np.array([5.0, 2, 20, 1, 2.1, 1]),
+        lobe=np.array([mni.LOBES.index(name) for name in lobes]),
+        is_left=np.ones(6, bool),
+    )
+    found = [REGIONS[k] for k in where.regions(lesion, "mcdonald2017")]
+    expected = ["juxtacortical"] * 2 + ["periventricular"] * 2 + ["deep", "infratentorial"]
+    assert found == expected
+    for rule in ("voxel10", "shiva2", "contiguity"):
+        assert REGIONS.index("juxtacortical") not in where.regions(lesion, rule)
+
+
+def test_the_four_regions_of_mcdonald_add_up_to_the_mask():
+    case = brain([((28, 40, 10), 4), ((-22, -30, 26), 5), ((-40, -62, 40), 5), ((10, -60, -35), 4)])
+    found = analysed(case, rule="mcdonald2017")
+    parts = found.regions
+    volumes = (
+        parts.periventricular_ml, parts.deep_ml, parts.infratentorial_ml, parts.juxtacortical_ml
+    )  # fmt: skip
+    total = case.flair.ml(case.mask)
+    assert sum(volumes) == pytest.approx(total)
+    assert parts.juxtacortical_ml > 0
+    counts = np.bincount(found.region_map.ravel(), minlength=5)[1:] * case.flair.voxel_mm3 / 1000
+    np.testing.assert_allclose(counts, volumes, rtol=1e-6)
+    by_lesion = {lesion.region for lesion in found.lesions}
+    assert by_lesion <= set(REGIONS[1:])
+    assert f"juxtacortical {parts.juxtacortical_ml:.2f} mL" in parts.as_text()
+    assert analysed(case, rule="voxel10").regions.juxtacortical_ml is None
+
+
+def test_without_a_cortex_nothing_is_juxtacortical():
+    regions = analysed(slab([box((15, 20))]), rule="mcdonald2017").regions
+    assert regions.juxtacortical_ml is None
+    assert regions.deep_ml == pytest.approx(0.2)
+
+
 def test_a_distance_across_thick_slices_is_in_millimetres():
     tissue = np.full((30, 30, 10), Tissue.WHITE, np.uint8)
     tissue[10:20, 10:20, 0] = Tissue.VENTRICLE

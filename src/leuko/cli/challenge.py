@@ -14,7 +14,7 @@ from leuko.cli.cohort import (
     look_at,
     performed,
 )
-from leuko.cli.options import Out, with_settings
+from leuko.cli.options import EXTRAS, Out, with_settings
 from leuko.cli.text import findings_as_text, ranks_as_text, sites_as_text
 from leuko.errors import COHORT_LIBRARIES, require
 from leuko.io.provenance import DONE_WITH_WARNINGS, is_useless
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from leuko.segment import SegmentSettings
 
 
-@with_settings(without={"pv_rule", "strict", "lenient", "lesion_label"})
+@with_settings(without={"pv_rule", "strict", "lenient", "lesion_label", *EXTRAS})
 def challenge(
     source: Annotated[
         Path, typer.Option("--input", help="Folder that contains pre (or orig) with FLAIR and T1.")
@@ -46,7 +46,8 @@ def challenge(
 
 # The challenge scores every scan, so none is refused.
 @with_settings(
-    without={"align", "pv_rule", "bias_correction", "lesion_label", "strict", "lenient", "threads"},
+    without=EXTRAS
+    | {"align", "pv_rule", "bias_correction", "lesion_label", "strict", "lenient", "threads"},
     strict=False,
 )
 def challenge_score(

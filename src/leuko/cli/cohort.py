@@ -165,11 +165,14 @@ def bids(
     """
     from leuko.cohort.bids import find_pairs, start_dataset
     from leuko.cohort.bids_names import read_filter
+    from leuko.cohort.derivatives import write_lookup_tables
     from leuko.cohort.gather import write_dataset
     from leuko.cohort.given_masks import with_mask
     from leuko.cohort.job import Job, Wanted
     from leuko.cohort.run import portable
     from leuko.cohort.worker import Limits
+    from leuko.model import weights
+    from leuko.model.card import load_card
 
     out, dataset = output_dir.absolute(), bids_dir.absolute()
     if analysis_level == "group":
@@ -219,6 +222,7 @@ def bids(
         ]
     Wanted.of(settings)  # raises before anything is written
     start_dataset(out, dataset)
+    write_lookup_tables(out, load_card(weights.find(settings.model)).classes)
     run = performed(jobs, nthreads, scheduler)
     if found.left_out:
         print(f"{'left out':<12}{len(found.left_out)}; the reasons are printed above")

@@ -59,10 +59,12 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
     "pv_rule": (
         "rule",
         Annotated[
-            Literal["voxel10", "shiva2", "contiguity"],
+            Literal["voxel10", "shiva2", "contiguity", "mcdonald2017"],
             typer.Option(
                 help="Definition of periventricular: voxels within 10 mm of the lateral ventricles "
-                "(voxel10), lesions within 2 mm (shiva2), lesions that touch them (contiguity)."
+                "(voxel10), lesions within 2 mm (shiva2), lesions that touch them (contiguity); or "
+                "lesions within 2 mm, and others within 2 mm of the cortex are juxtacortical "
+                "(mcdonald2017)."
             ),
         ],
         "voxel10",
@@ -85,6 +87,44 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
                 help="Label of the given mask that is WMH, such as 99 of SAMSEG or 77 of "
                 "FreeSurfer; repeat it for several. Needed if the mask has several labels."
             ),
+        ],
+        None,
+    ),
+    "fill": (
+        "fill",
+        Annotated[
+            bool,
+            typer.Option(
+                "--fill",
+                help="Also write the T1, on its own grid, with WMH filled from normal white "
+                "matter, for FreeSurfer, FastSurfer or CAT12.",
+            ),
+        ],
+        False,
+    ),
+    "save_mni": (
+        "save_mni",
+        Annotated[
+            bool,
+            typer.Option(
+                "--save-mni", help="Also write mask, probability and FLAIR in MNI152 space."
+            ),
+        ],
+        False,
+    ),
+    "atlas": (
+        "atlas",
+        Annotated[
+            Path | None,
+            typer.Option(help="Label image in MNI152 space: also give WMH by its regions."),
+        ],
+        None,
+    ),
+    "atlas_names": (
+        "atlas_names",
+        Annotated[
+            Path | None,
+            typer.Option(help="TSV with the columns index and name: the labels of --atlas."),
         ],
         None,
     ),
@@ -112,6 +152,9 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
     "threads": ("threads", Threads, None),
 }
 
+
+# Options that write more than the mask and its numbers.
+EXTRAS = {"fill", "save_mni", "atlas", "atlas_names"}
 
 Command = Callable[..., None]
 

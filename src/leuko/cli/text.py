@@ -172,11 +172,9 @@ def findings_as_text(result: "Segmentation") -> str:
         )
     if analysis.regions is not None:
         found = analysis.regions
-        lines["regions"] = (
-            f"periventricular {found.periventricular_ml:.2f}, deep {found.deep_ml:.2f}, "
-            f"infratentorial {found.infratentorial_ml:.2f} mL"
-        )
+        lines["regions"] = found.as_text()
         lines["rule"] = f"{found.rule}, {RULES[found.rule]}"
+    lines |= result.extras.as_lines()
     if result.alignment is not None:
         moved_mm, off_mm = result.alignment.moved_mm, result.alignment.off_mm
         if moved_mm:

@@ -24,7 +24,9 @@ FORMATS = (  # extensions of files that may be images
 )  # fmt: skip
 APART = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")  # not part of a raw dataset
 # Outputs that BIDS does not define. No slash after figures: the validator would report an error.
-IGNORED = ("*_xfm.*", "*_stats.*", "*.html", "figures", "logs", "verdicts*", "/wmh.*")
+IGNORED = (
+    "*_xfm.*", "*_stats.*", "*.html", "figures", "logs", "verdicts*", "/wmh*", "lookup_tables",
+)  # fmt: skip
 
 README = """White matter hyperintensities, found by Leuko in the FLAIR and T1w images of a dataset.
 

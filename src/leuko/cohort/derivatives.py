@@ -10,14 +10,23 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
-from leuko.io import nifti
+from leuko.io import lookup_tables, nifti
 from leuko.io.files import write_json
+from leuko.io.lookup_tables import BACKGROUND, coloured
 from leuko.io.outputs import (
+    ATLAS_FILE,
+    ATLAS_LESIONS_FILE,
+    ATLAS_TABLE_FILE,
     ENTROPY_FILE,
+    FILLED_FILE,
     KEY_SLICES_FILE,
     LESION_TABLE_FILE,
     LESIONS_FILE,
+    LOOKUP_FOLDER,
     MASK_FILE,
+    MNI_FLAIR_FILE,
+    MNI_MASK_FILE,
+    MNI_PROBABILITY_FILE,
     PICTURE_FILE,
     PROBABILITY_FILE,
     RECORD_FILE,
@@ -32,6 +41,9 @@ from leuko.io.outputs import (
 )
 from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import RunRecord
+from leuko.io.tissue import RIM_LABELS, labels_of
+from leuko.lesions.location import REGION_LABELS
+from leuko.lesions.mni import SPACE
 from leuko.volume import Array, Volume
 
 MASK, PROBABILITY = "label-WMH_mask.nii.gz", "label-WMH_probseg.nii.gz"
@@ -41,6 +53,7 @@ RECORD = "label-WMH_stats.json"
 RIMS = "desc-rims_mask"
 TISSUE, BRAIN, T1 = "seg-tissue_dseg", "label-brain_mask", "desc-preproc_T1w"
 LESIONS, REGIONS = "seg-WMHlesions_dseg", "seg-WMHpvdeep_dseg"
+ATLAS = "seg-atlas_dseg"
 NAMES = {
     MASK_FILE: MASK,
     RIMS_FILE: f"{RIMS}.nii.gz",
@@ -53,6 +66,9 @@ NAMES = {
     REGION_NAMES_FILE: f"{REGIONS}.tsv",
     T1_FILE: f"{T1}.nii.gz",
     TRANSFORM_FILE: "from-T1w_to-FLAIR_mode-image_xfm.tfm",
+    ATLAS_FILE: f"{ATLAS}.nii.gz",
+    ATLAS_TABLE_FILE: f"{ATLAS}.tsv",
+    ATLAS_LESIONS_FILE: "label-WMH_desc-atlas_stats.tsv",
     REPORT_FILE: REPORT,
     PICTURE_FILE: PICTURE,
     KEY_SLICES_FILE: KEY_SLICES,
@@ -62,8 +78,34 @@ NAMES = {
 EDITED = (
     LESIONS_FILE, LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, RECORD_FILE,
 )  # fmt: skip
+MNI_MASK = f"space-{SPACE}_label-WMH_mask"
+AFFINE = "brought to the template by an affine transform"
+# Images that are not on the grid of the FLAIR: name without prefix and extension, and sidecar.
+ELSEWHERE: dict[str, tuple[str, dict[str, Any]]] = {
+    FILLED_FILE: (
+        "desc-filled_T1w",
+        {
+            "Description": "T1w on its own grid, with white matter hyperintensities filled from "
+            "the normal white matter around them",
+            "SkullStripped": False,
+        },
+    ),
+    MNI_MASK_FILE: (
+        MNI_MASK,
+        {"Type": "Lesion", "Description": f"White matter hyperintensities, {AFFINE}"},
+    ),
+    MNI_PROBABILITY_FILE: (
+        f"space-{SPACE}_label-WMH_probseg",
+        {"Description": f"Probability of WMH, {AFFINE}"},
+    ),
+    MNI_FLAIR_FILE: (
+        f"space-{SPACE}_FLAIR",
+        {"Description": f"FLAIR, {AFFINE}", "SkullStripped": False},
+    ),
+}
 COLUMNS = {
     "name": "The lesion, numbered by volume, the largest first",
+    "color": "Its colour in viewers",
     "voxels": "Number of voxels",
     "volume_mm3": "Volume",
     "volume_ml": "Volume",
@@ -73,7 +115,7 @@ COLUMNS = {
     "flair_contrast": "(lesion - white) / white on the FLAIR, by the median of normal white matter",
     "t1_contrast": "(lesion - white) / white on the T1w, by the median of normal white matter",
     "mean_probability": "Mean probability of WMH",
-    "region": "Periventricular, deep or infratentorial by the rule; confluent",
+    "region": "Periventricular, deep, infratentorial or juxtacortical by the rule; confluent",
     "side": "Hemisphere in which most of it lies",
     "lobe": "Lobe in which most of it lies",
     "ventricle_mm": "From its nearest voxel to the lateral ventricles",
@@ -113,7 +155,8 @@ def arrange(
     sidecars = _sidecars(record)
     if (folder / TISSUE_FILE).is_file() and not is_edited:
         names = ["background", *(record.tissue_ml or ())]
-        write_table(out / f"{prefix}{TISSUE}.tsv", ["index", "name"], enumerate(names))
+        table = [(0, names[0], BACKGROUND), *lookup_tables.rows(labels_of(names))]
+        write_table(out / f"{prefix}{TISSUE}.tsv", lookup_tables.COLUMNS, table)
         tissue = nifti.read_labels(folder / TISSUE_FILE, values=range(len(names)))
         brain = tissue.with_data((tissue.data > 0).astype(np.uint8))
         nifti.write(out / f"{prefix}{BRAIN}.nii.gz", brain)
@@ -121,10 +164,7 @@ def arrange(
             t1 = nifti.read(folder / T1_FILE)
             sidecars[T1]["SkullStripped"] = is_stripped(t1.data, brain)
     if (folder / LESION_TABLE_FILE).is_file():
-        with (folder / LESION_TABLE_FILE).open(newline="", encoding="utf-8") as file:
-            head, *lesions = csv.reader(file, delimiter="\t")
-        rows = [[number, f"lesion {number}", *rest] for number, *rest in lesions]
-        write_table(folder / LESION_TABLE_FILE, ["index", "name", *head[1:]], rows)
+        _name_lesions(folder / LESION_TABLE_FILE)
 
     def name_of(name: str) -> str:
         return edited(name) if is_edited else name
@@ -132,11 +172,35 @@ def arrange(
     for name in EDITED if is_edited else NAMES:
         if (folder / name).is_file():
             shutil.move(folder / name, out / (prefix + name_of(NAMES[name])))
+    for name, (stem, about) in ELSEWHERE.items():
+        if (folder / name).is_file() and not is_edited:
+            shutil.move(folder / name, out / f"{native(prefix)}{stem}.nii.gz")
+            write_json(out / f"{native(prefix)}{stem}.json", about | {"Sources": sources})
     for name, about in sidecars.items():
         stem = prefix + name_of(name)
         if (out / f"{stem}.nii.gz").is_file():
             shared = {"SpatialReference": sources[0], "Sources": sources}
             write_json(out / f"{stem}.json", about | shared)
+
+
+def _name_lesions(path: Path) -> None:
+    """Give a table of lesions the columns of a lookup table."""
+    with path.open(newline="", encoding="utf-8") as file:
+        head, *lesions = csv.reader(file, delimiter="\t")
+    labels = coloured((int(number), f"lesion {number}") for number, *_ in lesions)
+    named = lookup_tables.rows(labels)
+    rows = [[*label, *rest] for label, (_, *rest) in zip(named, lesions, strict=True)]
+    write_table(path, [*lookup_tables.COLUMNS, *head[1:]], rows)
+
+
+def write_lookup_tables(out: Path, classes: Sequence[str]) -> None:
+    """Write the lookup tables of the label images that are the same for all subjects.
+
+    `classes` are those of the model.
+    """
+    tables = {TISSUE: labels_of(classes), REGIONS: REGION_LABELS, RIMS: RIM_LABELS}
+    for name, labels in tables.items():
+        lookup_tables.write(out / LOOKUP_FOLDER, name, labels)
 
 
 def drop_older(folder: Path, prefix: str, written: set[str]) -> None:
@@ -147,8 +211,18 @@ def drop_older(folder: Path, prefix: str, written: set[str]) -> None:
         f"{BRAIN}.nii.gz",
         *(f"{i}{end}" for i in [*images, BRAIN] for end in (".json", ".tsv")),
     }
-    for name in {prefix + name for name in ours} - written:
+    elsewhere = {
+        f"{native(prefix)}{stem}{end}"
+        for stem, _ in ELSEWHERE.values()
+        for end in (".nii.gz", ".json")
+    }
+    for name in {*(prefix + name for name in ours), *elsewhere} - written:
         (folder / name).unlink(missing_ok=True)
+
+
+def native(prefix: str) -> str:
+    """The prefix of images that are not on the grid of the FLAIR."""
+    return prefix.removesuffix("space-FLAIR_")
 
 
 def is_stripped(image: Array, brain: Volume) -> bool:
@@ -179,7 +253,8 @@ def _sidecars(record: RunRecord) -> dict[str, dict[str, Any]]:
         "LesionThreshold": settings.lesion_threshold,
         "SmallestLesionMm3": settings.smallest_lesion_mm3,
     }
-    given = {"Description": f"A given mask of {lesions}, on the grid of the FLAIR"}
+    made = "A corrected mask" if record.edited else "A given mask"
+    given = {"Description": f"{made} of {lesions}, on the grid of the FLAIR"}
     return {
         "label-WMH_mask": {"Type": "Lesion"} | (given if record.inputs.mask else automatic),
         RIMS: {
@@ -200,6 +275,14 @@ def _sidecars(record: RunRecord) -> dict[str, dict[str, Any]]:
         BRAIN: {"Type": "Brain", "Description": "The brain with its CSF"},
         LESIONS: {"Description": "Lesions, 26-connected, by their number", **columns},
         REGIONS: {"Description": "Lesions by region", "Rule": settings.rule},
+        ATLAS: {
+            "Description": "Regions of the given atlas, brought from MNI152 space by an affine "
+            "transform, and the WMH in each; index 0 is outside the atlas",
+            "region_ml": {"Description": "Volume of the region", "Units": "mL"},
+            "wmh_ml": {"Description": "Volume of WMH in the region", "Units": "mL"},
+            "wmh_percent": {"Description": "WMH in % of the region", "Units": "%"},
+            "lesions": {"Description": "Number of lesions that reach into the region"},
+        },
         T1: {
             "Description": "T1w on the grid of the FLAIR, registered rigidly",
             "SkullStripped": False,

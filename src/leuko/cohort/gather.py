@@ -2,13 +2,13 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from leuko.cohort import derivatives, ratings, summary
+from leuko.cohort import derivatives, frequency, ratings, summary
 from leuko.cohort.bids_names import OWN, Image
 from leuko.cohort.report import Entry, Failure, cohort_page
 from leuko.cohort.worker import LOGS
@@ -16,18 +16,32 @@ from leuko.errors import LeukoError
 from leuko.io import outputs
 from leuko.io.files import staged, write_json
 from leuko.io.outputs import side_output, write_table
+from leuko.io.provenance import Finding
 from leuko.io.record import RunRecord
 
 Ids = dict[str, Any]  # the columns that identify a row
 
 TABLE, PAGE = "wmh.tsv", "report.html"
-ABOUT: Ids = {"Description": "White matter hyperintensities, by Leuko; a row for each FLAIR"}
+ABOUT: Ids = {
+    "Description": "White matter hyperintensities, by Leuko; a row for each FLAIR, also for those "
+    "that could not be segmented"
+}
 ID = {"id": {"Description": "The subject, as in the table that was segmented"}}
 BIDS_IDS = {
     "participant_id": {"Description": "The participant"},
     "session_id": {"Description": "The session; n/a if there is none"},
     "run": {"Description": "The run of the FLAIR; n/a if there is none"},
     "other_entities": {"Description": "Other entities, such as acq-3d; n/a if there are none"},
+}
+
+ATLAS_TABLE, ATLAS_ABOUT = "wmh_atlas.tsv", "wmh_atlas.json"
+ATLAS_COLUMNS: Ids = {
+    "index": {"Description": "Label of the region in the atlas; 0: outside the atlas"},
+    "name": {"Description": "Name of the region"},
+    "region_ml": {"Description": "Volume of the region", "Units": "mL"},
+    "wmh_ml": {"Description": "Volume of WMH in the region", "Units": "mL"},
+    "wmh_percent": {"Description": "WMH in % of the region", "Units": "%"},
+    "lesions": {"Description": "Number of lesions that reach into the region"},
 }
 
 log = logging.getLogger(__name__)
@@ -38,10 +52,10 @@ class Result:
     """Paths of one subject's results, relative to the cohort's folder."""
 
     name: str
-    ids: tuple[str, ...]
     record: Path
     report: Path
     picture: Path
+    mni_mask: Path
 
 
 def write_batch(out: Path) -> dict[str, Path]:
@@ -55,14 +69,14 @@ def write_batch(out: Path) -> dict[str, Path]:
     segmented = [
         Result(
             name,
-            (name,),
             record=Path(name, outputs.RECORD_FILE),
             report=Path(name, outputs.REPORT_FILE),
             picture=Path(name, outputs.KEY_SLICES_FILE),
+            mni_mask=Path(name, outputs.MNI_MASK_FILE),
         )
         for name in names
     ]
-    return _write(out, segmented, ID)[0]
+    return _write(out, segmented, ID, lambda name: (name,))[0]
 
 
 def write_dataset(out: Path) -> dict[str, Path]:
@@ -80,7 +94,7 @@ def write_dataset(out: Path) -> dict[str, Path]:
             log.warning("%s is not used: its name requires another folder", path)
         else:
             segmented.append(_derivatives(image, out))
-    written, rows = _write(out, segmented, BIDS_IDS)
+    written, rows = _write(out, segmented, BIDS_IDS, _bids_ids)
     of_visit = defaultdict(list)
     for row in rows:
         _, session, run, others = row[: len(BIDS_IDS)]
@@ -101,21 +115,26 @@ def write_dataset(out: Path) -> dict[str, Path]:
 def _derivatives(record: Image, out: Path) -> Result:
     labels = {name: label for name, label in record.entities.items() if name not in OWN}
     name = "_".join(f"{entity}-{label}" for entity, label in labels.items())
-    participant, session, run = (labels.pop(entity, "n/a") for entity in ("sub", "ses", "run"))
-    others = "_".join(f"{entity}-{label}" for entity, label in labels.items())
     stem = record.path.name.removesuffix(derivatives.RECORD)
     path = record.path.relative_to(out)
     return Result(
         name,
-        (
-            f"sub-{participant}",
-            session if session == "n/a" else f"ses-{session}",
-            run,
-            others or "n/a",
-        ),
         path,
         path.with_name(stem + derivatives.REPORT),
         path.parent.parent / "figures" / (stem + derivatives.KEY_SLICES),
+        path.with_name(f"{derivatives.native(stem)}{derivatives.MNI_MASK}.nii.gz"),
+    )
+
+
+def _bids_ids(name: str) -> tuple[str, ...]:
+    """The columns `BIDS_IDS` of a scan, from the entities in its name."""
+    labels = dict(entity.split("-", 1) for entity in name.split("_"))
+    participant, session, run = (labels.pop(entity, "n/a") for entity in ("sub", "ses", "run"))
+    return (
+        f"sub-{participant}",
+        session if session == "n/a" else f"ses-{session}",
+        run,
+        "_".join(f"{entity}-{label}" for entity, label in labels.items()) or "n/a",
     )
 
 
@@ -128,33 +147,67 @@ def _name_incomplete(masks: Iterable[Path], mask: str, record: str) -> None:
 
 
 def _write(
-    out: Path, segmented: Sequence[Result], ids: Ids
+    out: Path,
+    segmented: Sequence[Result],
+    ids: Ids,
+    ids_of: Callable[[str], tuple[str, ...]],
 ) -> tuple[dict[str, Path], list[list[Any]]]:
-    """The written files by kind, and the rows of the table."""
+    """The written files by kind, and the rows of the table. `ids_of` gives the columns `ids` of a
+    scan's name."""
     failures = list(_failures(out))
     failed = {failure.name for failure in failures}
     # Files of a subject that failed are from an older run with other scans or settings.
-    found = [(r.ids, _entry(out, r)) for r in segmented if r.name not in failed]
-    done = [(ids, entry, summary.row(entry.record)) for ids, entry in found if entry is not None]
-    if not done and not failures:
+    found = [_entry(out, result) for result in segmented if result.name not in failed]
+    entries = [entry for entry in found if entry is not None]
+    if not entries and not failures:
         raise LeukoError(f"{out} holds no results; run the segmentation first")
-    rows = [[*ids, *row.values()] for ids, _, row in done]
-    entries = [entry for _, entry, _ in done]
-    judged = ratings.gather(out / ratings.FOLDER, {entry.name: row for _, entry, row in done})
+    by_name = {entry.name: summary.row(entry.record) for entry in entries}
+    judged = ratings.gather(out / ratings.FOLDER, by_name)
+    verdicts = defaultdict(list)
+    for verdict in judged:
+        if verdict["current"] == "yes":
+            verdicts[verdict["id"]].append(verdict["verdict"])
+    by_name = {name: summary.judged(row, verdicts[name]) for name, row in by_name.items()}
+    by_name |= {failure.name: summary.failed_row(failure.reason) for failure in failures}
+    rows = [[*ids_of(name), *by_name[name].values()] for name in sorted(by_name)]
     written = {"table": out / TABLE}
     with staged(out) as scratch:
         _save(scratch / TABLE, rows, ids)
-        with side_output(scratch, PAGE, lambda finding: log.warning("%s", finding.text)):
-            page = cohort_page(entries, failures, judged)
+        heat = b""
+        usable = {entry.name for entry in entries if entry.record.is_usable}
+        in_mni = [out / r.mni_mask for r in segmented if r.name in usable]
+        with side_output(scratch, frequency.IMAGE, warn):
+            present = [path for path in in_mni if path.is_file()]
+            heat = frequency.write(scratch, present, scans=len(in_mni))
+        if heat:
+            written["frequency"] = out / frequency.IMAGE
+        with side_output(scratch, PAGE, warn):
+            page = cohort_page(entries, failures, judged, heat)
             (scratch / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
             written["report"] = out / PAGE
+        by_region = [
+            [*ids_of(entry.name), *astuple(region)]
+            for entry in entries
+            for region in (entry.record.atlas.regions if entry.record.atlas else ())
+        ]
+        if by_region:
+            written["atlas"] = out / ATLAS_TABLE
+            write_table(scratch / ATLAS_TABLE, [*ids, *ATLAS_COLUMNS], by_region)
+            write_json(scratch / ATLAS_ABOUT, ids | ATLAS_COLUMNS)
         if judged:
             ratings.write(scratch / ratings.TABLE, judged)
             written["verdicts"] = out / ratings.TABLE
-    for kind, name in {"report": PAGE, "verdicts": ratings.TABLE}.items():
-        if kind not in written:
+    optional = {"report": [PAGE], "verdicts": [ratings.TABLE], "frequency": frequency.FILES}
+    optional["atlas"] = [ATLAS_TABLE, ATLAS_ABOUT]
+    for kind, names in optional.items():
+        for name in names if kind not in written else ():
             (out / name).unlink(missing_ok=True)
     return written, rows
+
+
+def warn(finding: Finding) -> None:
+    """Log a finding on a file of the cohort."""
+    log.warning("%s", finding.text)
 
 
 def _save(path: Path, rows: Sequence[Sequence[Any]], ids: Ids) -> None:

@@ -19,7 +19,7 @@ from leuko.cohort import derivatives, worker
 from leuko.cohort.worker import LOGS, Limits, Outcome
 from leuko.errors import LeukoError
 from leuko.io import outputs
-from leuko.io.files import private, replace_text, staged
+from leuko.io.files import private, replace_text, sha256, staged
 from leuko.io.inputs import is_same
 from leuko.io.provenance import OUTPUT, Finding, exit_code, stderr_handler
 from leuko.io.record import FileRecord, RunRecord
@@ -112,7 +112,7 @@ class Wanted:
     def fits(self, record: RunRecord) -> bool:
         """Whether a run used this model and these settings."""
         used, wanted, limits = record.settings, self.settings, self.limits
-        return (
+        return bool(
             record.model.weights_sha256 == self.weights_sha256
             and used.threshold == limits.threshold
             and used.lesion_threshold == limits.lesion_threshold
@@ -123,6 +123,10 @@ class Wanted:
             and used.bias_correction == wanted.bias_correction
             and (used.lesion_labels or ()) == wanted.lesion_labels
             and (used.strict or not wanted.strict)
+            and (used.fill or not wanted.fill)
+            and (used.save_mni or not wanted.save_mni)
+            and _is_wanted(wanted.atlas, used.atlas)
+            and _is_wanted(wanted.atlas_names, used.atlas_names)
         )
 
 
@@ -255,6 +259,11 @@ def _publish(scratch: Path, job: Job) -> None:
         derivatives.drop_older(job.folder, job.prefix, written)
     else:
         results.drop_older(job.folder, written)
+
+
+def _is_wanted(path: str | Path | None, was: FileRecord | None) -> bool:
+    """Whether a run used a wanted file; any will do if none is wanted."""
+    return path is None or (was is not None and sha256(Path(path)) == was.sha256)
 
 
 def _lack(job: Job) -> str | None:

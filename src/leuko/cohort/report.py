@@ -25,6 +25,7 @@ from leuko.report.html import (
     document,
     drawing,
     facts,
+    picture,
     saved_with_verdict,
     section,
     text,
@@ -54,9 +55,13 @@ class Failure:
 
 
 def cohort_page(
-    entries: Sequence[Entry], failures: Sequence[Failure], verdicts: Iterable[Verdict]
+    entries: Sequence[Entry],
+    failures: Sequence[Failure],
+    verdicts: Iterable[Verdict],
+    heat: bytes = b"",
 ) -> str:
-    """The page as HTML. `verdicts` are those that readers have saved so far."""
+    """The page as HTML. `verdicts` are those that readers have saved so far; `heat` is the picture
+    of the frequency map as JPEG, empty without one."""
     judged = defaultdict(list)
     for verdict in verdicts:
         judged[verdict["id"]].append(verdict)
@@ -68,6 +73,7 @@ def cohort_page(
         main=[
             _mixture(entries),
             section("Findings", facts(_findings(entries, judged)), _pictures(entries)),
+            section("Where WMH lie", picture(heat, "Slices of the frequency map")) if heat else "",
             _failures(failures),
             _review(shown, len(entries), judged),
         ],

@@ -126,7 +126,14 @@ def run_jobs(
 
 
 def portable(settings: SegmentSettings) -> SegmentSettings:
-    """The settings with the absolute path of a model's folder, since workers may run in other
-    folders; the name of a model stays."""
+    """The settings with the absolute paths of an atlas and of a model's folder, since workers may
+    run in other folders; the name of a model stays. Raises LeukoError for an atlas that cannot be
+    used."""
+    settings.read_atlas()
+    atlas, names = (
+        None if path is None else str(Path(path).absolute())
+        for path in (settings.atlas, settings.atlas_names)
+    )
     folder = Path(settings.model)
-    return replace(settings, model=str(folder.absolute())) if folder.is_dir() else settings
+    model = str(folder.absolute()) if folder.is_dir() else settings.model
+    return replace(settings, model=model, atlas=atlas, atlas_names=names)

@@ -10,7 +10,11 @@ from leuko.errors import LeukoError
 
 COLUMNS = ("id", "flair", "t1", "exclude", "mask")
 # Names of other files beside the folders of subjects; DEVICE are names that Windows reserves.
-TAKEN = ("logs", "verdicts", "verdicts.csv", "report.html", "wmh.tsv", "wmh.json")
+TAKEN = (
+    "logs", "verdicts", "verdicts.csv", "report.html", "wmh.tsv", "wmh.json",
+    "wmh_frequency.nii.gz", "wmh_frequency.json", "wmh_frequency.jpg",
+    "wmh_atlas.tsv", "wmh_atlas.json",
+)  # fmt: skip
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 DEVICE = re.compile(r"(con|nul|aux|prn|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<!\.)")  # a valid folder name on any system

@@ -1,35 +1,69 @@
 """The record of a run as one row of a cohort's table, and the meaning of the columns.
 
-Rows contain no paths and no times, so the same scans always give the same row.
+Rows of results contain no paths and no times, so the same scans always give the same row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import RegionsRecord, RunRecord
 from leuko.io.tissue import CLASSES_WITHOUT_RIM
-from leuko.lesions.location import REGIONS, SECTORS
+from leuko.lesions.location import REGIONS, RULES, SECTORS
 
 SIDES = ("left", "right")
 ML = "mL"
+UNKNOWN = float("nan")
+# Values of the columns that hold one of a few words.
+LEVELS: dict[str, Mapping[Any, str]] = {
+    "status": {
+        "segmented": "The scan was segmented",
+        "failed": "It could not be segmented; the column reason says why",
+    },
+    "do_not_use": {"yes": "A check found a reason not to use the result", "no": "None did"},
+    "verdict": {
+        "PASS": "All readers of this mask passed it",
+        "FAIL": "All failed it",
+        "flag": "All flagged it",
+        "disagree": "The readers gave different verdicts",
+    },
+    "rims": RIMS_ARE,
+    "rule": RULES,
+}
 
 
 def row(record: RunRecord) -> dict[str, Any]:
     """The values of a record by the keys of `COLUMNS`; nan for unknown values."""
     found = dict(_values(record))
-    return {name: found.get(name, float("nan")) for name in COLUMNS}
+    return {name: found.get(name, UNKNOWN) for name in COLUMNS}
 
 
-def dictionary() -> dict[str, dict[str, str]]:
-    """The columns for a BIDS sidecar: a description of each, and its unit if any."""
+def failed_row(reason: str) -> dict[str, Any]:
+    """The row of a scan that could not be segmented; everything but the reason is unknown."""
+    plain = " ".join(reason.split()).replace('"', "'")  # needs no quotes in a table
+    return dict.fromkeys(COLUMNS, UNKNOWN) | {"status": "failed", "reason": plain}
+
+
+def judged(row: Mapping[str, Any], verdicts: Iterable[str]) -> dict[str, Any]:
+    """A row with the readers' verdicts on its mask."""
+    found = list(verdicts)
+    told = found[0] if len(set(found)) == 1 else "disagree"
+    return {**row, "raters": len(found), "verdict": told if found else UNKNOWN}
+
+
+def dictionary() -> dict[str, dict[str, Any]]:
+    """The columns for a BIDS sidecar: a description of each, its unit and its levels if any."""
     return {
-        name: {"Description": text} | ({"Units": unit} if unit else {})
+        name: {"Description": text}
+        | ({"Units": unit} if unit else {})
+        | ({"Levels": {str(k): v for k, v in LEVELS[name].items() if k}} if name in LEVELS else {})
         for name, (text, unit) in COLUMNS.items()
     }
 
 
 def _values(record: RunRecord) -> Iterator[tuple[str, Any]]:
     settings, model, scans = record.settings, record.model, record.inputs
+    yield "status", "segmented"
     yield "volume_ml", record.volume_ml
     yield from _ends("volume", record.volume_interval_ml, "_ml")
     yield "wmh_ml", _number(record.wmh_ml)
@@ -51,11 +85,14 @@ def _values(record: RunRecord) -> Iterator[tuple[str, Any]]:
     if record.alignment:
         yield "t1_moved_mm", record.alignment.moved_mm
     codes = dict.fromkeys(finding.code for finding in record.findings)
+    serious = {finding.code for finding in record.findings if finding.level != "note"}
     yield "do_not_use", "no" if record.is_usable else "yes"
     yield "warnings", record.warnings
+    yield "warning_codes", ",".join(name for name in codes if name in serious) or "n/a"
     yield "finding_codes", ",".join(codes) or "n/a"
     if record.outside_brain:
         yield "outside_brain_ml", record.outside_brain.wmh_ml
+    yield "slice_thickness_mm", _number(scans.flair.slice_mm)
     yield "rims", record.rims or "n/a"
     yield "rule", settings.rule
     yield "threshold", settings.threshold
@@ -73,6 +110,7 @@ def _regions(regions: RegionsRecord) -> Iterator[tuple[str, float]]:
     yield "periventricular_ml", regions.periventricular_ml
     yield "deep_ml", regions.deep_ml
     yield "infratentorial_ml", regions.infratentorial_ml
+    yield "juxtacortical_ml", _number(regions.juxtacortical_ml)
     yield "confluent_ml", regions.confluent_ml
     yield "left_ml", _number(regions.left_ml)
     yield "right_ml", _number(regions.right_ml)
@@ -95,6 +133,8 @@ def _sector(name: str) -> str:
 
 
 def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
+    yield "status", ("Whether the scan was segmented", "")
+    yield "reason", ("Why it could not be segmented", "")
     yield (
         "volume_ml",
         ("Volume of the mask: white matter hyperintensities (WMH), by the convention `rims`", ML),
@@ -111,6 +151,7 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
     for end in ("low", "high"):
         yield f"expected_dice_{end}", (f"The {end} end of its 90 % interval", "")
     places = {name: f"Volume of {name} WMH, by the rule in `rule`" for name in REGIONS[1:]}
+    places["juxtacortical"] += "; n/a by rules without it"
     places["confluent"] = "Volume of lesions from within 2 mm of the ventricles to beyond 10 mm"
     places |= {side: f"Volume of WMH in the {side} hemisphere" for side in SIDES}
     for name, text in places.items():
@@ -124,10 +165,15 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
     yield "t1_moved_mm", ("Mean motion of the brain in registration of the T1 to the FLAIR", "mm")
     yield "do_not_use", ("Whether a check found that the result should not be used: yes or no", "")
     yield "warnings", ("Number of warnings; their texts are in the report and in the record", "")
-    yield "finding_codes", ("Codes of the checks that found something, notes included", "")
+    codes = "of the checks that found something, separated by commas"
+    yield "warning_codes", (f"Codes {codes}, without notes", "")
+    yield "finding_codes", (f"Codes {codes}, notes included", "")
     yield "outside_brain_ml", ("Volume of lesions removed because they lie outside the brain", ML)
     rims = "Caps and rims: separate (not in the mask), include (in it), exclude (left out); n/a if "
+    yield "slice_thickness_mm", ("Distance from slice to slice of the FLAIR", "mm")
     yield "rims", (rims + "the model does not tell them from WMH", "")
+    yield "verdict", ("Verdict of the readers of this mask", "")
+    yield "raters", ("Number of verdicts on this mask, one for each reader", "")
     yield "rule", ("Rule for periventricular WMH, see docs/methods.md", "")
     yield "threshold", ("Smallest probability of a voxel in the mask", "")
     yield "lesion_threshold", ("A lesion is kept if its highest probability reaches this value", "")

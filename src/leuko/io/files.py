@@ -79,7 +79,17 @@ def _publish(scratch: Path, folder: Path, record: str) -> None:
         for path in records:
             (folder / path.name).unlink(missing_ok=True)
         for path in sorted(scratch.iterdir(), key=lambda path: path in records):
+            if path.is_dir():  # replaces only an empty folder
+                delete(folder / path.name)
             path.replace(folder / path.name)
+
+
+def delete(path: Path) -> None:
+    """Delete a file, or a folder with its content; nothing if it does not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -122,11 +122,19 @@ def as_record(scans: Mapping[str, Scan]) -> Inputs:
     return Inputs(
         **{
             name: ScanRecord(
-                series=str(scan.series) if scan.series else None, **asdict(scan.as_record())
+                series=str(scan.series) if scan.series else None,
+                spacing_mm=_rounded(scan.volume.spacing_mm),
+                slice_mm=round(scan.volume.spacing_mm[scan.volume.through_plane_axis], 4),
+                **asdict(scan.as_record()),
             )
             for name, scan in scans.items()
         }
     )
+
+
+def _rounded(spacing_mm: tuple[float, ...]) -> tuple[float, float, float]:
+    x, y, z = (round(mm, 4) for mm in spacing_mm)
+    return x, y, z
 
 
 def file_record(path: Path) -> FileRecord:

@@ -80,6 +80,19 @@ def read_map(path: Path) -> Volume:
     return _labelled(path)
 
 
+def read_numbers(path: Path) -> Volume:
+    """A label image with any labels from 0 to 65535, as uint16; NaN becomes 0. Raises LeukoError
+    for other values."""
+    volume = _labelled(path)
+    numbers = volume.data.astype(np.uint16)
+    if not np.array_equal(numbers, volume.data):
+        raise LeukoError(
+            f"{path} holds values that are not whole numbers from 0 to 65535; expected labels, not "
+            "probabilities"
+        )
+    return volume.with_data(numbers)
+
+
 def read_probability(path: Path) -> Volume:
     """A probability map, by `masks.as_probability`; NaN becomes 0. All zeros is valid."""
     volume = _labelled(path)
@@ -105,6 +118,15 @@ def write(path: Path, volume: Volume) -> None:
     volume made in memory gets both forms with code 1 (scanner coordinates).
     """
     nib.save(as_image(volume), path)
+
+
+def in_mni(volume: Volume) -> Volume:
+    """The volume with a header whose form code says that its world is MNI152 space."""
+    image = nib.Nifti1Image(volume.data, volume.affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(volume.affine, code="mni")
+    image.set_qform(volume.affine, code="mni")
+    return replace(volume, header=image.header)
 
 
 def to_bytes(volume: Volume) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leuko.errors import LeukoError, in_one_line
+from leuko.io.files import delete
 from leuko.io.inputs import Scan
 from leuko.io.provenance import OUTPUT, Finding
 from leuko.io.record import writer
@@ -20,14 +21,22 @@ LESIONS_FILE, LESION_TABLE_FILE = "wmh_lesions.nii.gz", "lesions.tsv"
 REGIONS_FILE, REGION_NAMES_FILE = "wmh_regions.nii.gz", "wmh_regions.tsv"
 DICOM_FILE = "wmh.dcm"
 T1_FILE, TRANSFORM_FILE = "t1_aligned.nii.gz", "t1_to_flair.tfm"
+FILLED_FILE = "t1_filled.nii.gz"
+MNI_MASK_FILE, MNI_PROBABILITY_FILE = "wmh_mni.nii.gz", "wmh_prob_mni.nii.gz"
+MNI_FLAIR_FILE = "flair_mni.nii.gz"
+ATLAS_FILE, ATLAS_TABLE_FILE = "atlas.nii.gz", "atlas.tsv"
+ATLAS_LESIONS_FILE = "atlas_lesions.tsv"
 REPORT_FILE, PICTURE_FILE = "report.html", "qc.png"
 KEY_SLICES_FILE = "key_slices.jpg"
+LOOKUP_FOLDER = "lookup_tables"  # of the label images, for viewers
 RECORD_FILE = "run.json"
 VERDICTS_FOLDER = "verdicts"  # of readers, as CSV
 FILES = (
     MASK_FILE, RIMS_FILE, PROBABILITY_FILE, ENTROPY_FILE, TISSUE_FILE, LESIONS_FILE,
     LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, PICTURE_FILE, KEY_SLICES_FILE,
-    DICOM_FILE, T1_FILE, TRANSFORM_FILE, RECORD_FILE,
+    DICOM_FILE, T1_FILE, TRANSFORM_FILE, FILLED_FILE, MNI_MASK_FILE,
+    MNI_PROBABILITY_FILE, MNI_FLAIR_FILE, ATLAS_FILE, ATLAS_TABLE_FILE, ATLAS_LESIONS_FILE,
+    LOOKUP_FOLDER, RECORD_FILE,
 )  # fmt: skip
 
 Tell = Callable[[Finding], None]
@@ -37,11 +46,12 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def side_output(folder: Path, name: str, tell: Tell) -> Iterator[None]:
-    """Write an optional file of a result; if that fails, delete it and `tell` a warning."""
+    """Write an optional file or folder of a result; if that fails, delete it and `tell` a
+    warning."""
     try:
         yield
     except Exception as error:  # any error of a library: the mask must still be saved
-        (folder / name).unlink(missing_ok=True)
+        delete(folder / name)
         log.debug("%s", name, exc_info=error)
         tell(Finding("warning", OUTPUT, f"{name} could not be written ({in_one_line(error)})"))
 
@@ -83,4 +93,4 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if math.isfinite(value) else "n/a"
-    return str(value)
+    return "n/a" if value is None else str(value)

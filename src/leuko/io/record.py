@@ -34,6 +34,8 @@ class ScanRecord(FileRecord):
     """A scan as it was read."""
 
     series: str | None  # of DICOM
+    spacing_mm: tuple[float, float, float] | None = None  # of voxels, along the stored axes
+    slice_mm: float | None = None  # from slice to slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,10 @@ class SettingsRecord:
     rule: str
     strict: bool
     device: str
+    fill: bool | None = None  # None: no
+    save_mni: bool | None = None  # likewise
+    atlas: FileRecord | None = None
+    atlas_names: FileRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,7 @@ class RegionsRecord:
     left_ml: float | None
     right_ml: float | None
     bullseye: Bullseye | None
+    juxtacortical_ml: float | None = None  # None: the rule has no such region
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +136,35 @@ class AlignmentRecord:
     mutual_information_before: float
     mutual_information: float
     flair_to_t1: tuple[tuple[float, ...], ...]  # (4, 4), world coordinates
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateRecord:
+    """The affine registration of the brain to MNI152 space, and how exact it is."""
+
+    space: str  # the template's name in BIDS
+    to_mni: tuple[tuple[float, ...], ...]  # (4, 4), world coordinates
+    brain_mm: float
+    ventricles_mm: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtlasRegion:
+    """WMH in one region of an atlas; the index 0 is what lies outside the atlas."""
+
+    index: int
+    name: str
+    region_ml: float | None  # None: outside the atlas
+    wmh_ml: float
+    wmh_percent: float | None  # of the region
+    lesions: int  # that reach into it
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtlasRecord:
+    """WMH by the regions of the user's atlas."""
+
+    regions: tuple[AtlasRegion, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +212,8 @@ class RunRecord:
     seconds: Mapping[str, float]
     label: str | None = None  # of the scan, as given
     edited: Edited | None = None  # None: no reader corrected the mask
+    template: TemplateRecord | None = None  # None: no output needs it
+    atlas: AtlasRecord | None = None  # None: no atlas was given
     doubtful_slices: tuple[int, ...] | None = None  # where the mask is least certain, from 1
 
     @property

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from enum import IntEnum
 
+from leuko.io.lookup_tables import BLUE, ORANGE, PINK, SKY, Label
+
 
 class Tissue(IntEnum):
     """Tissue classes, numbered as in synthetic label maps and in models that know all of them.
@@ -25,7 +27,24 @@ class Tissue(IntEnum):
 
 
 CLASSES = tuple(tissue.label for tissue in Tissue)
+COLOURS = {
+    Tissue.CSF: BLUE,
+    Tissue.VENTRICLE: SKY,
+    Tissue.GREY: "#999999",
+    Tissue.WHITE: "#f0f0f0",
+    Tissue.RIM: PINK,
+    Tissue.WMH: ORANGE,
+}
+RIM_LABELS = [Label(1, "caps and rims", COLOURS[Tissue.RIM])]
 CLASSES_WITHOUT_RIM = tuple(tissue.label for tissue in Tissue if tissue != Tissue.RIM)
+
+
+def labels_of(classes: Sequence[str]) -> list[Label]:
+    """The labels of a map of a model's classes; the first class is the background."""
+    tissues = {tissue.label: tissue for tissue in Tissue}
+    return [
+        Label(number, name, COLOURS[tissues[name]]) for number, name in enumerate(classes) if number
+    ]
 
 
 def numbers_in(classes: Sequence[str]) -> list[int]:

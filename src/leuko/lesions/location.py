@@ -1,4 +1,4 @@
-"""Location of lesions: periventricular, deep or infratentorial; depth and lobe (bullseye).
+"""Location of lesions: periventricular, deep, infratentorial or juxtacortical; depth and lobe.
 
 Functions work on the N lesion voxels of a mask, as points (N, 3) in world coordinates, mm.
 """
@@ -10,18 +10,28 @@ import numpy as np
 import scipy.ndimage
 from scipy.spatial import cKDTree
 
+from leuko.io.lookup_tables import GREEN, ORANGE, SKY, YELLOW, Label
 from leuko.io.tissue import Tissue
 from leuko.lesions import mni
 from leuko.lesions.components import TOUCHING
 from leuko.volume import Array, Volume, world
 
-Rule = Literal["voxel10", "shiva2", "contiguity"]
+Rule = Literal["voxel10", "shiva2", "contiguity", "mcdonald2017"]
 RULES: dict[Rule, str] = {
     "voxel10": "periventricular: voxels up to 10 mm from the lateral ventricles",
     "shiva2": "periventricular: whole lesions that come within 2 mm of the lateral ventricles",
     "contiguity": "periventricular: whole lesions that touch the lateral ventricles",
+    "mcdonald2017": "whole lesions: periventricular, within 2 mm of the lateral ventricles; "
+    "juxtacortical, others within 2 mm of the cortex; deep, the rest",
 }
-REGIONS = ("background", "periventricular", "deep", "infratentorial")
+# Juxtacortical only by the rule mcdonald2017.
+REGIONS = ("background", "periventricular", "deep", "infratentorial", "juxtacortical")
+REGION_LABELS = [
+    Label(number, name, colour)
+    for number, (name, colour) in enumerate(
+        zip(REGIONS[1:], (ORANGE, SKY, GREEN, YELLOW), strict=True), start=1
+    )
+]
 NEAR_MM, DEEP_MM = 2.0, 10.0
 SHELLS = ("innermost", "inner", "outer", "outermost")  # quarters of the distance to the cortex
 SECTORS = (
@@ -51,14 +61,19 @@ class Where:
     def regions(self, lesion: Array, rule: Rule) -> Array:
         """Indices (N,) into REGIONS by a rule of RULES; `lesion` (N,) numbers the lesions from 1.
 
-        Voxels below the tentorium are infratentorial by every rule.
+        Voxels below the tentorium are infratentorial by every rule. mcdonald2017 has the places of
+        Thompson et al. 2018 (doi 10.1016/S1474-4422(17)30470-2); a lesion that touches both the
+        ventricles and the cortex counts as periventricular.
         """
         if rule == "voxel10":
             near = self.ventricle_mm <= DEEP_MM
         else:
-            voxelwise = self.ventricle_mm <= NEAR_MM if rule == "shiva2" else self.touches
+            voxelwise = self.touches if rule == "contiguity" else self.ventricle_mm <= NEAR_MM
             near = any_of(lesion, voxelwise)[lesion]
         found = np.where(near, 1, 2)
+        if rule == "mcdonald2017":
+            at_cortex = any_of(lesion, self.cortex_mm <= NEAR_MM)[lesion]
+            found[at_cortex & ~near] = 4
         if self.lobe is not None:
             found[self.lobe == mni.LOBES.index("infratentorial")] = 3
         return found

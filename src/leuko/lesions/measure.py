@@ -3,11 +3,13 @@
 Array axes run R, A, S. See `location` for the rules.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.ndimage
 
+from leuko.io.lookup_tables import Label, coloured
 from leuko.io.record import Bullseye, RegionsRecord
 from leuko.io.tissue import Tissue
 from leuko.lesions import mni
@@ -46,7 +48,7 @@ class Lesion:
     flair_contrast: float  # mean of (lesion - white) / white; white: median of white matter
     t1_contrast: float
     mean_probability: float
-    region: str  # by the rule: periventricular, deep, infratentorial; or confluent
+    region: str  # one of `REGIONS` by the rule; or, but for mcdonald2017, confluent
     side: str  # left or right, where most of it lies
     lobe: str
     ventricle_mm: float  # from its nearest voxel to the lateral ventricles
@@ -55,16 +57,28 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Regions:
-    """Lesion volumes in mL by place; periventricular, deep and infratentorial add up to all."""
+    """Lesion volumes in mL by place; those of the regions add up to all."""
 
     rule: Rule
     periventricular_ml: float
     deep_ml: float
     infratentorial_ml: float
+    juxtacortical_ml: float | None  # None by rules without it, and if the cortex is unknown
     confluent_ml: float  # lesions from the ventricles to beyond 10 mm; also in the regions above
     left_ml: float | None
     right_ml: float | None
     bullseye_ml: list[list[float]] | None  # by SHELLS and SECTORS
+
+    def as_text(self) -> str:
+        """The volumes of the regions, in words."""
+        volumes = {
+            "periventricular": self.periventricular_ml,
+            "deep": self.deep_ml,
+            "infratentorial": self.infratentorial_ml,
+            "juxtacortical": self.juxtacortical_ml,
+        }
+        known = [f"{name} {ml:.2f}" for name, ml in volumes.items() if ml is not None]
+        return f"{', '.join(known)} mL"
 
     def as_record(self) -> RegionsRecord:
         """For the record of a run: rounded, with the rule in words."""
@@ -78,6 +92,9 @@ class Regions:
             periventricular_ml=round(self.periventricular_ml, 4),
             deep_ml=round(self.deep_ml, 4),
             infratentorial_ml=round(self.infratentorial_ml, 4),
+            juxtacortical_ml=None
+            if self.juxtacortical_ml is None
+            else round(self.juxtacortical_ml, 4),
             confluent_ml=round(self.confluent_ml, 4),
             left_ml=None if self.left_ml is None else round(self.left_ml, 4),
             right_ml=None if self.right_ml is None else round(self.right_ml, 4),
@@ -111,12 +128,22 @@ def analyse(case: MaskedScan, *, place: mni.Place | None, rule: Rule, threads: i
     region_map = np.zeros(case.mask.shape, dtype=np.uint8)
     region_map[case.mask] = region
     return Analysis(
-        lesions=_lesions(case, lesion, where, region),
+        lesions=_lesions(case, lesion, where, region, names_confluent=rule != "mcdonald2017"),
         numbers=numbers,
         region_map=region_map,
         regions=_regions(case.flair.voxel_mm3 / 1000, lesion, where, rule),
         intracranial_ml=intracranial_ml,
     )
+
+
+def lesion_labels(lesions: Sequence[Lesion]) -> list[Label]:
+    """The labels of a map of lesion ids: number and place of each lesion."""
+    named = []
+    for lesion in lesions:
+        place = " ".join(part for part in (lesion.side, lesion.lobe) if part != "n/a")
+        parts = [f"lesion {lesion.id}", lesion.region, place]
+        named.append((lesion.id, ", ".join(part for part in parts if part not in ("", "n/a"))))
+    return coloured(named)
 
 
 def numbered(mask: Array) -> Array:
@@ -130,7 +157,12 @@ def numbered(mask: Array) -> Array:
 
 
 def _lesions(
-    case: MaskedScan, lesion: Array, where: Where | None, region: Array | None
+    case: MaskedScan,
+    lesion: Array,
+    where: Where | None,
+    region: Array | None,
+    *,
+    names_confluent: bool = True,
 ) -> list[Lesion]:
     """One row per lesion; `lesion` (N,) is the id of each mask voxel, `region` (N,) its region."""
     if not len(lesion):
@@ -152,7 +184,7 @@ def _lesions(
     if where is not None and region is not None:
         ventricle_mm, cortex_mm = nearest(where.ventricle_mm), nearest(where.cortex_mm)
         names = np.array(REGIONS)[_commonest(lesion, region, len(REGIONS))]
-        regions = np.where(where.confluent(lesion), "confluent", names)
+        regions = np.where(where.confluent(lesion) & names_confluent, "confluent", names)
         if where.lobe is not None and where.is_left is not None:
             lobes = np.array(LOBES)[_commonest(lesion, where.lobe, len(LOBES))]
             sides = np.where(mean(where.is_left) >= 0.5, "left", "right")
@@ -210,11 +242,13 @@ def _regions(voxel_ml: float, lesion: Array, where: Where, rule: Rule) -> Region
     counts = np.bincount(where.regions(lesion, rule), minlength=len(REGIONS))
     left = None if where.is_left is None else int(np.count_nonzero(where.is_left))
     bullseye = where.bullseye(voxel_ml * 1000)
+    knows_cortex = rule == "mcdonald2017" and not np.isnan(where.cortex_mm).any()
     return Regions(
         rule=rule,
         periventricular_ml=float(counts[1] * voxel_ml),
         deep_ml=float(counts[2] * voxel_ml),
         infratentorial_ml=float(counts[3] * voxel_ml),
+        juxtacortical_ml=float(counts[4] * voxel_ml) if knows_cortex else None,
         confluent_ml=float(np.count_nonzero(where.confluent(lesion)[lesion]) * voxel_ml),
         left_ml=None if left is None else left * voxel_ml,
         right_ml=None if left is None else (len(lesion) - left) * voxel_ml,

@@ -1,21 +1,33 @@
 """Registration of a brain to MNI152 space, which gives the lobe and the side of its points.
 
-The atlas in `data/atlas` holds tissues and lobes of the template, voxels of 2 mm
-(`experiments/make_atlas.py`).
+The template is the symmetric ICBM 152 of 2009, release a (MNI152NLin2009aSym in BIDS). The atlas in
+`data/atlas` holds its tissues and lobes, voxels of 2 mm (`experiments/make_atlas.py`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import scipy.ndimage
+from scipy.spatial import cKDTree
 
 from leuko.io import nifti
 from leuko.io.tissue import Tissue
-from leuko.volume import Array, Volume, apply_affine, bounding_box, centre_of_mass, world
+from leuko.volume import (
+    Array,
+    Volume,
+    apply_affine,
+    bounding_box,
+    centre_of_mass,
+    resample_onto,
+    world,
+)
 
+SPACE = "MNI152NLin2009aSym"  # the template's name in BIDS
+SHAPE, ORIGIN_MM = (197, 233, 189), (-98, -134, -72)  # of its own grid, 1 mm
 FOLDER = Path(__file__).parents[1] / "data" / "atlas"
 LOBES = ("frontal", "parietal", "temporal", "occipital", "deep grey", "infratentorial")
 
@@ -87,6 +99,46 @@ class Place:
         """Whether each point (N, 3) is left of the midplane, bool."""
         left: Array = self.apply(points_mm)[:, 0] < 0
         return left
+
+
+@dataclass(frozen=True)
+class Residual:
+    """How far a registered brain is from the template: mean distances of surfaces, mm."""
+
+    brain_mm: float
+    ventricles_mm: float  # nan without ventricles; atrophy and the registration both add to it
+
+    @classmethod
+    def of(cls, tissue: Volume, place: Place) -> Self:
+        """The residual of a map of `Tissue` values. The edges of the image are no surface."""
+        template = read("tissue")
+
+        def off_mm(mask: Array, drawn: Array) -> float:
+            ours = place.apply(_surface(tissue, mask))
+            far_mm = np.asarray(cKDTree(_surface(template, drawn)).query(ours)[0])
+            return float(far_mm.mean()) if len(far_mm) else float("nan")
+
+        return cls(
+            off_mm(tissue.data > 0, template.data > 0),
+            off_mm(tissue.data == Tissue.VENTRICLE, template.data == Tissue.VENTRICLE),
+        )
+
+
+def bring(
+    image: Volume, place: Place, onto: Callable[[Volume, Volume], Volume] = resample_onto
+) -> Volume:
+    """An image of a scan on the template's grid of 1 mm, by `resample_onto` or `labels_onto`."""
+    affine = np.eye(4)
+    affine[:3, 3] = ORIGIN_MM
+    grid = Volume(np.zeros(SHAPE, dtype=np.uint8), affine)
+    moved = replace(image, affine=place.to_mni @ image.affine, header=None)
+    return nifti.in_mni(onto(moved, grid))
+
+
+def _surface(grid: Volume, mask: Array) -> Array:
+    """World coordinates (N, 3) of the surface voxels of a mask."""
+    inner = scipy.ndimage.binary_erosion(mask, border_value=1)
+    return world(grid, np.argwhere(mask & ~inner))
 
 
 @cache

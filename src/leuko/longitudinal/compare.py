@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from leuko.errors import LeukoError
-from leuko.io import inputs, nifti
-from leuko.io.files import find_image, staged
+from leuko.io import inputs, lookup_tables, nifti
+from leuko.io.files import find_image, image_stem, staged
+from leuko.io.lookup_tables import Label, coloured
 from leuko.io.outputs import (
+    LOOKUP_FOLDER,
     MASK_FILE,
     PROBABILITY_FILE,
     RECORD_FILE,
@@ -35,7 +37,7 @@ from leuko.io.record import RunRecord
 from leuko.longitudinal.changes import BORDER_MM, Change, Changes, Time, find_changes
 from leuko.longitudinal.midspace import Halfway, meet
 from leuko.longitudinal.record import ComparisonRecord, Floor, HalfwayRecord, TimeRecord, Times
-from leuko.longitudinal.report import change_report
+from leuko.longitudinal.report import KINDS, change_report
 from leuko.model.runtime import available_cpus
 from leuko.preprocessing.slices import tissue_level
 from leuko.segment import SegmentSettings, segment
@@ -45,7 +47,10 @@ CHANGES_FILE, CHANGE_TABLE_FILE = "changes.nii.gz", "changes.tsv"
 NUMBERS_FILE = "change_lesions.nii.gz"
 FLAIR_FILES = ("flair_baseline.nii.gz", "flair_followup.nii.gz")
 COMPARISON_FILE = "compare.json"
-FILES = (CHANGES_FILE, CHANGE_TABLE_FILE, NUMBERS_FILE, *FLAIR_FILES, REPORT_FILE, COMPARISON_FILE)
+FILES = (
+    CHANGES_FILE, CHANGE_TABLE_FILE, NUMBERS_FILE, *FLAIR_FILES, LOOKUP_FOLDER, REPORT_FILE,
+    COMPARISON_FILE,
+)  # fmt: skip
 TIMES = ("baseline", "followup")
 BEYOND_VIEW = 0.02  # share of the WMH outside the other scan's field of view; more: a warning
 
@@ -259,7 +264,11 @@ def _write(folder: Path, changes: Changes, times: tuple[Time, Time], halfway: Ha
     for name, time in zip(FLAIR_FILES, times, strict=True):
         nifti.write(folder / name, grid.with_data(time.flair))
     nifti.write(folder / CHANGES_FILE, grid.with_data(changes.states))
+    labels = [Label(number, kind.name, kind.colour) for number, kind in KINDS.items()]
+    lookup_tables.write(folder / LOOKUP_FOLDER, image_stem(Path(CHANGES_FILE)), labels)
     nifti.write(folder / NUMBERS_FILE, grid.with_data(changes.numbers))
+    names = [(lesion.id, f"lesion {lesion.id}, {lesion.state}") for lesion in changes.lesions]
+    lookup_tables.write(folder / LOOKUP_FOLDER, image_stem(Path(NUMBERS_FILE)), coloured(names))
     columns = [field.name for field in fields(Change)]
     write_table(folder / CHANGE_TABLE_FILE, columns, map(astuple, changes.lesions))
 

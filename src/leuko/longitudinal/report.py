@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from leuko.io.lookup_tables import BLUE, ORANGE, SKY, VERMILION, YELLOW
 from leuko.io.provenance import RIMS_ARE, is_useless
 from leuko.longitudinal.changes import STATES, Changes, Time
 from leuko.longitudinal.record import ComparisonRecord
@@ -17,13 +18,12 @@ from leuko.report.html import Column, Kind, alerts, facts, page, plain, section,
 from leuko.report.viewer import HEAD, Pane, lesion_slices
 from leuko.volume import Array, Volume
 
-# Okabe and Ito's colours, which colour-blind people tell apart.
 KINDS = {
-    1: Kind("new", "#d55e00"),
-    2: Kind("gained (grown lesions)", "#e69f00"),
-    3: Kind("unchanged", "#f0e442"),
-    4: Kind("lost (shrunk lesions)", "#56b4e9"),
-    5: Kind("resolved", "#0072b2"),
+    1: Kind("new", VERMILION),
+    2: Kind("gained (grown lesions)", ORANGE),
+    3: Kind("unchanged", YELLOW),
+    4: Kind("lost (shrunk lesions)", SKY),
+    5: Kind("resolved", BLUE),
 }
 MOST_ROWS = 500  # of the table; more would make the page large
 COLUMNS = (

@@ -13,6 +13,7 @@ PLACES = {
     "periventricular_ml": "around the ventricles",
     "deep_ml": "in the deep white matter",
     "infratentorial_ml": "in the brainstem and cerebellum",
+    "juxtacortical_ml": "next to the cortex",
 }
 
 
@@ -58,9 +59,9 @@ def _name(record: RunRecord) -> str:
 
 
 def _place(regions: RegionsRecord) -> str:
-    volumes = {place: getattr(regions, name) for name, place in PLACES.items()}
+    volumes = {place: getattr(regions, name) or 0.0 for name, place in PLACES.items()}
     whole = sum(volumes.values())
-    first, second, _ = sorted(volumes, key=lambda place: -volumes[place])
+    first, second, *_ = sorted(volumes, key=lambda place: -volumes[place])
     if volumes[first] >= MOSTLY * whole:
         return f"mostly {first}" if volumes[first] < (1 - SOME) * whole else first
     return f"{first} and {second}"

@@ -72,6 +72,42 @@ def mosaic(
     return _in_rows(panels, title and title + part, columns)
 
 
+def heat_map(
+    behind: Sequence[Array], shares: Sequence[Array], *, title: str, marks: Sequence[str]
+) -> Image.Image:
+    """Slices (H, W) of grey values 0 to 255 under shares of 0 to 1, in rows, with a colour bar.
+
+    Rows of a slice run to the right, columns to the front. The largest share has the brightest
+    colour; `marks` are written on the slices.
+    """
+    most = max(float(np.max(share)) for share in shares) or 1.0
+    panels = []
+    for grey, share, mark in zip(behind, shares, marks, strict=True):
+        heat = upright(share)[..., None] / most
+        shown = np.where(heat > 0, _hot(heat[..., 0]), upright(grey)[..., None])
+        panel = _panel(shown.astype(np.uint8), [], SLICE_PX)
+        _write(panel, (5, panel.height - 5), mark, "ls")
+        panels.append(panel)
+    _write(panels[0], (5, panels[0].height / 2), "R", "lm")
+    whole = _in_rows(panels, title, columns=len(panels) // 2)
+    bar = Image.new("RGB", (whole.width, whole.height + TITLE_PX))
+    bar.paste(whole, (0, 0))
+    steps = np.tile(np.linspace(0, 1, whole.width // 3), (12, 1))
+    left, top = whole.width // 3, whole.height + 12
+    bar.paste(Image.fromarray(_hot(steps).astype(np.uint8)), (left, top))
+    for x, anchor, end in ((left - 8, "rm", 0.0), (2 * left + 8, "lm", most)):
+        _write(bar, (x, top + 6), f"{100 * end:.3g} %", anchor)
+    return bar
+
+
+def _hot(part: Array) -> Array:
+    """Colours (..., 3), 0 to 255, from dark red over orange to light yellow, of values 0 to 1."""
+    colours = np.array([[90, 0, 0], [230, 60, 0], [255, 170, 0], [255, 255, 200]], dtype=float)
+    places = np.linspace(0, 1, len(colours))
+    hot: Array = np.stack([np.interp(part, places, channel) for channel in colours.T], axis=-1)
+    return hot
+
+
 def chosen_slices(kinds: Sequence[Array], most: int, *, later: Sequence[int] = ()) -> list[int]:
     """At most `most` slices, in order: first those with kinds other than 0, then those with only
     the kinds `later`, then the others; evenly spaced within each group."""

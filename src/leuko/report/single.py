@@ -13,6 +13,8 @@ from PIL import Image
 
 from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import FileRecord, RunRecord
+from leuko.io.tissue import COLOURS, Tissue
+from leuko.lesions.location import REGION_LABELS, REGIONS
 from leuko.lesions.measure import Lesion
 from leuko.report.answer import answer, counted
 from leuko.report.html import (
@@ -34,17 +36,13 @@ from leuko.report.pictures import mosaic
 from leuko.report.plots import bullseye, volume_histogram
 from leuko.report.viewer import RIM_KIND, Pane, lesion_slices
 
-# Okabe and Ito's colours, which colour-blind people tell apart.
-KINDS = {
-    1: Kind("periventricular", "#e69f00"),
-    2: Kind("deep", "#56b4e9"),
-    3: Kind("infratentorial", "#009e73"),
-}
-ONE_KIND = {1: Kind("WMH", "#e69f00")}
-RIMS = {RIM_KIND: Kind("caps and rims (not in the mask)", "#cc79a7")}
+KINDS = {label.number: Kind(label.name, label.colour) for label in REGION_LABELS}
+ONE_KIND = {1: Kind("WMH", COLOURS[Tissue.WMH])}
+RIMS = {RIM_KIND: Kind("caps and rims (not in the mask)", COLOURS[Tissue.RIM])}
 KEY_SLICES = 6
 OF_AUTOMATIC_MASKS = ("threshold", "lesion_threshold", "smallest_lesion_mm3", "rims", "exclude")
 MOST_ROWS = 500  # of the table; more would make the page large
+MOST_REGIONS = 40  # likewise, of an atlas
 COLUMNS = (
     Column("id", "No.", 0),
     Column("volume_ml", "Volume, mL", 3),
@@ -135,13 +133,16 @@ def report(record: RunRecord, lesions: Sequence[Lesion], pane: Pane, sheet_jpeg:
             if sheet_jpeg
             else "",
             section("Location and size", _places(record, lesions), name="location"),
+            section("Regions of the atlas", _atlas(record), name="atlas") if record.atlas else "",
             section("Details", _details(record), name="details"),
         ],
     )
 
 
 def _kinds(record: RunRecord) -> dict[int, Kind]:
-    kinds = KINDS if record.regions else ONE_KIND
+    kinds = dict(KINDS if record.regions else ONE_KIND)
+    if record.regions and record.regions.juxtacortical_ml is None:
+        kinds.pop(REGIONS.index("juxtacortical"))
     return kinds | RIMS if record.rims == "separate" else kinds
 
 
@@ -185,6 +186,8 @@ def _numbers(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         yield "Deep", f"{regions.deep_ml:.2f} mL", ""
         yield "Infratentorial", f"{regions.infratentorial_ml:.2f} mL", ""
         yield "In confluent lesions", f"{regions.confluent_ml:.2f} mL", ""
+        if regions.juxtacortical_ml is not None:
+            yield "Juxtacortical", f"{regions.juxtacortical_ml:.2f} mL", ""
         if regions.left_ml is not None:
             yield "Left | right", f"{regions.left_ml:.2f} | {regions.right_ml:.2f} mL", ""
     outside = record.outside_brain
@@ -246,6 +249,25 @@ def _places(record: RunRecord, lesions: Sequence[Lesion]) -> str:
         )
         parts.append(drawing(plot, "Lesions by volume", digits=0))
     return f'<div class="places">{"".join(parts)}</div>' if parts else ""
+
+
+def _atlas(record: RunRecord) -> str:
+    """WMH by the regions of the user's atlas that have any, the most first."""
+    regions = record.atlas.regions if record.atlas else ()
+    found = sorted((r for r in regions if r.wmh_ml), key=lambda region: -region.wmh_ml)
+    rows = {
+        region.name: f"{region.wmh_ml:.3f} mL"
+        + (f", {region.wmh_percent:.2g} % of {region.region_ml:.1f} mL" if region.index else "")
+        for region in found[:MOST_REGIONS]
+    }
+    off = record.template
+    exact = (
+        f" The registration to the template is affine; surfaces are {off.brain_mm:.1f} mm apart."
+        if off
+        else ""
+    )
+    hint = f"{len(found)} of {len(regions)} regions have WMH; atlas.tsv lists all.{exact}"
+    return plain("WMH by region", rows) + f'<p class="hint">{text(hint)}</p>'
 
 
 def _details(record: RunRecord) -> str:

@@ -20,7 +20,7 @@ MAP_SIDE, MAP_QUALITY = 160, 50  # of the JPEGs of the probability, which are mo
 SAMPLE = 6  # every 6th slice is enough to estimate the size of all
 HEAD = 20  # of 255: brighter voxels belong to the head
 SPARSE = 0.03  # of the fullest plane's bright voxels: planes with fewer show noise, or an ear
-RIM_KIND = 4  # in `Pane.kinds`: caps and rims; smaller numbers are regions
+RIM_KIND = 5  # in `Pane.kinds`: caps and rims; smaller numbers are regions
 MARGIN = 2  # voxels around the shown region
 MARKS = (
     ("A", "P", "S", "I"),
