@@ -34,6 +34,7 @@ def commands(home: Path) -> Iterator[tuple[list[object], tuple[str, ...], str]]:
     yield [*segment, "-o", out], (), ""
     yield [*segment, "-o", home / "gpu", "--device", "mps"], ("torch",), "train"
     yield ["segment", "--study", home, "-o", home / "dicom"], ("pydicom", "highdicom"), "dicom"
+    yield ["info"], (), ""
     yield ["evaluate", head / "wmh.nii.gz", out / "wmh.nii.gz"], (), ""
     yield ["view", out, "--no-browser"], (), ""
     yield ["compare", out, out, "-o", home / "changes", "--threads", 1], (), ""
