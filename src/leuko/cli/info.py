@@ -35,7 +35,7 @@ X86 = {
 }
 ARM = {"dot products": {"asimddp"}, "matrix products": {"i8mm"}, "bf16": {"bf16"}}
 BATCH_GB = 4.0  # default of `leuko batch --mem-gb`
-WIDTH = 80
+WIDTH, INDENT = 80, 12
 
 
 def info(
@@ -77,18 +77,13 @@ def as_text(found: Mapping[str, Any]) -> str:
     rows = []
     for name, value in found.items():
         is_known = name in LINES and not isinstance(value, str)
-        title = {"memory_gb": "memory", "notes": "note"}.get(name, name)
+        title = {"memory_gb": "memory"}.get(name, name)
         for line in LINES[name](value) if is_known else [str(value)]:
-            rows.append(
-                textwrap.fill(
-                    f"{title:<12}{line}",
-                    WIDTH,
-                    subsequent_indent=" " * 12,
-                    break_long_words=False,
-                    break_on_hyphens=False,
-                )
-            )
-            title = title if name == "notes" else ""
+            for part in textwrap.wrap(
+                line, WIDTH - INDENT, break_long_words=False, break_on_hyphens=False
+            ):
+                rows.append(f"{title:<{INDENT}}{part}")
+                title = ""
     return "\n".join(rows)
 
 
