@@ -22,7 +22,7 @@ from leuko.io.outputs import KEY_SLICES_FILE, MASK_FILE, RECORD_FILE, REPORT_FIL
 from leuko.io.record import Excluded, Inputs, OutsideBrain, Quality, ScanRecord
 from leuko.model.card import Limits as LesionLimits
 from leuko.report.html import SAVED
-from reports import a_head, a_record, a_report, finding
+from reports import a_head, a_record, a_report, assert_runs_only_its_own, finding
 
 HOSTILE = "<script>document.title = 'run'</script>"
 
@@ -198,6 +198,7 @@ def test_failures_stand_on_the_page_with_their_reason_and_not_in_the_table(cohor
     gather.write_batch(out)
     assert [row["id"] for row in rows(out / "wmh.tsv")] == ["a"]
     html = (out / gather.PAGE).read_text()
+    assert_runs_only_its_own(html)
     assert 'href="logs/b.log"' in html
     assert "logs/c.log" not in html
     assert HOSTILE not in html
