@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ except ImportError:  # Windows
 
 UMASK = os.umask(0)  # reading it means setting it: done once, before threads start
 os.umask(UMASK)
+# Names of files and folders that Windows reserves.
+DEVICE = re.compile(r"(con|nul|aux|prn|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 LARGEST_BYTES = 600 << 20  # limit for an image: a head at 0.5 mm in float64 fits
 
 
