@@ -9,6 +9,7 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from posixpath import join, normpath
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,12 +48,13 @@ def notes_of(changes: str, version: str) -> str:
     return match[2].strip() + "\n"
 
 
-def with_absolute_links(page: str, tag: str, url: str) -> str:
-    """A page in Markdown whose relative links and images lead into the repository at a tag."""
+def with_absolute_links(page: str, tag: str, url: str, folder: str = "") -> str:
+    """A page in Markdown, from a folder of the repository, whose relative links and images lead
+    into the repository at a tag."""
 
     def absolute(match: re.Match[str]) -> str:
         kind = "raw" if match[1].startswith("!") else "blob"
-        return f"{match[1]}({url}/{kind}/{tag}/{match[2]})"
+        return f"{match[1]}({url}/{kind}/{tag}/{normpath(join(folder, match[2]))})"
 
     return re.sub(r"(!?\[[^\]]*\])\((?!https?://|#)([^)]+)\)", absolute, page)
 

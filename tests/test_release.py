@@ -1,5 +1,6 @@
 """What a release consists of: version, packages, notes, the recipe for conda-forge."""
 
+import json
 import re
 import runpy
 import shutil
@@ -13,9 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from leuko.model import weights
+from leuko.model.card import load_card
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RELEASE = runpy.run_path(str(ROOT / ".ci" / "release.py"))
+MODEL = runpy.run_path(str(ROOT / ".ci" / "model_asset.py"))
 LARGEST_WHEEL = 15e6  # bytes; most of it is the model
 # Names in conda-forge, where they differ.
 CONDA = {"diplib": "diplib-python", "SimpleITK": "simpleitk"}
@@ -119,3 +124,57 @@ def test_a_version_without_a_date_is_not_released(checkout):
     )
     with pytest.raises(SystemExit, match="YYYY-MM-DD"):
         RELEASE["prepare"](checkout, f"v{PROJECT['version']}", "https://example.org")
+
+
+@pytest.fixture(scope="module")
+def asset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("asset")
+    MODEL["make"](folder, "v1.2", "https://example.org/leuko")
+    return folder
+
+
+def test_the_model_is_an_archive_that_models_pull_takes(asset, tmp_path, monkeypatch):
+    digest, name = (asset / "leuko-base.zip.sha256").read_text().split()
+    monkeypatch.setenv("LEUKO_CACHE", str(tmp_path))
+    monkeypatch.setattr(weights, "BUNDLED", tmp_path / "none")
+    folder = weights.pull(str(asset / name), sha256_expected=digest)
+    bundled = ROOT / "src/leuko/data/models/leuko-base"
+    for file in bundled.iterdir():
+        assert (folder / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_archive_of_a_model_is_always_the_same(asset, tmp_path):
+    MODEL["make"](tmp_path)
+    assert (tmp_path / "leuko-base.zip").read_bytes() == (asset / "leuko-base.zip").read_bytes()
+    names = zipfile.ZipFile(asset / "leuko-base.zip").namelist()
+    assert {"leuko-base/LICENSE", "leuko-base/model-card.md"} < set(names)
+
+
+def test_the_card_for_hugging_face_has_the_licence_and_the_measured_accuracy(asset):
+    page = (asset / "README.md").read_text(encoding="utf-8")
+    _, front, body = page.split("---\n", 2)
+    about = yaml.safe_load(front)
+    assert about["license"] == "apache-2.0"
+    (index,) = about["model-index"]
+    rows = [
+        line
+        for line in (ROOT / "docs/model-card.md").read_text(encoding="utf-8").splitlines()
+        if re.match(r"\| \w+ \| FLAIR( \+ T1)? \| [^|]+ \| \d+ \|", line)
+    ]
+    assert len(index["results"]) == len(rows) > 5
+    for result, row in zip(index["results"], rows, strict=True):
+        assert {"type", "name"} <= result["task"].keys() & result["dataset"].keys()
+        for metric in result["metrics"]:
+            assert f"| {metric['value']:.3f} |" in row
+    for link in re.findall(r"\]\(([^)#]+)", body):
+        assert link.startswith("https://")
+        assert (ROOT / link.partition("/v1.2/")[2]).exists(), link
+
+
+def test_the_deposit_at_zenodo_names_its_sources(asset):
+    about = json.loads((asset / "zenodo.json").read_text(encoding="utf-8"))["metadata"]
+    card = load_card(weights.find("leuko-base"))
+    assert card.weights_sha256 in about["description"]
+    assert about["license"] == "apache-2.0"
+    found = {one["identifier"] for one in about["related_identifiers"]}
+    assert found == set(re.findall(r"doi (10\.\d+/[\w.-]+\w)", json.dumps(card.training["data"])))
