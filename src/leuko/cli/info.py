@@ -121,7 +121,7 @@ def without_names(value: Any) -> Any:
         home = Path.home()
         if home != Path(home.anchor):
             value = re.sub(rf"{re.escape(str(home))}(?=[/\\]|\W|$)", "~", value)
-    with suppress(OSError, KeyError):  # nor a name, as in a container
+    with suppress(OSError, KeyError, ImportError):  # nor a name, as in a container
         user = re.escape(getpass.getuser())
         value = re.sub(rf"(?<=[/\\]){user}(?=[/\\]|$)", "USER", value)
     return value

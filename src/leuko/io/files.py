@@ -125,7 +125,8 @@ def _is_abandoned(folder: Path) -> bool:
 def replace_text(path: Path, text: str) -> None:
     """Write a text file atomically: readers see the old text or the new one."""
     handle, name = tempfile.mkstemp(prefix=".leuko-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+    # Line ends stay as they are: a table brings its own.
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.write(text)
     Path(name).chmod(0o666 & ~UMASK)
     Path(name).replace(path)

@@ -179,7 +179,7 @@ def available_cpus() -> int:
     """Number of processors that this process may use, by CPU affinity and cgroup quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         limit = max(1, round(int(quota) / int(period)))
     except (OSError, ValueError):  # no such file, or a quota of "max": no limit
         limit = count or 1
