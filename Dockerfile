@@ -10,7 +10,7 @@ FROM ${BASE}
 COPY --from=build /opt/leuko /opt/leuko
 COPY docs/entrypoint.sh /opt/leuko/bin/entrypoint
 # Even where the root is read-only, /dev/shm is not.
-ENV PATH=/opt/leuko/bin:$PATH PYTHONDONTWRITEBYTECODE=1 HOME=/dev/shm TMPDIR=/dev/shm MPLCONFIGDIR=/dev/shm
+ENV PATH=/opt/leuko/bin:$PATH PYTHONDONTWRITEBYTECODE=1 HOME=/dev/shm TMPDIR=/dev/shm
 USER 1000
 ENTRYPOINT ["/bin/sh", "/opt/leuko/bin/entrypoint"]
 CMD ["--help"]

@@ -8,7 +8,7 @@ from pathlib import Path
 MODELS = tuple(f"models {verb}" for verb in ("list", "path", "verify", "pull"))
 COMMANDS = (
     "", "segment", "measure", "view", "batch", "bids", "compare", "evaluate", "demo", *MODELS,
-    "train", "export", "synth", "challenge", "challenge-score",
+    "train", "export", "synth", "challenge", "challenge-score", "info",
 )  # fmt: skip
 
 

@@ -1,6 +1,10 @@
 """Made-up results, as a report shows them."""
 
+import base64
+import hashlib
+import re
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import numpy as np
 
@@ -136,3 +140,41 @@ def a_report(folder, flair, mask, band=None, **changes):
 def finding(text, level="warning", code="cut-off"):
     """A finding of a made-up check."""
     return Finding(level, code, text)
+
+
+class _Policy(HTMLParser):
+    """The policy of a page, and whatever in it could run or set a style."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.policy, self.inline, self.attributes, self._kind = "", [], [], None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        if given.get("http-equiv") == "Content-Security-Policy":
+            self.policy = given["content"]
+        if tag in ("script", "style") and given.get("type") != "application/json":
+            self._kind = tag
+        self.attributes += [name for name in given if name == "style" or name.startswith("on")]
+
+    def handle_endtag(self, _):
+        self._kind = None
+
+    def handle_data(self, data):
+        if self._kind:
+            self.inline.append((self._kind, data))
+
+
+def assert_runs_only_its_own(html):
+    """The policy of a page allows its one script and its one style, by their hashes."""
+    page = _Policy(html)
+    assert page.attributes == []
+    assert sorted(kind for kind, _ in page.inline) == ["script", "style"]
+    rules = dict(re.findall(r"([\w-]+) ([^;]+)", page.policy))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    for kind, content in page.inline:
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert rules[f"{kind}-src"] == f"'sha256-{digest}'"
+    assert "unsafe" not in page.policy
+    assert "http" not in page.policy

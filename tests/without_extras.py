@@ -36,6 +36,7 @@ def commands(home: Path) -> Iterator[tuple[list[object], tuple[str, ...], str]]:
     yield ["segment", "--study", home, "-o", home / "dicom"], ("pydicom", "highdicom"), "dicom"
     given = ["measure", head / "wmh.nii.gz", *scans, *small, "--threads", 1]
     yield [*given, "-o", home / "measured"], (), ""
+    yield ["info"], (), ""
     yield ["evaluate", head / "wmh.nii.gz", out / "wmh.nii.gz"], (), ""
     yield ["view", out, "--no-browser"], (), ""
     yield ["compare", out, out, "-o", home / "changes", "--threads", 1], (), ""

@@ -33,6 +33,7 @@ def test_help_names_the_commands(leuko):
 COMMANDS = (
     "segment", "batch", "bids", "compare", "evaluate", "demo", "models list", "models path",
     "models verify", "models pull", "train", "export", "synth", "challenge", "challenge-score",
+    "info",
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from leuko.io.record import Excluded, Inputs, OutsideBrain, Quality, ScanRecord
 from leuko.model.card import Limits as LesionLimits
 from leuko.report.html import SAVED
 from leuko.volume import Volume
-from reports import a_head, a_record, a_report, a_scan, finding
+from reports import a_head, a_record, a_report, a_scan, assert_runs_only_its_own, finding
 
 HOSTILE = "<script>document.title = 'run'</script>"
 
@@ -258,6 +258,7 @@ def test_failures_stand_on_the_page_and_in_the_table_with_their_reason(cohort):
     ]
     assert {*found[1].values()} == {"b", "failed", "b/FLAIR.nii.gz is all zeros", "n/a"}
     html = (out / gather.PAGE).read_text()
+    assert_runs_only_its_own(html)
     assert 'href="logs/b.log"' in html
     assert "logs/c.log" not in html
     assert HOSTILE not in html

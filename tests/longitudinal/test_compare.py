@@ -21,7 +21,7 @@ from leuko.longitudinal.compare import FILES, compare
 from leuko.longitudinal.midspace import half, meet
 from leuko.volume import Volume, resample_onto
 from phantoms import make_phantom
-from reports import a_record, a_scan, finding
+from reports import a_record, a_scan, assert_runs_only_its_own, finding
 
 BOX = np.zeros((24, 24, 24), dtype=bool)
 GRID = Volume(BOX.astype(np.uint8), np.eye(4))
@@ -310,6 +310,7 @@ def test_a_label_is_in_the_record_and_in_title_header_and_prints(compared, times
 def test_the_report_shows_both_times_side_by_side(compared):
     out, result = compared
     html = (out / "report.html").read_text()
+    assert_runs_only_its_own(html)
     shown = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])
     before, after = shown["panes"]
     assert (before["title"], after["title"]) == ("Baseline", "Follow-up")

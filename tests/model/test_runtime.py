@@ -13,7 +13,7 @@ from leuko.model.runtime import available_cpus  # before it is patched
     [("150000 100000", 2), ("800000 100000", 3), ("20000 100000", 1), ("max 100000", 3), (None, 3)],
 )
 def test_a_containers_quota_bounds_the_processors(monkeypatch, quota, expected):
-    def read_text(path):
+    def read_text(path, **_):
         assert str(path) == "/sys/fs/cgroup/cpu.max"
         if quota is None:
             raise FileNotFoundError

@@ -119,7 +119,13 @@ def test_a_tampered_model_is_not_installed(archive, tmp_path, cache):
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("name", ["../out", "", ".hidden", "a/b", "a b", "x" * 65, "leuko-base"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../out", "", ".hidden", "a/b", "a b", "x" * 65, "dot.", "nul", "COM1.zip", "leuko-base",
+        "Leuko-Base",
+    ],
+)  # fmt: skip
 def test_a_name_that_cannot_be_is_refused(archive, tmp_path, cache, name):
     bad = changed(archive, tmp_path / "bad.zip", name=name)
     with pytest.raises(LeukoError, match=r"rename it|is installed already"):

@@ -14,12 +14,20 @@ from PIL import Image, ImageColor
 from leuko.io.record import FileRecord, Inputs
 from leuko.model.calibration import interval_text
 from leuko.report.answer import sentence
-from leuko.report.html import Column, shown, table, text
+from leuko.report.html import Column, document, shown, table, text
 from leuko.report.pictures import chosen_slices, mosaic
 from leuko.report.plots import bullseye, volume_histogram
 from leuko.report.viewer import RIM_KIND, encoded, fullest_slice, lesion_slices
 from leuko.volume import Volume
-from reports import a_head, a_pane, a_record, a_report, a_scan, finding
+from reports import (
+    a_head,
+    a_pane,
+    a_record,
+    a_report,
+    a_scan,
+    assert_runs_only_its_own,
+    finding,
+)
 
 
 class Page(HTMLParser):
@@ -154,8 +162,7 @@ def test_nothing_is_loaded_from_anywhere(head, tmp_path):
             assert attributes.get(name, "data:").startswith("data:"), (tag, attributes[name])
     assert "url(" not in html
     assert "@import" not in html
-    policy = next(a for t, a in Page(html).tags if a.get("http-equiv"))
-    assert policy["content"].startswith("default-src 'none'")
+    assert_runs_only_its_own(html)
 
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\"'"
@@ -441,3 +448,10 @@ def test_a_bullseye_is_darkest_where_most_is():
     assert ">3.0<" in plot.svg
     assert plot.rows[2] == ("outer", [0, 0, 0, 0, 0, 3, 0, 0, 0])
     assert "nan" not in bullseye(0 * ml, ("a", "b", "c", "d"), sectors).svg
+
+
+@pytest.mark.parametrize("name", ["", "report", "cohort"])
+def test_every_page_runs_only_its_own_script(name):
+    label = "</style><script>alert(1)</script>"
+    html = document(title=label, subtitle=label, main=[], data={"a": label}, name=name, label=label)
+    assert_runs_only_its_own(html)

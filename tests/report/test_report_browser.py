@@ -298,6 +298,31 @@ def test_hostile_text_is_shown_and_not_run(page):
     assert page.title() == "White matter hyperintensities"
 
 
+def test_html_that_got_into_the_page_does_nothing(browser, tmp_path):
+    """The policy holds even if a text were not escaped."""
+    evil = (
+        "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
+        "<iframe src=https://example.org></iframe><style>h1 { display: none }</style>"
+        "<form action=https://example.org><input name=a></form><base href=https://example.org>"
+    )
+    html = a_report(tmp_path, *a_head()).replace("<main>", f"<main>{evil}")
+    (tmp_path / "evil.html").write_text(html, encoding="utf-8")
+    page = browser.new_page()
+    asked, refused = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto((tmp_path / "evil.html").as_uri())
+    assert page.title() == "White matter hyperintensities"
+    assert page.locator("h1").is_visible()
+    assert page.evaluate("document.baseURI").startswith("file:")
+    assert painted(page) > 0  # its own script runs
+    page.evaluate("document.forms[0].submit()")
+    page.wait_for_timeout(200)
+    assert len([text for text in refused if "Content Security Policy" in text]) == 7
+    assert not [address for address in asked if address.startswith("http")]
+    page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_an_accessibility_checker_finds_nothing(opened, tmp_path, scheme, width):

@@ -10,14 +10,16 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from leuko.cli.challenge import challenge, challenge_score
 from leuko.cli.cohort import BidsCommand, batch, bids
 from leuko.cli.compare import compare
 from leuko.cli.demo import demo
+from leuko.cli.info import info
 from leuko.cli.measure import measure, print_result
 from leuko.cli.models import models
 from leuko.cli.options import Label, Out, with_settings
@@ -48,13 +50,38 @@ EXAMPLES = {
         "demo": "-o leuko-demo",
         "challenge": "--input INPUT --output OUTPUT",
         "challenge-score": "DATA -o OUT",
+        "info": "--json",
     }.items()
 }
 
+# The commands under their headings in `leuko --help`.
+GROUPS = {
+    "One brain": ("segment", "measure", "view", "compare", "evaluate"),
+    "Many brains": ("batch", "bids", "challenge", "challenge-score"),
+    "Models": ("models", "train", "export", "synth"),
+    "Installation": ("demo", "info"),
+}
+
+
+class Groups(TyperGroup):
+    """Lists the commands in `GROUPS`."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each group."""
+        width = max(map(len, self.list_commands(ctx)))
+        for title, names in GROUPS.items():
+            rows = [
+                (f"{name:<{width}}", self.commands[name].get_short_help_str(formatter.width))
+                for name in names
+            ]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
 app = typer.Typer(
+    cls=Groups,
     help="Segment white matter hyperintensities in brain MRI.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -192,7 +219,9 @@ def evaluate(
 
 app.command(epilog=EXAMPLES["batch"])(batch)
 app.command(cls=BidsCommand, epilog=EXAMPLES["bids"])(bids)
-for command in (demo, measure, view, compare, train, export, synth, challenge, challenge_score):
+for command in (
+    demo, measure, view, compare, train, export, synth, challenge, challenge_score, info
+):  # fmt: skip
     app.command(epilog=EXAMPLES[command.__name__.replace("_", "-")])(command)
 
 

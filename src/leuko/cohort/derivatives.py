@@ -172,15 +172,21 @@ def arrange(
     for name in EDITED if is_edited else NAMES:
         if (folder / name).is_file():
             shutil.move(folder / name, out / (prefix + name_of(NAMES[name])))
-    for name, (stem, about) in ELSEWHERE.items():
-        if (folder / name).is_file() and not is_edited:
-            shutil.move(folder / name, out / f"{native(prefix)}{stem}.nii.gz")
-            write_json(out / f"{native(prefix)}{stem}.json", about | {"Sources": sources})
+    if not is_edited:
+        _move_elsewhere(folder, out / native(prefix), sources)
     for name, about in sidecars.items():
         stem = prefix + name_of(name)
         if (out / f"{stem}.nii.gz").is_file():
             shared = {"SpatialReference": sources[0], "Sources": sources}
             write_json(out / f"{stem}.json", about | shared)
+
+
+def _move_elsewhere(folder: Path, prefix: Path, sources: Sequence[str]) -> None:
+    """Move the images that are not on the grid of the FLAIR; add sidecars."""
+    for name, (stem, about) in ELSEWHERE.items():
+        if (folder / name).is_file():
+            shutil.move(folder / name, f"{prefix}{stem}.nii.gz")
+            write_json(Path(f"{prefix}{stem}.json"), about | {"Sources": sources})
 
 
 def _name_lesions(path: Path) -> None:

@@ -17,7 +17,6 @@ from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import RunRecord
 from leuko.report.html import (
     ALERTS,
-    POLICY,
     REASONS,
     VERDICTS,
     alert,
@@ -79,7 +78,7 @@ def cohort_page(
         ],
         data={entry.name: saved_with_verdict(entry.record) for entry in shown},
         name="cohort",
-        policy=POLICY.replace("img-src", "img-src 'self' file:"),
+        images="'self' file: data:",
     )
 
 

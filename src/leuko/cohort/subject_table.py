@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leuko.errors import LeukoError
+from leuko.io.files import DEVICE
 
 COLUMNS = ("id", "flair", "t1", "exclude", "mask")
-# Names of other files beside the folders of subjects; DEVICE are names that Windows reserves.
+# Names of other files beside the folders of subjects.
 TAKEN = (
     "logs", "verdicts", "verdicts.csv", "report.html", "wmh.tsv", "wmh.json",
     "wmh_frequency.nii.gz", "wmh_frequency.json", "wmh_frequency.jpg",
     "wmh_atlas.tsv", "wmh_atlas.json",
 )  # fmt: skip
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
-DEVICE = re.compile(r"(con|nul|aux|prn|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<!\.)")  # a valid folder name on any system
 
 log = logging.getLogger(__name__)

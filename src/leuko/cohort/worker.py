@@ -20,6 +20,8 @@ LOOK_SECONDS = 0.05  # between two checks of its memory
 GRACE_SECONDS = 5.0  # for the process to log where it hangs, and to end
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
+IS_WINDOWS = os.name == "nt"
+
 _running: set["subprocess.Popen[bytes]"] = set()
 _stopping = threading.Event()
 
@@ -62,7 +64,9 @@ def run(arguments: Sequence[str], task: str, log: Path, limits: Limits) -> Outco
             stdout=said,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # only the parent handles Ctrl-C
+            # Only the parent handles Ctrl-C.
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # of Windows
         )
         _running.add(child)
         try:
@@ -119,7 +123,9 @@ def _watch(
             child.wait(LOOK_SECONDS)
             return None, peak_gb
         try:
-            peak_gb = max(peak_gb, process.memory_info().rss / 1e9)
+            # In a virtual environment of Windows, python.exe starts the real one.
+            family = [process, *process.children()] if IS_WINDOWS else [process]
+            peak_gb = max(peak_gb, sum(one.memory_info().rss for one in family) / 1e9)
         except psutil.Error:
             continue  # it has just ended
         if peak_gb > limits.memory_gb:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ except ImportError:  # Windows
 
 UMASK = os.umask(0)  # reading it means setting it: done once, before threads start
 os.umask(UMASK)
+# Names of files and folders that Windows reserves.
+DEVICE = re.compile(r"(con|nul|aux|prn|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 LARGEST_BYTES = 600 << 20  # limit for an image: a head at 0.5 mm in float64 fits
 
 
@@ -132,7 +135,8 @@ def _is_abandoned(folder: Path) -> bool:
 def replace_text(path: Path, text: str) -> None:
     """Write a text file atomically: readers see the old text or the new one."""
     handle, name = tempfile.mkstemp(prefix=".leuko-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+    # Line ends stay as they are: a table brings its own.
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.write(text)
     Path(name).chmod(0o666 & ~UMASK)
     Path(name).replace(path)

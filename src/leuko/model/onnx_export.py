@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
+from itertools import chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ import onnx
 import torch
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
+from onnx.checker import ValidationError
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -56,6 +58,10 @@ def export(model: Path, out: Path, slices: Array) -> ModelCard:
     with staged(out) as scratch:
         onnx.save(quantised(network, slices), str(scratch / ONNX_FILE))
         return save_card(scratch, replace(card, weights=ONNX_FILE))
+
+
+# What files raise that hold something else than the weights of a network.
+UNFIT = (KeyError, ValueError, RuntimeError, DecodeError, SafetensorError, ValidationError)
 
 
 def require_exportable(model: Path, out: Path) -> ModelCard:
@@ -193,17 +199,25 @@ def read_network(model: Path, card: ModelCard) -> SpecialisedVGG:
     Raises LeukoError if the weights do not fit the card.
     """
     try:
+        # A damaged card must not ask for more memory than its weights could fill.
+        if _fewest_weights(card) > (model / card.weights).stat().st_size:
+            raise ValueError("the file is too small")
         network = SpecialisedVGG(len(card.classes), card.stages, card.side_maps)
         if card.weights == WEIGHTS_FILE:
             state = load_file(model / WEIGHTS_FILE)
         else:
             state = _dequantised_state(model / ONNX_FILE, card, list(network.state_dict()))
         network.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError, DecodeError, SafetensorError) as error:
+    except UNFIT as error:
         raise LeukoError(
             f"{model} has weights that do not fit its card; copy the folder again"
         ) from error
     return network
+
+
+def _fewest_weights(card: ModelCard) -> int:
+    """The number of weights in the stages, each of at least a byte."""
+    return sum(9 * before * after for before, after in pairwise((3, *chain(*card.stages))))
 
 
 def _dequantised_state(path: Path, card: ModelCard, names: list[str]) -> dict[str, torch.Tensor]:

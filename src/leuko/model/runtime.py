@@ -97,8 +97,11 @@ def _session(path: Path, provider: str, threads: int) -> onnxruntime.InferenceSe
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only; it warns of fallbacks on every start
+    content = path.read_bytes()
+    if b"location" in content:  # how ONNX names another file; onnxruntime before 1.24 reads any
+        raise LeukoError(f"{path} refers to other files; give a model whose weights are one file")
     try:
-        return onnxruntime.InferenceSession(path, options, providers=[provider])
+        return onnxruntime.InferenceSession(content, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions have no common class
         raise LeukoError(
             f"{path} cannot be loaded by onnxruntime ({error}); copy the model folder again"
@@ -179,7 +182,7 @@ def available_cpus() -> int:
     """Number of processors that this process may use, by CPU affinity and cgroup quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         limit = max(1, round(int(quota) / int(period)))
     except (OSError, ValueError):  # no such file, or a quota of "max": no limit
         limit = count or 1

@@ -3,24 +3,26 @@
 A model is identified by its folder, or by its name if it is bundled or in the cache.
 """
 
-import http.client
 import os
 import re
 import shutil
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import platformdirs
 
 from leuko.errors import LeukoError
-from leuko.io.files import sha256, staged
+from leuko.io.files import DEVICE, sha256, staged
 from leuko.model.card import CARD_FILE, ONNX_FILE, WEIGHTS_FILE, load_card
+from leuko.model.download import download
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a pulled model's name becomes a folder name
+# A pulled model's name becomes a folder name; Windows drops a dot at the end.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?<!\.)")
 LARGEST_BYTES = 1_000_000_000  # limit for an archive and each file in it; VGG-16 has 0.5 GB
 BUNDLED = Path(__file__).parents[1] / "data" / "models"
 DEFAULT = "leuko-base"
@@ -81,14 +83,16 @@ def pull(source: str, *, sha256_expected: str | None = None) -> Path:
             card = load_card(unpacked)
         except LeukoError as error:
             raise LeukoError(f"{source} holds no complete model: {error}") from error
-        if not NAME.fullmatch(card.name):
+        if not NAME.fullmatch(card.name) or DEVICE.fullmatch(card.name):
             raise LeukoError(
                 f"{source} has the model name {card.name!r}; expected up to 64 letters, digits, "
                 "dots, dashes and underscores: rename it in card.json"
             )
-        if card.name in installed():
+        # Some file systems do not tell upper from lower case.
+        same = {name.lower(): folder for name, folder in installed().items()}
+        if card.name.lower() in same:
             raise LeukoError(
-                f"a model {card.name} is installed already: {installed()[card.name]}; use it, or "
+                f"a model {card.name} is installed already: {same[card.name.lower()]}; use it, or "
                 "delete that folder first"
             )
         target = cache_folder() / card.name
@@ -99,14 +103,14 @@ def pull(source: str, *, sha256_expected: str | None = None) -> Path:
 
 
 def _fetch(source: str, target: Path) -> None:
+    if source.startswith(("https://", "http://")):
+        download(source, target, largest_bytes=LARGEST_BYTES)
+        return
     try:
-        if source.startswith(("https://", "http://", "file://")):
-            with urllib.request.urlopen(source, timeout=60) as response:
-                _save(response.read, target, source)
-        else:
-            with Path(source).open("rb") as file:
-                _save(file.read, target, source)
-    except (OSError, ValueError, http.client.HTTPException) as error:
+        path = url2pathname(urlsplit(source).path) if source.startswith("file://") else source
+        with Path(path).open("rb") as file:
+            _save(file.read, target, source)
+    except (OSError, ValueError) as error:
         raise LeukoError(
             f"{source} could not be fetched ({error}); check the address or path"
         ) from error

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -90,11 +89,18 @@ class Alignment:
         """Write an ITK transform (LPS) from FLAIR points to T1 points."""
         lps = np.diag([-1.0, -1.0, 1.0, 1.0])
         turned = lps @ self.matrix @ lps
-        transform = sitk.AffineTransform(turned[:3, :3].ravel().tolist(), turned[:3, 3].tolist())
-        with TemporaryDirectory() as folder:  # ITK aborts the process if a path is not UTF-8
-            written = Path(folder) / "transform.tfm"
-            sitk.WriteTransform(transform, str(written))
-            path.write_bytes(written.read_bytes())
+        numbers = [*turned[:3, :3].ravel().tolist(), *turned[:3, 3].tolist()]
+        # Not by ITK: on Linux it aborts the process if a path is not UTF-8, and on Windows it
+        # cannot write where a path has letters outside the system's code page.
+        lines = (
+            "#Insight Transform File V1.0",
+            "#Transform 0",
+            "Transform: AffineTransform_double_3_3",
+            f"Parameters: {' '.join(map(repr, numbers))}",
+            "FixedParameters: 0 0 0",
+            "",
+        )
+        path.write_text("\n".join(lines), encoding="ascii", newline="\n")
 
 
 def align(flair: Volume, t1: Volume, *, mode: Mode = "auto", threads: int = 2) -> Alignment:

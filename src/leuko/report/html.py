@@ -10,6 +10,7 @@ A page without panes is a `document`. `text` escapes text from outside, such as 
 """
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,8 +41,12 @@ SAVED = (
     "flair_sha256", "mask_sha256", "model", "leuko_version",
 )  # fmt: skip
 
-# The page must not load anything.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+# The page loads nothing, and runs only its own script: a text from outside that became HTML by
+# mistake could not do any harm.
+POLICY = (
+    "default-src 'none'; img-src {images}; style-src {style}; script-src {script}; "
+    "base-uri 'none'; form-action 'none'"
+)
 
 
 @dataclass(frozen=True)
@@ -103,28 +108,35 @@ def document(
     data: Mapping[str, Any],
     name: str = "",
     label: str | None = None,
-    policy: str = POLICY,
+    images: str = "data:",
 ) -> str:
     """The HTML of a page; `name`.css and `name`.js in `assets/` are its own style and script.
 
-    `label` stands in its title, in its header and on every printed page.
+    `label` stands in its title, in its header and on every printed page. `images` are the sources
+    that its policy allows for images.
     """
+    style = asset("common.css") + (asset(f"{name}.css") if name else "")
+    style += f"@page {{ @top-right {{ content: {_css_string(label or title)} }} }}"
+    script = asset("common.js") + (asset(f"{name}.js") if name else "")
     parts = {
-        "POLICY": policy,
+        "POLICY": POLICY.format(images=images, style=_source(style), script=_source(script)),
         "WINDOW": text(f"{label}: {title}" if label else title),
         "TITLE": text(title),
         "LABEL": f' <span class="label">{text(label)}</span>' if label else "",
         "SUBTITLE": text(subtitle),
-        "STYLE": asset("common.css")
-        + (asset(f"{name}.css") if name else "")
-        + f"@page {{ @top-right {{ content: {_css_string(label or title)} }} }}",
+        "STYLE": style,
         "MAIN": "\n".join(main),
         "DATA": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-        "SCRIPT": asset("common.js") + (asset(f"{name}.js") if name else ""),
+        "SCRIPT": script,
     }
     html = asset("page.html")
     pieces = html.split("@@")  # texts and names of parts alternate
     return "".join(parts[piece] if k % 2 else piece for k, piece in enumerate(pieces))
+
+
+def _source(content: str) -> str:
+    """A style or script in the page, as its policy names it: by its hash."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def _css_string(value: str) -> str:
@@ -299,7 +311,8 @@ def _viewer(panes: Sequence[Pane], kinds: Mapping[int, Kind], beside: str) -> st
 def legend(kinds: Mapping[int, Kind]) -> str:
     """The colours of the kinds."""
     items = "".join(
-        f'<li><span style="background:{text(kind.colour)}"></span>{text(kind.name)}</li>'
+        f'<li><svg aria-hidden="true"><rect width="100%" height="100%" fill="{text(kind.colour)}"/>'
+        f"</svg>{text(kind.name)}</li>"
         for kind in kinds.values()
     )
     return f'<ul class="legend">{items}</ul>'

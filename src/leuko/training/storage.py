@@ -17,7 +17,7 @@ from leuko.io.tissue import Tissue
 from leuko.model.card import WEIGHTS_FILE, ModelCard, load_card, save_card
 from leuko.model.network import SpecialisedVGG, Stages
 from leuko.model.onnx_export import read_network
-from leuko.model.weights import find
+from leuko.model.weights import LARGEST_BYTES, find
 
 
 class Weights(NamedTuple):
@@ -48,8 +48,11 @@ def read_weights(name: str) -> Weights:
         return Weights(len(card.classes), card.stages, card.side_maps, network.state_dict())
     path = Path(name)
     try:
-        data = path.read_bytes()
-        stored = safetensors.torch.load(gzip.decompress(data) if path.suffix == ".gz" else data)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(LARGEST_BYTES + 1)
+        if len(data) > LARGEST_BYTES:
+            raise LeukoError(f"{path} holds more than {LARGEST_BYTES / 1e6:.0f} MB, the limit")
+        stored = safetensors.torch.load(data)
         state = {
             key: value.float() * stored.get(f"{key}.scale", torch.ones(())).float()
             for key, value in stored.items()

@@ -6,6 +6,7 @@ page and the results that it was started with.
 
 import csv
 import json
+import os
 import secrets
 import threading
 import time
@@ -51,6 +52,8 @@ class Viewer(ThreadingHTTPServer):
     """Serves results until the last page is closed or `shutdown` is called."""
 
     daemon_threads = True
+    # On Windows, another program could otherwise listen on the same port.
+    allow_reuse_address = os.name != "nt"
 
     def __init__(self, results: Sequence[Result], folder: Path, *, port: int = 0) -> None:
         """Verdicts are saved in `folder`/verdicts. Port 0 takes a free one."""
