@@ -266,7 +266,8 @@ def _atlas(record: RunRecord) -> str:
         if off
         else ""
     )
-    hint = f"{len(found)} of {len(regions)} regions have WMH; atlas.tsv lists all.{exact}"
+    hit = sum(region.index > 0 for region in found)
+    hint = f"{hit} of {len(regions) - 1} regions have WMH; atlas.tsv lists all.{exact}"
     return plain("WMH by region", rows) + f'<p class="hint">{text(hint)}</p>'
 
 
