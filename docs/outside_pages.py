@@ -20,6 +20,7 @@ PAGES = {
     "CODE_OF_CONDUCT.md": "code-of-conduct.md",
     "CHANGELOG.md": "changelog.md",
     "THIRD_PARTY.md": "third-party.md",
+    "SECURITY.md": "reporting.md",
 }
 
 

@@ -82,7 +82,7 @@ def test_the_bids_app_works_as_in_the_container(run, dataset, tmp_path):
     assert process.returncode == 0, process.stderr
 
 
-@pytest.mark.parametrize("home", [{}, {"HOME": "/nonexistent"}, {"HOME": "/", "TMPDIR": "/tmp"}])  # noqa: S108
+@pytest.mark.parametrize("home", [{}, {"HOME": "/nonexistent"}, {"HOME": "/", "TMPDIR": "/"}])
 def test_a_scan_is_segmented_without_home_or_temporary_folder(run, heads, tmp_path, home):
     head, out = heads / "head0", tmp_path / "OUT" / "result"
     scans = "--flair", head / "FLAIR.nii.gz", "--t1", head / "T1.nii.gz"

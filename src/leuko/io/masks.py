@@ -63,6 +63,17 @@ def as_labels(data: Array, name: Path, *, values: Collection[int]) -> Array:
     )
 
 
+def as_numbers(data: Array, name: Path) -> Array:
+    """Labels from 0 to 65535, uint16. Raises LeukoError for other values."""
+    numbers = data.astype(np.uint16)
+    if not np.array_equal(numbers, data):
+        raise LeukoError(
+            f"{name} holds values that are not whole numbers from 0 to 65535; expected labels, not "
+            "probabilities"
+        )
+    return numbers
+
+
 def as_probability(data: Array, name: Path) -> Array:
     """Probabilities, 0 to 1. Raises LeukoError for values outside by more than 1e-3."""
     if data.min() < -WHOLE or data.max() > 1 + WHOLE:

@@ -81,16 +81,9 @@ def read_map(path: Path) -> Volume:
 
 
 def read_numbers(path: Path) -> Volume:
-    """A label image with any labels from 0 to 65535, as uint16; NaN becomes 0. Raises LeukoError
-    for other values."""
+    """A label image with any labels, as uint16, by `masks.as_numbers`; NaN becomes 0."""
     volume = _labelled(path)
-    numbers = volume.data.astype(np.uint16)
-    if not np.array_equal(numbers, volume.data):
-        raise LeukoError(
-            f"{path} holds values that are not whole numbers from 0 to 65535; expected labels, not "
-            "probabilities"
-        )
-    return volume.with_data(numbers)
+    return volume.with_data(masks.as_numbers(volume.data, path))
 
 
 def read_probability(path: Path) -> Volume:

@@ -100,6 +100,7 @@ def _session(path: Path, provider: str, threads: int) -> onnxruntime.InferenceSe
     content = path.read_bytes()
     if b"location" in content:  # how ONNX names another file; onnxruntime before 1.24 reads any
         raise LeukoError(f"{path} refers to other files; give a model whose weights are one file")
+    onnxruntime.disable_telemetry_events()  # its builds for Windows have them
     try:
         return onnxruntime.InferenceSession(content, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions have no common class
