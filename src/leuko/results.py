@@ -43,7 +43,7 @@ from leuko.lesions.brain import Outside
 from leuko.lesions.extras import Extras
 from leuko.lesions.location import REGION_LABELS
 from leuko.lesions.measure import Analysis, Lesion, lesion_labels
-from leuko.model.calibration import Judgement, interval_text
+from leuko.model.calibration import Judgement, doubtful, interval_text
 from leuko.model.card import ModelCard
 from leuko.preprocessing.registration import Alignment
 from leuko.preprocessing.slices import Pair
@@ -171,16 +171,8 @@ class Segmentation:
 
     @property
     def doubtful_slices(self) -> tuple[int, ...]:
-        """Up to two slices, from 1, where the mask is least certain: those with the most entropy,
-        at least a tenth of all slices apart; none if the entropy is 0."""
-        entropy = self.maps.entropy.canonical()
-        across = entropy.through_plane_axis
-        doubt = entropy.data.sum(axis=tuple(k for k in range(3) if k != across), dtype=float)
-        found: list[int] = []
-        for k in np.argsort(-doubt, kind="stable")[: np.count_nonzero(doubt)]:
-            if all(abs(k - other) >= len(doubt) / 10 for other in found) and len(found) < 2:
-                found.append(int(k))
-        return tuple(k + 1 for k in sorted(found))
+        """Up to two slices, from 1, where the mask is least certain; see `doubtful`."""
+        return doubtful(self.maps.entropy.canonical())
 
     def save(
         self,

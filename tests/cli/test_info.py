@@ -222,3 +222,15 @@ def test_pulled_models_are_counted(told, tmp_path, monkeypatch):
     (tmp_path / "models" / "other").mkdir(parents=True)
     (tmp_path / "models" / "other" / "model.onnx").write_bytes(bytes(2_500_000))
     assert told()["cache"] | {"folder": ""} == {"folder": "", "models": ["other"], "mb": 2.5}
+
+
+def test_the_method_is_told_for_a_paper(leuko, heads, model, tmp_path):
+    head, out = heads / "head0", tmp_path / "out"
+    scans = ["--flair", head / "FLAIR.nii.gz", "--t1", head / "T1.nii.gz"]
+    leuko("segment", *scans, "--model", model, "-o", out)
+    code, of_run, _ = leuko("info", out, "--citation")
+    assert code == 0
+    assert "were segmented on FLAIR and T1 with Leuko 0.1.0" in of_run
+    assert "doi:10.1007/978-3-319-75238-9_42" in of_run
+    assert "its model leuko-base" in leuko("info", "--citation")[1]
+    assert leuko("info", out)[::2] == (2, "error: a result is only described with --citation\n")

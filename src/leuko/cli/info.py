@@ -39,7 +39,15 @@ WIDTH, INDENT = 80, 12
 
 
 def info(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="With --citation: a result, its folder or run.json; else the model."),
+    ] = None,
     *,
+    as_citation: Annotated[
+        bool,
+        typer.Option("--citation", help="Print a paragraph for the methods section of a paper."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
     devices: Annotated[
         bool, typer.Option("--devices", help="Load PyTorch to list its GPUs; takes seconds.")
@@ -48,8 +56,15 @@ def info(
     """Describe this installation, for a bug report.
 
     Prints versions, the model, the processor, memory, extras, and what makes Leuko slow here.
-    The name of the user is left out.
+    The name of the user is left out. With --citation it prints the method and its references.
     """
+    if as_citation:
+        from leuko.report.citation import citation
+
+        print(citation(run))
+        return
+    if run is not None:
+        raise LeukoError("a result is only described with --citation")
     found = without_names(facts(devices=devices))
     print(json.dumps(found, indent=2) if as_json else as_text(found))
 

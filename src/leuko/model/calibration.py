@@ -14,7 +14,7 @@ import numpy as np
 import scipy.special
 
 from leuko.io.record import Quality
-from leuko.volume import Array
+from leuko.volume import Array, Volume
 
 DROP_ML = 0.1  # added to volumes before taking the logarithm, so that 0 mL stays finite
 # Lower limit of probabilities. It is not higher because lesions still get rarer below 1e-6
@@ -160,6 +160,18 @@ def entropy(probability: Array) -> Array:
     nats = scipy.special.entr(p) + scipy.special.entr(1 - p)
     bits: Array = np.clip(nats / np.float32(math.log(2)), 0, 1)
     return bits
+
+
+def doubtful(entropy: Volume) -> tuple[int, ...]:
+    """Up to two slices, from 1, with the most entropy, at least a tenth of all slices apart; none
+    if the entropy is 0. Array axes run R, A, S."""
+    across = entropy.through_plane_axis
+    doubt = entropy.data.sum(axis=tuple(k for k in range(3) if k != across), dtype=float)
+    found: list[int] = []
+    for k in np.argsort(-doubt, kind="stable")[: np.count_nonzero(doubt)]:
+        if all(abs(k - other) >= len(doubt) / 10 for other in found) and len(found) < 2:
+            found.append(int(k))
+    return tuple(k + 1 for k in sorted(found))
 
 
 def _is_number(value: object) -> bool:
