@@ -1,4 +1,4 @@
-"""What others run Leuko by: the container's entry point, and the Boutiques descriptor."""
+"""What others run Leuko by: the container's entry point, and the Boutiques descriptors."""
 
 import json
 import os
@@ -24,13 +24,15 @@ def bosh(*arguments):
     )
 
 
-def test_the_descriptor_is_up_to_date():
-    made = runpy.run_path(str(ROOT / "docs" / "make_boutiques.py"))["text"]()
-    assert made == DESCRIPTOR.read_text(), "run python docs/make_boutiques.py"
+def test_the_descriptors_are_up_to_date():
+    made = runpy.run_path(str(ROOT / "docs" / "make_boutiques.py"))["texts"]()
+    written = {path.name: path.read_text() for path in (ROOT / "docs").glob("boutiques*.json")}
+    assert made == written, "run python docs/make_boutiques.py"
 
 
-def test_the_descriptor_is_valid():
-    told = bosh("validate", DESCRIPTOR)
+@pytest.mark.parametrize("name", ["boutiques.json", "boutiques-segment.json"])
+def test_a_descriptor_is_valid(name):
+    told = bosh("validate", ROOT / "docs" / name)
     assert (told.returncode, told.stdout.strip()) == (0, "OK"), told.stderr
 
 
@@ -61,6 +63,7 @@ def test_the_command_that_it_makes_is_understood(leuko, tmp_path):
         (["/data", "/out", "participant"], "bids /data /out participant"),
         (["data/", "out", "participant"], "bids data/ out participant"),
         (["challenge"], "challenge"),
+        (["/bin/echo", "-n", "as a workflow engine does"], "as a workflow engine does"),
     ],
 )
 def test_the_entry_point_takes_a_path_for_a_bids_app(tmp_path, arguments, run):
