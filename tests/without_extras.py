@@ -88,13 +88,16 @@ def answer(arguments: list[object]) -> tuple[int, str]:
     from leuko.cli import main
 
     said = io.StringIO()
+    interrupt = threading.Timer(3, _thread.interrupt_main)
     if arguments[0] == "view":  # serves until it is interrupted
-        threading.Timer(3, _thread.interrupt_main).start()
+        interrupt.start()
     with redirect_stdout(io.StringIO()), redirect_stderr(said):
         try:
             main([str(argument) for argument in arguments])
         except SystemExit as end:
             return int(end.code or 0), said.getvalue()
+        finally:
+            interrupt.cancel()  # else it would interrupt the next command
     return 0, said.getvalue()
 
 
