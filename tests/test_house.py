@@ -17,7 +17,8 @@ SOURCE = Path(leuko.__file__).parent
 # From the top down: a package imports those below it, and its own modules without a circle.
 ORDER = (
     "cli",
-    "cohort longitudinal training view",
+    "view",
+    "cohort longitudinal training",
     "segment",
     "results",
     "report",

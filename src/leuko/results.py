@@ -197,8 +197,8 @@ class Segmentation:
                 _write(scratch, self, tell_of)
                 if save_intermediate:
                     _write_intermediate(scratch, self, tell_of)
-            record = self.record(mask_sha256=sha256(scratch / MASK_FILE), label=label)
-            record = replace(record, edited=edited)
+            digest = sha256(scratch / MASK_FILE)
+            record = self.record(mask_sha256=digest, label=label, edited=edited)
             with watch.stage("report"):
                 _write_report(scratch, self, record, tell_of)
             # The report may have added a finding, and took time.
@@ -207,11 +207,17 @@ class Segmentation:
             written = {path.name for path in scratch.iterdir()}
         drop_older(out, written)
 
-    def record(self, *, mask_sha256: str | None = None, label: str | None = None) -> RunRecord:
+    def record(
+        self,
+        *,
+        mask_sha256: str | None = None,
+        label: str | None = None,
+        edited: Edited | None = None,
+    ) -> RunRecord:
         """The content of `run.json`: scans, model, settings, versions and the numbers.
 
         docs/record.md explains the fields. `mask_sha256` is the hash of the mask once it is saved,
-        `label` a name for the scan.
+        `label` a name for the scan, `edited` who corrected the mask.
         """
         source, regions, alignment = self.source, self.analysis.regions, self.alignment
         interval, icv_ml = self.volume_interval_ml, self.analysis.intracranial_ml
@@ -250,6 +256,7 @@ class Segmentation:
             alignment=alignment.as_record() if alignment else None,
             seconds=dict(self.seconds),
             label=label,
+            edited=edited,
             doubtful_slices=self.doubtful_slices,
         )
 

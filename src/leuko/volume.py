@@ -111,6 +111,10 @@ class Volume:
         """Whether the coarsest spacing is under 1.5 times the finest; any axis may be sliced."""
         return max(self.spacing_mm) < NEAR_ISOTROPIC * min(self.spacing_mm)
 
+    def moved(self, matrix: Array) -> Self:
+        """The same voxels in another world, whose coordinates `matrix` (4, 4) takes to this one."""
+        return replace(self, affine=np.linalg.inv(matrix) @ self.affine)
+
     def with_data(self, data: Array) -> Self:
         """Another image on the same grid."""
         if data.shape != self.data.shape:

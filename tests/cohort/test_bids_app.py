@@ -13,6 +13,8 @@ import pytest
 from leuko.cohort.bids_names import Image
 from leuko.cohort.derivatives import is_stripped
 from leuko.io import nifti
+from leuko.io.outputs import MASK_FILE, REPORT_FILE
+from leuko.view.editing import described, find_results
 from phantoms import SMALL_MODEL, make_phantom
 
 MODEL = "--model", SMALL_MODEL
@@ -92,6 +94,43 @@ def test_the_validator_would_find_errors(out, tmp_path):
     shutil.copytree(out, tmp_path / "copy")
     (tmp_path / "copy" / ".bidsignore").unlink()
     assert errors(tmp_path / "copy")
+
+
+def test_a_corrected_mask_lies_beside_the_automatic_one_in_a_valid_dataset(out, tmp_path, leuko):
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    results = find_results(copy)
+    assert [result.name for result in results] == sorted(VISITS)
+    result = results[0]
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    mask = result.mask
+    mask[:3, 0, 0] = True
+    result.save(mask, based_on=result.version, editor="A. Reader")
+    result.measure()
+    result.judge(copy / "verdicts", verdict="FAIL", rater="A. Reader")
+    assert {path: path.read_bytes() for path in before} == before
+    made = {path.name for path in copy.rglob("sub-*") if path.is_file() and path not in before}
+    prefix, label = f"{VISITS[0]}_space-FLAIR_", "label-WMH_desc-edited"
+    lesions, regions = "seg-WMHlesions_desc-edited_dseg", "seg-WMHpvdeep_desc-edited_dseg"
+    images = {f"{label}_mask", lesions, regions}
+    files = {f"{image}{end}" for image in images for end in (".nii.gz", ".json")}
+    files |= {f"{lesions}.tsv", f"{regions}.tsv", f"{label}_report.html", f"{label}_stats.json"}
+    assert made == {prefix + name for name in files}
+    np.testing.assert_array_equal(result.mask, mask)
+    about = json.loads(result.history_path.read_text())
+    assert about["edits"][0]["editor"] == "A. Reader"
+    assert about["SpatialReference"].endswith("_FLAIR.nii.gz")
+    assert described(result)["is_current"] is True
+    assert result.latest(MASK_FILE).name.endswith("desc-edited_mask.nii.gz")
+    assert "Mask corrected by</strong> A. Reader" in result.latest(REPORT_FILE).read_text()
+    assert leuko("bids", tmp_path, copy, "group")[0] == 0
+    assert errors(copy) == []
+    with (copy / "wmh.tsv").open() as file:
+        assert len(list(csv.DictReader(file, delimiter="\t"))) == len(VISITS)
+    with (copy / "verdicts.csv").open() as file:
+        assert [(row["id"], row["verdict"]) for row in csv.DictReader(file)] == [
+            (VISITS[0], "FAIL")
+        ]
 
 
 @pytest.mark.parametrize("visit", VISITS)

@@ -295,6 +295,18 @@ def test_the_record_tells_the_change_with_its_floor(compared):
     assert record["checks"][:2] == ["baseline: motion", "followup: motion"]
 
 
+def test_a_label_is_in_the_record_and_in_title_header_and_prints(compared, times, leuko, tmp_path):
+    out, _ = compared
+    assert "label" not in json.loads((out / "compare.json").read_text())
+    answer = leuko("compare", *times, "-o", tmp_path / "out", "--label", "sub-01 <a>")
+    assert answer[0] == 0, answer[2]
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["label"] == "sub-01 <a>"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<title>sub-01 &lt;a&gt;: White matter" in page
+    assert '<span class="label">sub-01 &lt;a&gt;</span>' in page
+    assert r'@top-right { content: "sub\2d 01' in page
+
+
 def test_the_report_shows_both_times_side_by_side(compared):
     out, result = compared
     html = (out / "report.html").read_text()

@@ -2,14 +2,16 @@
 
 import itertools
 import json
+import sys
 
 import numpy as np
 import pytest
 
-from conftest import segmented
+from conftest import SMALL, assert_one_line_error, segmented
+from dicom_series import T1, write_series
 from leuko.errors import LeukoError
 from leuko.io import nifti
-from leuko.io.outputs import MASK_FILE, REPORT_FILE
+from leuko.io.outputs import DICOM_FILE, MASK_FILE, REPORT_FILE
 from leuko.io.record import RunRecord
 from leuko.view.editing import (
     EDITED_FILE,
@@ -20,6 +22,7 @@ from leuko.view.editing import (
     find_results,
 )
 from leuko.volume import Volume
+from phantoms import make_phantom
 
 ORIENTATIONS = [
     (order, flips)
@@ -150,6 +153,56 @@ def test_a_scan_that_was_moved_can_be_given(heads, model, tmp_path):
         result.images()["flair"]()
     result = find_results(tmp_path / "out", flair=moved)[0]
     assert result.images()["flair"]().data.shape == result.mask.shape
+
+
+def test_all_lesions_can_be_erased_and_drawn_again(result):
+    mask = result.mask
+    edited(result, np.zeros_like(mask))
+    result.measure()
+    assert not result.mask.any()
+    assert described(result)["lesions"] == 0
+    assert not result.images()["lesions"]().data.any()
+    edited(result, mask)
+    np.testing.assert_array_equal(result.mask, mask)
+
+
+@pytest.fixture
+def from_dicom(model, leuko, tmp_path):
+    """The result of a study of two series."""
+    head = make_phantom(np.random.default_rng(99), **SMALL)
+    write_series(tmp_path / "study" / "flair", head.flair)
+    write_series(tmp_path / "study" / "t1", head.t1, uid="1.2.3.5", number=3, **T1)
+    given = ["--study", tmp_path / "study", "-o", tmp_path / "out", "--model", model]
+    assert leuko("segment", *given)[0] == 0
+    return find_results(tmp_path / "out")[0]
+
+
+def test_scans_are_found_in_their_dicom_study_again(from_dicom):
+    grid = from_dicom.automatic.canonical()
+    flair, t1 = (from_dicom.images()[name]() for name in ("flair", "t1"))
+    assert flair.shares_grid_with(grid)
+    assert t1.shares_grid_with(grid)
+    assert from_dicom.scan("flair").sha256() == from_dicom.record.inputs.flair.sha256
+    assert from_dicom.scan("t1").sha256() == from_dicom.record.inputs.t1.sha256
+    edited(from_dicom, from_dicom.mask)
+    from_dicom.measure()
+    assert described(from_dicom)["volume_ml"] == from_dicom.record.volume_ml
+    assert (from_dicom.folder / EDITED_FOLDER / DICOM_FILE).is_file()
+
+
+def test_without_the_extra_a_dicom_study_says_what_to_install(from_dicom, leuko, monkeypatch):
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    answer = leuko("view", from_dicom.folder, "--no-browser")
+    assert_one_line_error(answer, 'pip install "leuko[dicom]"')
+
+
+def test_a_scan_on_another_grid_is_refused(result, tmp_path):
+    flair = result.scan("flair").volume
+    moved = Volume(flair.data, flair.moved(np.diag([1.0, 1, 2, 1])).affine)
+    nifti.write(tmp_path / "other.nii.gz", moved)
+    other = find_results(result.folder, flair=tmp_path / "other.nii.gz")[0]
+    with pytest.raises(LeukoError, match="same voxel grid"):
+        other.images()["flair"]()
 
 
 def test_a_folder_without_results_is_refused(tmp_path):

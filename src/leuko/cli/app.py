@@ -20,7 +20,7 @@ from leuko.cli.compare import compare
 from leuko.cli.demo import demo
 from leuko.cli.measure import measure, print_result
 from leuko.cli.models import models
-from leuko.cli.options import Out, with_settings
+from leuko.cli.options import Label, Out, with_settings
 from leuko.cli.streams import printable
 from leuko.cli.text import measures_as_text, table_as_text
 from leuko.cli.train import export, synth, train
@@ -110,9 +110,7 @@ def segment(
             help="Mask of voxels that are never WMH (infarct, tumour), on the FLAIR's grid."
         ),
     ] = None,
-    label: Annotated[
-        str | None, typer.Option(help="Name of the scan, shown in the report and on its prints.")
-    ] = None,
+    label: Label = None,
     save_intermediate: Annotated[
         bool, typer.Option("--save-intermediate", help="Keep the aligned T1 and its transform.")
     ] = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from leuko.cli.options import Out, Threads
+from leuko.cli.options import Label, Out, Threads
 from leuko.io.provenance import exit_code
 
 BaselineFlair = Annotated[
@@ -29,6 +29,7 @@ def compare(
     out: Out,
     baseline_flair: BaselineFlair = None,
     followup_flair: FollowupFlair = None,
+    label: Label = None,
     threads: Threads = None,
 ) -> None:
     """Compare two time points of one person.
@@ -45,6 +46,7 @@ def compare(
         out,
         baseline_flair=baseline_flair,
         followup_flair=followup_flair,
+        label=label,
         threads=threads,
     )
     print(changes_as_text(result))

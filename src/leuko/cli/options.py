@@ -12,6 +12,9 @@ Device = Annotated[Literal["cpu", "cuda", "mps"], typer.Option(help="Where the n
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Processors to use; by default all that are allowed.")
 ]
+Label = Annotated[
+    str | None, typer.Option(help="Name of the scan, shown in the report and on its prints.")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write the results into.")]
 Model = Annotated[str, typer.Option(help="A model's name (leuko models list) or folder.")]
 

@@ -8,7 +8,7 @@ import typer
 
 
 def view(
-    out: Annotated[Path, typer.Argument(help="Output folder of leuko segment or leuko batch.")],
+    out: Annotated[Path, typer.Argument(help="Output folder of leuko segment, batch or bids.")],
     flair: Annotated[
         Path | None, typer.Option(help="The FLAIR, if it was moved after segmentation.")
     ] = None,
@@ -21,12 +21,16 @@ def view(
     """Look at a result closely and correct its mask.
 
     Opens a page on this machine. A corrected mask is saved as wmh_edited.nii.gz, its numbers and
-    report in the folder edited; the automatic mask never changes. Ends when the page is closed.
+    report in the folder edited (in BIDS derivatives beside the mask, as desc-edited); the automatic
+    mask never changes. Ends when the page is closed.
     """
     from leuko.view.editing import find_results
     from leuko.view.server import Viewer
 
-    viewer = Viewer(find_results(out, flair=flair, t1=t1), out, port=port)
+    results = find_results(out, flair=flair, t1=t1)
+    if len(results) == 1:
+        results[0].scan("flair")  # an error is told here rather than on the page
+    viewer = Viewer(results, out, port=port)
     print(f"page        {viewer.address}", flush=True)
     print("close the page or press Ctrl-C to end", flush=True)
     if browser:

@@ -3,6 +3,7 @@
 import csv
 import shutil
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ NAMES = {
     ENTROPY_FILE: "label-WMH_desc-entropy_probseg.nii.gz",
     TISSUE_FILE: f"{TISSUE}.nii.gz",
     LESIONS_FILE: f"{LESIONS}.nii.gz",
+    LESION_TABLE_FILE: f"{LESIONS}.tsv",
     REGIONS_FILE: f"{REGIONS}.nii.gz",
     REGION_NAMES_FILE: f"{REGIONS}.tsv",
     T1_FILE: f"{T1}.nii.gz",
@@ -56,6 +58,10 @@ NAMES = {
     KEY_SLICES_FILE: KEY_SLICES,
     RECORD_FILE: RECORD,
 }
+# What a corrected mask has of its own, beside the mask.
+EDITED = (
+    LESIONS_FILE, LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, RECORD_FILE,
+)  # fmt: skip
 COLUMNS = {
     "name": "The lesion, numbered by volume, the largest first",
     "voxels": "Number of voxels",
@@ -78,14 +84,34 @@ STRIPPED_MM = 10.0  # distance from the brain at which a whole head shows skull 
 STRIPPED_PART = 0.02  # of the brain's mean grey value: less means stripped
 
 
-def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> None:
+def edited(name: str) -> str:
+    """The name, without prefix, of what belongs to a corrected mask: desc-edited before the suffix.
+
+    >>> edited("label-WMH_mask.nii.gz")
+    'label-WMH_desc-edited_mask.nii.gz'
+    """
+    entities, suffix = name.rsplit("_", 1)
+    return f"{entities}_desc-edited_{suffix}"
+
+
+def find(out: Path, name: str) -> list[Path]:
+    """The files of a derivative dataset that have this name after their prefix, in order."""
+    visits = ("sub-*", "sub-*/ses-*")
+    found = (path for visit in visits for path in out.glob(f"{visit}/anat/*_space-FLAIR_{name}"))
+    return sorted(found, key=attrgetter("name"))
+
+
+def arrange(
+    folder: Path, out: Path, prefix: str, sources: Sequence[str], *, is_edited: bool = False
+) -> None:
     """Move the files of `segment` from `folder` to `out` under BIDS names; add sidecars.
 
-    `prefix` ends with an underscore; `sources` are the URIs of the scans, the FLAIR first.
+    `prefix` ends with an underscore; `sources` are the URIs of the scans, the FLAIR first. With
+    `is_edited` they are of a corrected mask: only those in `EDITED` are moved.
     """
     record = RunRecord.read(folder / RECORD_FILE)
     sidecars = _sidecars(record)
-    if (folder / TISSUE_FILE).is_file():
+    if (folder / TISSUE_FILE).is_file() and not is_edited:
         names = ["background", *(record.tissue_ml or ())]
         write_table(out / f"{prefix}{TISSUE}.tsv", ["index", "name"], enumerate(names))
         tissue = nifti.read_labels(folder / TISSUE_FILE, values=range(len(names)))
@@ -98,14 +124,19 @@ def arrange(folder: Path, out: Path, prefix: str, sources: Sequence[str]) -> Non
         with (folder / LESION_TABLE_FILE).open(newline="", encoding="utf-8") as file:
             head, *lesions = csv.reader(file, delimiter="\t")
         rows = [[number, f"lesion {number}", *rest] for number, *rest in lesions]
-        write_table(out / f"{prefix}{LESIONS}.tsv", ["index", "name", *head[1:]], rows)
-    for name, renamed in NAMES.items():
+        write_table(folder / LESION_TABLE_FILE, ["index", "name", *head[1:]], rows)
+
+    def name_of(name: str) -> str:
+        return edited(name) if is_edited else name
+
+    for name in EDITED if is_edited else NAMES:
         if (folder / name).is_file():
-            shutil.move(folder / name, out / (prefix + renamed))
+            shutil.move(folder / name, out / (prefix + name_of(NAMES[name])))
     for name, about in sidecars.items():
-        if (out / f"{prefix}{name}.nii.gz").is_file():
+        stem = prefix + name_of(name)
+        if (out / f"{stem}.nii.gz").is_file():
             shared = {"SpatialReference": sources[0], "Sources": sources}
-            write_json(out / f"{prefix}{name}.json", about | shared)
+            write_json(out / f"{stem}.json", about | shared)
 
 
 def drop_older(folder: Path, prefix: str, written: set[str]) -> None:

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +71,10 @@ def write_dataset(out: Path) -> dict[str, Path]:
     BIDS allows one row per participant in phenotype/wmh.tsv; with several visits or runs each visit
     and run has a file of its own, such as phenotype/wmh_ses-b_run-2.tsv.
     """
-    found = {
-        kind: [
-            path
-            for visit in ("sub-*", "sub-*/ses-*")
-            for path in out.glob(f"{visit}/anat/*_space-FLAIR_{kind}")
-        ]
-        for kind in (derivatives.RECORD, derivatives.MASK)
-    }
-    _name_incomplete(found[derivatives.MASK], derivatives.MASK, derivatives.RECORD)
+    masks = derivatives.find(out, derivatives.MASK)
+    _name_incomplete(masks, derivatives.MASK, derivatives.RECORD)
     segmented = []
-    for path in sorted(found[derivatives.RECORD], key=attrgetter("name")):
+    for path in derivatives.find(out, derivatives.RECORD):
         image = Image.of(path)
         if image is None or path.parent != out / image.place:
             log.warning("%s is not used: its name requires another folder", path)

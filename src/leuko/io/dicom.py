@@ -130,9 +130,15 @@ def require_flair(series: Series) -> None:
         )
 
 
-def the_series(folder: Path) -> Series:
-    """The only series in a folder. Raises LeukoError if there is none or several."""
+def the_series(folder: Path, *, name: str | None = None) -> Series:
+    """The only series in a folder, or the one with this `str`.
+
+    Raises LeukoError if there is none, or if there are several and none has the name.
+    """
     series = find_series(folder)
+    named = [each for each in series if str(each) == name]
+    if len(named) == 1:
+        return named[0]
     if len(series) > 1:
         listed = "; ".join(str(s) for s in series)
         raise LeukoError(

@@ -83,11 +83,12 @@ def opened_mask(image: Image, *, labels: Collection[int] | None = None) -> Scan:
     return Scan(None, nifti.mask_from_image(image, labels=labels), [])
 
 
-def read(path: Path) -> Scan:
+def read(path: Path, *, series: str | None = None) -> Scan:
     """An image file, or the only series in a folder of DICOM files, with its background set to 0.
 
-    Raises LeukoError as `nifti.read`, `dicom.read_series` and `without_background` do, and if a
-    DICOM folder is given without the extra dicom.
+    `series` tells which one of several series, as the record of a run names it. Raises LeukoError
+    as `nifti.read`, `dicom.read_series` and `without_background` do, and if a DICOM folder is given
+    without the extra dicom.
     """
     if not path.is_dir():
         twin = nifti.other_half(path)
@@ -99,7 +100,7 @@ def read(path: Path) -> Scan:
             f"{path} is a folder that holds {images[0].name}; give the image file, or a folder of "
             "DICOM files only"
         )
-    return _from_series(path, _dicom().the_series(path))
+    return _from_series(path, _dicom().the_series(path, name=series))
 
 
 def read_study(

@@ -75,6 +75,11 @@ def read_labels(path: Path, *, values: Collection[int]) -> Volume:
     return volume.with_data(masks.as_labels(volume.data, path, values=values))
 
 
+def read_map(path: Path) -> Volume:
+    """An image that may be all zeros, such as a mask or numbered lesions; NaN becomes 0."""
+    return _labelled(path)
+
+
 def read_probability(path: Path) -> Volume:
     """A probability map, by `masks.as_probability`; NaN becomes 0. All zeros is valid."""
     volume = _labelled(path)
@@ -133,9 +138,7 @@ def _scan(image: Any, path: Path) -> Volume:
         raise LeukoError(f"{path} has {bad} NaN or infinite voxels; replace them, for example by 0")
     if not data.any():
         raise LeukoError(f"{path} is all zeros; check that it is the right file")
-    header = image.header.copy()
-    header.set_data_shape(data.shape)
-    return replace(_placed(data, image, path), header=header, name=path.name)
+    return replace(_placed(data, image, path), name=path.name)
 
 
 def _load(path: Path) -> Any:
@@ -309,7 +312,9 @@ def _as_labels(image: Any, path: Path) -> Volume:
 
 
 def _placed(data: Array, image: Any, path: Path) -> Volume:
-    volume = Volume(data, _affine(image, path), name=str(path))
+    header = image.header.copy()
+    header.set_data_shape(data.shape)
+    volume = Volume(data, _affine(image, path), header, name=str(path))
     require_head_size(volume)
     return volume
 

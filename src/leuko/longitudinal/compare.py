@@ -80,14 +80,16 @@ def compare(
     *,
     baseline_flair: str | Path | None = None,
     followup_flair: str | Path | None = None,
+    label: str | None = None,
     threads: int | None = None,
 ) -> Comparison:
     """Compare two time points of one brain and write the `FILES` of the comparison into `out`.
 
     `baseline` and `followup` are folders that `segment` wrote, or folders with FLAIR.nii.gz and
     perhaps T1.nii.gz, which are segmented into `out` first. `baseline_flair` and `followup_flair`
-    give the path of a FLAIR that was moved since. Raises LeukoError if a folder cannot be used or
-    the scans cannot be registered; `out` then keeps its earlier files and the new segmentations.
+    give the path of a FLAIR that was moved since. `label` is a name that the report shows. Raises
+    LeukoError if a folder cannot be used or the scans cannot be registered; `out` then keeps its
+    earlier files and the new segmentations.
 
     >>> import leuko
     >>> found = leuko.compare("BASELINE", "FOLLOWUP", "OUT")
@@ -133,7 +135,7 @@ def compare(
         with watch.stage("write"):
             _write(scratch, changes, times, halfway)
         result = Comparison(changes, times, halfway, findings, watch.seconds)
-        record = _record(result, first, second)
+        record = _record(result, first, second, label=label)
         with (
             watch.stage("report"),
             side_output(scratch, REPORT_FILE, partial(tell, findings)),
@@ -179,7 +181,7 @@ def _read(folder: Path, flair: Path | None) -> Run:
             f"the FLAIR of {folder} is not at {path}; give its path with --baseline-flair or "
             "--followup-flair"
         )
-    scan = inputs.read(path)
+    scan = inputs.read(path, series=was.series)
     if scan.sha256() != was.sha256:
         raise LeukoError(
             f"{path} is not the FLAIR that {folder} was made from: its SHA-256 differs; give that "
@@ -262,7 +264,7 @@ def _write(folder: Path, changes: Changes, times: tuple[Time, Time], halfway: Ha
     write_table(folder / CHANGE_TABLE_FILE, columns, map(astuple, changes.lesions))
 
 
-def _record(result: Comparison, first: Run, second: Run) -> ComparisonRecord:
+def _record(result: Comparison, first: Run, second: Run, *, label: str | None) -> ComparisonRecord:
     changes, halfway = result.changes, result.halfway
     runs = dict(zip(TIMES, (first, second), strict=True))
     ways = [tuple(map(tuple, way.round(6).tolist())) for way in halfway.ways]
@@ -291,6 +293,7 @@ def _record(result: Comparison, first: Run, second: Run) -> ComparisonRecord:
             followup_to_halfway=ways[1],
         ),
         seconds=dict(result.seconds),
+        label=label,
     )
 
 

@@ -71,6 +71,7 @@ class ComparisonRecord:
     lesion_change_ml: Mapping[str, float]  # by state
     alignment: HalfwayRecord
     seconds: Mapping[str, float]
+    label: str | None = None  # of the person, as given
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""

@@ -56,6 +56,7 @@ def change_report(
     return page(
         title="White matter hyperintensities at two times",
         subtitle=_subtitle(record),
+        label=record.label,
         before=[
             alerts(record.findings, record.checks),
             section(

@@ -5,7 +5,7 @@ mm, RAS.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,7 +84,7 @@ class Alignment:
 
     def apply(self, t1: Volume) -> Volume:
         """The T1 with its affine in the world coordinates of the FLAIR; voxels do not change."""
-        return replace(t1, affine=np.linalg.inv(self.matrix) @ t1.affine)
+        return t1.moved(self.matrix)
 
     def write(self, path: Path) -> None:
         """Write an ITK transform (LPS) from FLAIR points to T1 points."""

@@ -80,7 +80,7 @@ def _origin(record: RunRecord) -> str:
         return f'<p class="edited">{given}</p>' if record.inputs.mask else ""
     said = (
         f"{edited.editor or 'a reader'}, {edited.saved[:10]}: {edited.added_ml:.2f} mL added, "
-        f"{edited.removed_ml:.2f} mL removed; the automatic mask had {edited.automatic_ml:.2f} mL."
+        f"{edited.removed_ml:.2f} mL removed; before, the mask had {edited.automatic_ml:.2f} mL."
     )
     return f'<p class="edited"><strong>Mask corrected by</strong> {text(said)}</p>'
 

@@ -1,21 +1,24 @@
 """Results to look at, and masks that a reader corrects. Array axes run R, A, S.
 
 The corrected mask is `wmh_edited.nii.gz` beside the automatic one, which never changes;
-`wmh_edited.json` tells who saved it and when. Its numbers and its report are in `edited`.
+`wmh_edited.json` tells who saved it and when. Its numbers and its report are in `edited`. In a BIDS
+derivative dataset these files are beside the mask, with the entity desc-edited.
 """
 
 import csv
 import io
 import re
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from leuko.cohort import derivatives
 from leuko.errors import LeukoError
 from leuko.io import inputs, nifti
 from leuko.io.files import (
@@ -26,6 +29,7 @@ from leuko.io.files import (
     staged,
     write_json,
 )
+from leuko.io.inputs import Scan
 from leuko.io.outputs import (
     LESIONS_FILE,
     MASK_FILE,
@@ -36,15 +40,15 @@ from leuko.io.outputs import (
     TISSUE_FILE,
 )
 from leuko.io.record import Edited, RunRecord
-from leuko.lesions.location import Rule
-from leuko.model.runtime import Model
-from leuko.preprocessing.registration import Mode
 from leuko.report.html import SAVED, VERDICTS, saved_with_verdict
-from leuko.results import Segmentation
-from leuko.segment import SegmentSettings, measure
 from leuko.volume import Array, Volume, require_same_grid, resample_onto
 
-EDITED_FILE, HISTORY_FILE, EDITED_FOLDER = "wmh_edited.nii.gz", "wmh_edited.json", "edited"
+if TYPE_CHECKING:  # they load libraries that the first picture does not need
+    from leuko.lesions.location import Rule
+    from leuko.model.runtime import Model
+    from leuko.preprocessing.registration import Mode
+
+EDITED_FILE, EDITED_FOLDER = "wmh_edited.nii.gz", "edited"
 MAPS = {
     "probability": PROBABILITY_FILE,
     "lesions": LESIONS_FILE,
@@ -60,38 +64,59 @@ class ConflictError(LeukoError):
 
 @dataclass(frozen=True)
 class Result:
-    """The output folder of `leuko segment` or `leuko.measure` of one scan."""
+    """The files of `leuko segment` or `leuko.measure` of one scan.
+
+    With a `prefix` they are BIDS derivatives.
+    """
 
     name: str
     folder: Path
+    prefix: str = ""
     flair_path: Path | None = None  # if the scans were moved after segmentation
     t1_path: Path | None = None
 
     @cached_property
     def record(self) -> RunRecord:
-        return RunRecord.read(self.folder / RECORD_FILE)
+        return RunRecord.read(self.path(RECORD_FILE))
 
     @cached_property
     def automatic(self) -> Volume:
         """The mask as Leuko wrote it, uint8, axes as stored."""
-        return nifti.read(self.folder / MASK_FILE)
+        return nifti.read_map(self.path(MASK_FILE))
+
+    def path(self, file: str) -> Path:
+        """Where a file of the automatic mask is."""
+        return self.folder / (self.prefix + derivatives.NAMES[file] if self.prefix else file)
+
+    def edited_path(self, file: str) -> Path:
+        """Where a file of the corrected mask is."""
+        if self.prefix:
+            return self.folder / (self.prefix + derivatives.edited(derivatives.NAMES[file]))
+        return self.folder / (EDITED_FILE if file == MASK_FILE else Path(EDITED_FOLDER, file))
+
+    @property
+    def history_path(self) -> Path:
+        mask = self.edited_path(MASK_FILE)
+        return mask.with_name(mask.name.replace(".nii.gz", ".json"))
+
+    @property
+    def is_edited(self) -> bool:
+        return self.edited_path(MASK_FILE).is_file()
+
+    def latest(self, file: str) -> Path:
+        """A file of the corrected mask once it is measured, else that of the automatic one."""
+        edited = self.edited_path(file)
+        return edited if self.is_edited and edited.is_file() else self.path(file)
 
     @property
     def mask_path(self) -> Path:
         """The corrected mask if there is one, else the automatic one."""
-        edited = self.folder / EDITED_FILE
-        return edited if edited.is_file() else self.folder / MASK_FILE
-
-    def latest(self, name: str) -> Path:
-        """A file of the corrected mask once it is measured, else that of the automatic one."""
-        edited = self.folder / EDITED_FOLDER / name
-        is_edited = self.mask_path.name == EDITED_FILE and edited.is_file()
-        return edited if is_edited else self.folder / name
+        return self.latest(MASK_FILE)
 
     @property
     def mask(self) -> Array:
         """The mask in `mask_path`, bool (X, Y, Z). Raises LeukoError if it has another grid."""
-        mask = nifti.read(self.mask_path)
+        mask = nifti.read_map(self.mask_path)
         require_same_grid(mask, self.automatic)
         found: Array = mask.canonical().data > 0
         return found
@@ -101,16 +126,21 @@ class Result:
         """What tells one state of the mask from another."""
         return sha256(self.mask_path)
 
-    @property
-    def flair(self) -> Path:
-        """Raises LeukoError if the FLAIR is not where it was."""
-        return self._scan(self.flair_path, self.record.inputs.flair.path, "flair")
+    def scan(self, name: Literal["flair", "t1"]) -> Scan | None:
+        """The FLAIR or the T1; None if there was none.
 
-    @property
-    def t1(self) -> Path | None:
-        """Raises LeukoError if the T1 is not where it was; None if there was none."""
-        given = self.record.inputs.t1
-        return None if given is None else self._scan(self.t1_path, given.path, "t1")
+        Raises LeukoError if it is not where it was, and as `inputs.read` does.
+        """
+        given = {"flair": self.flair_path, "t1": self.t1_path}[name]
+        was = {"flair": self.record.inputs.flair, "t1": self.record.inputs.t1}[name]
+        if was is None:
+            return None
+        path = given or (Path(was.path) if was.path else None)
+        if path is None or not path.exists():
+            raise LeukoError(
+                f"the scan {path or 'of ' + self.name} is not there any more; give it with --{name}"
+            )
+        return inputs.read(path, series=was.series)
 
     def images(self) -> dict[str, Callable[[], Volume]]:
         """What can be shown, by name; all on the grid of the mask."""
@@ -118,8 +148,8 @@ class Result:
         if self.record.inputs.t1 is not None:
             found["t1"] = self._t1
         for name, file in MAPS.items():
-            if (self.folder / file).is_file():
-                found[name] = partial(_read, self.folder / file)
+            if self.latest(file).is_file():
+                found[name] = partial(_read, self.latest(file))
         return found
 
     def save(self, mask: Array, *, based_on: str, editor: str) -> str:
@@ -138,9 +168,10 @@ class Result:
             raise LeukoError(f"the mask has shape {mask.shape}, expected {before.shape}")
         history = self.history()
         data = self.automatic.with_canonical(mask.astype(np.uint8))
-        with staged(self.folder, record=HISTORY_FILE) as scratch:
-            nifti.write(scratch / EDITED_FILE, data)
-            version = sha256(scratch / EDITED_FILE)
+        written, record = self.edited_path(MASK_FILE).name, self.history_path.name
+        with staged(self.folder, record=record) as scratch:
+            nifti.write(scratch / written, data)
+            version = sha256(scratch / written)
             edit = {
                 "editor": editor,
                 "saved": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -149,19 +180,20 @@ class Result:
                 "added_ml": round(self.automatic.ml(mask & ~before), 4),
                 "removed_ml": round(self.automatic.ml(before & ~mask), 4),
             }
-            write_json(scratch / HISTORY_FILE, {"edits": [*history, edit]})
+            write_json(scratch / record, {**self._sidecar(), "edits": [*history, edit]})
         return version
 
     def history(self) -> list[dict[str, object]]:
         """All edits, the latest last."""
-        path = self.folder / HISTORY_FILE
-        if not path.is_file():
+        if not self.history_path.is_file():
             return []
-        edits: list[dict[str, object]] = read_json(path, what="list of edits")["edits"]
+        edits: list[dict[str, object]] = read_json(self.history_path, what="list of edits")["edits"]
         return edits
 
-    def measure(self, model: Model | None = None) -> Segmentation:
-        """Measure the corrected mask and write its numbers and report into `edited`."""
+    def measure(self, model: "Model | None" = None) -> None:
+        """Measure the corrected mask and write its numbers and its report."""
+        from leuko.segment import SegmentSettings, measure
+
         record, latest = self.record, self.history()[-1]
         settings = SegmentSettings(
             model=record.model.path or record.model.name,
@@ -169,8 +201,9 @@ class Result:
             rule=cast("Rule", record.settings.rule),
             bias_correction=record.settings.bias_correction,
         )
-        edited_mask = self.folder / EDITED_FILE
-        found = measure(edited_mask, self.flair, self.t1, model=model, settings=settings)
+        flair, t1 = self._flair_scan(), self.scan("t1")
+        edited_mask = self.edited_path(MASK_FILE)
+        found = measure(edited_mask, flair, t1, model=model, settings=settings)
         mask, automatic = self.mask, self.automatic.canonical().data > 0
         edited = Edited(
             editor=str(latest["editor"]),
@@ -179,8 +212,15 @@ class Result:
             added_ml=round(self.automatic.ml(mask & ~automatic), 4),
             removed_ml=round(self.automatic.ml(automatic & ~mask), 4),
         )
-        found.save(self.folder / EDITED_FOLDER, label=record.label, edited=edited)
-        return found
+        if not self.prefix:
+            found.save(self.folder / EDITED_FOLDER, label=record.label, edited=edited)
+            return
+        with staged(self.folder, record=self.edited_path(RECORD_FILE).name) as scratch:
+            native = scratch / "native"
+            found.save(native, label=record.label, edited=edited)
+            sources = self._sidecar()["Sources"]
+            derivatives.arrange(native, scratch, self.prefix, sources, is_edited=True)
+            shutil.rmtree(native)
 
     def judge(self, folder: Path, *, verdict: str, rater: str) -> None:
         """Add a reader's verdict on the mask to the CSV of the rater in `folder`.
@@ -208,52 +248,65 @@ class Result:
         earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
         replace_text(path, earlier + written.getvalue())
 
+    def _sidecar(self) -> dict[str, Any]:
+        """What the sidecar of a corrected BIDS mask says beside its edits."""
+        if not self.prefix:
+            return {}
+        automatic = self.path(MASK_FILE)
+        sidecar = automatic.with_name(automatic.name.replace(".nii.gz", ".json"))
+        about = read_json(sidecar, what="sidecar")
+        shared = {name: about[name] for name in ("Type", "SpatialReference", "Sources")}
+        return {"Description": "White matter hyperintensities, corrected by a reader", **shared}
+
+    def _flair_scan(self) -> Scan:
+        flair = self.scan("flair")
+        if flair is None:
+            raise ValueError("every result has a FLAIR")
+        return flair
+
     def _flair(self) -> Volume:
-        return inputs.read(self.flair).volume.canonical()
+        flair = self._flair_scan().volume.canonical()
+        require_same_grid(flair, self.automatic)
+        return flair
 
     def _t1(self) -> Volume:
-        path, grid = self.t1, self.automatic.canonical()
-        if path is None:
+        scan, alignment = self.scan("t1"), self.record.alignment
+        if scan is None:
             raise LeukoError(f"{self.name} has no T1")
-        t1, alignment = inputs.read(path).volume, self.record.alignment
+        t1 = scan.volume
         if alignment is not None:
-            moved = np.linalg.inv(np.array(alignment.flair_to_t1)) @ t1.affine
-            t1 = replace(t1, affine=moved)
-        return resample_onto(t1, grid)
-
-    def _scan(self, given: Path | None, recorded: str | None, name: str) -> Path:
-        path = given or (Path(recorded) if recorded else None)
-        if path is None or not path.exists():
-            raise LeukoError(
-                f"the scan {path or 'of ' + self.name} is not there any more; give it with --{name}"
-            )
-        return path
+            t1 = t1.moved(np.array(alignment.flair_to_t1))
+        return resample_onto(t1, self.automatic.canonical())
 
 
 def find_results(path: Path, *, flair: Path | None = None, t1: Path | None = None) -> list[Result]:
-    """The results in the output folder of `leuko segment` or `leuko batch`, by name.
+    """The results in the output folder of `leuko segment`, `leuko batch` or `leuko bids`, by name.
 
     `flair` and `t1` are the scans of a single result if they were moved. Raises LeukoError if there
     is no result.
     """
     if (path / RECORD_FILE).is_file():
-        return [Result(path.resolve().name, path, flair, t1)]
+        return [Result(path.resolve().name, path, flair_path=flair, t1_path=t1)]
     folders = sorted(record.parent for record in path.glob(f"[!.]*/{RECORD_FILE}"))
-    if not folders:
+    found = [Result(folder.name, folder) for folder in folders]
+    for record in derivatives.find(path, derivatives.RECORD):
+        prefix = record.name.removesuffix(derivatives.RECORD)
+        found.append(Result(prefix.removesuffix("_space-FLAIR_"), record.parent, prefix))
+    if not found:
         raise LeukoError(
-            f"{path} holds no result of leuko segment; give a folder that leuko segment or leuko "
-            "batch wrote"
+            f"{path} holds no result of leuko segment; give a folder that leuko segment, leuko "
+            "batch or leuko bids wrote"
         )
     if flair or t1:
         raise LeukoError("--flair and --t1 need the folder of one scan")
-    return [Result(folder.name, folder) for folder in folders]
+    return found
 
 
 def described(result: Result) -> dict[str, object]:
     """The numbers of the mask that is shown: those of the corrected one once it is measured."""
     record = RunRecord.read(result.latest(RECORD_FILE))
     measured = record.inputs.mask.sha256 if record.edited and record.inputs.mask else None
-    is_current = result.mask_path.name == MASK_FILE or measured == result.version
+    is_current = not result.is_edited or measured == result.version
     return {
         "name": result.name,
         "volume_ml": record.volume_ml,
@@ -270,4 +323,4 @@ def _cell(value: object) -> object:
 
 
 def _read(path: Path) -> Volume:
-    return nifti.read(path).canonical()
+    return nifti.read_map(path).canonical()

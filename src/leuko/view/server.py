@@ -16,7 +16,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -24,9 +24,11 @@ import numpy as np
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.outputs import LESION_TABLE_FILE, REPORT_FILE, VERDICTS_FOLDER
-from leuko.model.runtime import Model, load_model
 from leuko.view.editing import ConflictError, Result, described
 from leuko.volume import Volume
+
+if TYPE_CHECKING:  # it loads libraries that the first picture does not need
+    from leuko.model.runtime import Model
 
 ASSETS = {
     "": ("view.html", "text/html; charset=utf-8"),
@@ -96,6 +98,8 @@ class Viewer(ThreadingHTTPServer):
         self.server_close()
 
     def _measure(self, result: Result) -> None:
+        from leuko.model.runtime import load_model
+
         try:
             record = result.record
             self._model = self._model or load_model(record.model.path or record.model.name)
@@ -263,9 +267,10 @@ def as_nifti(volume: Volume) -> bytes:
 
 
 def _lesions(result: Result) -> list[dict[str, str]]:
-    """The rows of `lesions.tsv`, of the corrected mask once it is measured."""
+    """The rows of the table of lesions, of the corrected mask once it is measured."""
     path = result.latest(LESION_TABLE_FILE)
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return [{"id": row.get("index", ""), **row} for row in rows]  # the column's name in BIDS

@@ -6,9 +6,9 @@ const NAMES = { flair: "FLAIR", t1: "T1", probability: "probability", tissue: "t
 const SCANS = ["flair", "t1"];
 const MAP_COLOURS = { probability: "hot", tissue: "nih", regions: "nih", lesions: "random", rims: "violet" };
 const MOST_UNDO = 50;
-const { Niivue, SHOW_RENDER } = window.niivue;
-const viewer = new Niivue({ backColor: [0, 0, 0, 1], crosshairColor: [0.2, 0.8, 1, 0.7], crosshairWidth: 0.4, isRadiologicalConvention: true, sagittalNoseLeft: true, multiplanarShowRender: SHOW_RENDER?.ALWAYS ?? 1, drawingEnabled: false, loadingText: "" });
-const state = { name: new URLSearchParams(location.search).get("name") ?? "", shape: [], version: "", saved: null, undo: [], lesions: [], isSaving: false, arranged: Promise.resolve() };
+const { Niivue, NVImage, SHOW_RENDER } = window.niivue;
+const viewer = new Niivue({ backColor: [0, 0, 0, 1], crosshairColor: [0.2, 0.8, 1, 0.7], crosshairWidth: 0.4, isRadiologicalConvention: true, sagittalNoseLeft: true, drawingEnabled: false, loadingText: "", maxDrawUndoBitmaps: MOST_UNDO + 1 });
+const state = { name: new URLSearchParams(location.search).get("name") ?? "", shape: [], version: "", saved: null, undoable: 0, lesions: [], isSaving: false, arranged: Promise.resolve() };
 
 const query = (given = {}) => "?" + new URLSearchParams({ name: state.name, ...given });
 const tool = () => find('input[name="tool"]:checked').value;
@@ -27,23 +27,28 @@ function say(text, isBad = false) {
 
 async function start() {
   new EventSource("open"); // the server ends with its last page
-  await viewer.attachToCanvas(find("#canvas"));
-  const about = await (await answer("about" + query())).json();
+  const [about, flair, mask] = await Promise.all([
+    answer("about" + query()).then((reply) => reply.json()),
+    fetched("flair"),
+    answer("mask" + query()),
+    viewer.attachToCanvas(find("#canvas")),
+  ]);
   state.name = about.name;
-  viewer.addVolume(await fetched("flair"));
-  state.shape = viewer.volumes[0].dims.slice(1, 4);
-  const mask = await answer("mask" + query());
   state.version = mask.headers.get("X-Version");
+  state.saved = new Uint8Array(await mask.arrayBuffer());
+  showPlanes();
+  viewer.addVolume(flair);
+  state.shape = flair.dims.slice(1, 4);
   viewer.createEmptyDrawing();
-  viewer.drawBitmap.set(new Uint8Array(await mask.arrayBuffer()));
-  state.saved = viewer.drawBitmap.slice();
+  viewer.drawBitmap.set(state.saved);
+  viewer.drawClearAllUndoBitmaps();
+  viewer.drawAddUndoBitmap();
   describe(about);
+  for (const label of all(".grows")) label.hidden = !about.images.includes("probability");
   options("#scan", about.images.filter((name) => SCANS.includes(name)));
   options("#map", ["", ...about.images.filter((name) => !SCANS.includes(name))]);
-  viewer.setSliceType(viewer.sliceTypeMultiplanar);
   redraw();
-  const middle = state.lesions[0];
-  if (middle) go(middle);
+  if (state.lesions.length) go(state.lesions[0]);
   document.body.dataset.ready = "1";
 }
 
@@ -52,7 +57,7 @@ const images = new Map(); // those that were asked for, by name
 async function fetched(name) {
   if (!images.has(name)) {
     const bytes = await (await answer("image" + query({ image: name }))).arrayBuffer();
-    const image = await niivue.NVImage.loadFromUrl({ url: bytes, name: `${name}.nii`, colormap: MAP_COLOURS[name] ?? "gray", opacity: SCANS.includes(name) ? 1 : 0.6 });
+    const image = await NVImage.loadFromUrl({ url: bytes, name: `${name}.nii`, colormap: MAP_COLOURS[name] ?? "gray", opacity: SCANS.includes(name) ? 1 : 0.6 });
     if (SCANS.includes(name)) brighten(image);
     images.set(name, image);
   }
@@ -101,23 +106,27 @@ function describe(about) {
 function go(lesion) {
   viewer.scene.crosshairPos = viewer.mm2frac([Number(lesion.x_mm), Number(lesion.y_mm), Number(lesion.z_mm)]);
   for (const row of all("#lesions tr")) row.classList.toggle("chosen", row.dataset.id === lesion.id);
-  viewer.updateGLVolume();
+  viewer.drawScene();
 }
 
-// Undo holds what changed: voxels and their values before.
-function remember(before) {
-  const now = viewer.drawBitmap, where = [], was = [];
-  for (let k = 0; k < now.length; k++) if (now[k] !== before[k]) { where.push(k); was.push(before[k]); }
-  if (where.length) state.undo.push([where, was]);
-  if (state.undo.length > MOST_UNDO) state.undo.shift();
+// NiiVue keeps the drawing after each change, compressed.
+function remember() {
+  state.undoable = Math.min(state.undoable + 1, MOST_UNDO);
   changed();
 }
 
 function undo() {
-  const [where, was] = state.undo.pop() ?? [[], []];
-  where.forEach((k, n) => { viewer.drawBitmap[k] = was[n]; });
-  redraw();
+  if (!state.undoable) return;
+  state.undoable -= 1;
+  viewer.drawUndo();
   changed();
+}
+
+// Without a graphics card a picture in 3-D takes seconds: it is shown when it is asked for.
+function showPlanes() {
+  const chosen = find("#planes").selectedOptions[0];
+  viewer.opts.multiplanarShowRender = chosen.dataset.render ? SHOW_RENDER.ALWAYS : SHOW_RENDER.NEVER;
+  viewer.setSliceType(Number(chosen.value));
 }
 
 function redraw() {
@@ -127,7 +136,7 @@ function redraw() {
 function changed() {
   const isChanged = viewer.drawBitmap.some((value, k) => (value > 0) !== (state.saved[k] > 0));
   find("#save").disabled = !isChanged || state.isSaving;
-  find("#undo").disabled = !state.undo.length;
+  find("#undo").disabled = !state.undoable;
   return isChanged;
 }
 
@@ -153,19 +162,20 @@ function connected(seed, holds) {
 }
 
 async function act(voxel) {
-  const before = viewer.drawBitmap.slice();
+  let found;
   if (tool() === "grow") {
     const values = (await fetched("probability")).img, least = find("#least").value / 100;
-    const found = connected(voxel, (k) => values[k] >= least);
+    found = connected(voxel, (k) => values[k] >= least);
     if (!found.size) say(`the probability here is below ${find("#least").value} %`, true);
-    for (const k of found) viewer.drawBitmap[k] = 1;
   } else {
-    const found = connected(voxel, (k) => before[k] > 0);
+    found = connected(voxel, (k) => viewer.drawBitmap[k] > 0);
     if (!found.size) say("there is no lesion here", true);
-    for (const k of found) viewer.drawBitmap[k] = 0;
   }
+  if (!found.size) return;
+  for (const k of found) viewer.drawBitmap[k] = tool() === "grow" ? 1 : 0;
+  viewer.drawAddUndoBitmap();
   redraw();
-  remember(before);
+  remember();
 }
 
 async function save() {
@@ -202,12 +212,14 @@ async function follow() {
   for (;;) {
     const about = await (await answer("about" + query())).json();
     describe(about);
+    if (about.is_current) for (const name of ["lesions", "regions"]) images.delete(name);
     if (about.is_current || about.problem) return;
     await new Promise((done) => setTimeout(done, 500));
   }
 }
 
 function choose(name) {
+  if (find(`input[name="tool"][value="${name}"]`).closest("label").hidden) return;
   find(`input[name="tool"][value="${name}"]`).checked = true;
   const draws = name === "brush" || name === "eraser";
   viewer.setDrawingEnabled(draws);
@@ -225,17 +237,11 @@ function step(steps) {
 
 function listen() {
   const canvas = find("#canvas");
-  let before = null;
-  canvas.addEventListener("pointerdown", () => { before = viewer.drawBitmap?.slice(); }, true);
-  window.addEventListener("pointerup", (event) => {
-    if (!before) return;
-    const was = before;
-    before = null;
-    setTimeout(() => { // NiiVue ends its stroke first
-      if (["brush", "eraser"].includes(tool())) remember(was);
-      else if (["grow", "delete"].includes(tool()) && event.target === canvas && event.button === 0) {
-        act([...viewer.frac2vox(viewer.scene.crosshairPos)]).catch((error) => say(error.message, true));
-      }
+  viewer.onDrawingChanged = (action) => { if (action === "draw") remember(); };
+  canvas.addEventListener("pointerup", (event) => {
+    if (!["grow", "delete"].includes(tool()) || event.button !== 0) return;
+    setTimeout(() => { // NiiVue moves its crosshair first
+      act([...viewer.frac2vox(viewer.scene.crosshairPos)]).catch((error) => say(error.message, true));
     });
   });
   all('input[name="tool"]').forEach((input) => input.addEventListener("change", () => choose(input.value)));
@@ -245,7 +251,7 @@ function listen() {
   });
   find("#least").addEventListener("input", (event) => { find("#least-size").textContent = `${event.target.value} %`; });
   find("#opacity").addEventListener("input", (event) => { viewer.setDrawOpacity(event.target.value / 100); });
-  find("#planes").addEventListener("change", (event) => viewer.setSliceType(Number(event.target.value)));
+  find("#planes").addEventListener("change", showPlanes);
   for (const name of ["#scan", "#map"]) {
     find(name).addEventListener("change", () => {
       state.arranged = state.arranged.then(arrange).catch((error) => say(error.message, true));
