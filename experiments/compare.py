@@ -62,7 +62,7 @@ def experts(data: Path, scratch: Path) -> Iterator[dict[str, str]]:
         result, found = compared(studies[0], studies[1], scratch)
         marked = as_seen(nifti.read_mask(home / "lesion_change.nii.gz"))
         to_baseline = read_itk(studies[0] / "FLAIR_to_common.txt")
-        way = result.halfway.ways[0] @ to_baseline
+        way = result.midspace.ways[0] @ to_baseline
         truth = onto(replace(marked, affine=way @ marked.affine), result)
         yield {"scans": patient, **volumes(result), **scores(truth, truth, found, result)}
 
@@ -72,11 +72,11 @@ def years(data: Path, scratch: Path) -> Iterator[dict[str, str]]:
     for first, second in combinations(homes, 2):
         result, found = compared(first, second, scratch)
         masks = []
-        for home, way in zip((first, second), result.halfway.ways, strict=True):
+        for home, way in zip((first, second), result.midspace.ways, strict=True):
             mask = as_seen(nifti.read_mask(home / "lesions.nii.gz"))
             masks.append(onto(replace(mask, affine=way @ mask.affine), result))
         truth = alone(masks[0], masks[1]) | alone(masks[1], masks[0])
-        ml = result.halfway.grid.ml
+        ml = result.midspace.grid.ml
         yield {
             "scans": f"{first.name}, {second.name[-1]}",
             **volumes(result),
@@ -115,7 +115,7 @@ def turned(data: Path, scratch: Path) -> Iterator[dict[str, str]]:
             "found once": str(sum(not (c.baseline_ml and c.followup_ml) for c in changes.lesions)),
             "new, resolved": str(counts["new"] + counts["resolved"]),
             "grown, shrunk": str(counts["grown"] + counts["shrunk"]),
-            "falsely changed, mL": f"{result.halfway.grid.ml(found):.3f}",
+            "falsely changed, mL": f"{result.midspace.grid.ml(found):.3f}",
         }
     print(f"\nborder wandered, mm, without {CHECK}")
     print(f"a scan's: median {np.median(wander):.3f}, most {max(wander):.3f} (floor {BORDER_MM})")
@@ -149,7 +149,7 @@ def as_seen(mask: Volume) -> Volume:
 
 
 def onto(mask: Volume, result: Comparison) -> Array:
-    grid = result.halfway.grid
+    grid = result.midspace.grid
     on_grid: Array = (resample_onto(mask.canonical(), grid).data >= 0.5) & grid.data
     return drop_small(on_grid, voxel_mm3=grid.voxel_mm3, smallest_mm3=LEAST_MM3)
 
@@ -179,7 +179,7 @@ def scores(truth: Array, perhaps: Array, found: Array, result: Comparison) -> di
     flair_change = scipy.ndimage.mean(
         result.times[1].flair - result.times[0].flair, labels, range(1, count + 1)
     )
-    sizes_mm3 = np.bincount(labels.ravel())[1:] * result.halfway.grid.voxel_mm3
+    sizes_mm3 = np.bincount(labels.ravel())[1:] * result.midspace.grid.voxel_mm3
     met = np.bincount(labels[found], minlength=count + 1)[1:] > 0
     is_visible = np.abs(flair_change) >= BORDER_EVIDENCE
     touched = set(np.unique(changes.numbers[perhaps]).tolist())

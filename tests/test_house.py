@@ -18,7 +18,8 @@ SOURCE = Path(leuko.__file__).parent
 ORDER = (
     "cli",
     "view",
-    "cohort longitudinal training",
+    "longitudinal",
+    "cohort training",
     "segment",
     "results",
     "report",

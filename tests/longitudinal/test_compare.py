@@ -9,19 +9,18 @@ from dataclasses import asdict, replace
 import nibabel as nib
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
 from conftest import SMALL, stored
 from leuko.errors import LeukoError
 from leuko.io import nifti
-from leuko.io.files import sha256
 from leuko.io.record import Inputs, RunRecord
 from leuko.longitudinal.changes import LESION_BORDER_MM, Time, find_changes
 from leuko.longitudinal.compare import FILES, compare
-from leuko.longitudinal.midspace import half, meet
+from leuko.longitudinal.midspace import mean_space, meet
 from leuko.volume import Volume, resample_onto
 from phantoms import make_phantom
-from reports import a_record, a_scan, assert_runs_only_its_own, finding
+from reports import assert_runs_only_its_own, finding
+from visits import HERE, THERE, motion, run_of, spot
 
 BOX = np.zeros((24, 24, 24), dtype=bool)
 GRID = Volume(BOX.astype(np.uint8), np.eye(4))
@@ -151,17 +150,11 @@ def test_time_may_run_backwards(seed):
     assert np.array_equal(there.numbers, back.numbers)
 
 
-def motion(degrees, shift_mm):
-    turn = np.eye(4)
-    turn[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
-    turn[:3, 3] = shift_mm
-    return turn
-
-
 def test_half_a_motion_done_twice_is_the_motion():
     for whole in (np.eye(4), motion((4, -7, 11), (5, -3, 20)), motion((0, 0, 120), (1, 2, 3))):
-        part = half(whole)
+        part, back = mean_space([np.eye(4), whole])
         assert np.allclose(part @ part, whole)
+        assert np.allclose(part @ back, np.eye(4))
         assert np.allclose(part[:3, :3] @ part[:3, :3].T, np.eye(3))
 
 
@@ -180,7 +173,7 @@ def head():
 
 def test_two_scans_meet_halfway(head):
     moved = motion((3, -2, 5), (4, -6, 3))
-    found = meet(head, replace(head, affine=moved @ head.affine), threads=2)
+    found = meet([head, replace(head, affine=moved @ head.affine)], threads=2)
     first, second = found.ways
     points = np.array([[0, 0, 0, 1], [50, 0, 0, 1], [0, -60, 0, 1], [0, 0, 40, 1.0]])
     off = points @ (first - second @ moved).T
@@ -191,7 +184,7 @@ def test_two_scans_meet_halfway(head):
 def test_the_halfway_grid_holds_both_scans_and_is_as_fine_as_either(head):
     coarse = replace(head, data=head.data[::2, :, ::2], affine=head.affine @ np.diag([2, 1, 2, 1]))
     coarse = stored(replace(coarse, affine=motion((0, 0, 4), (9, 0, 0)) @ coarse.affine), (2, 0, 1))
-    found = meet(head, coarse, threads=2)
+    found = meet([head, coarse], threads=2)
     assert found.grid.spacing_mm == pytest.approx((2.0, 2.0, 2.5))
     for scan, way in zip((head, coarse), found.ways, strict=True):
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in scan.data.shape])).reshape(3, -1)
@@ -203,44 +196,9 @@ def test_the_halfway_grid_holds_both_scans_and_is_as_fine_as_either(head):
 
 def test_how_a_scan_is_stored_does_not_matter(brain):
     twin = stored(brain, (1, 2, 0), (-1, 1, -1))
-    first, second = meet(brain, twin, threads=1).bring([brain, twin])
+    first, second = meet([brain, twin], threads=1).bring([brain, twin])
     assert first.shape == second.shape
     assert np.abs(first - second).mean() < 0.02 * first.mean()
-
-
-def spot(scan, centre_mm, radius_mm):
-    indices = np.indices(scan.data.shape).reshape(3, -1)
-    points = scan.affine @ np.vstack([indices, np.ones(indices.shape[1])])
-    away = np.linalg.norm(points[:3] - np.array(centre_mm)[:, None], axis=0)
-    return (away <= radius_mm).reshape(scan.data.shape)
-
-
-HERE, THERE = (30, 30, 24), (-30, -40, 24)
-
-
-def run_of(folder, scan, mask, **settings):
-    """What leuko segment would leave of a scan with these lesions."""
-    folder.mkdir(parents=True)
-    flair = scan.with_data(np.where(mask, 300, scan.data).astype(np.int16))
-    nifti.write(folder / "flair.nii.gz", flair)
-    nifti.write(folder / "wmh.nii.gz", scan.with_data(mask.astype(np.uint8)))
-    nifti.write(folder / "wmh_prob.nii.gz", scan.with_data((0.9 * mask).astype(np.float32)))
-    rims = settings.pop("rims", "separate")
-    path, ml = folder / "flair.nii.gz", scan.ml(mask)
-    record = a_record(
-        scan,
-        mask,
-        inputs=Inputs(flair=a_scan(str(path), sha256(path))),
-        checks=("motion",),
-        volume_ml=ml,
-        rims=rims,
-        wmh_ml=ml,
-        rims_ml=2.5 if rims == "separate" else None,
-        wmh_and_rims_ml=ml + 2.5 if rims == "separate" else None,
-    )
-    chosen = {"threshold": 0.5, "smallest_lesion_mm3": 5.0} | settings
-    replace(record, settings=replace(record.settings, **chosen)).write(folder / "run.json")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -346,11 +304,15 @@ def test_swapped_times_give_the_opposite(times, compared, tmp_path):
     ]
 
 
-def test_one_time_against_itself_has_no_change(times, tmp_path):
-    found = compare(times[1], times[1], tmp_path / "out").changes
+def test_one_time_against_itself_has_no_change_and_is_warned_of(times, tmp_path):
+    result = compare(times[1], times[1], tmp_path / "out")
+    found = result.changes
     assert found.change_ml == 0
     assert set(found.counts) - {"stable"} == {s for s, n in found.counts.items() if n == 0}
     assert found.counts["stable"] == 2
+    assert [told.text for told in result.findings] == [
+        "Baseline and Follow-up are the same scan; check the folders that were given"
+    ]
 
 
 def test_a_brain_without_lesions_at_both_times_can_be_compared(brain, tmp_path):
@@ -378,7 +340,7 @@ def test_two_brains_are_refused_and_nothing_is_written(times, tmp_path):
 
 
 def test_runs_that_differ_in_method_are_warned_of_by_name(brain, times, tmp_path):
-    mask = spot(brain, HERE, 11)
+    mask = spot(brain, HERE, 14)
     other = run_of(tmp_path / "other", brain, mask, threshold=0.3, bias_correction=True)
     result = compare(times[0], other, tmp_path / "out")
     assert [found.text.split(" (")[0] for found in result.findings] == [
@@ -408,28 +370,28 @@ def _float(scan, mask):
 
 def test_a_flair_that_was_moved_is_asked_for_and_taken(times, tmp_path):
     flair = times[0] / "flair.nii.gz"
-    elsewhere = tmp_path / "elsewhere.nii.gz"
+    elsewhere, wrong = tmp_path / "elsewhere.nii.gz", times[1] / "wmh.nii.gz"
     flair.rename(elsewhere)
     try:
-        with pytest.raises(LeukoError, match="--baseline-flair"):
+        with pytest.raises(LeukoError, match="--flair"):
             compare(*times, tmp_path / "out")
-        found = compare(*times, tmp_path / "out", baseline_flair=elsewhere)
+        found = compare(*times, tmp_path / "out", flairs=[elsewhere])
         assert found.changes.counts["new"] == 1
-        with pytest.raises(LeukoError, match="SHA-256 differs"):
-            compare(*times, tmp_path / "out", baseline_flair=times[1] / "flair.nii.gz")
+        with pytest.raises(LeukoError, match="is the FLAIR of no visit: its SHA-256 differs"):
+            compare(*times, tmp_path / "out", flairs=[elsewhere, wrong])
+        nifti.write(flair, nifti.read(elsewhere).with_data(nifti.read(elsewhere).data + 1))
+        with pytest.raises(LeukoError, match=r"not the FLAIR that .* was made from: its SHA-256"):
+            compare(*times, tmp_path / "out")
     finally:
         elsewhere.rename(flair)
 
 
-def test_runs_without_a_flair_in_a_file_or_of_a_measured_mask_are_refused(times, brain, tmp_path):
+def test_runs_without_a_flair_in_a_file_are_refused(times, brain, tmp_path):
     folder = run_of(tmp_path / "run", brain, spot(brain, HERE, 11))
     record = RunRecord.read(folder / "run.json")
     flair = replace(record.inputs.flair, path=None)
     replace(record, inputs=Inputs(flair=flair)).write(folder / "run.json")
     with pytest.raises(LeukoError, match="made from a FLAIR in memory; save it as a file"):
-        compare(times[0], folder, tmp_path / "out")
-    replace(record, command="measure").write(folder / "run.json")
-    with pytest.raises(LeukoError, match="a measured mask, not a segmentation; give a folder"):
         compare(times[0], folder, tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""The command compare: two time points of one person."""
+"""The command compare: two or more visits of one person."""
 
 import sys
 from pathlib import Path
@@ -9,43 +9,52 @@ import typer
 from leuko.cli.options import Label, Out, Threads
 from leuko.io.provenance import exit_code
 
-BaselineFlair = Annotated[
-    Path | None, typer.Option(help="FLAIR of the baseline, if it was moved after segmentation.")
+Flairs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--flair",
+        help="FLAIR of a visit that was moved since; repeat it for several. Each is recognised by "
+        "its content.",
+    ),
 ]
-FollowupFlair = Annotated[
-    Path | None, typer.Option(help="FLAIR of the follow-up, if it was moved after segmentation.")
+VisitLabels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--visit-label",
+        help="Name of a visit in the report, such as a date; repeat it for each visit, in order.",
+    ),
 ]
 
 
 def compare(
-    baseline: Annotated[
-        Path,
+    visits: Annotated[
+        list[Path],
         typer.Argument(
-            help="Output folder of leuko segment, or a folder with FLAIR.nii.gz and T1.nii.gz."
+            help="Two or more visits, in order: output folders of leuko segment or leuko measure, "
+            "folders or records (label-WMH_stats.json) of leuko bids, or folders with FLAIR.nii.gz "
+            "and T1.nii.gz."
         ),
     ],
-    followup: Annotated[Path, typer.Argument(help="The same for the later time point.")],
     *,
     out: Out,
-    baseline_flair: BaselineFlair = None,
-    followup_flair: FollowupFlair = None,
+    flair: Flairs = None,
+    visit_label: VisitLabels = None,
     label: Label = None,
     threads: Threads = None,
 ) -> None:
-    """Compare two time points of one person.
+    """Compare two or more visits of one person.
 
-    Finds new, grown, stable, shrunk and resolved lesions.
+    Finds new, grown, stable, shrunk and resolved lesions, and those that merged or split.
     """
     from leuko.cli.text import changes_as_text
     from leuko.io.outputs import REPORT_FILE
-    from leuko.longitudinal.compare import CHANGE_TABLE_FILE, CHANGES_FILE, compare
+    from leuko.longitudinal.compare import CHANGE_TABLE_FILE, CHANGES_FILE, VISITS_FILE, compare
 
     result = compare(
-        baseline,
-        followup,
+        *visits,
         out,
-        baseline_flair=baseline_flair,
-        followup_flair=followup_flair,
+        flairs=flair or (),
+        visit_labels=visit_label or (),
         label=label,
         threads=threads,
     )
@@ -54,6 +63,7 @@ def compare(
         (REPORT_FILE, "report"),
         (CHANGES_FILE, "map"),
         (CHANGE_TABLE_FILE, "lesions"),
+        (VISITS_FILE, "by visit"),
     ):
         if (out / name).is_file():
             print(f"{what:<12}{out / name}")

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from leuko.longitudinal.changes import Changes
     from leuko.longitudinal.compare import Comparison
     from leuko.results import Segmentation
     from leuko.training.adaptation import Validation
@@ -187,23 +188,43 @@ def findings_as_text(result: "Segmentation") -> str:
 
 def changes_as_text(result: "Comparison") -> str:
     """The results of a comparison, one per line."""
-    changes = result.changes
+    changes, course, visits = result.changes, result.course, result.visits
+    alone = ", ".join(f"{visit.record.volume_ml:.2f}" for visit in visits)
+    lines = {}
+    if len(visits) == 2:
+        lines["baseline"] = f"{changes.baseline_ml:.2f} mL"
+        lines["follow-up"] = f"{changes.followup_ml:.2f} mL"
+        lines["change"] = _change_text(changes)
+        by_state = changes.change_by_state
+        for state, count in changes.counts.items():
+            lines[state] = f"{counted(count, 'lesion')}, {by_state[state]:+.2f} mL"
+        lines |= {e: counted(count, "lesion") for e, count in changes.event_counts.items() if count}
+        moved = "between the scans, registered"
+    else:
+        lines[visits[0].title] = f"{course.ml[0]:.2f} mL"
+        for visit, ml, since in zip(visits[1:], course.ml[1:], course.intervals, strict=True):
+            found = {**since.counts, **since.event_counts}
+            found.pop("stable")
+            words = [f"{count} {what}" for what, count in found.items() if count]
+            lesions = ", ".join(words) or "no lesion changed"
+            lines[visit.title] = f"{ml:.2f} mL, {_change_text(since)}; {lesions}"
+        lines["all visits"] = _change_text(changes)
+        moved = "between scans at most, registered to their mean"
+    lines["each scan"] = (
+        f"{alone} mL; above, lesions are measured in the common space, where all scans show the "
+        "brain"
+    )
+    lines["alignment"] = f"{result.midspace.moved_mm:.1f} mm {moved}"
+    width = max(12, 2 + max(map(len, lines)))
+    return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
+
+
+def _change_text(changes: "Changes") -> str:
     percent = changes.change_percent
     change = f"{changes.change_ml:+.2f} mL"
     change += "" if math.isnan(percent) else f" ({percent:+.1f} %)"
     side = "beyond" if changes.is_beyond_floor else "below"
-    by_state = changes.change_by_state
-    lines = {
-        "baseline": f"{changes.baseline_ml:.2f} mL",
-        "follow-up": f"{changes.followup_ml:.2f} mL",
-        "change": f"{change}, {side} the noise floor of {changes.floor_ml:.2f} mL",
-        **{
-            state: f"{counted(count, 'lesion')}, {by_state[state]:+.2f} mL"
-            for state, count in changes.counts.items()
-        },
-        "alignment": f"{result.halfway.alignment.moved_mm:.1f} mm between the scans, registered",
-    }
-    return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
+    return f"{change}, {side} the noise floor of {changes.floor_ml:.2f} mL"
 
 
 def measures_as_text(row: Mapping[str, float]) -> str:

@@ -267,6 +267,8 @@ def as_json(value: Any) -> Any:
             for field, content in kept
             if not (content is None and field.default is None)
         }
+    if isinstance(value, Mapping):
+        return {name: as_json(content) for name, content in value.items()}
     return [as_json(item) for item in value] if isinstance(value, tuple | list) else value
 
 

@@ -1,23 +1,27 @@
-"""Changes between two times, lesion by lesion, and whether they exceed chance.
+"""Changes between visits, lesion by lesion, and whether they exceed chance.
 
 A lesion has changed if two conditions hold: its masks differ by more than lesion borders vary
 when one brain is scanned twice, and the FLAIR became brighter or darker there. Masks alone are not
 enough: a model may find a faint lesion at one time and miss it at the other although the brain has
-not changed. Arrays (X, Y, Z) are on one grid whose axes run R, A, S.
+not changed. Of more than two visits, each pair of consecutive ones is judged so. Arrays (X, Y, Z)
+are on one grid whose axes run R, A, S.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
-from leuko.lesions.components import drop_small
+from leuko.lesions.components import drop_small, find_lesions
 from leuko.lesions.measure import numbered
 from leuko.volume import Array, Volume
 
 STATES = ("", "new", "grown", "stable", "shrunk", "resolved")
 NEW, GROWN, STABLE, SHRUNK, RESOLVED = range(1, 6)
+EVENTS = ("merged", "split")
 
 # Shift of lesion borders by chance (docs/methods.md): for all lesions of a scan, and for one.
 BORDER_MM, LESION_BORDER_MM = 0.15, 0.37
@@ -29,7 +33,7 @@ UNKNOWN = float("nan")
 
 @dataclass(frozen=True, eq=False)
 class Time:
-    """One of the two times, on the common grid."""
+    """One of the visits, on the common grid."""
 
     mask: Array  # bool
     probability: Array  # of WMH, 0 to 1
@@ -38,7 +42,7 @@ class Time:
 
 @dataclass(frozen=True)
 class Change:
-    """One lesion, 26-connected in the union of both masks."""
+    """One lesion, 26-connected in the union of the masks, at two visits."""
 
     id: int  # from 1 for the largest
     state: str  # of STATES
@@ -53,14 +57,15 @@ class Change:
     baseline_probability: float  # mean over the lesion, the union of both masks
     followup_probability: float
     flair_change: float  # of the voxels gained or lost, in % of tissue; nan without any
+    events: tuple[str, ...] = ()  # of EVENTS
 
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """All lesions of both times."""
+    """All lesions of two visits; one that neither of them has is left out."""
 
     lesions: list[Change]
-    numbers: Array  # (X, Y, Z), lesion ids
+    numbers: Array  # (X, Y, Z), lesion ids, of all visits
     states: Array  # (X, Y, Z) uint8, of STATES: new, gained, unchanged, lost, resolved voxels
     surface_mm2: float  # of all lesions, mean of both times
 
@@ -97,6 +102,11 @@ class Changes:
         return {state: found[state] for state in STATES[1:]}
 
     @property
+    def event_counts(self) -> dict[str, int]:
+        """The number of lesions that merged and that split."""
+        return {event: sum(event in lesion.events for lesion in self.lesions) for event in EVENTS}
+
+    @property
     def change_by_state(self) -> dict[str, float]:
         """The total change in mL of the lesions of each state."""
         change_ml = dict.fromkeys(STATES[1:], 0.0)
@@ -105,17 +115,93 @@ class Changes:
         return change_ml
 
 
+@dataclass(frozen=True)
+class Followed:
+    """One lesion through all visits; the states and events are of the intervals between them."""
+
+    id: int  # from 1 for the largest
+    x_mm: float  # of the centroid, in the common space: right, anterior, superior
+    y_mm: float
+    z_mm: float
+    ml: tuple[float, ...]  # by visit
+    states: tuple[str, ...]  # of STATES; the empty one: absent at both visits
+    events: tuple[tuple[str, ...], ...]  # of EVENTS
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """All lesions through all visits, at least two."""
+
+    lesions: list[Followed]
+    intervals: list[Changes]  # between consecutive visits
+    overall: Changes  # from the first visit to the last
+    ml: tuple[float, ...]  # of all lesions, by visit
+    surface_mm2: tuple[float, ...]  # likewise
+
+    def floor_ml(self, first: int, second: int) -> float:
+        """Change of the total volume between two visits that chance alone may cause."""
+        return BORDER_MM * (self.surface_mm2[first] + self.surface_mm2[second]) / 2 / 1000
+
+
+def follow(times: Sequence[Time], grid: Volume, *, smallest_mm3: float = 0.0) -> Course:
+    """Follow each lesion, a component of the union of all masks, through all visits in order.
+
+    Lesions whose union is smaller than `smallest_mm3` are dropped.
+    """
+    union = np.logical_or.reduce([time.mask for time in times])
+    inside = drop_small(union, voxel_mm3=grid.voxel_mm3, smallest_mm3=smallest_mm3)
+    numbers = numbered(inside)
+    count = int(numbers.max(initial=0)) + 1
+
+    def between(before: Time, after: Time) -> Changes:
+        return _between(before, after, numbers, grid, smallest_mm3)
+
+    intervals = [between(*pair) for pair in pairwise(times)]
+    by_id = [{lesion.id: lesion for lesion in changes.lesions} for changes in intervals]
+    voxels = np.stack([_counts(numbers[time.mask], count) for time in times], axis=1)
+    volumes_ml = voxels * grid.voxel_mm3 / 1000
+    centroids = _centroids(numbers, count, grid)
+    lesions = []
+    for k in range(1, count):
+        changes = [lesions.get(k) for lesions in by_id]
+        lesions.append(
+            Followed(
+                id=k,
+                x_mm=float(centroids[k, 0]),
+                y_mm=float(centroids[k, 1]),
+                z_mm=float(centroids[k, 2]),
+                ml=tuple(map(float, volumes_ml[k])),
+                states=tuple(change.state if change else STATES[0] for change in changes),
+                events=tuple(change.events if change else () for change in changes),
+            )
+        )
+    surfaces = [_surface_mm2(time.mask & inside, numbers, count, grid).sum() for time in times]
+    return Course(
+        lesions=lesions,
+        intervals=intervals,
+        overall=intervals[0] if len(times) == 2 else between(times[0], times[-1]),
+        ml=tuple(map(float, volumes_ml[1:].sum(axis=0))),
+        surface_mm2=tuple(map(float, surfaces)),
+    )
+
+
 def find_changes(
     baseline: Time, followup: Time, grid: Volume, *, smallest_mm3: float = 0.0
 ) -> Changes:
-    """Match the lesions of two times by overlap and give each its state; lesions whose union over
-    both times is smaller than `smallest_mm3` are dropped."""
-    both = baseline.mask | followup.mask
-    inside = drop_small(both, voxel_mm3=grid.voxel_mm3, smallest_mm3=smallest_mm3)
-    numbers = numbered(inside)
+    """Match the lesions of two visits by overlap and give each its state; lesions whose union over
+    both visits is smaller than `smallest_mm3` are dropped."""
+    return follow((baseline, followup), grid, smallest_mm3=smallest_mm3).overall
+
+
+def _between(
+    baseline: Time, followup: Time, numbers: Array, grid: Volume, smallest_mm3: float
+) -> Changes:
+    """The changes between two visits of the lesions in `numbers`."""
+    inside = (baseline.mask | followup.mask) & (numbers > 0)
     lesion = numbers[inside].astype(np.intp)
-    count = int(lesion.max(initial=0)) + 1
-    sizes = np.maximum(np.bincount(lesion, minlength=count), 1)
+    count = int(numbers.max(initial=0)) + 1
+    voxels = _counts(lesion, count)
+    sizes = np.maximum(voxels, 1)
     before, after = baseline.mask[inside], followup.mask[inside]
 
     def total(values: Array) -> Array:
@@ -141,8 +227,8 @@ def find_changes(
     kinds = np.where(change_ml > 0, np.where(once, NEW, GROWN), np.where(once, RESOLVED, SHRUNK))
     state = np.where(is_real, kinds, STABLE)
 
-    places = np.argwhere(inside) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-    centroids = np.stack([total(way) / sizes for way in places.T], axis=1)
+    centroids = _centroids(np.where(inside, numbers, 0), count, grid)
+    events = _events(baseline, followup, numbers, grid, smallest_mm3)
     states = np.zeros(numbers.shape, dtype=np.uint8)
     states[inside] = np.where(moved, state[lesion], STABLE)
     return Changes(
@@ -161,12 +247,59 @@ def find_changes(
                 baseline_probability=float(probabilities[0][k]),
                 followup_probability=float(probabilities[1][k]),
                 flair_change=float(flair_change[k]),
+                events=tuple(event for event in EVENTS if k in events[event]),
             )
             for k in range(1, count)
+            if voxels[k]
         ],
         numbers=numbers,
         states=states,
         surface_mm2=float(surface_mm2.sum()),
+    )
+
+
+def _events(
+    baseline: Time, followup: Time, numbers: Array, grid: Volume, smallest_mm3: float
+) -> dict[str, set[int]]:
+    """The ids of lesions that merged and that split. Two lesions that split backwards in time
+    merged."""
+    parts = []
+    for time in (baseline, followup):
+        mask = time.mask & (numbers > 0)
+        large = drop_small(mask, voxel_mm3=grid.voxel_mm3, smallest_mm3=smallest_mm3)
+        parts.append(find_lesions(large)[0])
+    merged = _joined(baseline, followup, parts[0], parts[1], numbers)
+    split = _joined(followup, baseline, parts[1], parts[0], numbers)
+    return dict(zip(EVENTS, (merged, split), strict=True))
+
+
+def _joined(apart: Time, joined: Time, parts: Array, wholes: Array, numbers: Array) -> set[int]:
+    """The ids of lesions of which two or more of the `parts` (numbers of components) overlap one of
+    the `wholes`, and the FLAIR is brighter where only the whole is."""
+    both = (parts > 0) & (wholes > 0)
+    pairs = np.unique(np.stack([wholes[both], parts[both]]), axis=1)
+    count = int(wholes.max(initial=0)) + 1
+    held = _counts(pairs[0], count)
+    bridge = (wholes > 0) & ~apart.mask
+    brighter = np.bincount(
+        wholes[bridge], weights=(joined.flair - apart.flair)[bridge], minlength=count
+    ) / np.maximum(_counts(wholes[bridge], count), 1)
+    found = np.isin(wholes, np.flatnonzero((held > 1) & (brighter >= BORDER_EVIDENCE)))
+    return set(np.unique(numbers[found]).tolist())
+
+
+def _counts(numbers: Array, count: int) -> Array:
+    return np.bincount(numbers.astype(np.intp), minlength=count)
+
+
+def _centroids(numbers: Array, count: int, grid: Volume) -> Array:
+    """Centroids in mm of the lesions, (count, 3), by number; those without voxels at the origin."""
+    inside = numbers > 0
+    lesion = numbers[inside].astype(np.intp)
+    places = np.argwhere(inside) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    sizes = np.maximum(_counts(lesion, count), 1)
+    return np.stack(
+        [np.bincount(lesion, weights=way, minlength=count) / sizes for way in places.T], axis=1
     )
 
 

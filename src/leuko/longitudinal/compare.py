@@ -1,23 +1,22 @@
-"""Compare two segmented time points of one brain: register them halfway, find the changes."""
+"""Compare segmented visits of one brain: register them to their mean, follow each lesion."""
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leuko.errors import LeukoError
-from leuko.io import inputs, lookup_tables, nifti
-from leuko.io.files import find_image, image_stem, staged
+from leuko.io import lookup_tables, nifti
+from leuko.io.files import image_stem, staged
 from leuko.io.lookup_tables import Label, coloured
 from leuko.io.outputs import (
     LOOKUP_FOLDER,
-    MASK_FILE,
-    PROBABILITY_FILE,
-    RECORD_FILE,
     REPORT_FILE,
     refuse_foreign_files,
     side_output,
@@ -25,7 +24,6 @@ from leuko.io.outputs import (
 )
 from leuko.io.provenance import (
     OUTPUT,
-    RIMS_ARE,
     Finding,
     Stopwatch,
     kept_findings,
@@ -33,225 +31,204 @@ from leuko.io.provenance import (
     tell,
     versions,
 )
-from leuko.io.record import RunRecord
-from leuko.longitudinal.changes import BORDER_MM, Change, Changes, Time, find_changes
-from leuko.longitudinal.midspace import Halfway, meet
-from leuko.longitudinal.record import ComparisonRecord, Floor, HalfwayRecord, TimeRecord, Times
+from leuko.longitudinal.changes import BORDER_MM, Change, Changes, Course, Time, follow
+from leuko.longitudinal.midspace import Midspace, meet
+from leuko.longitudinal.record import (
+    ComparisonRecord,
+    Floor,
+    IntervalRecord,
+    MidspaceRecord,
+    VisitRecord,
+)
 from leuko.longitudinal.report import KINDS, change_report
+from leuko.longitudinal.visits import (
+    Visit,
+    differences,
+    find_or_segment,
+    read,
+    require_used,
+    twins,
+)
 from leuko.model.runtime import available_cpus
 from leuko.preprocessing.slices import tissue_level
-from leuko.segment import SegmentSettings, segment
-from leuko.volume import Volume, require_same_grid
+from leuko.volume import Volume
 
 CHANGES_FILE, CHANGE_TABLE_FILE = "changes.nii.gz", "changes.tsv"
-NUMBERS_FILE = "change_lesions.nii.gz"
-FLAIR_FILES = ("flair_baseline.nii.gz", "flair_followup.nii.gz")
+NUMBERS_FILE, VISITS_FILE = "change_lesions.nii.gz", "visits.tsv"
 COMPARISON_FILE = "compare.json"
+PAIR = ("baseline", "followup")
+PAIR_TITLES = ("Baseline", "Follow-up")
+# Of two visits; `files` tells those of more.
 FILES = (
-    CHANGES_FILE, CHANGE_TABLE_FILE, NUMBERS_FILE, *FLAIR_FILES, LOOKUP_FOLDER, REPORT_FILE,
-    COMPARISON_FILE,
+    CHANGES_FILE, CHANGE_TABLE_FILE, NUMBERS_FILE, *(f"flair_{name}.nii.gz" for name in PAIR),
+    LOOKUP_FOLDER, REPORT_FILE, COMPARISON_FILE,
 )  # fmt: skip
-TIMES = ("baseline", "followup")
-BEYOND_VIEW = 0.02  # share of the WMH outside the other scan's field of view; more: a warning
+# Those of more visits that an earlier comparison may have left.
+OLDER = re.compile(r"(flair|changes_visit\d+)_visit\d+\.(nii\.gz|tsv)")
+BEYOND_VIEW = 0.02  # share of the WMH outside another scan's field of view; more: a warning
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """One time point, read from the files of `leuko segment`."""
-
-    folder: Path
-    record: RunRecord
-    flair: Volume
-    probability: Volume  # 0 where the run removed voxels above its threshold
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """The result of `compare`; `seconds` are by stage, in order."""
 
-    changes: Changes
-    times: tuple[Time, Time]
-    halfway: Halfway
-    findings: list[Finding]  # including those of both runs
+    visits: list[Visit]
+    times: list[Time]  # the visits in the common space
+    midspace: Midspace
+    course: Course
+    findings: list[Finding]  # including those of all runs
     seconds: dict[str, float]
+
+    @property
+    def changes(self) -> Changes:
+        """The changes from the first visit to the last."""
+        return self.course.overall
+
+
+def files(visits: int) -> list[str]:
+    """The files of a comparison of so many visits."""
+    if visits == 2:
+        return list(FILES)
+    names = visit_names(visits)
+    return [
+        *(name for name in FILES if not name.startswith("flair_")),
+        VISITS_FILE,
+        *(f"flair_{name}.nii.gz" for name in names),
+        *(f"{_interval(pair)}{end}" for pair in pairwise(names) for end in (".nii.gz", ".tsv")),
+    ]
+
+
+def visit_names(visits: int) -> Sequence[str]:
+    """The names of the visits in files and tables."""
+    return PAIR if visits == 2 else [f"visit{k}" for k in range(1, visits + 1)]
 
 
 def compare(
-    baseline: str | Path,
-    followup: str | Path,
-    out: str | Path,
-    *,
-    baseline_flair: str | Path | None = None,
-    followup_flair: str | Path | None = None,
+    *visits_and_out: str | Path,
+    flairs: Sequence[str | Path] = (),
+    visit_labels: Sequence[str] = (),
     label: str | None = None,
     threads: int | None = None,
 ) -> Comparison:
-    """Compare two time points of one brain and write the `FILES` of the comparison into `out`.
+    """Compare two or more visits of one brain, in order, and write the results into a folder.
 
-    `baseline` and `followup` are folders that `segment` wrote, or folders with FLAIR.nii.gz and
-    perhaps T1.nii.gz, which are segmented into `out` first. `baseline_flair` and `followup_flair`
-    give the path of a FLAIR that was moved since. `label` is a name that the report shows. Raises
-    LeukoError if a folder cannot be used or the scans cannot be registered; `out` then keeps its
-    earlier files and the new segmentations.
+    The visits come first, the folder for the results last. A visit is a folder that `segment` or
+    `measure` wrote, a record of BIDS derivatives or the folder of its session, or a folder with
+    FLAIR.nii.gz and perhaps T1.nii.gz, which is segmented into the folder of the results first.
+    `flairs` are FLAIRs that were moved since; each is recognised by its SHA-256. `visit_labels`
+    name the visits and `label` the person in the report. Raises LeukoError if a visit cannot be
+    used or the scans cannot be registered; the folder then keeps its earlier files and the new
+    segmentations.
 
     >>> import leuko
     >>> found = leuko.compare("BASELINE", "FOLLOWUP", "OUT")
     >>> [lesion.state for lesion in found.changes.lesions if lesion.state == "new"]
     []
     """
-    out, scanned = Path(out), (Path(baseline), Path(followup))
-    flairs = [Path(flair) if flair else None for flair in (baseline_flair, followup_flair)]
-    for folder in scanned:
-        refuse_foreign_files(out, folder, files=FILES, record=COMPARISON_FILE, command="compare")
+    *paths, out = map(Path, visits_and_out)
+    if len(paths) < 2:
+        raise LeukoError(
+            f"{len(paths)} of two or more visits given; give the visits in order, then the folder "
+            "for the results"
+        )
+    if visit_labels and len(set(visit_labels)) != len(paths):
+        raise LeukoError(
+            f"{len(paths)} visits need as many labels, all different; got {', '.join(visit_labels)}"
+        )
+    names = visit_names(len(paths))
+    written = files(len(paths))
+    for path in paths:
+        refuse_foreign_files(out, path, files=written, record=COMPARISON_FILE, command="compare")
+    moved = [Path(flair) for flair in flairs]
     watch = Stopwatch()
     threads = threads or available_cpus()
     with watch.stage("segment"):
-        folders = [
-            _segmented(folder, out / name, threads=threads)
-            for folder, name in zip(scanned, TIMES, strict=True)
+        found = [
+            find_or_segment(path, out / name, threads=threads)
+            for path, name in zip(paths, names, strict=True)
         ]
     with staged(out) as scratch, kept_findings() as findings:
         with watch.stage("read"):
-            first, second = (
-                _read(folder, flair) for folder, flair in zip(folders, flairs, strict=True)
-            )
-            for name, run in zip(TIMES, (first, second), strict=True):
-                findings += [
-                    replace(found, text=f"{name}: {found.text}")
-                    for found in run.record.findings
-                    if found.code != OUTPUT
-                ]
-            for difference in _differences(first.record, second.record):
-                log.warning("%s", difference)
+            titles = visit_labels or _titles(len(paths))
+            visits = [
+                read(one, name, title, moved)
+                for one, name, title in zip(found, names, titles, strict=True)
+            ]
+            require_used(moved, visits)
+            findings.extend(_findings(visits))
+            for text in (*twins(visits), *differences(visits)):
+                log.warning("%s", text)
         with watch.stage("align"):
-            halfway = _meet(first, second, threads=threads)
+            midspace = _meet(visits, threads=threads)
         with watch.stage("resample"):
-            times = _times(first, second, halfway)
+            times = _times(visits, midspace)
         with watch.stage("find changes"):
-            changes = find_changes(
-                *times,
-                halfway.grid,
-                smallest_mm3=max(
-                    run.record.settings.smallest_lesion_mm3 for run in (first, second)
-                ),
-            )
+            smallest_mm3 = max(visit.smallest_mm3 for visit in visits)
+            course = follow(times, midspace.grid, smallest_mm3=smallest_mm3)
         with watch.stage("write"):
-            _write(scratch, changes, times, halfway)
-        result = Comparison(changes, times, halfway, findings, watch.seconds)
-        record = _record(result, first, second, label=label)
+            _write(scratch, course, times, midspace, names)
+        result = Comparison(visits, times, midspace, course, findings, watch.seconds)
+        record = _record(result, visit_labels, label=label)
         with (
             watch.stage("report"),
             side_output(scratch, REPORT_FILE, partial(tell, findings)),
         ):
-            html = change_report(record, changes, times, halfway.grid)
+            html = change_report(record, course, times, midspace.grid, titles)
             (scratch / REPORT_FILE).write_text(html, encoding="utf-8", errors="backslashreplace")
         # The report may have added a finding, and took time.
         record = replace(record, findings=ranked(findings), seconds=watch.seconds)
         record.write(scratch / COMPARISON_FILE)
+        new = {path.name for path in scratch.iterdir()}
+    for path in out.iterdir():
+        is_ours = path.name in (*FILES, VISITS_FILE) or OLDER.fullmatch(path.name)
+        if is_ours and path.name not in new:
+            path.unlink()
     return result
 
 
-def _segmented(folder: Path, out: Path, *, threads: int) -> Path:
-    """The folder of a run of `segment`; a folder of scans is segmented into `out` first."""
-    if (folder / RECORD_FILE).is_file():
-        return folder
-    flair, t1 = (find_image(folder, name) for name in ("FLAIR", "T1"))
-    if flair is None:
-        raise LeukoError(
-            f"{folder} holds neither {RECORD_FILE} of leuko segment nor FLAIR.nii.gz; give a "
-            "folder with one of them"
-        )
-    segment(flair, t1, settings=SegmentSettings(threads=threads)).save(out)
-    return out
+def _titles(visits: int) -> Sequence[str]:
+    return PAIR_TITLES if visits == 2 else [f"Visit {k}" for k in range(1, visits + 1)]
 
 
-def _read(folder: Path, flair: Path | None) -> Run:
-    """Read a run. Raises LeukoError if it is incomplete or `flair` is not the segmented FLAIR."""
-    record = RunRecord.read(folder / RECORD_FILE)
-    if record.command != "segment":
-        raise LeukoError(
-            f"{folder / RECORD_FILE} records a measured mask, not a segmentation; give a folder "
-            "that leuko segment wrote"
-        )
-    was = record.inputs.flair
-    if was.path is None:
-        raise LeukoError(
-            f"{folder} was made from a FLAIR in memory; save it as a file and segment that file"
-        )
-    path = flair or Path(was.path)
-    if not path.exists():
-        raise LeukoError(
-            f"the FLAIR of {folder} is not at {path}; give its path with --baseline-flair or "
-            "--followup-flair"
-        )
-    scan = inputs.read(path, series=was.series)
-    if scan.sha256() != was.sha256:
-        raise LeukoError(
-            f"{path} is not the FLAIR that {folder} was made from: its SHA-256 differs; give that "
-            "FLAIR with --baseline-flair or --followup-flair, or segment again"
-        )
-    probability = nifti.read_probability(folder / PROBABILITY_FILE)
-    mask = nifti.read_mask(folder / MASK_FILE)
-    for image in (probability, mask):
-        require_same_grid(image, scan.volume)
-    dropped = (probability.data >= record.settings.threshold) & ~mask.data
-    kept = probability.with_data(np.where(dropped, 0, probability.data))
-    named = replace(scan.volume, name=str(path))  # both files may be called FLAIR.nii.gz
-    return Run(folder, record, named, kept)
+def _findings(visits: Sequence[Visit]) -> Iterator[Finding]:
+    """What was said of each run, and whether the noise floor holds."""
+    for visit in visits:
+        for found in visit.record.findings:
+            if found.code != OUTPUT:
+                yield replace(found, text=f"{visit.name}: {found.text}")
+    if any(visit.is_measured for visit in visits):
+        text = "masks were given; the noise floor is that of masks by Leuko, readers vary more"
+        yield Finding("note", "given-masks", text)
 
 
-def _differences(first: RunRecord, second: RunRecord) -> Iterator[str]:
-    """Differences between the two runs that may look like a change of the brain."""
-    before, after = _method(first), _method(second)
-    for name in before:
-        if before[name] != after[name]:
-            yield (
-                f"the two runs differ in {name} ({before[name]}, {after[name]}), which may "
-                "cause part of the change; segment both times with the same settings"
-            )
+def _meet(visits: Sequence[Visit], *, threads: int) -> Midspace:
+    """Register in the order of the hashes, so that the order of the visits has no effect."""
+    hashes = [visit.record.inputs.flair.sha256 for visit in visits]
+    order = sorted(range(len(visits)), key=hashes.__getitem__)
+    found = meet([visits[k].flair for k in order], threads=threads)
+    return found.in_order([order.index(k) for k in range(len(visits))])
 
 
-def _method(record: RunRecord) -> dict[str, Any]:
-    settings = record.settings
-    return {
-        "model": f"{record.model.name} {record.model.weights_sha256[:12]}",
-        "T1": "given" if record.inputs.t1 else "none",
-        "version of Leuko": record.leuko_version,
-        "threshold": settings.threshold,
-        "caps and rims": RIMS_ARE[record.rims],
-        "smallest lesion": settings.smallest_lesion_mm3,
-        "bias correction": settings.bias_correction,
-        "exclusion": "a mask" if settings.exclude else "none",
-    }
-
-
-def _meet(first: Run, second: Run, *, threads: int) -> Halfway:
-    """Register in the order of the hashes, so that swapped times have the same halfway space."""
-    if first.record.inputs.flair.sha256 <= second.record.inputs.flair.sha256:
-        return meet(first.flair, second.flair, threads=threads)
-    return meet(second.flair, first.flair, threads=threads).reversed()
-
-
-def _times(first: Run, second: Run, halfway: Halfway) -> tuple[Time, Time]:
-    runs = first, second
-    seen = halfway.grid.data
-    flairs = halfway.bring([_scaled(run.flair) for run in runs])
-    probabilities = halfway.bring([run.probability for run in runs])
+def _times(visits: Sequence[Visit], midspace: Midspace) -> list[Time]:
+    seen = midspace.grid.data
+    flairs = midspace.bring([_scaled(visit.flair) for visit in visits])
+    probabilities = midspace.bring([visit.probability for visit in visits])
     times = []
-    for run, flair, probability in zip(runs, flairs, probabilities, strict=True):
-        mask = probability >= run.record.settings.threshold
+    for visit, flair, probability in zip(visits, flairs, probabilities, strict=True):
+        mask = probability >= visit.threshold
         unseen = float((~seen)[mask].mean()) if mask.any() else 0.0
         if unseen > BEYOND_VIEW:
             log.warning(
-                "%.0f %% of the WMH of %s lie outside the field of view of the other scan and are "
+                "%.0f %% of the WMH of %s lie outside the field of view of %s scan and are "
                 "not compared",
                 100 * unseen,
-                run.folder,
+                visit.files,
+                "the other" if len(visits) == 2 else "another",
             )
         times.append(Time(mask & seen, probability, flair))
-    return times[0], times[1]
+    return times
 
 
 def _scaled(flair: Volume) -> Volume:
@@ -259,63 +236,126 @@ def _scaled(flair: Volume) -> Volume:
     return flair.with_data((flair.data * (100 / tissue_level(flair))).astype(np.float32))
 
 
-def _write(folder: Path, changes: Changes, times: tuple[Time, Time], halfway: Halfway) -> None:
-    grid = halfway.grid
-    for name, time in zip(FLAIR_FILES, times, strict=True):
-        nifti.write(folder / name, grid.with_data(time.flair))
-    nifti.write(folder / CHANGES_FILE, grid.with_data(changes.states))
+def _interval(names: Sequence[str]) -> str:
+    return "_".join(["changes", *names])
+
+
+def _write(
+    folder: Path, course: Course, times: Sequence[Time], midspace: Midspace, names: Sequence[str]
+) -> None:
+    grid = midspace.grid
+    for name, time in zip(names, times, strict=True):
+        nifti.write(folder / f"flair_{name}.nii.gz", grid.with_data(time.flair))
+    nifti.write(folder / NUMBERS_FILE, grid.with_data(course.overall.numbers))
     labels = [Label(number, kind.name, kind.colour) for number, kind in KINDS.items()]
-    lookup_tables.write(folder / LOOKUP_FOLDER, image_stem(Path(CHANGES_FILE)), labels)
-    nifti.write(folder / NUMBERS_FILE, grid.with_data(changes.numbers))
-    names = [(lesion.id, f"lesion {lesion.id}, {lesion.state}") for lesion in changes.lesions]
-    lookup_tables.write(folder / LOOKUP_FOLDER, image_stem(Path(NUMBERS_FILE)), coloured(names))
-    columns = [field.name for field in fields(Change)]
-    write_table(folder / CHANGE_TABLE_FILE, columns, map(astuple, changes.lesions))
+    lesions = [
+        (lesion.id, f"lesion {lesion.id}, {lesion.state}") for lesion in course.overall.lesions
+    ]
+    tables = {CHANGES_FILE: labels, NUMBERS_FILE: coloured(lesions)}
+    for file, table in tables.items():
+        lookup_tables.write(folder / LOOKUP_FOLDER, image_stem(Path(file)), table)
+    found = {"changes": course.overall}
+    if len(names) > 2:
+        found |= dict(zip(map(_interval, pairwise(names)), course.intervals, strict=True))
+        write_table(folder / VISITS_FILE, *_visits_table(course, names))
+    for stem, changes in found.items():
+        nifti.write(folder / f"{stem}.nii.gz", grid.with_data(changes.states))
+        columns = [field.name for field in fields(Change)]
+        rows = [[*astuple(lesion)[:-1], _joined(lesion.events, ", ")] for lesion in changes.lesions]
+        write_table(folder / f"{stem}.tsv", columns, rows)
 
 
-def _record(result: Comparison, first: Run, second: Run, *, label: str | None) -> ComparisonRecord:
-    changes, halfway = result.changes, result.halfway
-    runs = dict(zip(TIMES, (first, second), strict=True))
-    ways = [tuple(map(tuple, way.round(6).tolist())) for way in halfway.ways]
+def _visits_table(course: Course, names: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: a lesion in each row, its volume at each visit, and its state and events in
+    each interval."""
+    intervals = ["_".join(pair) for pair in pairwise(names)]
+    columns = [
+        *("id", "x_mm", "y_mm", "z_mm"),
+        *(f"{name}_ml" for name in names),
+        *(f"{name}_state" for name in intervals),
+        *(f"{name}_events" for name in intervals),
+    ]
+    rows = [
+        [
+            *(lesion.id, lesion.x_mm, lesion.y_mm, lesion.z_mm),
+            *lesion.ml,
+            *(state or "absent" for state in lesion.states),
+            *(_joined(events, ", ") for events in lesion.events),
+        ]
+        for lesion in course.lesions
+    ]
+    return columns, rows
+
+
+def _joined(words: Sequence[str], by: str) -> str:
+    return by.join(words) or "n/a"
+
+
+def _record(
+    result: Comparison, visit_labels: Sequence[str], *, label: str | None
+) -> ComparisonRecord:
+    course, midspace, visits = result.course, result.midspace, result.visits
+    names = [visit.name for visit in visits]
+    others = {n: a for n, a in zip(names, midspace.alignments, strict=True) if a is not None}
     return ComparisonRecord(
         versions=versions(),
-        inputs=Times(baseline=_time_record(first), followup=_time_record(second)),
+        inputs={
+            visit.name: _visit_record(visit, visit.title if visit_labels else None)
+            for visit in visits
+        },
         findings=ranked(result.findings),
         checks=(
-            *(f"{name}: {check}" for name, run in runs.items() for check in run.record.checks),
-            "registration of the two scans",
+            *(f"{visit.name}: {check}" for visit in visits for check in visit.record.checks),
+            f"registration of the {'two ' if len(visits) == 2 else ''}scans",
             "same model and settings",
         ),
-        baseline_ml=round(changes.baseline_ml, 4),
-        followup_ml=round(changes.followup_ml, 4),
-        change_ml=round(changes.change_ml, 4),
-        change_percent=round(changes.change_percent, 3) if changes.baseline_ml else None,
-        floor_ml=round(changes.floor_ml, 4),
-        is_beyond_floor=changes.is_beyond_floor,
-        floor=Floor(border_mm=BORDER_MM, surface_mm2=round(changes.surface_mm2, 1)),
-        lesions=changes.counts,
-        lesion_change_ml={state: round(ml, 4) for state, ml in changes.change_by_state.items()},
-        alignment=HalfwayRecord(
-            moved_mm=round(halfway.alignment.moved_mm, 3),
-            sharpness=round(halfway.alignment.sharpness, 4),
-            baseline_to_halfway=ways[0],
-            followup_to_halfway=ways[1],
+        **_change(course.overall),
+        intervals=tuple(
+            IntervalRecord(visits=pair, **_change(changes))
+            for pair, changes in zip(pairwise(names), course.intervals, strict=True)
+        ),
+        alignment=MidspaceRecord(
+            registered_to=next(name for name in names if name not in others),
+            moved_mm={name: round(found.moved_mm, 3) for name, found in others.items()},
+            sharpness={name: round(found.sharpness, 4) for name, found in others.items()},
+            to_midspace={
+                name: tuple(map(tuple, way.round(6).tolist()))
+                for name, way in zip(names, midspace.ways, strict=True)
+            },
         ),
         seconds=dict(result.seconds),
         label=label,
     )
 
 
-def _time_record(run: Run) -> TimeRecord:
-    record = run.record
-    return TimeRecord(
-        path=str(run.folder),
+def _change(changes: Changes) -> dict[str, Any]:
+    """The fields of `ChangeRecord`, rounded."""
+    return {
+        "baseline_ml": round(changes.baseline_ml, 4),
+        "followup_ml": round(changes.followup_ml, 4),
+        "change_ml": round(changes.change_ml, 4),
+        "change_percent": round(changes.change_percent, 3) if changes.baseline_ml else None,
+        "floor_ml": round(changes.floor_ml, 4),
+        "is_beyond_floor": changes.is_beyond_floor,
+        "floor": Floor(border_mm=BORDER_MM, surface_mm2=round(changes.surface_mm2, 1)),
+        "lesions": changes.counts,
+        "lesion_change_ml": {s: round(ml, 4) for s, ml in changes.change_by_state.items()},
+        "events": changes.event_counts,
+    }
+
+
+def _visit_record(visit: Visit, label: str | None) -> VisitRecord:
+    record = visit.record
+    return VisitRecord(
+        path=str(visit.files),
+        mask_sha256=record.mask_sha256,
         volume_ml=record.volume_ml,
         rims=record.rims,
         wmh_ml=record.wmh_ml,
         rims_ml=record.rims_ml,
         wmh_and_rims_ml=record.wmh_and_rims_ml,
         model=record.model,
-        threshold=record.settings.threshold,
+        threshold=visit.threshold,
         flair=record.inputs.flair,
+        label=label,
     )

@@ -1,6 +1,6 @@
-"""The halfway space of two scans of one brain: each is moved by half the motion between them.
+"""The mean space of scans of one brain: each is moved by its share of the motion between them.
 
-Resampling only one scan onto the other would blur that one alone, which looks like a change.
+Resampling all scans but one onto that one would blur all but one, which looks like a change.
 World coordinates are RAS, mm.
 """
 
@@ -15,18 +15,30 @@ from leuko.errors import LeukoError
 from leuko.preprocessing.registration import Alignment, align
 from leuko.volume import Array, Volume, in_view, require_head_size, resample_onto
 
+SETTLED = 1e-12  # largest step of the mean in its last round, in mm and radians
+ROUNDS = 50  # far more than scans of one head need
+
 
 @dataclass(frozen=True, eq=False)
-class Halfway:
-    """The space halfway between two scans: its grid, and the motion of each scan into it."""
+class Midspace:
+    """The mean space of two or more scans: its grid, and the motion of each scan into it."""
 
-    grid: Volume  # bool, True where both scans have voxels; axes run R, A, S
-    ways: tuple[Array, Array]  # (4, 4) each; the second is the inverse of the first
-    alignment: Alignment
+    grid: Volume  # bool, True where all scans have voxels; axes run R, A, S
+    ways: tuple[Array, ...]  # (4, 4) each; of two scans the second is the inverse of the first
+    alignments: tuple[Alignment | None, ...]  # to the scan that has None
 
-    def reversed(self) -> "Halfway":
-        """The same space with the two scans swapped."""
-        return replace(self, ways=self.ways[::-1])
+    @property
+    def moved_mm(self) -> float:
+        """The largest displacement of a scan from the one that all are registered to."""
+        return max(alignment.moved_mm for alignment in self.alignments if alignment)
+
+    def in_order(self, order: Sequence[int]) -> "Midspace":
+        """The same space with the scans in another order: `order` holds their places here."""
+        return replace(
+            self,
+            ways=tuple(self.ways[k] for k in order),
+            alignments=tuple(self.alignments[k] for k in order),
+        )
 
     def bring(self, images: Sequence[Volume]) -> list[Array]:
         """An image of each scan, resampled onto the grid once, linearly; float32."""
@@ -36,49 +48,65 @@ class Halfway:
         ]
 
 
-def meet(first: Volume, second: Volume, *, threads: int) -> Halfway:
-    """Register two FLAIRs of one brain rigidly and return their halfway space.
+def meet(scans: Sequence[Volume], *, threads: int) -> Midspace:
+    """Register two or more FLAIRs of one brain rigidly to the first and return their mean space.
 
-    Raises LeukoError if they cannot be registered.
+    Raises LeukoError, which names the scan, if one cannot be registered.
     """
-    alignment = align(first, second, mode="always", threads=threads)
-    if not alignment.is_sure:
-        raise LeukoError(
-            f"{second.name} could not be registered to {first.name}: {alignment.doubt()}; check "
-            "that both are FLAIRs of one person"
-        )
-    way = half(alignment.matrix)
-    ways = way, np.linalg.inv(way)
-    scans = [_moved(scan, way) for scan, way in zip((first, second), ways, strict=True)]
-    grid = _common_grid(*scans)
+    first, *others = scans
+    alignments = []
+    for other in others:
+        alignment = align(first, other, mode="always", threads=threads)
+        if not alignment.is_sure:
+            raise LeukoError(
+                f"{other.name} could not be registered to {first.name}: {alignment.doubt()}; check "
+                "that both are FLAIRs of one person"
+            )
+        alignments.append(alignment)
+    ways = mean_space([np.eye(4), *(alignment.matrix for alignment in alignments)])
+    moved = [_moved(scan, way) for scan, way in zip(scans, ways, strict=True)]
+    grid = _common_grid(moved)
     require_head_size(grid)
-    seen = in_view(grid, scans[0]) & in_view(grid, scans[1])
-    return Halfway(grid.with_data(seen), ways, alignment)
+    seen = np.logical_and.reduce([in_view(grid, scan) for scan in moved])
+    return Midspace(grid.with_data(seen), tuple(ways), (None, *alignments))
 
 
-def half(motion: Array) -> Array:
-    """The rigid motion (4, 4) that gives `motion` when it is applied twice."""
-    root: Array = scipy.linalg.sqrtm(motion).real
-    return root
+def mean_space(motions: Sequence[Array]) -> list[Array]:
+    """The motion (4, 4) of each scan into their mean space.
+
+    `motions` lead from the world of one scan to that of each. In the mean space the logarithms of
+    the results add up to 0 (the bi-invariant mean of Pennec and Arsigny, in Matrix Information
+    Geometry, Springer 2013), so the space does not depend on the choice of that one scan. Two scans
+    move by half of the motion between them.
+    """
+    ways = [np.linalg.inv(motion) for motion in motions]
+    for _ in range(ROUNDS):
+        step = np.mean([scipy.linalg.logm(way).real for way in ways], axis=0)
+        back = scipy.linalg.expm(-step)
+        back[3] = 0, 0, 0, 1  # which rounding must not change
+        ways = [back @ way for way in ways]
+        if np.abs(step).max() < SETTLED:
+            break
+    return ways
 
 
 def _moved(image: Volume, way: Array) -> Volume:
     return replace(image, affine=way @ image.affine, header=None).canonical()
 
 
-def _common_grid(first: Volume, second: Volume) -> Volume:
-    """A grid of zeros that holds both scans, along each axis at least as fine as either."""
-    spacing_mm = np.minimum(first.spacing_mm, second.spacing_mm)
-    directions = [scan.affine[:3, :3] / scan.spacing_mm for scan in (first, second)]
-    left, _, right = np.linalg.svd(directions[0] + directions[1])
+def _common_grid(scans: Sequence[Volume]) -> Volume:
+    """A grid of zeros that holds all scans, along each axis at least as fine as any."""
+    spacing_mm = np.min([scan.spacing_mm for scan in scans], axis=0)
+    directions = np.sum([scan.affine[:3, :3] / scan.spacing_mm for scan in scans], axis=0)
+    left, _, right = np.linalg.svd(directions)
     affine = np.eye(4)
     affine[:3, :3] = (left @ right) * spacing_mm
-    corners = np.concatenate([_corners(scan) for scan in (first, second)])
+    corners = np.concatenate([_corners(scan) for scan in scans])
     places = corners @ np.linalg.inv(affine[:3, :3]).T
     low = places.min(axis=0)
     shape = np.ceil(places.max(axis=0) - low - 1e-3).astype(int) + 1
     affine[:3, 3] = affine[:3, :3] @ low
-    return Volume(np.zeros(shape, dtype=np.uint8), affine, name="the halfway space")
+    return Volume(np.zeros(shape, dtype=np.uint8), affine, name="the common space")
 
 
 def _corners(scan: Volume) -> Array:

@@ -1,4 +1,7 @@
-"""The record of a comparison, `compare.json`. Volumes are in mL."""
+"""The record of a comparison, `compare.json`. Volumes are in mL.
+
+docs/record.md explains the fields.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +12,15 @@ from leuko.io.files import write_json
 from leuko.io.provenance import Finding, Rims
 from leuko.io.record import ModelRecord, ScanRecord, as_json
 
+VERSION = 1  # increase it when a field is added, removed or changes its meaning
+
 
 @dataclass(frozen=True, kw_only=True)
-class TimeRecord:
-    """One time, as it was segmented."""
+class VisitRecord:
+    """One visit, as it was segmented or measured."""
 
-    path: str  # of the folder
+    path: str  # of the folder, or of the record of BIDS derivatives
+    mask_sha256: str | None
     volume_ml: float
     rims: Rims | None
     wmh_ml: float | None
@@ -23,14 +29,7 @@ class TimeRecord:
     model: ModelRecord
     threshold: float
     flair: ScanRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class Times:
-    """Both times."""
-
-    baseline: TimeRecord
-    followup: TimeRecord
+    label: str | None = None  # of the visit, as given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,24 +41,19 @@ class Floor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HalfwayRecord:
-    """The registration of the two scans, with matrices (4, 4) in world coordinates."""
+class MidspaceRecord:
+    """The registration of the scans; matrices (4, 4) are in world coordinates."""
 
-    moved_mm: float
-    sharpness: float
-    baseline_to_halfway: tuple[tuple[float, ...], ...]
-    followup_to_halfway: tuple[tuple[float, ...], ...]
+    registered_to: str  # the visit that all others were registered to
+    moved_mm: Mapping[str, float]  # of the others
+    sharpness: Mapping[str, float]
+    to_midspace: Mapping[str, tuple[tuple[float, ...], ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonRecord:
-    """The content of `compare.json`."""
+class ChangeRecord:
+    """The change between two visits."""
 
-    command: Literal["compare"] = "compare"
-    versions: Mapping[str, str]
-    inputs: Times
-    findings: tuple[Finding, ...]
-    checks: tuple[str, ...]
     baseline_ml: float
     followup_ml: float
     change_ml: float
@@ -69,7 +63,28 @@ class ComparisonRecord:
     floor: Floor
     lesions: Mapping[str, int]  # by state
     lesion_change_ml: Mapping[str, float]  # by state
-    alignment: HalfwayRecord
+    events: Mapping[str, int]  # lesions that merged and that split
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntervalRecord(ChangeRecord):
+    """The change between two consecutive visits."""
+
+    visits: tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRecord(ChangeRecord):
+    """The content of `compare.json`; the change is that from the first visit to the last."""
+
+    record_version: int = VERSION
+    command: Literal["compare"] = "compare"
+    versions: Mapping[str, str]
+    inputs: Mapping[str, VisitRecord]  # by visit, in order
+    findings: tuple[Finding, ...]
+    checks: tuple[str, ...]
+    intervals: tuple[IntervalRecord, ...]
+    alignment: MidspaceRecord
     seconds: Mapping[str, float]
     label: str | None = None  # of the person, as given
 

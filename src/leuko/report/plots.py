@@ -23,6 +23,7 @@ CENTRE, INNER, STEP, LINE_HEIGHT = (180, 172), 22, 27, 12
 
 LABEL_PX = 27  # from a bullseye to the name of a sector
 STEPS = 20  # of a colour bar
+MOST_NAMES = 8  # under an axis
 
 Point = tuple[float, float]
 
@@ -98,6 +99,48 @@ def volume_histogram(
     ranges = [f"{10**begin:.3g} to {10**end:.3g} mL" for begin, end in pairwise(edges)]
     rows = [(name, [count]) for name, count in zip(ranges, counts, strict=True)]
     return Plot(_svg(360, 232, parts), [counted], rows)
+
+
+def volume_course(ml: Mapping[str, float], floor_ml: Sequence[float]) -> Plot:
+    """Volume by visit, in order, and around the first one the change that chance alone may cause.
+
+    `floor_ml` is that change between the first visit and each.
+    """
+    left, right, top, bottom = 46, 350, 12, 190
+    names, volumes = list(ml), list(ml.values())
+    low = [volumes[0] - floor for floor in floor_ml]
+    high = [volumes[0] + floor for floor in floor_ml]
+    least, most = max(0.0, min(*low, *volumes)), max(*high, *volumes, LEAST_SHOWN_ML)
+    ticks = _ticks(least, most)
+
+    def x(visit: int) -> float:
+        return left + 30 + (right - left - 60) * visit / (len(names) - 1)
+
+    def y(volume: float) -> float:
+        return bottom - (bottom - top) * (volume - ticks[0]) / (ticks[-1] - ticks[0])
+
+    parts = _scale({tick: y(tick) for tick in ticks}, (left, right), "Volume, mL")
+    edge = [*enumerate(high), *reversed(list(enumerate(low)))]
+    points = " ".join(f"{x(k):.1f},{y(max(volume, ticks[0])):.1f}" for k, volume in edge)
+    parts.append(f'<polygon points="{points}" fill="{SOFT}" fill-opacity="0.22"/>')
+    places = [(x(k), y(volume)) for k, volume in enumerate(volumes)]
+    parts += [_line(*ends, FILL, 2) for ends in pairwise(places)]
+    every = math.ceil(len(names) / MOST_NAMES)
+    for k, (place, name) in enumerate(zip(places, names, strict=True)):
+        parts.append(_dot(place, FILL))
+        if k % every == 0:
+            parts.append(_text((x(k), bottom + 16), _cut(name, 44 // min(len(names), MOST_NAMES))))
+    parts.append(
+        f'<rect x="{left}" y="{bottom + 32}" width="18" height="10" fill="{SOFT}" '
+        'fill-opacity="0.22"/>'
+    )
+    words = f"within the noise floor of a change since {_cut(names[0], 20)}"
+    parts.append(_text((left + 24, bottom + 37), words, anchor="start"))
+    rows = [
+        (name, [volume, floor]) for (name, volume), floor in zip(ml.items(), floor_ml, strict=True)
+    ]
+    head = ["volume, mL", f"noise floor of a change since {names[0]}, mL"]
+    return Plot(_svg(360, 240, parts), head, rows)
 
 
 def dice_change(pairs: Mapping[str, tuple[float, float]]) -> Plot:
@@ -196,6 +239,20 @@ def _colour_bar(place: Point, width: int, most: str, quarter: str) -> list[str]:
             for part, words in ((0, "0"), (0.5, quarter), (1, f"{most} mL"))
         ),
     ]
+
+
+def _cut(name: str, letters: int) -> str:
+    return name if len(name) <= letters else name[: letters - 1] + "…"
+
+
+def _ticks(least: float, most: float) -> list[float]:
+    """Two to seven round numbers that enclose a range above 0."""
+    power = 10 ** math.floor(math.log10((most - least) or most))
+    for step in (power / 5, power / 2, power, 2 * power):
+        first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
+        if last - first <= 6:
+            return [step * k for k in range(first, max(last, first + 1) + 1)]
+    raise AssertionError("a range is at most ten times its power of ten")
 
 
 def _step(most: int) -> int:
