@@ -21,7 +21,8 @@ from base_data import scans as labelled_scans
 from leuko.io import nifti
 from leuko.lesions.brain import find_outside
 from leuko.lesions.delineation import Delineation, delineate
-from leuko.lesions.drawing import Checked, brighter_part, check
+from leuko.lesions.drawing import Checked, check
+from leuko.lesions.given_mask import brighter_part
 from leuko.model import runtime, weights
 from leuko.model.predict import predicted
 from leuko.model.runtime import Model

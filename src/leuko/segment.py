@@ -10,14 +10,15 @@ import numpy as np
 from leuko.errors import LeukoError
 from leuko.io import inputs
 from leuko.io.inputs import Image, Scan
-from leuko.io.provenance import Finding, Level, Rims, Stopwatch, is_useless, kept_findings, tell
+from leuko.io.provenance import Finding, Rims, Stopwatch, is_useless, kept_findings, tell
 from leuko.io.record import Excluded, FileRecord, SettingsRecord
 from leuko.lesions import atlas, quality_checks
 from leuko.lesions.atlas import Atlas
 from leuko.lesions.brain import Outside
 from leuko.lesions.delineation import Delineation, seen, tissue_map
-from leuko.lesions.drawing import Checked, around, draw, tissue_with_wmh
+from leuko.lesions.drawing import Checked, draw, tissue_with_wmh
 from leuko.lesions.extras import Asked, Brain, make_extras
+from leuko.lesions.given_mask import around, on_flair
 from leuko.lesions.location import Rule
 from leuko.lesions.measure import MaskedScan, analyse
 from leuko.lesions.mni import Place
@@ -28,11 +29,9 @@ from leuko.model.inference import Inference, infer
 from leuko.model.runtime import Model, load_model
 from leuko.preprocessing.registration import Mode
 from leuko.results import Maps, Segmentation, Source
-from leuko.volume import Array, Volume, require_same_grid, resample_onto
+from leuko.volume import Array, Volume, require_same_grid
 
 log = logging.getLogger(__name__)
-
-LEAST_CHANGE = 0.05  # of a mask's volume by resampling, which is worth a warning
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,10 @@ def measure(
         with work.watch.stage("read"):
             reference = inputs.opened_mask(mask, labels=settings.lesion_labels)
         found = work.infer()
+        moving = work.t1.volume if work.t1 else None
+        told = partial(tell, findings)
         drawn, checked = around(
-            work.on_flair(reference.volume, found),
+            on_flair(reference.volume, work.canonical_flair, moving, found.alignment, told),
             found.prediction,
             found.pair,
             work.card,
@@ -257,34 +258,6 @@ class _Work:
         if found.alignment is not None:
             self.checks.append("T1 aligned to FLAIR")
         return found
-
-    def on_flair(self, mask: Volume, found: Inference) -> Array:
-        """A mask on the grid of the FLAIR, bool (X, Y, Z), axes in RAS order.
-
-        If it was resampled, a finding gives its volume before and after. Raises LeukoError if no
-        voxel of a mask that is not empty lies on the FLAIR.
-        """
-        flair, t1 = self.canonical_flair, self.t1
-        if not mask.data.any():
-            tell(self.findings, Finding("note", "mask", f"{mask.name} is empty: it marks no WMH"))
-        placed, grid = mask.canonical(), "its own grid"
-        if placed.shares_grid_with(flair):
-            return placed.data
-        if found.alignment and t1 and placed.shares_grid_with(t1.volume.canonical()):
-            placed, grid = found.alignment.apply(placed), "the grid of the T1"
-        given: Array = resample_onto(placed, flair).data >= 0.5
-        before, after = mask.ml(mask.data), flair.ml(given)
-        if before and not after:
-            raise LeukoError(
-                f"{mask.name} has no voxel on {flair.name}: expected a mask in the space of the "
-                "FLAIR or on the grid of the T1; register it to the FLAIR, or correct its header"
-            )
-        changed = f"{before:.2f} mL became {after:.2f} mL"
-        is_small = abs(after - before) <= LEAST_CHANGE * before
-        level: Level = "note" if is_small else "warning"
-        text = f"the mask was resampled from {grid} to the FLAIR's: {changed}"
-        tell(self.findings, Finding(level, "mask-grid", text))
-        return given
 
     def tell(self, checked: Checked) -> None:
         """Add the findings of the quality checks to those of the run.

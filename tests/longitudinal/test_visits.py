@@ -229,7 +229,7 @@ def test_the_visits_and_the_person_are_named_as_given(three, leuko, tmp_path):
     assert str(tmp_path / "visits.tsv") in out
     page = (tmp_path / "report.html").read_text()
     assert ">&lt;2024&gt;</button>" in page
-    assert "<td>new, resolved</td>" in page
+    assert ">new, resolved</td>" in page
     assert "the scans by themselves gave" in page
     assert str(three[0]) not in page.split('class="details"')[0]
     assert (

@@ -9,7 +9,7 @@ from leuko.io.provenance import Finding, Rims, Stopwatch, is_useless
 from leuko.io.record import Excluded
 from leuko.io.tissue import CLASSES_WITHOUT_RIM
 from leuko.lesions import quality_checks
-from leuko.lesions.brain import Outside, brain_mask, find_outside, within_brain
+from leuko.lesions.brain import Outside, brain_mask, within_brain
 from leuko.lesions.delineation import Delineation, delineate, with_rims
 from leuko.lesions.mni import Place
 from leuko.model.card import Limits, ModelCard
@@ -19,9 +19,6 @@ from leuko.volume import Array, Volume
 
 MUCH_EXCLUDED = 0.5  # of the brain: no infarct or tumour is so large
 MUCH_OUTSIDE_ML = 0.2  # outside the brain; less is common at the skull base
-# A mask on its own scan is to 94 % or more brighter than the white matter around it; put on another
-# person's brain, to 9 to 52 % (`experiments/foreign_masks.py`).
-BRIGHTER, LEAST_BRIGHT = 1.1, 0.7
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,50 +77,12 @@ def draw(
             if not is_useless(findings):
                 kept, outside = within_brain(drawn, checked.brain, checked.place)
                 advice = "removed; look at the mask near the edge of the brain"
-                findings += _much_outside(outside, drawn.anatomy, advice)
+                findings += much_outside(outside, drawn.anatomy, advice)
                 checked = replace(checked, checks=(*checked.checks, "lesions outside the brain"))
         masks = kept
         if rims == "include":
             masks = replace(with_rims(kept, prediction), rims=kept.rims)
     return Drawing(masks, drawn, replace(checked, findings=tuple(findings)), outside, excluded)
-
-
-def around(
-    mask: Array,
-    prediction: Prediction,
-    pair: Pair,
-    card: ModelCard,
-    *,
-    flair: Volume,
-    watch: Stopwatch,
-) -> tuple[Delineation, Checked]:
-    """Another tool's or a reader's mask (X, Y, Z) with the tissues that the model finds around it.
-
-    Its lesions outside the brain are kept, with a finding. The other arguments are as in `draw`.
-    """
-    with watch.stage("delineate"):
-        drawn = delineate(prediction, pair.scan, card, rims="exclude")
-    with watch.stage("check"):
-        checked = check(drawn, pair, card, flair=flair)
-        findings, done = [*checked.findings], [*checked.checks]
-        if checked.brain is not None and not is_useless(findings):
-            drawn, _ = within_brain(drawn, checked.brain, checked.place)
-            outside = find_outside(mask, checked.brain, checked.place, flair)
-            findings += _much_outside(outside, flair, "counted; check the mask there")
-            findings += _faint(brighter_part(mask, drawn, flair))
-            done += ["lesions outside the brain", "brightness of the mask"]
-    masks = replace(drawn, mask=mask, liberal=drawn.liberal | mask)
-    return masks, replace(checked, findings=tuple(findings), checks=tuple(done))
-
-
-def brighter_part(mask: Array, drawn: Delineation, flair: Volume) -> float:
-    """The part of a mask (X, Y, Z) where the FLAIR is at least `BRIGHTER` times as bright as the
-    white matter around; nan for an empty mask, or if that is unknown."""
-    level = drawn.level
-    known = mask if level is None else mask & (level > 0)
-    if level is None or not known.any():
-        return float("nan")
-    return float((flair.data[known] >= BRIGHTER * level[known]).mean())
 
 
 def check(
@@ -177,7 +136,7 @@ def _much_excluded(allowed: Array, anatomy: Volume) -> list[Finding]:
     return [Finding("warning", "exclusion", text)]
 
 
-def _much_outside(outside: Outside, grid: Volume, advice: str) -> list[Finding]:
+def much_outside(outside: Outside, grid: Volume, advice: str) -> list[Finding]:
     """A warning about many lesions outside the brain."""
     volume_ml = grid.ml(outside.voxels)
     if volume_ml <= MUCH_OUTSIDE_ML:
@@ -185,15 +144,3 @@ def _much_outside(outside: Outside, grid: Volume, advice: str) -> list[Finding]:
     lesions = f"{outside.lesions} lesion{'s' * (outside.lesions != 1)}"
     text = f"{lesions} outside the brain, {volume_ml:.2f} mL, {advice}"
     return [Finding("warning", "outside-brain", text)]
-
-
-def _faint(bright: float) -> list[Finding]:
-    """A finding about a mask that is not bright on the FLAIR; `bright` is its brighter part."""
-    if not bright < LEAST_BRIGHT:
-        return []
-    text = (
-        f"only {100 * bright:.0f} % of the mask is brighter than the white matter around it "
-        f"(expected at least {100 * LEAST_BRIGHT:.0f} %); check that mask and FLAIR are of one "
-        "person and in the same space"
-    )
-    return [Finding("do not use", "faint-mask", text)]
