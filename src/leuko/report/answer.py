@@ -97,7 +97,8 @@ def _use(record: RunRecord, serious: list[Finding]) -> str:
         said += f"look at {look}, and at the following." if look else "look at the following."
     else:
         said = "<strong>Usable: no warnings.</strong>"
-        said += f" The mask is least certain on {look}." if look else ""
+        who = "model" if record.inputs.mask else "mask"
+        said += f" The {who} is least certain on {look}." if look else ""
     listed = "".join(f"<li>{_said(finding)}</li>" for finding in serious)
     return f'<p class="use">{said}</p>' + (f"<ul>{listed}</ul>" if listed else "")
 
