@@ -58,7 +58,7 @@ def change_report(
         subtitle=_subtitle(record),
         label=record.label,
         before=[
-            alerts(record.findings, record.checks),
+            alerts(record.findings, _checks(record)),
             section(
                 "Change",
                 facts(_findings(record, changes), useless=is_useless(record.findings)),
@@ -71,6 +71,17 @@ def change_report(
             section("Details", _details(record), name="details"),
         ],
     )
+
+
+def _checks(record: ComparisonRecord) -> list[str]:
+    """The checks that were done; one that was done at both times is named once."""
+    first, second = (f"{name}: " for name in vars(record.inputs))
+    found = []
+    for check in record.checks:
+        name = check.removeprefix(first).removeprefix(second)
+        both = {first + name, second + name} <= set(record.checks)
+        found.append(f"{name} (both times)" if both else check)
+    return list(dict.fromkeys(found))
 
 
 def _panes(changes: Changes, times: Sequence[Time], grid: Volume) -> list[Pane]:
