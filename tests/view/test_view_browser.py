@@ -1,5 +1,6 @@
 """`leuko view` in a real browser: what is painted is what is saved."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -170,6 +171,29 @@ def test_another_scan_and_maps_keep_what_was_painted(opened):
         names = page.evaluate("() => viewer.volumes.map((volume) => volume.name)")
         assert f"{name}.nii" in names
     assert page.evaluate(PAINTED) == painted
+
+
+@pytest.fixture
+def bare(out):
+    """The result has neither T1 nor probability."""
+    (out / "wmh_prob.nii.gz").unlink()
+    record = json.loads((out / "run.json").read_text())
+    del record["inputs"]["t1"]
+    (out / "run.json").write_text(json.dumps(record))
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_result_without_t1_and_probability_can_be_looked_at_and_painted(opened):
+    page = opened()
+    assert page.locator("#scan option").all_inner_texts() == ["FLAIR"]
+    assert not page.get_by_label("add a lesion").is_visible()
+    page.keyboard.press("g")
+    assert page.get_by_label("look").is_checked()
+    before = page.evaluate(PAINTED)
+    page.locator("#planes").select_option("0")
+    page.keyboard.press("b")
+    stroke(page)
+    assert len(page.evaluate(PAINTED)) > len(before)
 
 
 def test_an_accessibility_checker_finds_nothing(opened):

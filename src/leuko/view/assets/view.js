@@ -6,8 +6,11 @@ const NAMES = { flair: "FLAIR", t1: "T1", probability: "probability", tissue: "t
 const SCANS = ["flair", "t1"];
 const MAP_COLOURS = { probability: "hot", tissue: "nih", regions: "nih", lesions: "random", rims: "violet" };
 const MOST_UNDO = 50;
-const { Niivue, NVImage, SHOW_RENDER } = window.niivue;
+const { Niivue, NVImage, SHOW_RENDER, SLICE_TYPE } = window.niivue;
+// The slice to draw on is large; on a narrow screen NiiVue puts the planes below each other.
+const WIDE = [[SLICE_TYPE.AXIAL, [0, 0, 0.6, 1]], [SLICE_TYPE.CORONAL, [0.6, 0, 0.4, 0.5]], [SLICE_TYPE.SAGITTAL, [0.6, 0.5, 0.4, 0.5]]].map(([sliceType, position]) => ({ sliceType, position }));
 const viewer = new Niivue({ backColor: [0, 0, 0, 1], crosshairColor: [0.2, 0.8, 1, 0.7], crosshairWidth: 0.4, isRadiologicalConvention: true, sagittalNoseLeft: true, drawingEnabled: false, loadingText: "", maxDrawUndoBitmaps: MOST_UNDO + 1 });
+viewer.drawRimOpacity = 1; // outlined, so that the scan is seen through the mask
 const state = { name: new URLSearchParams(location.search).get("name") ?? "", shape: [], version: "", saved: null, undoable: 0, lesions: [], isSaving: false, arranged: Promise.resolve() };
 
 const query = (given = {}) => "?" + new URLSearchParams({ name: state.name, ...given });
@@ -37,6 +40,7 @@ async function start() {
   state.version = mask.headers.get("X-Version");
   state.saved = new Uint8Array(await mask.arrayBuffer());
   showPlanes();
+  viewer.setDrawOpacity(find("#opacity").value / 100);
   viewer.addVolume(flair);
   state.shape = flair.dims.slice(1, 4);
   viewer.createEmptyDrawing();
@@ -126,6 +130,9 @@ function undo() {
 function showPlanes() {
   const chosen = find("#planes").selectedOptions[0];
   viewer.opts.multiplanarShowRender = chosen.dataset.render ? SHOW_RENDER.ALWAYS : SHOW_RENDER.NEVER;
+  const { width, height } = find("#canvas").getBoundingClientRect();
+  if (chosen.value === "3" && !chosen.dataset.render && width > height) viewer.setCustomLayout(WIDE);
+  else viewer.clearCustomLayout();
   viewer.setSliceType(Number(chosen.value));
 }
 
