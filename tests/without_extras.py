@@ -48,6 +48,7 @@ def commands(home: Path) -> Iterator[tuple[list[object], tuple[str, ...], str]]:
     yield ["batch", home / "pairs.tsv", "-o", home / "batch"], COHORT, "cohort"
     bids = ["bids", home / "bids", home / "derivatives"]
     yield [*bids, "participant", "--flair-alone"], COHORT, "cohort"
+    yield [*bids, "longitudinal"], COHORT, "cohort"
     yield [*bids, "group"], (), ""
     yield ["challenge", "--input", home / "scan", "--output", home / "result", *small], (), ""
     score = ["challenge-score", home / "challenge", "-o", home / "scores"]

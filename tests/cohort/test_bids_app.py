@@ -14,6 +14,8 @@ from leuko.cohort.bids_names import Image
 from leuko.cohort.derivatives import is_stripped
 from leuko.io import nifti
 from leuko.io.outputs import MASK_FILE, REPORT_FILE
+from leuko.longitudinal.compare import files
+from leuko.longitudinal.dataset import write_series_table
 from leuko.view.editing import described, find_results
 from phantoms import SMALL_MODEL, make_phantom
 
@@ -94,6 +96,19 @@ def test_the_validator_would_find_errors(out, tmp_path):
     shutil.copytree(out, tmp_path / "copy")
     (tmp_path / "copy" / ".bidsignore").unlink()
     assert errors(tmp_path / "copy")
+
+
+def test_a_dataset_with_compared_sessions_is_valid(out, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    folder = copy / "sub-01" / "longitudinal" / "acq-3d"
+    folder.mkdir(parents=True)
+    for name in files(3):
+        (folder / name).write_bytes(b"as compared")
+    write_series_table(tmp_path / "none")
+    for name in ("longitudinal.tsv", "longitudinal.json"):
+        shutil.copy(tmp_path / "none" / name, copy)
+    assert errors(copy) == []
 
 
 def test_a_corrected_mask_lies_beside_the_automatic_one_in_a_valid_dataset(out, tmp_path, leuko):

@@ -17,6 +17,9 @@ from leuko.io.provenance import DONE_WITH_WARNINGS
 if TYPE_CHECKING:
     from leuko.cohort.job import Job
     from leuko.cohort.run import CohortRun
+    from leuko.cohort.worker import Limits
+    from leuko.io.provenance import Finding
+    from leuko.longitudinal.dataset import SeriesRun
     from leuko.segment import SegmentSettings
 
 Processors = Annotated[
@@ -54,7 +57,7 @@ Masks = Annotated[
 ]
 ONE_SCAN = {"strict", "threads"}  # options of `leuko segment` that cohorts do not have
 
-ANALYSIS = Literal["participant", "group"]
+ANALYSIS = Literal["participant", "longitudinal", "group"]
 LISTS = {
     "--participant-label": "--participant-label",
     "--participant_label": "--participant-label",
@@ -134,7 +137,8 @@ def bids(
     analysis_level: Annotated[
         ANALYSIS,
         typer.Argument(
-            help="participant: segment. group: collect all results in a table and a page."
+            help="participant: segment. longitudinal: compare the sessions of each participant. "
+            "group: collect all results in a table and a page."
         ),
     ],
     *,
@@ -161,7 +165,7 @@ def bids(
 ) -> None:
     """Segment a BIDS dataset, as a BIDS App.
 
-    Run participant first, then group.
+    Run participant first, then longitudinal if there are several sessions, then group.
     """
     from leuko.cohort.bids import find_pairs, start_dataset
     from leuko.cohort.bids_names import read_filter
@@ -181,6 +185,10 @@ def bids(
             print(f"{what:<12}{path}")
         raise typer.Exit(page_code(written))
     require(*COHORT_LIBRARIES, extra="cohort")
+    if analysis_level == "longitudinal":
+        limits = Limits(mem_gb, 60 * time_limit, threads=1)
+        labels = participant_label or (), session_label or ()
+        raise typer.Exit(_compare_sessions(out, dataset, limits, *labels, nthreads, scheduler))
     found = find_pairs(
         dataset,
         participants=participant_label or (),
@@ -231,6 +239,38 @@ def bids(
     raise typer.Exit(1 if run.failed or found.left_out else code)
 
 
+def _compare_sessions(
+    out: Path,
+    dataset: Path,
+    limits: "Limits",
+    participants: Sequence[str],
+    sessions: Sequence[str],
+    processors: int | None,
+    scheduler: str | None,
+) -> int:
+    """Compare the sessions of each participant; returns the exit code."""
+    from leuko.longitudinal.dataset import (
+        compare_series,
+        find_series,
+        serious_findings,
+        write_series_table,
+    )
+
+    found, without = find_series(out, dataset, limits, participants=participants, sessions=sessions)
+    for line in without:
+        print(line, file=sys.stderr)
+    if not found:
+        raise LeukoError(f"{out} holds no participant with results of two sessions")
+    with resumable():
+        run = compare_series(
+            found, processors=processors, scheduler=scheduler, progress=cohort_progress
+        )
+    print_run(run)
+    print(f"{'table':<12}{write_series_table(out)}")
+    code = _told({series.name: serious_findings(series) for series in run.done})
+    return 1 if run.failed else code
+
+
 def page_code(written: Mapping[str, Path]) -> int:
     """Exit code 3 if the page could not be written, else 0."""
     return 0 if "report" in written else DONE_WITH_WARNINGS
@@ -240,7 +280,11 @@ def look_at(jobs: "Sequence[Job]") -> int:
     """Print the serious findings of each subject; exit code 3 if there are any, else 0."""
     from leuko.cohort.job import serious_findings
 
-    found = {job.name: serious_findings(job) for job in jobs}
+    return _told({job.name: serious_findings(job) for job in jobs})
+
+
+def _told(found: "Mapping[str, Sequence[Finding]]") -> int:
+    """Print findings by name; exit code 3 if there are any, else 0."""
     for name, findings in found.items():
         for finding in findings:
             print(f"{finding.level:<12}{name}: {finding.text}")
@@ -267,7 +311,7 @@ def resumable() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def print_run(run: "CohortRun") -> None:
+def print_run(run: "CohortRun | SeriesRun") -> None:
     """Print how many subjects are done, and why the others failed."""
     earlier = f", {run.earlier} of them before" if run.earlier else ""
     print(f"{'done':<12}{len(run.done)}{earlier}")

@@ -26,6 +26,7 @@ APART = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")  # not par
 # Outputs that BIDS does not define. No slash after figures: the validator would report an error.
 IGNORED = (
     "*_xfm.*", "*_stats.*", "*.html", "figures", "logs", "verdicts*", "/wmh*", "lookup_tables",
+    "longitudinal*",
 )  # fmt: skip
 
 README = """White matter hyperintensities, found by Leuko in the FLAIR and T1w images of a dataset.
@@ -33,7 +34,7 @@ README = """White matter hyperintensities, found by Leuko in the FLAIR and T1w i
 Images lie on the grid of the FLAIR (space-FLAIR). label-WMH_mask is the segmentation,
 label-WMH_probseg its probability; the reports (label-WMH_report.html) show them. The level "group"
 writes wmh.tsv, which has a row for each FLAIR; each file in phenotype holds the same with one row
-per participant. For research; not a medical device.
+per participant. sub-*/longitudinal compares sessions. For research; not a medical device.
 """
 
 T = TypeVar("T")

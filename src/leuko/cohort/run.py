@@ -108,11 +108,7 @@ def run_jobs(
     wanted = Wanted.of(jobs[0].settings)
     require_folder(jobs[0].root)
     done, left = split(jobs, wanted)
-    processors, limits, workers = processors or available_cpus(), jobs[0].limits, None
-    if scheduler is None:
-        fitting = executor.fitting_workers(processors, limits.memory_gb)
-        workers = max(1, min(fitting, len(left)))
-        limits = replace(limits, threads=max(1, processors // workers))
+    workers, limits = share(jobs[0].limits, processors, scheduler, len(left))
     left = [replace(j, limits=limits, weights_sha256=wanted.weights_sha256) for j in left]
     failed: dict[str, str] = {}
     shown = progress(len(left), workers) if progress else nullcontext(lambda *_: None)
@@ -123,6 +119,20 @@ def run_jobs(
             if outcome.reason is not None:
                 failed[job.name] = outcome.reason
     return CohortRun(jobs, failed, len(done), {})
+
+
+def share(
+    limits: Limits, processors: int | None, scheduler: str | None, pieces: int
+) -> tuple[int | None, Limits]:
+    """How many pieces run at once on this machine (None: a scheduler decides), and their limits
+    with the processors of each."""
+    from leuko.cohort import executor
+
+    if scheduler is not None:
+        return None, limits
+    processors = processors or available_cpus()
+    workers = max(1, min(executor.fitting_workers(processors, limits.memory_gb), pieces))
+    return workers, replace(limits, threads=max(1, processors // workers))
 
 
 def portable(settings: SegmentSettings) -> SegmentSettings:
