@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from leuko import __version__
 from leuko.cohort.bids_names import OWN, SUFFIXES, Filter, Image, label, visit_folder
+from leuko.cohort.derivatives import IGNORED
 from leuko.errors import LeukoError
 from leuko.io.files import is_folder, read_json, replace_text, require_folder, walk
 
@@ -23,11 +24,6 @@ FORMATS = (  # extensions of files that may be images
     ".mif", ".mif.gz", ".nrrd", ".mha", ".mhd", ".rec", ".dcm", ".ima",
 )  # fmt: skip
 APART = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")  # not part of a raw dataset
-# Outputs that BIDS does not define. No slash after figures: the validator would report an error.
-IGNORED = (
-    "*_xfm.*", "*_stats.*", "*.html", "figures", "logs", "verdicts*", "/wmh*", "lookup_tables",
-    "longitudinal*",
-)  # fmt: skip
 
 README = """White matter hyperintensities, found by Leuko in the FLAIR and T1w images of a dataset.
 

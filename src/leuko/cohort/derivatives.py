@@ -121,6 +121,11 @@ COLUMNS = {
     "ventricle_mm": "From its nearest voxel to the lateral ventricles",
     "cortex_mm": "From its nearest voxel to the cortex",
 }
+# Outputs that BIDS does not define. No slash after figures: the validator would report an error.
+IGNORED = (
+    "*_xfm.*", "*_stats.*", "*.html", "figures", "logs", "verdicts*", "/wmh*", "lookup_tables",
+    "longitudinal*",
+)  # fmt: skip
 UNITS = {"mm3": "mm^3", "ml": "mL", "mm": "mm"}
 STRIPPED_MM = 10.0  # distance from the brain at which a whole head shows skull or scalp
 STRIPPED_PART = 0.02  # of the brain's mean grey value: less means stripped
