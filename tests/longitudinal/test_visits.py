@@ -25,7 +25,8 @@ from leuko.longitudinal.record import (
     MidspaceRecord,
     VisitRecord,
 )
-from leuko.longitudinal.report import _shown_visits
+from leuko.longitudinal.report import _shown_visits, _words
+from leuko.report.plots import _ticks
 from leuko.volume import Volume
 from phantoms import make_phantom
 from visits import HERE, THERE, motion, run_of, spot
@@ -183,6 +184,7 @@ def test_the_record_tells_each_interval_and_the_way_of_each_visit(compared):
         ["visit1", "visit2"],
         ["visit2", "visit3"],
     ]
+    assert record["checks"][0] == "motion (all visits)"
     assert [interval["lesions"]["new"] for interval in record["intervals"]] == [1, 0]
     assert record["change_ml"] == pytest.approx(
         sum(interval["change_ml"] for interval in record["intervals"]), abs=1e-3
@@ -249,6 +251,11 @@ def test_the_page_shows_a_curve_with_its_floor_and_all_visits(compared):
     assert f"<td>{result.course.ml[2]:.2f}</td><td>{floor:.2f}</td>" in html
 
 
+def test_an_event_is_told_beside_the_state():
+    assert _words("grown", ("merged", "split")) == "grown (merged, split)"
+    assert _words("", ()) == "absent"
+
+
 def test_of_many_visits_the_page_shows_six_with_the_first_and_the_last():
     assert _shown_visits(3) == [0, 1, 2]
     assert _shown_visits(12) == [0, 2, 4, 7, 9, 11]
@@ -274,6 +281,24 @@ def test_a_row_of_the_table_shows_its_lesion_at_all_visits(opened, compared):
     page.locator("tr[data-id='2'] .go").click()
     shown = page.locator(".stage img").evaluate_all("images => images.map((i) => i.alt)")
     assert [alt.split(", ")[-1] for alt in shown] == ["1 lesion", "2 lesions", "1 lesion"]
+
+
+def test_a_brain_without_lesions_has_a_curve_at_zero(tmp_path):
+    brain = make_phantom(np.random.default_rng(3), **SMALL | {"lesions": 0}).flair
+    none = np.zeros(brain.data.shape, dtype=bool)
+    run = run_of(tmp_path / "run", brain, none)
+    found = compare(run, run, run, tmp_path / "out")
+    assert (found.course.lesions, found.course.ml) == ([], (0, 0, 0))
+    assert "noise floor of a change" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 0.05), (4.2, 13.3), (5, 5), (0.98, 101), (26, 33)])
+def test_an_axis_encloses_its_range_with_few_round_numbers(least, most):
+    ticks = _ticks(least, most)
+    assert ticks[0] <= least + 1e-9
+    assert ticks[-1] >= most - 1e-9
+    assert 2 <= len(ticks) <= 7
+    assert all(len(f"{tick:g}") <= 5 for tick in ticks)
 
 
 def test_labels_that_do_not_fit_the_visits_are_refused(three, leuko, tmp_path):

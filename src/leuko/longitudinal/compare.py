@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +305,7 @@ def _record(
         },
         findings=ranked(result.findings),
         checks=(
-            *(f"{visit.name}: {check}" for visit in visits for check in visit.record.checks),
+            *_checks(visits),
             f"registration of the {'two ' if len(visits) == 2 else ''}scans",
             "same model and settings",
         ),
@@ -326,6 +326,19 @@ def _record(
         seconds=dict(result.seconds),
         label=label,
     )
+
+
+def _checks(visits: Sequence[Visit]) -> list[str]:
+    """The checks of all runs; of more than two visits each check is named once."""
+    if len(visits) == 2:
+        return [f"{visit.name}: {check}" for visit in visits for check in visit.record.checks]
+    done = [visit.record.checks for visit in visits]
+    return [
+        f"{check} (all visits)"
+        if all(check in checks for checks in done)
+        else f"{check} ({', '.join(v.name for v in visits if check in v.record.checks)})"
+        for check in dict.fromkeys(chain.from_iterable(done))
+    ]
 
 
 def _change(changes: Changes) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def _rank(state: str) -> tuple[bool, int]:
 
 
 def _words(state: str, events: Sequence[str]) -> str:
-    return " and ".join([state or "absent", *events])
+    return (state or "absent") + (f" ({', '.join(events)})" if events else "")
 
 
 def _panes(
