@@ -74,7 +74,9 @@ def results(page: str) -> Iterator[dict[str, Any]]:
     table = re.search(r"^Means by source:\n\n(.*?)\n\n", page, re.MULTILINE | re.DOTALL)
     assert table
     head, _, *rows = (
-        [cell.strip() for cell in row.split("|")[1:-1]] for row in table[1].split("\n")
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in table[1].split("\n")
+        if row.startswith("|")
     )
     for cells in rows:
         row = dict(zip(head, cells, strict=True))

@@ -116,13 +116,24 @@ def assert_one_line_error(answer, *words):
 
 
 @pytest.fixture(scope="session")
-def browser():
+def launch():
+    """Starts a Chromium with further options."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=[*BROWSER_OPTIONS])
-        yield chromium
-        chromium.close()
+
+        def started(*options):
+            arguments = [*BROWSER_OPTIONS, *options]
+            return playwright.chromium.launch(executable_path=BROWSER, args=arguments)
+
+        yield started
+
+
+@pytest.fixture(scope="session")
+def browser(launch):
+    chromium = launch()
+    yield chromium
+    chromium.close()
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import sys
 import threading
 
 import pytest
-from playwright.sync_api import sync_playwright
 
-from conftest import BROWSER, BROWSER_OPTIONS, segmented
+from conftest import segmented
 from leuko.cohort.gather import write_batch
 
 pytestmark = pytest.mark.browser
@@ -53,14 +52,12 @@ def listener():
 
 
 @pytest.fixture
-def page(listener):
+def page(listener, launch):
     """A page of a browser for which the listener is the whole network beyond this machine."""
     network = (f"--proxy-server=127.0.0.1:{listener.port}", "--proxy-bypass-list=127.0.0.1")
-    with sync_playwright() as playwright:
-        options = [*BROWSER_OPTIONS, *QUIET, *network]
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
-        yield browser.new_page(viewport={"width": 500, "height": 400})
-        browser.close()
+    browser = launch(*QUIET, *network)
+    yield browser.new_page(viewport={"width": 500, "height": 400})
+    browser.close()
 
 
 @pytest.fixture

@@ -245,7 +245,7 @@ def test_a_mask_that_cannot_be_written_leaves_earlier_results_whole(
     unseen, model, tmp_path, monkeypatch
 ):
     run(unseen, model, tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
@@ -253,7 +253,7 @@ def test_a_mask_that_cannot_be_written_leaves_earlier_results_whole(
     monkeypatch.setattr(nifti, "write", full_disk)
     with pytest.raises(LeukoError, match="No space left on device"):
         run(unseen, model, tmp_path, threshold=0.9)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     with pytest.raises(LeukoError, match="No space left on device"):
         run(unseen, model, tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -46,6 +46,7 @@ def processor(monkeypatch):
         monkeypatch.setattr(archspec.cpu, "host", lambda: seen)
         monkeypatch.setattr(archspec.cpu, "brand_string", lambda: name)
         monkeypatch.setattr(platform, "machine", lambda: machine)
+        monkeypatch.setattr(info.os, "cpu_count", runtime.available_cpus)
 
     return make
 
