@@ -1,4 +1,5 @@
-"""Writes the figures of docs/accuracy.md and docs/speed.md, from the tables of other documents.
+"""Writes the figures of docs/accuracy.md, docs/repeatability.md and docs/speed.md, from the tables
+of other documents.
 
 Each SVG holds the numbers that it shows as its description, so that a test can compare them with
 the tables.
@@ -6,6 +7,7 @@ the tables.
 
 import json
 import math
+import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8a8a8a"
 COLOURS = {"tabriz": BLUE, "mslesseg": ORANGE, "ljubljana": GREEN}
+KINDS = ("turned", "synthetic")  # of pairs of scans
 WITH_T1, ALONE = "FLAIR + T1", "FLAIR"
 
 Numbers = dict[str, list[float]]  # by the name of a row
@@ -72,6 +75,15 @@ def tools(scan: str) -> Numbers:
     return {name: [float(cells[0])] for name, *cells in table("experiments/README.md", scan)}
 
 
+def rescans() -> Numbers:
+    """Both volumes in mL of each pair of scans: turned real ones, synthetic ones."""
+    return {
+        f"{name}, {kind}": [float(first), float(second)]
+        for kind in KINDS
+        for name, first, second, *_ in table("experiments/README.md", f"pair, {kind}")
+    }
+
+
 def draw_dice(axes: Axes, numbers: Numbers) -> None:
     names = sorted({name.split("_")[0] for name in numbers}, key=list(COLOURS).index)
     for images, colour, style, shift in ((WITH_T1, BLUE, "o", -0.12), (ALONE, ORANGE, "^", 0.12)):
@@ -98,6 +110,27 @@ def draw_volumes(axes: Axes, numbers: Numbers) -> None:
         axis.set_ticks([2, 5, 10, 20, 50], labels=["2", "5", "10", "20", "50"])
         axis.set_ticks([], minor=True)
     axes.legend(loc="upper left")
+
+
+def draw_rescans(axes: Axes, numbers: Numbers) -> None:
+    for kind, colour, style in zip(KINDS, (BLUE, ORANGE), "o^", strict=True):
+        pairs = [pair for name, pair in numbers.items() if name.endswith(kind)]
+        means = [(first + second) / 2 for first, second in pairs]
+        percent = [
+            100 * (second - first) / mean
+            for (first, second), mean in zip(pairs, means, strict=True)
+        ]
+        axes.plot(means, percent, style, color=colour, label=kind, alpha=0.8)
+        middle, reach = statistics.mean(percent), 1.96 * statistics.stdev(percent)
+        axes.axhline(middle, color=colour, linewidth=1)
+        for limit in (middle - reach, middle + reach):
+            axes.axhline(limit, color=colour, linewidth=1, linestyle="dashed")
+    axes.set(xscale="log", xlabel="mean volume of both scans, mL", ylabel="difference, %")
+    axes.xaxis.set_ticks(
+        [0.5, 1, 2, 5, 10, 20, 50], labels=["0.5", "1", "2", "5", "10", "20", "50"]
+    )
+    axes.xaxis.set_ticks([], minor=True)
+    axes.legend(loc="lower right")
 
 
 def draw_lesions(axes: Axes, numbers: Numbers, *, label: str) -> None:
@@ -132,6 +165,7 @@ def drawings() -> dict[str, Drawing]:
         "volumes.svg": Drawing(volumes(), draw_volumes, 4.2),
         "lesion-sizes.svg": Drawing(lesions("mm³"), size, 2.8),
         "lesion-brightness.svg": Drawing(lesions("white"), brightness, 2.0),
+        "repeatability.svg": Drawing(rescans(), draw_rescans, 3.4),
         "speed-thick.svg": Drawing(tools("thick slices, 240x240x48"), draw_tools, 2.8),
         "speed-1mm.svg": Drawing(tools("1 mm, 182x218x182"), draw_tools, 2.8),
     }

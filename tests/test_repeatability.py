@@ -3,10 +3,12 @@ on another processor."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from leuko.io.outputs import MASK_FILE, RECORD_FILE
 from leuko.model.weights import DEFAULT
 from phantoms import SMALL_MODEL, make_phantom
 
+ROOT = Path(__file__).parents[1]
 EMULATOR = shutil.which("qemu-x86_64")
 RUNS = [(1, "first"), (1, "again"), (2, "two"), (4, "four")]
 NUMBERS = ("mask_sha256", "volume_ml", "volume_interval_ml", "quality", "lesions", "regions")
@@ -93,3 +96,14 @@ def test_an_older_processor_gives_nearly_the_same_mask(head, processor, tmp_path
     first, second = (nifti.read_mask(folder / MASK_FILE).data for folder in (own, other))
     assert first.any()
     assert dice(prediction=second, reference=first) > 0.999
+
+
+def test_the_page_gives_the_numbers_of_the_log():
+    log = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "repeatability.md").read_text(encoding="utf-8")
+    row = r"\| (\d+) \w+ \| ([\d.]+) \| (\S+) % (\(.*\)) \| ([\d.]+ %) \|"
+    rows = re.findall(row, page)
+    assert len(rows) == 3
+    for count, overlap, mean, limits, variation in rows:
+        told = rf"n {count}: .*, {re.escape(f'{mean} {limits} %')}, .* {variation}, .* {overlap},"
+        assert re.search(told, log)
