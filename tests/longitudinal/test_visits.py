@@ -184,7 +184,7 @@ def test_the_record_tells_each_interval_and_the_way_of_each_visit(compared):
         ["visit1", "visit2"],
         ["visit2", "visit3"],
     ]
-    assert record["checks"][0] == "motion (all visits)"
+    assert record["checks"][0] == "motion"
     assert [interval["lesions"]["new"] for interval in record["intervals"]] == [1, 0]
     assert record["change_ml"] == pytest.approx(
         sum(interval["change_ml"] for interval in record["intervals"]), abs=1e-3

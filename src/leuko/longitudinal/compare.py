@@ -329,16 +329,13 @@ def _record(
 
 
 def _checks(visits: Sequence[Visit]) -> list[str]:
-    """The checks of all runs; of more than two visits each check is named once."""
-    if len(visits) == 2:
-        return [f"{visit.name}: {check}" for visit in visits for check in visit.record.checks]
-    done = [visit.record.checks for visit in visits]
-    return [
-        f"{check} (all visits)"
-        if all(check in checks for checks in done)
-        else f"{check} ({', '.join(v.name for v in visits if check in v.record.checks)})"
-        for check in dict.fromkeys(chain.from_iterable(done))
-    ]
+    """The checks of all visits, each once; one that was not done at every visit names those."""
+    done = {visit.name: visit.record.checks for visit in visits}
+    found = []
+    for check in dict.fromkeys(chain.from_iterable(done.values())):
+        names = [name for name, checks in done.items() if check in checks]
+        found.append(check if len(names) == len(visits) else f"{check} ({', '.join(names)})")
+    return found
 
 
 def _change(changes: Changes) -> dict[str, Any]:

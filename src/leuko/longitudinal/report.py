@@ -109,7 +109,7 @@ def change_report(
         subtitle=_subtitle(record),
         label=record.label,
         before=[
-            alerts(record.findings, _checks(record)),
+            alerts(record.findings, record.checks),
             section("Change", answer, why),
             *many,
         ],
@@ -120,17 +120,6 @@ def change_report(
             section("Details", _details(record), name="details"),
         ],
     )
-
-
-def _checks(record: ComparisonRecord) -> list[str]:
-    """The checks that were done; one that was done at every visit is named once."""
-    prefixes = [f"{name}: " for name in record.inputs]
-    found = []
-    for check in record.checks:
-        name = next((check.removeprefix(p) for p in prefixes if check.startswith(p)), check)
-        everywhere = {prefix + name for prefix in prefixes} <= set(record.checks)
-        found.append(f"{name} (every visit)" if everywhere else check)
-    return list(dict.fromkeys(found))
 
 
 def as_segmented(record: ComparisonRecord) -> str:
