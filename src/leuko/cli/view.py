@@ -31,11 +31,11 @@ def view(
     if len(results) == 1:
         results[0].scan("flair")  # an error is told here rather than on the page
     viewer = Viewer(results, out, port=port)
-    print(f"page        {viewer.address}", flush=True)
-    print("close the page or press Ctrl-C to end", flush=True)
-    if browser:
-        webbrowser.open(viewer.address)
     try:
+        print(f"page        {viewer.address}", flush=True)
+        print("close the page or press Ctrl-C to end", flush=True)
+        if browser:
+            webbrowser.open(viewer.address)
         viewer.serve_forever()
     except KeyboardInterrupt:
         pass
