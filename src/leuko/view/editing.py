@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -140,7 +140,7 @@ class Result:
             raise LeukoError(
                 f"the scan {path or 'of ' + self.name} is not there any more; give it with --{name}"
             )
-        return inputs.read(path, series=was.series)
+        return _opened(path, was.series)
 
     def images(self) -> dict[str, Callable[[], Volume]]:
         """What can be shown, by name; all on the grid of the mask."""
@@ -277,6 +277,11 @@ class Result:
         if alignment is not None:
             t1 = t1.moved(np.array(alignment.flair_to_t1))
         return resample_onto(t1, self.automatic.canonical())
+
+
+@lru_cache(maxsize=2)  # the command reads the FLAIR before the page asks for it
+def _opened(path: Path, series: str | None) -> Scan:
+    return inputs.read(path, series=series)
 
 
 def find_results(path: Path, *, flair: Path | None = None, t1: Path | None = None) -> list[Result]:
