@@ -141,6 +141,11 @@ def edited(name: str) -> str:
     return f"{entities}_desc-edited_{suffix}"
 
 
+def located(folder: Path, prefix: str, file: str) -> Path:
+    """Where a file is in a folder: by its own name, or with a prefix by its BIDS name."""
+    return folder / (prefix + NAMES[file] if prefix else file)
+
+
 def find(out: Path, name: str) -> list[Path]:
     """The files of a derivative dataset that have this name after their prefix, in order."""
     visits = ("sub-*", "sub-*/ses-*")

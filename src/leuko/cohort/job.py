@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from leuko import results
 from leuko.cohort import derivatives, worker
@@ -57,13 +57,11 @@ class Job:
     @property
     def record(self) -> Path:
         """The record of its results; it is written last."""
-        name = self.prefix + derivatives.RECORD if self.prefix else outputs.RECORD_FILE
-        return self.folder / name
+        return derivatives.located(self.folder, self.prefix, outputs.RECORD_FILE)
 
     @property
     def mask(self) -> Path:
-        name = self.prefix + derivatives.MASK if self.prefix else outputs.MASK_FILE
-        return self.folder / name
+        return derivatives.located(self.folder, self.prefix, outputs.MASK_FILE)
 
     @property
     def log(self) -> Path:
@@ -164,13 +162,25 @@ def split(jobs: Sequence[Job], wanted: Wanted) -> tuple[list[Job], list[Job]]:
     return done, sorted(left, key=lambda job: job.problem is None)
 
 
-def settle(job: Job, outcome: Outcome) -> None:
-    """Write the reason of a job's failure; after a success, delete that of an earlier run."""
+class Task(Protocol):
+    """A piece of work of a cohort, such as a `Job`."""
+
+    @property
+    def name(self) -> str:
+        """Its name, unique in the cohort."""
+
+    @property
+    def failure(self) -> Path:
+        """The file with the reason of a failure."""
+
+
+def settle(task: Task, outcome: Outcome) -> None:
+    """Write the reason of a task's failure; after a success, delete that of an earlier run."""
     if outcome.reason is None:
-        job.failure.unlink(missing_ok=True)
+        task.failure.unlink(missing_ok=True)
     else:
-        job.failure.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(job.failure, outcome.reason + "\n")
+        task.failure.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(task.failure, outcome.reason + "\n")
 
 
 def serious_findings(job: Job) -> list[Finding]:

@@ -4,16 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from leuko.cohort.gather import write_batch
 from leuko.cohort.given_masks import with_mask
-from leuko.cohort.job import Job, Wanted, perform, settle, split
+from leuko.cohort.job import Job, Task, Wanted, perform, settle, split
 from leuko.cohort.subject_table import read_table
-from leuko.cohort.worker import Limits
+from leuko.cohort.worker import Limits, Outcome
 from leuko.errors import COHORT_LIBRARIES, LeukoError, require
 from leuko.io.files import require_folder
 from leuko.model.runtime import available_cpus
 from leuko.segment import SegmentSettings
+
+T = TypeVar("T", bound=Task)
 
 # Called when a subject has ended, with its name and the reason why it failed, or None.
 OnEnd = Callable[[str, str | None], None]
@@ -103,22 +106,38 @@ def run_jobs(
 ) -> CohortRun:
     """Do the jobs that are not done yet. Raises LeukoError for settings that do not fit the model
     and if no scheduler answers."""
-    from leuko.cohort import executor
-
     wanted = Wanted.of(jobs[0].settings)
     require_folder(jobs[0].root)
     done, left = split(jobs, wanted)
     workers, limits = share(jobs[0].limits, processors, scheduler, len(left))
     left = [replace(j, limits=limits, weights_sha256=wanted.weights_sha256) for j in left]
-    failed: dict[str, str] = {}
-    shown = progress(len(left), workers) if progress else nullcontext(lambda *_: None)
-    with shown as on_end:
-        for job, outcome in executor.run(perform, left, workers=workers, scheduler=scheduler):
-            settle(job, outcome)
-            on_end(job.name, outcome.reason)
-            if outcome.reason is not None:
-                failed[job.name] = outcome.reason
+    failed = carry_out(perform, left, workers=workers, scheduler=scheduler, progress=progress)
     return CohortRun(jobs, failed, len(done), {})
+
+
+def carry_out(
+    work: Callable[[T], Outcome],
+    tasks: Sequence[T],
+    *,
+    workers: int | None,
+    scheduler: str | None,
+    progress: Progress | None,
+) -> dict[str, str]:
+    """Run `work` on all tasks and settle each; returns the reasons of failures, by name.
+
+    `workers` and `scheduler` are as in `executor.run`, which raises LeukoError.
+    """
+    from leuko.cohort import executor
+
+    failed: dict[str, str] = {}
+    shown = progress(len(tasks), workers) if progress else nullcontext(lambda *_: None)
+    with shown as on_end:
+        for task, outcome in executor.run(work, tasks, workers=workers, scheduler=scheduler):
+            settle(task, outcome)
+            on_end(task.name, outcome.reason)
+            if outcome.reason is not None:
+                failed[task.name] = outcome.reason
+    return failed
 
 
 def share(

@@ -9,8 +9,7 @@ import logging
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any, Self
 
 from leuko.cohort import derivatives, worker
 from leuko.cohort.bids_names import OWN, Image, label
-from leuko.cohort.run import share
+from leuko.cohort.run import Progress, carry_out, share
 from leuko.cohort.worker import LOGS, Limits, Outcome
 from leuko.errors import LeukoError
-from leuko.io.files import read_json, replace_text, staged, write_json
+from leuko.io.files import read_json, staged, write_json
 from leuko.io.outputs import MASK_FILE, REPORT_FILE, write_table
 from leuko.io.provenance import OUTPUT, Finding, exit_code, stderr_handler
 from leuko.io.record import RunRecord
@@ -51,10 +50,6 @@ COLUMNS = {
 }
 
 log = logging.getLogger(__name__)
-
-# Called when a series has ended, with its name and the reason why it failed, or None.
-OnEnd = Callable[[str, str | None], None]
-Progress = Callable[[int, int | None], AbstractContextManager[OnEnd]]
 
 
 @dataclass(frozen=True)
@@ -184,25 +179,12 @@ def compare_series(
     progress: Progress | None = None,
 ) -> SeriesRun:
     """Compare the series that are not compared yet. Raises LeukoError if no scheduler answers."""
-    from leuko.cohort import executor
-
     left = [series for series in all_series if not is_done(series)]
     failed: dict[str, str] = {}
     if left:
         workers, limits = share(left[0].limits, processors, scheduler, len(left))
         left = [replace(series, limits=limits) for series in left]
-        shown = progress(len(left), workers) if progress else nullcontext(lambda *_: None)
-        with shown as on_end:
-            for series, outcome in executor.run(
-                perform, left, workers=workers, scheduler=scheduler
-            ):
-                on_end(series.name, outcome.reason)
-                if outcome.reason is None:
-                    series.failure.unlink(missing_ok=True)
-                else:
-                    failed[series.name] = outcome.reason
-                    series.failure.parent.mkdir(parents=True, exist_ok=True)
-                    replace_text(series.failure, outcome.reason + "\n")
+        failed = carry_out(perform, left, workers=workers, scheduler=scheduler, progress=progress)
     return SeriesRun(all_series, failed, len(all_series) - len(left))
 
 

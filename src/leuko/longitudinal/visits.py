@@ -30,7 +30,7 @@ class Files:
     prefix: str = ""
 
     def __getitem__(self, name: str) -> Path:
-        return self.folder / (self.prefix + derivatives.NAMES[name] if self.prefix else name)
+        return derivatives.located(self.folder, self.prefix, name)
 
     def __str__(self) -> str:
         return str(self[RECORD_FILE] if self.prefix else self.folder)

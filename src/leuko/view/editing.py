@@ -86,7 +86,7 @@ class Result:
 
     def path(self, file: str) -> Path:
         """Where a file of the automatic mask is."""
-        return self.folder / (self.prefix + derivatives.NAMES[file] if self.prefix else file)
+        return derivatives.located(self.folder, self.prefix, file)
 
     def edited_path(self, file: str) -> Path:
         """Where a file of the corrected mask is."""
