@@ -1,13 +1,14 @@
-# `leuko segment` as a rule of Snakemake, for every DATA/SUBJECT/FLAIR.nii.gz, with T1.nii.gz where
-# there is one:
+# Snakemake rule for `leuko segment`. It segments every DATA/SUBJECT/FLAIR.nii.gz, with the T1.nii.gz
+# in the same folder if there is one:
 #
 #     snakemake -s leuko.smk --cores 4 --config data=DATA out=OUT options="--strict"
 #
-# Or take the rule into a workflow with `module`, and give the three settings as its config.
+# To use the rule in a workflow, include it with `module` and set data, out and options in its
+# config.
 from pathlib import Path
 
 DATA, OUT = config.get("data", "data"), config.get("out", "leuko")
-OPTIONS = config.get("options", "")  # of the command, such as --rims include
+OPTIONS = config.get("options", "")  # further options of the command, such as --rims include
 FILES = {
     "mask": "wmh.nii.gz",
     "probability": "wmh_prob.nii.gz",

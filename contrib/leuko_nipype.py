@@ -1,4 +1,4 @@
-"""`leuko segment` as an interface of Nipype.
+"""Nipype interface of `leuko segment`.
 
 Copy this file beside your workflow: `Segment(flair="FLAIR.nii.gz", t1="T1.nii.gz").run()`.
 """
@@ -15,7 +15,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-# Outputs by the names of their files; caps and rims, tissues and regions may be missing.
+# File name of each output; not every run writes rims_mask, tissue and regions.
 FILES = {
     "mask": "wmh.nii.gz",
     "probability": "wmh_prob.nii.gz",
@@ -36,9 +36,9 @@ class SegmentInputs(CommandLineInputSpec):
     t1 = File(exists=True, argstr="--t1 %s", desc="T1 of the same brain")
     out = traits.Str("leuko", usedefault=True, argstr="-o %s", desc="folder of the results")
     model = traits.Str(argstr="--model %s", desc="name or folder of a model")
-    exclude = File(exists=True, argstr="--exclude %s", desc="mask of what is never WMH")
+    exclude = File(exists=True, argstr="--exclude %s", desc="mask of voxels that are never WMH")
     rims = traits.Enum("separate", "include", "exclude", argstr="--rims %s", desc="caps and rims")
-    strict = traits.Bool(argstr="--strict", desc="refuse what does not look like a FLAIR")
+    strict = traits.Bool(argstr="--strict", desc="refuse a scan that does not look like a FLAIR")
     num_threads = traits.Int(1, usedefault=True, nohash=True, argstr="--threads %d")
 
 
@@ -48,13 +48,13 @@ class SegmentOutputs(TraitedSpec):
     results = Directory(exists=True, desc="folder of all files")
     mask = File(exists=True, desc="1 = WMH")
     probability = File(exists=True, desc="probability of WMH")
-    tissue = File(exists=True, desc="classes of tissue")
+    tissue = File(exists=True, desc="tissue classes")
     rims_mask = File(exists=True, desc="normal caps and rims of the ventricles")
-    lesion_labels = File(exists=True, desc="number of the lesion")
+    lesion_labels = File(exists=True, desc="number of the lesion of each WMH voxel")
     lesions = File(exists=True, desc="table of lesions")
     regions = File(exists=True, desc="number of the region of each WMH voxel")
     report = File(exists=True, desc="page for checking the result")
-    record = File(exists=True, desc="all numbers, and how they were made")
+    record = File(exists=True, desc="all numbers and settings")
 
 
 class Segment(CommandLine):
@@ -65,7 +65,7 @@ class Segment(CommandLine):
     output_spec = SegmentOutputs
 
     def _run_interface(self, runtime: Any, correct_return_codes: tuple[int, ...] = (0,)) -> Any:
-        """Nipype alone would list what an earlier run left behind."""
+        """Fail on any other exit code; Nipype alone would list the files of an earlier run."""
         runtime = super()._run_interface(runtime, correct_return_codes)
         if runtime.returncode not in correct_return_codes:
             self.raise_exception(runtime)

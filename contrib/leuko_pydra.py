@@ -1,4 +1,4 @@
-"""`leuko segment` as a task of Pydra 1.0.
+"""Pydra 1.0 task of `leuko segment`.
 
 Copy this file beside your workflow: `Segment(flair="FLAIR.nii.gz", t1="T1.nii.gz")()`.
 """
@@ -10,7 +10,7 @@ from fileformats.generic import Directory, File
 from pydra.compose import shell
 
 OUT = "leuko"  # folder of the results, in the folder of the task
-# Outputs by the names of their files; caps and rims, tissues and regions may be missing.
+# File name of each output; not every run writes rims_mask, tissue and regions.
 FILES = {
     "results": ".",
     "mask": "wmh.nii.gz",
@@ -26,7 +26,7 @@ FILES = {
 
 
 def written(field: Any, cache_dir: Path) -> Path | None:
-    """The file of an output, None if it was not written; the arguments come from Pydra."""
+    """The file of an output; None if it was not written. Pydra passes the arguments."""
     path = Path(cache_dir) / OUT / FILES[field.name]
     return path if path.exists() else None
 
@@ -41,7 +41,7 @@ class Segment(shell.Task["Segment.Outputs"]):
     t1: File | None = shell.arg(argstr="--t1", default=None, help="T1 of the same brain")
     model: str | None = shell.arg(argstr="--model", default=None, help="a model's name or folder")
     exclude: File | None = shell.arg(
-        argstr="--exclude", default=None, help="mask of what is never WMH"
+        argstr="--exclude", default=None, help="mask of voxels that are never WMH"
     )
     rims: str | None = shell.arg(
         argstr="--rims",
@@ -50,7 +50,7 @@ class Segment(shell.Task["Segment.Outputs"]):
         help="caps and rims",
     )
     strict: bool = shell.arg(
-        argstr="--strict", default=False, help="refuse what does not look like a FLAIR"
+        argstr="--strict", default=False, help="refuse a scan that does not look like a FLAIR"
     )
     threads: int = shell.arg(argstr="--threads", default=1, help="processors to use")
 
@@ -60,10 +60,10 @@ class Segment(shell.Task["Segment.Outputs"]):
         results: Directory = shell.out(callable=written, help="folder of all files")
         mask: File = shell.out(callable=written, help="1 = WMH")
         probability: File = shell.out(callable=written, help="probability of WMH")
-        tissue: File | None = shell.out(callable=written, help="classes of tissue")
+        tissue: File | None = shell.out(callable=written, help="tissue classes")
         rims_mask: File | None = shell.out(callable=written, help="caps and rims of the ventricles")
-        lesion_labels: File = shell.out(callable=written, help="number of the lesion")
+        lesion_labels: File = shell.out(callable=written, help="lesion number of each WMH voxel")
         lesions: File = shell.out(callable=written, help="table of lesions")
         regions: File | None = shell.out(callable=written, help="region of each WMH voxel")
         report: File = shell.out(callable=written, help="page for checking the result")
-        record: File = shell.out(callable=written, help="all numbers, and how they were made")
+        record: File = shell.out(callable=written, help="all numbers and settings")
