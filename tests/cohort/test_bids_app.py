@@ -128,8 +128,10 @@ def test_a_corrected_mask_lies_beside_the_automatic_one_in_a_valid_dataset(out, 
     prefix, label = f"{VISITS[0]}_space-FLAIR_", "label-WMH_desc-edited"
     lesions, regions = "seg-WMHlesions_desc-edited_dseg", "seg-WMHpvdeep_desc-edited_dseg"
     images = {f"{label}_mask", lesions, regions}
+    pictures = {f"{label}_qc.png", f"{label}_keyslices.jpg"}
     files = {f"{image}{end}" for image in images for end in (".nii.gz", ".json")}
     files |= {f"{lesions}.tsv", f"{regions}.tsv", f"{label}_report.html", f"{label}_stats.json"}
+    files |= pictures
     assert made == {prefix + name for name in files}
     np.testing.assert_array_equal(result.mask, mask)
     about = json.loads(result.history_path.read_text())
@@ -143,6 +145,14 @@ def test_a_corrected_mask_lies_beside_the_automatic_one_in_a_valid_dataset(out, 
     with (copy / "wmh.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["status"] for row in rows].count("segmented") == len(VISITS)
+    masks = [row["mask"] for row in rows if row["status"] == "segmented"]
+    assert sorted(masks) == ["automatic"] * (len(VISITS) - 1) + ["corrected"]
+    (row,) = (row for row in rows if row["mask"] == "corrected")
+    assert float(row["volume_ml"]) == pytest.approx(result.automatic.ml(mask), abs=1e-3)
+    assert (row["verdict"], row["raters"]) == ("FAIL", "1")
+    page = (copy / "report.html").read_text()
+    assert f"figures/{prefix}{label}_keyslices.jpg" in page
+    assert f"{prefix}{label}_report.html" in page
     with (copy / "verdicts.csv").open() as file:
         assert [(row["id"], row["verdict"]) for row in csv.DictReader(file)] == [
             (VISITS[0], "FAIL")

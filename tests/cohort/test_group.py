@@ -14,14 +14,25 @@ import pytest
 
 from leuko.cli.cohort import look_at
 from leuko.cohort import gather, ratings, summary
+from leuko.cohort.files import EDITED_FILE, EDITED_FOLDER
 from leuko.cohort.job import Job, Wanted, is_done
 from leuko.cohort.run import STRICT
 from leuko.cohort.worker import Limits
 from leuko.errors import LeukoError
 from leuko.io import nifti
+from leuko.io.files import sha256
 from leuko.io.inputs import file_record
 from leuko.io.outputs import KEY_SLICES_FILE, MASK_FILE, MNI_MASK_FILE, RECORD_FILE, REPORT_FILE
-from leuko.io.record import Excluded, Inputs, OutsideBrain, Quality, ScanRecord
+from leuko.io.record import (
+    Edited,
+    Excluded,
+    FileRecord,
+    Inputs,
+    OutsideBrain,
+    Quality,
+    RunRecord,
+    ScanRecord,
+)
 from leuko.model.card import Limits as LesionLimits
 from leuko.report.html import SAVED
 from leuko.volume import Volume
@@ -222,8 +233,42 @@ def test_the_levels_of_a_column_are_all_that_it_holds(cohort):
     gather.write_batch(out)
     about = json.loads((out / "wmh.json").read_text())
     for row in rows(out / "wmh.tsv"):
-        for name in ("status", "do_not_use", "rims", "rule"):
+        for name in ("status", "do_not_use", "mask", "rims", "rule"):
             assert row[name] in about[name]["Levels"]
+
+
+def test_a_corrected_mask_counts_once_it_is_measured(cohort, caplog):
+    out = cohort(a={}, b={})
+    corrected = out / "a" / EDITED_FILE
+    corrected.write_bytes(b"a mask")
+    gather.write_batch(out)
+    assert [row["mask"] for row in rows(out / "wmh.tsv")] == ["automatic", "automatic"]
+    assert f"{corrected} is not used: it has not been measured" in caplog.text
+    caplog.clear()
+    record = RunRecord.read(out / "a" / RECORD_FILE)
+    measured = FileRecord(path=str(corrected), sha256=sha256(corrected))
+    edited = Edited(
+        editor="A. Reader", saved="2026-11-29", automatic_ml=1.0, added_ml=0.5, removed_ml=0.0
+    )
+    (out / "a" / EDITED_FOLDER).mkdir()
+    replace(
+        record,
+        command="measure",
+        inputs=replace(record.inputs, mask=ScanRecord(**asdict(measured), series=None)),
+        edited=edited,
+        volume_ml=1.5,
+        rims=None,
+    ).write(out / "a" / EDITED_FOLDER / RECORD_FILE)
+    gather.write_batch(out)
+    row = rows(out / "wmh.tsv")[0]
+    assert (row["mask"], float(row["volume_ml"])) == ("corrected", 1.5)
+    assert not caplog.text
+    page = (out / "report.html").read_text()
+    assert "corrected mask" in page
+    assert "Different conventions" not in page
+    corrected.write_bytes(b"saved again since")
+    gather.write_batch(out)
+    assert rows(out / "wmh.tsv")[0]["mask"] == "automatic"
 
 
 def test_the_worst_come_first(cohort):

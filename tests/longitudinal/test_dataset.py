@@ -20,7 +20,9 @@ from leuko.errors import LeukoError
 from leuko.io.record import RunRecord
 from leuko.longitudinal.compare import COMPARISON_FILE, files
 from leuko.longitudinal.dataset import COLUMNS, Series, find_series
-from phantoms import make_phantom
+from leuko.model.runtime import load
+from leuko.view.editing import find_results
+from phantoms import SMALL_MODEL, make_phantom
 from visits import HERE, THERE, motion, run_of, spot
 
 BRAIN = make_phantom(np.random.default_rng(3), **SMALL | {"lesions": 0}).flair
@@ -78,7 +80,7 @@ def test_the_sessions_of_each_participant_are_compared_in_order(compared):
     rows = {(row["participant_id"], row["baseline_session"]): row for row in table(cohort / "out")}
     assert list(rows) == [("sub-01", "ses-1"), ("sub-01", "ses-2"), ("sub-02", "ses-1")]
     assert rows["sub-02", "ses-1"]["new"] == "1"
-    assert rows["sub-02", "ses-1"]["is_beyond_floor"] == "true"
+    assert rows["sub-02", "ses-1"]["is_beyond_floor"] == "yes"
     folder = cohort / "out" / "sub-01" / "longitudinal"
     assert {path.name for path in folder.iterdir()} == set(files(3))
     record = json.loads((folder / "compare.json").read_text())
@@ -110,6 +112,24 @@ def test_what_is_done_stays_and_what_changed_is_compared_again(compared, leuko):
     after = written(out)
     assert after["sub-01"] == before["sub-01"]
     assert after["sub-02"] > before["sub-02"]
+
+
+def test_a_corrected_mask_is_compared_in_place_of_the_automatic_one(tmp_path, leuko):
+    derive(tmp_path, "01", ["1", "2"])
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    assert leuko("bids", raw, out, "longitudinal")[0] == 0
+    before = table(out)[0]
+    assert before["new"] == "1"
+    second = find_results(out)[1]
+    mask = spot(BRAIN, HERE, 11)  # the reader erases the second lesion
+    second.save(mask, based_on=second.version, editor="A. Reader")
+    second.measure(load(SMALL_MODEL))
+    code, said, err = leuko("bids", raw, out, "longitudinal")
+    assert code == 0, err
+    assert "0 of them before" in said or "before" not in said
+    assert table(out)[0]["new"] == "0"
+    record = json.loads((out / "sub-01" / "longitudinal" / COMPARISON_FILE).read_text())
+    assert any("differ in masks (by Leuko, given)" in f["text"] for f in record["findings"])
 
 
 def test_given_sessions_are_compared_in_the_given_order(compared):

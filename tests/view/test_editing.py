@@ -9,20 +9,26 @@ import pytest
 
 from conftest import SMALL, assert_one_line_error, segmented
 from dicom_series import T1, write_series
+from leuko.cohort.files import EDITED_FILE, EDITED_FOLDER
 from leuko.errors import LeukoError
 from leuko.io import nifti
-from leuko.io.outputs import DICOM_FILE, MASK_FILE, REPORT_FILE
+from leuko.io.outputs import (
+    ATLAS_TABLE_FILE,
+    DICOM_FILE,
+    FILLED_FILE,
+    MASK_FILE,
+    MNI_MASK_FILE,
+    REPORT_FILE,
+)
 from leuko.io.record import RunRecord
 from leuko.view.editing import (
-    EDITED_FILE,
-    EDITED_FOLDER,
     ConflictError,
     Result,
     described,
     find_results,
 )
 from leuko.volume import Volume
-from phantoms import make_phantom
+from phantoms import SMALL_MODEL, make_phantom
 
 ORIENTATIONS = [
     (order, flips)
@@ -105,6 +111,7 @@ def test_the_numbers_of_an_unchanged_mask_are_those_of_the_automatic_one(result)
     edited(result, result.mask)
     result.measure()
     again = RunRecord.read(result.folder / EDITED_FOLDER / "run.json")
+    assert again.mask_sha256 == result.version
     assert again.volume_ml == record.volume_ml
     assert again.lesions == record.lesions
     assert again.command == "measure"
@@ -114,6 +121,36 @@ def test_the_numbers_of_an_unchanged_mask_are_those_of_the_automatic_one(result)
     for name in measures:
         column = rows[0][0].index(name)
         assert [row[column] for row in rows[0]] == [row[column] for row in rows[1]]
+
+
+def test_a_corrected_mask_gets_the_extra_outputs_of_the_automatic_one(heads, tmp_path, caplog):
+    head, atlas = heads / "head0", tmp_path / "blocks.nii.gz"
+    affine = np.diag([8.0, 8, 8, 1])
+    affine[:3, 3] = -92, -128, -74
+    block = np.zeros((24, 28, 24), np.uint8)
+    block[8:16, 12:18, 10:14] = 1
+    nifti.write(atlas, Volume(block, affine))
+    asked = {"fill": True, "save_mni": True, "atlas": atlas}
+    model = str(SMALL_MODEL)
+    segmented(head / "FLAIR.nii.gz", head / "T1.nii.gz", tmp_path / "out", model=model, **asked)
+    (result,) = find_results(tmp_path / "out")
+    mask = result.mask.copy()
+    mask[tuple(np.argwhere(mask)[0])] = False
+    edited(result, mask)
+    result.measure()
+    folder = result.folder / EDITED_FOLDER
+    record, automatic = RunRecord.read(folder / "run.json"), result.record
+    assert (record.settings.fill, record.settings.save_mni) == (True, True)
+    assert record.settings.atlas == automatic.settings.atlas
+    made = {path.name for path in result.folder.iterdir()}
+    for name in (FILLED_FILE, MNI_MASK_FILE, ATLAS_TABLE_FILE):
+        assert (folder / name).is_file() == (name in made)
+    before, after = (nifti.read(path / FILLED_FILE).data for path in (result.folder, folder))
+    assert np.count_nonzero(before != after) > 0
+    atlas.unlink()
+    result.measure()
+    assert RunRecord.read(folder / "run.json").settings.atlas is None
+    assert "blocks.nii.gz is missing or has changed" in caplog.text
 
 
 def test_the_report_is_made_again_and_says_who_corrected_the_mask(result):

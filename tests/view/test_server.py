@@ -14,9 +14,10 @@ import pytest
 
 from conftest import segmented
 from leuko.cohort import ratings
+from leuko.cohort.files import EDITED_FILE, EDITED_FOLDER
 from leuko.io import nifti
 from leuko.view import server
-from leuko.view.editing import EDITED_FILE, EDITED_FOLDER, find_results
+from leuko.view.editing import find_results
 
 NIIVUE_SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
 

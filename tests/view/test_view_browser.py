@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from conftest import segmented
+from leuko.cohort.files import EDITED_FILE
 from leuko.io import nifti
-from leuko.view.editing import EDITED_FILE
 
 pytestmark = pytest.mark.browser
 PAINTED = "() => [...viewer.drawBitmap.keys()].filter((k) => viewer.drawBitmap[k])"

@@ -2,7 +2,7 @@
 
 import csv
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import scipy.ndimage
 
 from leuko.io import lookup_tables, nifti
-from leuko.io.files import write_json
+from leuko.io.files import staged, write_json
 from leuko.io.lookup_tables import BACKGROUND, coloured
 from leuko.io.outputs import (
     ATLAS_FILE,
@@ -74,10 +74,13 @@ NAMES = {
     KEY_SLICES_FILE: KEY_SLICES,
     RECORD_FILE: RECORD,
 }
+PICTURES, FIGURES = (PICTURE, KEY_SLICES), "figures"  # their folder, beside anat
 # What a corrected mask has of its own, beside the mask.
 EDITED = (
-    LESIONS_FILE, LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, REPORT_FILE, RECORD_FILE,
+    LESIONS_FILE, LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, ATLAS_TABLE_FILE,
+    ATLAS_LESIONS_FILE, REPORT_FILE, PICTURE_FILE, KEY_SLICES_FILE, RECORD_FILE,
 )  # fmt: skip
+EDITED_ELSEWHERE = (FILLED_FILE, MNI_MASK_FILE)  # likewise, on other grids
 MNI_MASK = f"space-{SPACE}_label-WMH_mask"
 AFFINE = "brought to the template by an affine transform"
 # Images that are not on the grid of the FLAIR: name without prefix and extension, and sidecar.
@@ -132,18 +135,32 @@ STRIPPED_PART = 0.02  # of the brain's mean grey value: less means stripped
 
 
 def edited(name: str) -> str:
-    """The name, without prefix, of what belongs to a corrected mask: desc-edited before the suffix.
+    """The name, without prefix, of what belongs to a corrected mask: its entity desc says so.
 
     >>> edited("label-WMH_mask.nii.gz")
     'label-WMH_desc-edited_mask.nii.gz'
+    >>> edited("desc-filled_T1w.nii.gz")
+    'desc-filledEdited_T1w.nii.gz'
     """
     entities, suffix = name.rsplit("_", 1)
+    if "desc-" in entities:
+        return f"{entities}Edited_{suffix}"
     return f"{entities}_desc-edited_{suffix}"
 
 
-def located(folder: Path, prefix: str, file: str) -> Path:
-    """Where a file is in a folder: by its own name, or with a prefix by its BIDS name."""
-    return folder / (prefix + NAMES[file] if prefix else file)
+def located(folder: Path, prefix: str, file: str, *, is_edited: bool = False) -> Path:
+    """Where a file is in a folder: by its own name, or with a prefix by its BIDS name.
+
+    With `is_edited` it is that of a corrected mask, which needs a prefix.
+    """
+    if not prefix:
+        return folder / file
+    is_elsewhere = file in ELSEWHERE
+    name = f"{ELSEWHERE[file][0]}.nii.gz" if is_elsewhere else NAMES[file]
+    if file in (PICTURE_FILE, KEY_SLICES_FILE):
+        folder = folder.parent / FIGURES
+    stem = native(prefix) if is_elsewhere else prefix
+    return folder / f"{stem}{edited(name) if is_edited else name}"
 
 
 def find(out: Path, name: str) -> list[Path]:
@@ -164,15 +181,7 @@ def arrange(
     record = RunRecord.read(folder / RECORD_FILE)
     sidecars = _sidecars(record)
     if (folder / TISSUE_FILE).is_file() and not is_edited:
-        names = ["background", *(record.tissue_ml or ())]
-        table = [(0, names[0], BACKGROUND), *lookup_tables.rows(labels_of(names))]
-        write_table(out / f"{prefix}{TISSUE}.tsv", lookup_tables.COLUMNS, table)
-        tissue = nifti.read_labels(folder / TISSUE_FILE, values=range(len(names)))
-        brain = tissue.with_data((tissue.data > 0).astype(np.uint8))
-        nifti.write(out / f"{prefix}{BRAIN}.nii.gz", brain)
-        if (folder / T1_FILE).is_file():
-            t1 = nifti.read(folder / T1_FILE)
-            sidecars[T1]["SkullStripped"] = is_stripped(t1.data, brain)
+        _describe_brain(folder, out / prefix, record, sidecars)
     if (folder / LESION_TABLE_FILE).is_file():
         _name_lesions(folder / LESION_TABLE_FILE)
 
@@ -182,8 +191,12 @@ def arrange(
     for name in EDITED if is_edited else NAMES:
         if (folder / name).is_file():
             shutil.move(folder / name, out / (prefix + name_of(NAMES[name])))
-    if not is_edited:
-        _move_elsewhere(folder, out / native(prefix), sources)
+    for name in EDITED_ELSEWHERE if is_edited else ELSEWHERE:
+        if (folder / name).is_file():
+            stem, about = ELSEWHERE[name]
+            image = located(out, prefix, name, is_edited=is_edited)
+            shutil.move(folder / name, image)
+            write_json(out / f"{native(prefix)}{name_of(stem)}.json", about | {"Sources": sources})
     for name, about in sidecars.items():
         stem = prefix + name_of(name)
         if (out / f"{stem}.nii.gz").is_file():
@@ -191,12 +204,31 @@ def arrange(
             write_json(out / f"{stem}.json", about | shared)
 
 
-def _move_elsewhere(folder: Path, prefix: Path, sources: Sequence[str]) -> None:
-    """Move the images that are not on the grid of the FLAIR; add sidecars."""
-    for name, (stem, about) in ELSEWHERE.items():
-        if (folder / name).is_file():
-            shutil.move(folder / name, f"{prefix}{stem}.nii.gz")
-            write_json(Path(f"{prefix}{stem}.json"), about | {"Sources": sources})
+def _describe_brain(
+    folder: Path, prefix: Path, record: RunRecord, sidecars: dict[str, dict[str, Any]]
+) -> None:
+    """Write the names of the tissues and the brain mask; tell whether the T1 has a skull."""
+    names = ["background", *(record.tissue_ml or ())]
+    table = [(0, names[0], BACKGROUND), *lookup_tables.rows(labels_of(names))]
+    write_table(Path(f"{prefix}{TISSUE}.tsv"), lookup_tables.COLUMNS, table)
+    tissue = nifti.read_labels(folder / TISSUE_FILE, values=range(len(names)))
+    brain = tissue.with_data((tissue.data > 0).astype(np.uint8))
+    nifti.write(Path(f"{prefix}{BRAIN}.nii.gz"), brain)
+    if (folder / T1_FILE).is_file():
+        t1 = nifti.read(folder / T1_FILE)
+        sidecars[T1]["SkullStripped"] = is_stripped(t1.data, brain)
+
+
+def move_pictures(scratch: Path, folder: Path, names: Iterable[str]) -> None:
+    """Move pictures from `scratch` to the folder figures of a subject whose results are in
+    `folder`; a picture that was not made is deleted there, since it shows another mask."""
+    figures = folder.parent / FIGURES
+    for name in names:
+        if (scratch / name).is_file():
+            with staged(figures) as staging:
+                shutil.move(scratch / name, staging)
+        else:
+            (figures / name).unlink(missing_ok=True)
 
 
 def _name_lesions(path: Path) -> None:

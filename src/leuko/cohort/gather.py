@@ -10,6 +10,7 @@ from typing import Any
 
 from leuko.cohort import derivatives, frequency, ratings, summary
 from leuko.cohort.bids_names import OWN, Image
+from leuko.cohort.files import Files
 from leuko.cohort.report import Entry, Failure, cohort_page
 from leuko.cohort.worker import LOGS
 from leuko.errors import LeukoError
@@ -66,16 +67,7 @@ def write_batch(out: Path) -> dict[str, Path]:
     """
     _name_incomplete(out.glob(f"[!.]*/{outputs.MASK_FILE}"), outputs.MASK_FILE, outputs.RECORD_FILE)
     names = sorted(path.parent.name for path in out.glob(f"[!.]*/{outputs.RECORD_FILE}"))
-    segmented = [
-        Result(
-            name,
-            record=Path(name, outputs.RECORD_FILE),
-            report=Path(name, outputs.REPORT_FILE),
-            picture=Path(name, outputs.KEY_SLICES_FILE),
-            mni_mask=Path(name, outputs.MNI_MASK_FILE),
-        )
-        for name in names
-    ]
+    segmented = [_result(name, Files(out / name), out) for name in names]
     return _write(out, segmented, ID, lambda name: (name,))[0]
 
 
@@ -115,15 +107,20 @@ def write_dataset(out: Path) -> dict[str, Path]:
 def _derivatives(record: Image, out: Path) -> Result:
     labels = {name: label for name, label in record.entities.items() if name not in OWN}
     name = "_".join(f"{entity}-{label}" for entity, label in labels.items())
-    stem = record.path.name.removesuffix(derivatives.RECORD)
-    path = record.path.relative_to(out)
-    return Result(
-        name,
-        path,
-        path.with_name(stem + derivatives.REPORT),
-        path.parent.parent / "figures" / (stem + derivatives.KEY_SLICES),
-        path.with_name(f"{derivatives.native(stem)}{derivatives.MNI_MASK}.nii.gz"),
+    return _result(name, Files.of_record(record.path), out)
+
+
+def _result(name: str, files: Files, out: Path) -> Result:
+    record, report, picture, mni_mask = (
+        files[file].relative_to(out)
+        for file in (
+            outputs.RECORD_FILE,
+            outputs.REPORT_FILE,
+            outputs.KEY_SLICES_FILE,
+            outputs.MNI_MASK_FILE,
+        )
     )
+    return Result(name, record, report, picture, mni_mask)
 
 
 def _bids_ids(name: str) -> tuple[str, ...]:

@@ -254,13 +254,9 @@ def _segment(job: Job, scratch: Path) -> None:
 
 def _publish(scratch: Path, job: Job) -> None:
     """Move results to their folder in place of older ones; BIDS pictures to `figures`."""
-    for name in (derivatives.PICTURE, derivatives.KEY_SLICES) if job.prefix else ():
-        picture = scratch / (job.prefix + name)
-        if picture.is_file():
-            with staged(job.folder.parent / "figures") as figures:
-                shutil.move(picture, figures)
-        else:  # the picture of an earlier run shows other lesions
-            (job.folder.parent / "figures" / picture.name).unlink(missing_ok=True)
+    if job.prefix:
+        pictures = (job.prefix + name for name in derivatives.PICTURES)
+        derivatives.move_pictures(scratch, job.folder, pictures)
     with staged(job.folder, record=job.record.name) as staging:
         for path in scratch.iterdir():
             shutil.move(path, staging)

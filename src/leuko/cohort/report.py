@@ -129,7 +129,9 @@ def _convention(entry: Entry) -> str:
 
 def _mixture(entries: Sequence[Entry]) -> str:
     """A warning if the masks do not all treat caps and rims alike."""
-    counts = Counter(map(_convention, entries))
+    counts = Counter(
+        _convention(entry) for entry in entries if entry.record.mask_origin != "corrected"
+    )
     if len(counts) < 2:
         return ""
     found = ", ".join(f"{text(where)} ({count})" for where, count in counts.most_common())
@@ -225,6 +227,8 @@ def _numbers(record: RunRecord) -> Iterator[str]:
         low, high = record.volume_interval_ml
         volume += f" ({low:.2g} to {high:.2g})"
     yield f"{volume}, lesions: {record.lesions}"
+    if record.mask_origin != "automatic":
+        yield f"{record.mask_origin} mask"
     if record.rims_ml is not None:
         yield f"caps and rims {record.rims_ml:.2f} mL"
     if record.quality:

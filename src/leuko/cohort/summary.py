@@ -20,6 +20,11 @@ LEVELS: dict[str, Mapping[Any, str]] = {
         "segmented": "The scan was segmented",
         "failed": "It could not be segmented; the column reason says why",
     },
+    "mask": {
+        "automatic": "Leuko's mask",
+        "given": "A mask of a reader or of another tool",
+        "corrected": "Leuko's mask or a given one, corrected by a reader",
+    },
     "do_not_use": {"yes": "A check found a reason not to use the result", "no": "None did"},
     "verdict": {
         "PASS": "All readers of this mask passed it",
@@ -93,6 +98,7 @@ def _values(record: RunRecord) -> Iterator[tuple[str, Any]]:
     if record.outside_brain:
         yield "outside_brain_ml", record.outside_brain.wmh_ml
     yield "slice_thickness_mm", _number(scans.flair.slice_mm)
+    yield "mask", record.mask_origin
     yield "rims", record.rims or "n/a"
     yield "rule", settings.rule
     yield "threshold", settings.threshold
@@ -171,6 +177,7 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
     yield "outside_brain_ml", ("Volume of lesions removed because they lie outside the brain", ML)
     rims = "Caps and rims: separate (not in the mask), include (in it), exclude (left out); n/a if "
     yield "slice_thickness_mm", ("Distance from slice to slice of the FLAIR", "mm")
+    yield "mask", ("Who made the mask: automatic, given or corrected", "")
     yield "rims", (rims + "the model does not tell them from WMH", "")
     yield "verdict", ("Verdict of the readers of this mask", "")
     yield "raters", ("Number of verdicts on this mask, one for each reader", "")

@@ -227,6 +227,13 @@ class RunRecord:
         return not is_useless(self.findings)
 
     @property
+    def mask_origin(self) -> Literal["automatic", "given", "corrected"]:
+        """Who made the mask: Leuko, a reader or another tool, or a reader who corrected one."""
+        if self.edited is not None:
+            return "corrected"
+        return "automatic" if self.inputs.mask is None else "given"
+
+    @property
     def warnings(self) -> int:
         """The number of warnings."""
         return sum(finding.level == "warning" for finding in self.findings)

@@ -17,17 +17,17 @@ from typing import Any, Self
 
 from leuko.cohort import derivatives, worker
 from leuko.cohort.bids_names import OWN, Image, label
+from leuko.cohort.files import Files
 from leuko.cohort.run import Progress, carry_out, share
 from leuko.cohort.worker import LOGS, Limits, Outcome
 from leuko.errors import LeukoError
 from leuko.io.files import read_json, staged, write_json
-from leuko.io.outputs import MASK_FILE, REPORT_FILE, write_table
+from leuko.io.outputs import MASK_FILE, RECORD_FILE, REPORT_FILE, write_table
 from leuko.io.provenance import OUTPUT, Finding, exit_code, stderr_handler
 from leuko.io.record import RunRecord
 from leuko.longitudinal.changes import EVENTS, STATES
 from leuko.longitudinal.compare import COMPARISON_FILE, compare
 from leuko.longitudinal.record import VERSION
-from leuko.longitudinal.visits import Files
 
 FOLDER = "longitudinal"  # in the folder of a subject, and in that of the logs
 TABLE, DICTIONARY = "longitudinal.tsv", "longitudinal.json"
@@ -42,7 +42,7 @@ COLUMNS = {
     "change_ml": "Change of the volume",
     "change_percent": "Change in % of the earlier volume; n/a if that is 0",
     "floor_ml": "Change that chance alone may cause",
-    "is_beyond_floor": "Whether the change exceeds it",
+    "is_beyond_floor": "Whether the change exceeds it: yes or no",
     **{state: f"Number of {state} lesions" for state in STATES[1:]},
     **{event: f"Number of lesions that {event}" for event in EVENTS},
     "warnings": "Number of warnings on the comparison, those on each session included",
@@ -198,7 +198,7 @@ def is_done(series: Series) -> bool:
             (visit["label"], visit["mask_sha256"], visit["flair"]["sha256"])
             for visit in record["inputs"].values()
         ]
-        runs = [RunRecord.read(path) for path in series.records]
+        runs = [RunRecord.read(Files.of_record(path)[RECORD_FILE]) for path in series.records]
         now = [
             (session, run.mask_sha256, run.inputs.flair.sha256)
             for session, run in zip(series.sessions, runs, strict=True)
@@ -246,7 +246,7 @@ def write_series_table(out: Path) -> Path:
                     "_".join(others) or "n/a",
                     *(titles[name] for name in pair),
                     *("n/a" if value is None else float(value) for value in measures),
-                    str(change["is_beyond_floor"]).lower(),
+                    "yes" if change["is_beyond_floor"] else "no",
                     *(change["lesions"][state] for state in STATES[1:]),
                     *(change["events"][event] for event in EVENTS),
                     warnings,
@@ -291,7 +291,7 @@ def _moved_flairs(series: Series) -> Iterator[Path]:
         was = RunRecord.read(path).inputs.flair.path
         if was is None or Path(was).exists():
             continue
-        mask = Files(path.parent, path.name.removesuffix(derivatives.RECORD))[MASK_FILE]
+        mask = Files.of_record(path).automatic(MASK_FILE)
         sidecar = mask.with_name(mask.name.removesuffix(".nii.gz") + ".json")
         source = read_json(sidecar, what="sidecar")["Sources"][0]
         here = series.dataset / str(source).removeprefix("bids:raw:")

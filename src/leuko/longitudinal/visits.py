@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from leuko.cohort import derivatives
+from leuko.cohort.files import Files
 from leuko.errors import LeukoError
 from leuko.io import inputs, nifti
 from leuko.io.files import find_image
@@ -20,20 +21,6 @@ from leuko.segment import SegmentSettings, segment
 from leuko.volume import Volume, require_same_grid
 
 MEASURED_THRESHOLD = 0.5  # of a given mask, resampled: the border stays where it is
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of one result: of a folder, or BIDS derivatives, whose names have a prefix."""
-
-    folder: Path
-    prefix: str = ""
-
-    def __getitem__(self, name: str) -> Path:
-        return derivatives.located(self.folder, self.prefix, name)
-
-    def __str__(self) -> str:
-        return str(self[RECORD_FILE] if self.prefix else self.folder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +56,7 @@ def find(path: Path) -> Files | None:
     Raises LeukoError if there are several.
     """
     if path.name.endswith(derivatives.RECORD) and path.is_file():
-        return Files(path.parent, path.name.removesuffix(derivatives.RECORD))
+        return Files.of_record(path)
     if (path / RECORD_FILE).is_file():
         return Files(path)
     records = sorted(

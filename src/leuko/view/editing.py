@@ -7,6 +7,7 @@ derivative dataset these files are beside the mask, with the entity desc-edited.
 
 import csv
 import io
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from leuko.cohort import derivatives
+from leuko.cohort.files import EDITED_FOLDER, Files
 from leuko.errors import LeukoError
 from leuko.io import inputs, nifti
 from leuko.io.files import (
@@ -39,7 +41,7 @@ from leuko.io.outputs import (
     RIMS_FILE,
     TISSUE_FILE,
 )
-from leuko.io.record import Edited, RunRecord
+from leuko.io.record import Edited, RunRecord, SettingsRecord
 from leuko.report.html import SAVED, VERDICTS, saved_with_verdict
 from leuko.volume import Array, Volume, require_same_grid, resample_onto
 
@@ -48,7 +50,6 @@ if TYPE_CHECKING:  # they load libraries that the first picture does not need
     from leuko.model.runtime import Model
     from leuko.preprocessing.registration import Mode
 
-EDITED_FILE, EDITED_FOLDER = "wmh_edited.nii.gz", "edited"
 MAPS = {
     "probability": PROBABILITY_FILE,
     "lesions": LESIONS_FILE,
@@ -56,6 +57,9 @@ MAPS = {
     "tissue": TISSUE_FILE,
     "rims": RIMS_FILE,
 }
+
+
+log = logging.getLogger(__name__)
 
 
 class ConflictError(LeukoError):
@@ -77,36 +81,30 @@ class Result:
 
     @cached_property
     def record(self) -> RunRecord:
-        return RunRecord.read(self.path(RECORD_FILE))
+        return RunRecord.read(self.files.automatic(RECORD_FILE))
 
     @cached_property
     def automatic(self) -> Volume:
         """The mask as Leuko wrote it, uint8, axes as stored."""
-        return nifti.read_map(self.path(MASK_FILE))
+        return nifti.read_map(self.files.automatic(MASK_FILE))
 
-    def path(self, file: str) -> Path:
-        """Where a file of the automatic mask is."""
-        return derivatives.located(self.folder, self.prefix, file)
-
-    def edited_path(self, file: str) -> Path:
-        """Where a file of the corrected mask is."""
-        if self.prefix:
-            return self.folder / (self.prefix + derivatives.edited(derivatives.NAMES[file]))
-        return self.folder / (EDITED_FILE if file == MASK_FILE else Path(EDITED_FOLDER, file))
+    @cached_property
+    def files(self) -> Files:
+        return Files(self.folder, self.prefix)
 
     @property
     def history_path(self) -> Path:
-        mask = self.edited_path(MASK_FILE)
+        mask = self.files.edited(MASK_FILE)
         return mask.with_name(mask.name.replace(".nii.gz", ".json"))
 
     @property
     def is_edited(self) -> bool:
-        return self.edited_path(MASK_FILE).is_file()
+        return self.files.edited(MASK_FILE).is_file()
 
     def latest(self, file: str) -> Path:
         """A file of the corrected mask once it is measured, else that of the automatic one."""
-        edited = self.edited_path(file)
-        return edited if self.is_edited and edited.is_file() else self.path(file)
+        edited = self.files.edited(file)
+        return edited if self.is_edited and edited.is_file() else self.files.automatic(file)
 
     @property
     def mask_path(self) -> Path:
@@ -168,7 +166,7 @@ class Result:
             raise LeukoError(f"the mask has shape {mask.shape}, expected {before.shape}")
         history = self.history()
         data = self.automatic.with_canonical(mask.astype(np.uint8))
-        written, record = self.edited_path(MASK_FILE).name, self.history_path.name
+        written, record = self.files.edited(MASK_FILE).name, self.history_path.name
         with staged(self.folder, record=record) as scratch:
             nifti.write(scratch / written, data)
             version = sha256(scratch / written)
@@ -195,14 +193,20 @@ class Result:
         from leuko.segment import SegmentSettings, measure
 
         record, latest = self.record, self.history()[-1]
+        used = record.settings
+        atlas, names = _atlas_of(used)
         settings = SegmentSettings(
             model=record.model.path or record.model.name,
-            alignment=cast("Mode", record.settings.alignment),
-            rule=cast("Rule", record.settings.rule),
-            bias_correction=record.settings.bias_correction,
+            alignment=cast("Mode", used.alignment),
+            rule=cast("Rule", used.rule),
+            bias_correction=used.bias_correction,
+            fill=bool(used.fill),
+            save_mni=bool(used.save_mni),
+            atlas=atlas,
+            atlas_names=names,
         )
         flair, t1 = self._flair_scan(), self.scan("t1")
-        edited_mask = self.edited_path(MASK_FILE)
+        edited_mask = self.files.edited(MASK_FILE)
         found = measure(edited_mask, flair, t1, model=model, settings=settings)
         mask, automatic = self.mask, self.automatic.canonical().data > 0
         edited = Edited(
@@ -215,12 +219,14 @@ class Result:
         if not self.prefix:
             found.save(self.folder / EDITED_FOLDER, label=record.label, edited=edited)
             return
-        with staged(self.folder, record=self.edited_path(RECORD_FILE).name) as scratch:
+        with staged(self.folder, record=self.files.edited(RECORD_FILE).name) as scratch:
             native = scratch / "native"
             found.save(native, label=record.label, edited=edited)
             sources = self._sidecar()["Sources"]
             derivatives.arrange(native, scratch, self.prefix, sources, is_edited=True)
             shutil.rmtree(native)
+            pictures = (self.prefix + derivatives.edited(name) for name in derivatives.PICTURES)
+            derivatives.move_pictures(scratch, self.folder, pictures)
 
     def judge(self, folder: Path, *, verdict: str, rater: str) -> None:
         """Add a reader's verdict on the mask to the CSV of the rater in `folder`.
@@ -252,7 +258,7 @@ class Result:
         """What the sidecar of a corrected BIDS mask says beside its edits."""
         if not self.prefix:
             return {}
-        automatic = self.path(MASK_FILE)
+        automatic = self.files.automatic(MASK_FILE)
         sidecar = automatic.with_name(automatic.name.replace(".nii.gz", ".json"))
         about = read_json(sidecar, what="sidecar")
         shared = {name: about[name] for name in ("Type", "SpatialReference", "Sources")}
@@ -325,6 +331,18 @@ def _cell(value: object) -> object:
     """The value; a text that a spreadsheet would run as a formula gets an apostrophe."""
     is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if is_formula else value
+
+
+def _atlas_of(used: SettingsRecord) -> tuple[Path | None, Path | None]:
+    """The atlas of a run and its names; neither, with a warning, if one is missing or changed."""
+    paths = []
+    for file in (used.atlas, used.atlas_names):
+        path = Path(file.path) if file and file.path else None
+        if file and path and not (path.is_file() and sha256(path) == file.sha256):
+            log.warning("the atlas is not used again: %s is missing or has changed", path)
+            return None, None
+        paths.append(path)
+    return paths[0], paths[1]
 
 
 def _read(path: Path) -> Volume:
