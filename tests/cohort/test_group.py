@@ -26,7 +26,6 @@ from leuko.io.outputs import KEY_SLICES_FILE, MASK_FILE, MNI_MASK_FILE, RECORD_F
 from leuko.io.record import (
     Edited,
     Excluded,
-    FileRecord,
     Inputs,
     OutsideBrain,
     Quality,
@@ -237,28 +236,32 @@ def test_the_levels_of_a_column_are_all_that_it_holds(cohort):
             assert row[name] in about[name]["Levels"]
 
 
-def test_a_corrected_mask_counts_once_it_is_measured(cohort, caplog):
-    out = cohort(a={}, b={})
-    corrected = out / "a" / EDITED_FILE
-    corrected.write_bytes(b"a mask")
-    gather.write_batch(out)
-    assert [row["mask"] for row in rows(out / "wmh.tsv")] == ["automatic", "automatic"]
-    assert f"{corrected} is not used: it has not been measured" in caplog.text
-    caplog.clear()
-    record = RunRecord.read(out / "a" / RECORD_FILE)
-    measured = FileRecord(path=str(corrected), sha256=sha256(corrected))
+def correct(folder, **changes):
+    """A correction of the mask in a folder, as leuko view would leave it, and its numbers."""
+    (folder / MASK_FILE).write_bytes(b"the automatic mask")
+    corrected = folder / EDITED_FILE
+    corrected.write_bytes(b"the corrected mask")
+    edit = {"based_on_sha256": sha256(folder / MASK_FILE)}
+    corrected.with_name("wmh_edited.json").write_text(json.dumps({"edits": [edit]}))
+    record = RunRecord.read(folder / RECORD_FILE)
+    mask = ScanRecord(path=str(corrected), sha256=sha256(corrected), series=None)
     edited = Edited(
         editor="A. Reader", saved="2026-11-29", automatic_ml=1.0, added_ml=0.5, removed_ml=0.0
     )
-    (out / "a" / EDITED_FOLDER).mkdir()
-    replace(
-        record,
-        command="measure",
-        inputs=replace(record.inputs, mask=ScanRecord(**asdict(measured), series=None)),
-        edited=edited,
-        volume_ml=1.5,
-        rims=None,
-    ).write(out / "a" / EDITED_FOLDER / RECORD_FILE)
+    inputs = replace(record.inputs, mask=mask)
+    changes = {"inputs": inputs, "edited": edited, "volume_ml": 1.5, "rims": None} | changes
+    return replace(record, command="measure", **changes), folder / EDITED_FOLDER / RECORD_FILE
+
+
+def test_a_corrected_mask_counts_once_it_is_measured(cohort, caplog):
+    out = cohort(a={}, b={})
+    record, path = correct(out / "a")
+    gather.write_batch(out)
+    assert [row["mask"] for row in rows(out / "wmh.tsv")] == ["automatic", "automatic"]
+    assert f"{out / 'a' / EDITED_FILE} is not used: its numbers are missing or old" in caplog.text
+    caplog.clear()
+    path.parent.mkdir()
+    record.write(path)
     gather.write_batch(out)
     row = rows(out / "wmh.tsv")[0]
     assert (row["mask"], float(row["volume_ml"])) == ("corrected", 1.5)
@@ -266,9 +269,42 @@ def test_a_corrected_mask_counts_once_it_is_measured(cohort, caplog):
     page = (out / "report.html").read_text()
     assert "corrected mask" in page
     assert "Different conventions" not in page
-    corrected.write_bytes(b"saved again since")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda folder, _: (folder / EDITED_FILE).write_bytes(b"saved again"), "old"),
+        (lambda folder, _: (folder / MASK_FILE).write_bytes(b"another"), "earlier automatic"),
+        (
+            lambda folder, record: replace(
+                record, settings=replace(record.settings, rule="contiguity")
+            ).write(folder / RECORD_FILE),
+            "old",
+        ),
+        (
+            lambda folder, record: replace(
+                record, inputs=replace(record.inputs, flair=a_scan("other.nii.gz", "ab" * 32))
+            ).write(folder / RECORD_FILE),
+            "old",
+        ),
+        (lambda folder, _: (folder / "wmh_edited.json").write_text("{}"), "cannot be read"),
+    ],
+)
+def test_a_correction_of_another_scan_mask_or_setting_is_not_used(cohort, caplog, change, why):
+    out = cohort(a={})
+    automatic = RunRecord.read(out / "a" / RECORD_FILE)
+    record, path = correct(out / "a")
+    path.parent.mkdir()
+    record.write(path)
+    change(out / "a", automatic)
     gather.write_batch(out)
-    assert rows(out / "wmh.tsv")[0]["mask"] == "automatic"
+    row = rows(out / "wmh.tsv")[0]
+    assert (row["mask"], float(row["volume_ml"])) == (
+        "automatic",
+        pytest.approx(automatic.volume_ml, abs=1e-3),
+    )
+    assert why in caplog.text
 
 
 def test_the_worst_come_first(cohort):

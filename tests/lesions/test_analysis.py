@@ -126,6 +126,7 @@ def test_a_lesion_at_the_cortex_is_juxtacortical_and_one_that_reaches_the_ventri
         ventricle_mm=np.array([15.0, 18, 1, 20, 12, 40]),
         touches=np.zeros(6, bool),
         cortex_mm=np.array([5.0, 2, 20, 1, 2.1, 1]),
+        touches_cortex=np.zeros(6, bool),
         lobe=np.array([mni.LOBES.index(name) for name in lobes]),
         is_left=np.ones(6, bool),
     )
@@ -134,6 +135,22 @@ def test_a_lesion_at_the_cortex_is_juxtacortical_and_one_that_reaches_the_ventri
     assert found == expected
     for rule in ("voxel10", "shiva2", "contiguity"):
         assert REGIONS.index("juxtacortical") not in where.regions(lesion, rule)
+
+
+def test_on_thick_slices_a_lesion_that_touches_is_near_whatever_the_distance_of_centres():
+    # Lesions 1 at the ventricle and 2 at the cortex, each a slice of 6 mm away; 3 at neither.
+    lesion = np.array([1, 2, 3])
+    where = Where(
+        ventricle_mm=np.array([6.5, 20.0, 6.5]),
+        touches=np.array([True, False, False]),
+        cortex_mm=np.array([20.0, 6.5, 6.5]),
+        touches_cortex=np.array([False, True, False]),
+        lobe=None,
+        is_left=None,
+    )
+    found = [REGIONS[k] for k in where.regions(lesion, "mcdonald2017")]
+    assert found == ["periventricular", "juxtacortical", "deep"]
+    assert where.regions(lesion, "shiva2").tolist() == [1, 2, 2]
 
 
 def test_the_four_regions_of_mcdonald_add_up_to_the_mask():
@@ -214,6 +231,7 @@ def test_the_bullseye_counts_quarters_of_the_way_by_lobe():
         ventricle_mm=np.array([1.0, 6, 20, 9]),
         touches=np.zeros(4, bool),
         cortex_mm=np.array([9.0, 4, 1, 9]),
+        touches_cortex=np.zeros(4, bool),
         lobe=np.array(lobes),
         is_left=np.array([True, False, True, True]),
     )

@@ -1,6 +1,7 @@
 """Three and more visits: one space, lesions that are followed, merge and split, and their files."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from conftest import SMALL
 from leuko.cohort.derivatives import arrange
 from leuko.errors import LeukoError
 from leuko.io.record import RunRecord
-from leuko.longitudinal.changes import Time, follow
+from leuko.longitudinal.changes import Time, find_changes, follow
 from leuko.longitudinal.compare import compare, files
 from leuko.longitudinal.midspace import mean_space
 from leuko.longitudinal.record import (
@@ -76,13 +77,35 @@ def test_a_part_below_the_smallest_lesion_does_not_merge():
     assert follow(visits, GRID, smallest_mm3=10).lesions[0].events == ((),)
 
 
+@pytest.mark.parametrize("visits", list(itertools.permutations([seen(APART[0]), TWO, ONE, NONE])))
+def test_other_visits_do_not_change_what_is_found_between_two(visits):
+    course = follow(visits, GRID)
+    pairs = [*itertools.pairwise(visits), (visits[0], visits[-1])]
+    for found, pair in zip([*course.intervals, course.overall], pairs, strict=True):
+        alone = find_changes(*pair, GRID)
+        assert (found.counts, found.event_counts) == (alone.counts, alone.event_counts)
+        assert found.change_by_state == pytest.approx(alone.change_by_state)
+        np.testing.assert_array_equal(found.states, alone.states)
+
+
+def test_a_lesion_that_merges_later_is_new_before():
+    course = follow([seen(APART[0]), TWO, ONE], GRID)
+    (lesion,) = course.lesions
+    assert lesion.states == (("new", "stable"), ("stable",))
+    assert lesion.events == ((), ("merged",))
+    assert [(part.id, part.part, part.state) for part in course.intervals[0].lesions] == [
+        (1, 1, "stable"),
+        (1, 2, "new"),
+    ]
+
+
 def test_a_lesion_has_one_number_through_all_visits_and_no_volume_where_it_is_absent():
     first, second = (seen(box) for box in APART)
     course = follow([NONE, first, TWO, second, NONE, NONE], GRID)
     lesions = {lesion.id: lesion for lesion in course.lesions}
     assert [lesion.states for lesion in lesions.values()] == [
-        ("new", "stable", "resolved", "", ""),
-        ("", "new", "stable", "resolved", ""),
+        (("new",), ("stable",), ("resolved",), (), ()),
+        ((), ("new",), ("stable",), ("resolved",), ()),
     ]
     half = ML / 2
     assert lesions[1].ml == pytest.approx([0, half, half, 0, 0, 0])
@@ -147,8 +170,8 @@ def compared(moved, tmp_path_factory):
 def test_a_lesion_that_comes_and_goes_is_new_and_then_resolved(compared, head):
     _, result = compared
     stays, comes = result.course.lesions
-    assert stays.states == ("stable", "stable")
-    assert comes.states == ("new", "resolved")
+    assert stays.states == (("stable",), ("stable",))
+    assert comes.states == (("new",), ("resolved",))
     assert stays.ml == pytest.approx([head.ml(spot(head, HERE, 11))] * 3, rel=0.1)
     assert comes.ml == pytest.approx([0, head.ml(spot(head, THERE, 9)), 0], rel=0.1)
     assert [lesion.state for lesion in result.changes.lesions] == ["stable"]
@@ -378,8 +401,8 @@ def test_given_masks_are_compared_with_a_note(three, tmp_path):
     result = compare(*folders, tmp_path / "out")
     assert [found.code for found in result.findings] == ["given-masks"]
     assert [lesion.states for lesion in result.course.lesions] == [
-        ("stable", "stable"),
-        ("new", "resolved"),
+        (("stable",), ("stable",)),
+        (("new",), ("resolved",)),
     ]
     mixed = compare(three[0], *folders[1:], tmp_path / "out").findings
     assert any(

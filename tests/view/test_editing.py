@@ -153,6 +153,26 @@ def test_a_corrected_mask_gets_the_extra_outputs_of_the_automatic_one(heads, tmp
     assert "blocks.nii.gz is missing or has changed" in caplog.text
 
 
+def test_a_correction_of_an_earlier_mask_is_not_shown_and_a_new_one_replaces_it(
+    heads, result, model
+):
+    mask = result.mask.copy()
+    mask[:4, :4, 0] = True
+    edited(result, mask)
+    head = heads / "head0"
+    segmented(head / "FLAIR.nii.gz", head / "T1.nii.gz", result.folder, model=model, threshold=0.3)
+    (again,) = find_results(result.folder)
+    assert not again.is_edited
+    np.testing.assert_array_equal(again.mask, again.automatic.canonical().data > 0)
+    about = described(again)
+    assert about["is_current"] is True
+    assert "corrects an earlier automatic mask" in about["note"]
+    edited(again, mask)
+    assert again.is_edited
+    assert len(again.history()) == 1
+    assert described(again)["note"] is None
+
+
 def test_the_report_is_made_again_and_says_who_corrected_the_mask(result):
     mask = result.mask.copy()
     mask[:4, :4, 0] = True

@@ -104,6 +104,25 @@ def test_images_are_nifti_on_the_grid_of_the_mask(viewer, tmp_path):
     assert ask(viewer, "about?name=x")[0] == 400
 
 
+def wait_until_measured(viewer):
+    until = time.monotonic() + 60
+    while not (about := json.loads(ask(viewer, "about")[2]))["is_current"]:
+        assert time.monotonic() < until
+        assert about["problem"] is None
+        time.sleep(0.2)
+    return about
+
+
+def test_a_correction_that_was_not_measured_is_measured_when_it_is_opened(viewer, tmp_path):
+    (result,) = find_results(tmp_path / "out")
+    mask = result.mask.copy()
+    mask[:3, 0, 0] = True
+    result.save(mask, based_on=result.version, editor="A B")
+    assert not json.loads(ask(viewer, "about")[2])["is_current"]
+    about = wait_until_measured(viewer)
+    assert about["volume_ml"] == pytest.approx(result.automatic.ml(mask), abs=1e-3)
+
+
 def test_a_mask_goes_and_comes_back(viewer, tmp_path):
     status, headers, content = ask(viewer, "mask")
     mask = np.frombuffer(content, np.uint8).copy()
@@ -119,11 +138,7 @@ def test_a_mask_goes_and_comes_back(viewer, tmp_path):
     status, _, said = ask(viewer, f"mask?based_on={version}", "POST", mask.tobytes())
     assert status == 409
     assert b"another window" in said
-    until = time.monotonic() + 60
-    while not (about := json.loads(ask(viewer, "about")[2]))["is_current"]:
-        assert time.monotonic() < until
-        assert about["problem"] is None
-        time.sleep(0.2)
+    about = wait_until_measured(viewer)
     assert about["edited"]["editor"] == "A B"
     assert b"Mask corrected by" in ask(viewer, "report")[2]
 

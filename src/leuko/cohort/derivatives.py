@@ -81,6 +81,7 @@ EDITED = (
     ATLAS_LESIONS_FILE, REPORT_FILE, PICTURE_FILE, KEY_SLICES_FILE, RECORD_FILE,
 )  # fmt: skip
 EDITED_ELSEWHERE = (FILLED_FILE, MNI_MASK_FILE)  # likewise, on other grids
+OF_MASK = (MASK_FILE, *EDITED, *EDITED_ELSEWHERE)
 MNI_MASK = f"space-{SPACE}_label-WMH_mask"
 AFFINE = "brought to the template by an affine transform"
 # Images that are not on the grid of the FLAIR: name without prefix and extension, and sidecar.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from leuko.cohort import derivatives
 from leuko.errors import LeukoError
-from leuko.io.files import sha256
+from leuko.io.files import read_json, sha256
 from leuko.io.outputs import MASK_FILE, RECORD_FILE
 from leuko.io.record import RunRecord
 
@@ -33,9 +33,13 @@ class Files:
         return cls(record.parent, record.name.removesuffix(derivatives.RECORD))
 
     def __getitem__(self, name: str) -> Path:
-        """A file of the corrected mask if that has been measured, else of the automatic one."""
+        """A file of the corrected mask if that has been measured, else of the automatic one.
+
+        Of files that do not depend on the mask there may be only those of the automatic one.
+        """
         edited = self.edited(name)
-        return edited if self.is_corrected and edited.is_file() else self.automatic(name)
+        is_there = name in derivatives.OF_MASK or edited.is_file()
+        return edited if self.is_corrected and is_there else self.automatic(name)
 
     def __str__(self) -> str:
         return str(self.automatic(RECORD_FILE) if self.prefix else self.folder)
@@ -50,23 +54,62 @@ class Files:
             return derivatives.located(self.folder, self.prefix, name, is_edited=True)
         return self.folder / (EDITED_FILE if name == MASK_FILE else Path(EDITED_FOLDER, name))
 
+    @property
+    def history(self) -> Path:
+        """The list of edits of the corrected mask."""
+        mask = self.edited(MASK_FILE)
+        return mask.with_name(mask.name.replace(".nii.gz", ".json"))
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether there is a mask that corrects the present automatic one."""
+        if not self.edited(MASK_FILE).is_file():
+            return False
+        edits = read_json(self.history, what="list of edits")["edits"]
+        return bool(edits[0]["based_on_sha256"] == sha256(self.automatic(MASK_FILE)))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the numbers of the corrected mask are there, by the present settings."""
+        record = self.edited(RECORD_FILE)
+        if not (self.is_edited and record.is_file()):
+            return False
+        measured, automatic = RunRecord.read(record), RunRecord.read(self.automatic(RECORD_FILE))
+        if _method(measured) != _method(automatic):
+            return False
+        given = measured.inputs.mask
+        return given is not None and given.sha256 == sha256(self.edited(MASK_FILE))
+
     @cached_property
     def is_corrected(self) -> bool:
-        """Whether a reader has corrected the mask and its numbers are there.
-
-        A warning names a corrected mask that has not been measured.
-        """
+        """Whether the corrected mask replaces the automatic one; a warning says why it does not."""
         mask = self.edited(MASK_FILE)
         if not mask.is_file():
             return False
         try:
-            measured = RunRecord.read(self.edited(RECORD_FILE)).inputs.mask
-            if measured is not None and measured.sha256 == sha256(mask):
+            if self.is_measured:
                 return True
-        except LeukoError:
-            pass
-        log.warning(
-            "%s is not used: it has not been measured; open it in leuko view and save it again",
-            mask,
-        )
+            why = (
+                "its numbers are missing or old; open it in leuko view, which measures it"
+                if self.is_edited
+                else "it corrects an earlier automatic mask; correct the present one in leuko view"
+            )
+        except (LeukoError, LookupError) as error:
+            why = f"its files cannot be read ({error})"
+        log.warning("the corrected mask %s is not used: %s", mask, why)
         return False
+
+
+def _method(record: RunRecord) -> tuple[object, ...]:
+    """What the numbers of a mask depend on, beside the mask."""
+    settings, scans = record.settings, record.inputs
+    return (
+        scans.flair.sha256,
+        scans.t1 and scans.t1.sha256,
+        record.model.weights_sha256,
+        settings.rule,
+        settings.alignment,
+        settings.bias_correction,
+        settings.fill,
+        settings.save_mni,
+    )

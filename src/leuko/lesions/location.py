@@ -19,10 +19,11 @@ from leuko.volume import Array, Volume, world
 Rule = Literal["voxel10", "shiva2", "contiguity", "mcdonald2017"]
 RULES: dict[Rule, str] = {
     "voxel10": "periventricular: voxels up to 10 mm from the lateral ventricles",
-    "shiva2": "periventricular: whole lesions that come within 2 mm of the lateral ventricles",
+    "shiva2": "periventricular: whole lesions that touch the lateral ventricles or come within "
+    "2 mm",
     "contiguity": "periventricular: whole lesions that touch the lateral ventricles",
-    "mcdonald2017": "whole lesions: periventricular, within 2 mm of the lateral ventricles; "
-    "juxtacortical, others within 2 mm of the cortex; deep, the rest",
+    "mcdonald2017": "whole lesions: periventricular, touching the lateral ventricles or within "
+    "2 mm; juxtacortical, others touching the cortex or within 2 mm; deep, the rest",
 }
 # Juxtacortical only by the rule mcdonald2017.
 REGIONS = ("background", "periventricular", "deep", "infratentorial", "juxtacortical")
@@ -55,8 +56,16 @@ class Where:
     ventricle_mm: Array  # (N,), to the centre of the nearest voxel of a lateral ventricle
     touches: Array  # (N,) bool: shares a face, an edge or a corner with a ventricle's voxel
     cortex_mm: Array  # (N,), to the centre of the nearest voxel of the cortex
+    touches_cortex: Array  # (N,) bool, likewise
     lobe: Array | None  # (N,), indices into mni.LOBES
     is_left: Array | None  # (N,) bool
+
+    @property
+    def _at_ventricle(self) -> Array:
+        """Voxels that touch a ventricle or lie within 2 mm of one, bool; on thick slices the centre
+        of a touching voxel may be farther away."""
+        near: Array = self.touches | (self.ventricle_mm <= NEAR_MM)
+        return near
 
     def regions(self, lesion: Array, rule: Rule) -> Array:
         """Indices (N,) into REGIONS by a rule of RULES; `lesion` (N,) numbers the lesions from 1.
@@ -68,22 +77,20 @@ class Where:
         if rule == "voxel10":
             near = self.ventricle_mm <= DEEP_MM
         else:
-            voxelwise = self.touches if rule == "contiguity" else self.ventricle_mm <= NEAR_MM
+            voxelwise = self.touches if rule == "contiguity" else self._at_ventricle
             near = any_of(lesion, voxelwise)[lesion]
         found = np.where(near, 1, 2)
         if rule == "mcdonald2017":
-            at_cortex = any_of(lesion, self.cortex_mm <= NEAR_MM)[lesion]
+            at_cortex = any_of(lesion, self.touches_cortex | (self.cortex_mm <= NEAR_MM))[lesion]
             found[at_cortex & ~near] = 4
         if self.lobe is not None:
             found[self.lobe == mni.LOBES.index("infratentorial")] = 3
         return found
 
     def confluent(self, lesion: Array) -> Array:
-        """Whether each lesion, by number from 0, comes within 2 mm of the ventricles and reaches
-        beyond 10 mm from them; bool."""
-        return any_of(lesion, self.ventricle_mm <= NEAR_MM) & any_of(
-            lesion, self.ventricle_mm > DEEP_MM
-        )
+        """Whether each lesion, by number from 0, touches the ventricles or comes within 2 mm of
+        them and reaches beyond 10 mm from them; bool."""
+        return any_of(lesion, self._at_ventricle) & any_of(lesion, self.ventricle_mm > DEEP_MM)
 
     def bullseye(self, voxel_mm3: float) -> Array | None:
         """Lesion volume in mL by SHELLS and SECTORS, (4, 9); Sudre et al. 2018.
@@ -115,16 +122,20 @@ def locate(mask: Array, tissue: Volume, place: mni.Place | None, *, threads: int
     points = world(tissue, np.argwhere(mask))
     shell = ventricles & ~scipy.ndimage.binary_erosion(ventricles)
     touching = scipy.ndimage.binary_dilation(ventricles, TOUCHING)
-    cortex_mm = np.full(len(points), np.nan)
+    cortex_mm, touches_cortex = np.full(len(points), np.nan), np.zeros(len(points), bool)
     if place is not None:
-        cortex = world(tissue, np.argwhere(_large(tissue.data == Tissue.GREY, tissue)))
-        cortex = cortex[place.lobes(cortex) != mni.LOBES.index("deep grey")]
-        if len(cortex):
-            cortex_mm = _nearest_mm(points, cortex, threads)
+        voxels = np.argwhere(_large(tissue.data == Tissue.GREY, tissue))
+        voxels = voxels[place.lobes(world(tissue, voxels)) != mni.LOBES.index("deep grey")]
+        if len(voxels):
+            cortex_mm = _nearest_mm(points, world(tissue, voxels), threads)
+            cortex = np.zeros(mask.shape, bool)
+            cortex[tuple(voxels.T)] = True
+            touches_cortex = scipy.ndimage.binary_dilation(cortex, TOUCHING)[mask.astype(bool)]
     return Where(
         ventricle_mm=_nearest_mm(points, world(tissue, np.argwhere(shell)), threads),
         touches=touching[mask.astype(bool)],
         cortex_mm=cortex_mm,
+        touches_cortex=touches_cortex,
         lobe=None if place is None else place.lobes(points),
         is_left=None if place is None else place.is_left(points),
     )

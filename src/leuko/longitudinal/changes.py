@@ -7,7 +7,7 @@ not changed. Of more than two visits, each pair of consecutive ones is judged so
 are on one grid whose axes run R, A, S.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ from leuko.volume import Array, Volume
 
 STATES = ("", "new", "grown", "stable", "shrunk", "resolved")
 NEW, GROWN, STABLE, SHRUNK, RESOLVED = range(1, 6)
+BY_CHANGE = ("new", "grown", "shrunk", "resolved", "stable")
 EVENTS = ("merged", "split")
 
 # Shift of lesion borders by chance (docs/methods.md): for all lesions of a scan, and for one.
@@ -42,9 +43,13 @@ class Time:
 
 @dataclass(frozen=True)
 class Change:
-    """One lesion, 26-connected in the union of the masks, at two visits."""
+    """One lesion, 26-connected in the union of the masks of two visits, at these visits.
 
-    id: int  # from 1 for the largest
+    Lesions that another visit connects have one id.
+    """
+
+    id: int  # as in `Followed`; from 1 for the largest
+    part: int  # from 1 for the largest with this id
     state: str  # of STATES
     baseline_ml: float
     followup_ml: float
@@ -65,7 +70,7 @@ class Changes:
     """All lesions of two visits; one that neither of them has is left out."""
 
     lesions: list[Change]
-    numbers: Array  # (X, Y, Z), lesion ids, of all visits
+    numbers: Array  # (X, Y, Z), ids of lesions, of all visits
     states: Array  # (X, Y, Z) uint8, of STATES: new, gained, unchanged, lost, resolved voxels
     surface_mm2: float  # of all lesions, mean of both times
 
@@ -106,6 +111,23 @@ class Changes:
         """The number of lesions that merged and that split."""
         return {event: sum(event in lesion.events for lesion in self.lesions) for event in EVENTS}
 
+    def states_of(self, number: int) -> tuple[str, ...]:
+        """The states of the parts of a lesion, each once, changes first."""
+        found = {lesion.state for lesion in self._parts.get(number, ())}
+        return tuple(state for state in BY_CHANGE if state in found)
+
+    def events_of(self, number: int) -> tuple[str, ...]:
+        """The events of the parts of a lesion, each once."""
+        found = {event for lesion in self._parts.get(number, ()) for event in lesion.events}
+        return tuple(event for event in EVENTS if event in found)
+
+    @cached_property
+    def _parts(self) -> dict[int, list[Change]]:
+        found = defaultdict(list)
+        for lesion in self.lesions:
+            found[lesion.id].append(lesion)
+        return found
+
     @property
     def change_by_state(self) -> dict[str, float]:
         """The total change in mL of the lesions of each state."""
@@ -124,7 +146,7 @@ class Followed:
     y_mm: float
     z_mm: float
     ml: tuple[float, ...]  # by visit
-    states: tuple[str, ...]  # of STATES; the empty one: absent at both visits
+    states: tuple[tuple[str, ...], ...]  # of STATES, of its parts; none: absent at both visits
     events: tuple[tuple[str, ...], ...]  # of EVENTS
 
 
@@ -157,24 +179,21 @@ def follow(times: Sequence[Time], grid: Volume, *, smallest_mm3: float = 0.0) ->
         return _between(before, after, numbers, grid, smallest_mm3)
 
     intervals = [between(*pair) for pair in pairwise(times)]
-    by_id = [{lesion.id: lesion for lesion in changes.lesions} for changes in intervals]
     voxels = np.stack([_counts(numbers[time.mask], count) for time in times], axis=1)
     volumes_ml = voxels * grid.voxel_mm3 / 1000
     centroids = _centroids(numbers, count, grid)
-    lesions = []
-    for k in range(1, count):
-        changes = [lesions.get(k) for lesions in by_id]
-        lesions.append(
-            Followed(
-                id=k,
-                x_mm=float(centroids[k, 0]),
-                y_mm=float(centroids[k, 1]),
-                z_mm=float(centroids[k, 2]),
-                ml=tuple(map(float, volumes_ml[k])),
-                states=tuple(change.state if change else STATES[0] for change in changes),
-                events=tuple(change.events if change else () for change in changes),
-            )
+    lesions = [
+        Followed(
+            id=k,
+            x_mm=float(centroids[k, 0]),
+            y_mm=float(centroids[k, 1]),
+            z_mm=float(centroids[k, 2]),
+            ml=tuple(map(float, volumes_ml[k])),
+            states=tuple(changes.states_of(k) for changes in intervals),
+            events=tuple(changes.events_of(k) for changes in intervals),
         )
+        for k in range(1, count)
+    ]
     surfaces = [_surface_mm2(time.mask & inside, numbers, count, grid).sum() for time in times]
     return Course(
         lesions=lesions,
@@ -194,10 +213,14 @@ def find_changes(
 
 
 def _between(
-    baseline: Time, followup: Time, numbers: Array, grid: Volume, smallest_mm3: float
+    baseline: Time, followup: Time, tracks: Array, grid: Volume, smallest_mm3: float
 ) -> Changes:
-    """The changes between two visits of the lesions in `numbers`."""
-    inside = (baseline.mask | followup.mask) & (numbers > 0)
+    """The changes between two visits of the lesions in `tracks`, ids (X, Y, Z) over all visits.
+
+    A lesion that only another visit connects has several parts here, each with its own state.
+    """
+    inside = (baseline.mask | followup.mask) & (tracks > 0)
+    numbers = numbered(inside)
     lesion = numbers[inside].astype(np.intp)
     count = int(numbers.max(initial=0)) + 1
     voxels = _counts(lesion, count)
@@ -222,19 +245,23 @@ def _between(
     flair_change = np.where(changed > 0, total(brighter) / np.maximum(changed, 1), UNKNOWN)
 
     once = np.minimum(*volumes_ml) == 0
-    is_real = np.abs(change_ml) > floor_ml
+    is_real = (np.abs(change_ml) > floor_ml) & (voxels * grid.voxel_mm3 >= smallest_mm3)
     is_real &= np.sign(change_ml) * flair_change >= np.where(once, EVIDENCE, BORDER_EVIDENCE)
     kinds = np.where(change_ml > 0, np.where(once, NEW, GROWN), np.where(once, RESOLVED, SHRUNK))
     state = np.where(is_real, kinds, STABLE)
 
-    centroids = _centroids(np.where(inside, numbers, 0), count, grid)
+    centroids = _centroids(numbers, count, grid)
+    track = np.zeros(count, np.intp)
+    track[lesion] = tracks[inside]
+    part = _ranks(track)
     events = _events(baseline, followup, numbers, grid, smallest_mm3)
     states = np.zeros(numbers.shape, dtype=np.uint8)
     states[inside] = np.where(moved, state[lesion], STABLE)
     return Changes(
         lesions=[
             Change(
-                id=k,
+                id=int(track[k]),
+                part=int(part[k]),
                 state=STATES[state[k]],
                 baseline_ml=float(volumes_ml[0][k]),
                 followup_ml=float(volumes_ml[1][k]),
@@ -249,10 +276,10 @@ def _between(
                 flair_change=float(flair_change[k]),
                 events=tuple(event for event in EVENTS if k in events[event]),
             )
-            for k in range(1, count)
-            if voxels[k]
+            for k in np.lexsort([part, track]).tolist()
+            if k
         ],
-        numbers=numbers,
+        numbers=tracks,
         states=states,
         surface_mm2=float(surface_mm2.sum()),
     )
@@ -286,6 +313,16 @@ def _joined(apart: Time, joined: Time, parts: Array, wholes: Array, numbers: Arr
     ) / np.maximum(_counts(wholes[bridge], count), 1)
     found = np.isin(wholes, np.flatnonzero((held > 1) & (brighter >= BORDER_EVIDENCE)))
     return set(np.unique(numbers[found]).tolist())
+
+
+def _ranks(track: Array) -> Array:
+    """The place of each number among those of its track, from 1, in their order."""
+    seen: Counter[int] = Counter()
+    ranks = np.zeros(len(track), np.intp)
+    for k, number in enumerate(track.tolist()):
+        seen[number] += 1
+        ranks[k] = seen[number]
+    return ranks
 
 
 def _counts(numbers: Array, count: int) -> Array:

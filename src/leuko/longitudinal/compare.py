@@ -248,8 +248,10 @@ def _write(
         nifti.write(folder / f"flair_{name}.nii.gz", grid.with_data(time.flair))
     nifti.write(folder / NUMBERS_FILE, grid.with_data(course.overall.numbers))
     labels = [Label(number, kind.name, kind.colour) for number, kind in KINDS.items()]
+    overall = course.overall
     lesions = [
-        (lesion.id, f"lesion {lesion.id}, {lesion.state}") for lesion in course.overall.lesions
+        (number, f"lesion {number}, {' and '.join(overall.states_of(number))}")
+        for number in dict.fromkeys(lesion.id for lesion in overall.lesions)
     ]
     tables = {CHANGES_FILE: labels, NUMBERS_FILE: coloured(lesions)}
     for file, table in tables.items():
@@ -279,7 +281,7 @@ def _visits_table(course: Course, names: Sequence[str]) -> tuple[list[str], list
         [
             *(lesion.id, lesion.x_mm, lesion.y_mm, lesion.z_mm),
             *lesion.ml,
-            *(state or "absent" for state in lesion.states),
+            *(", ".join(states) or "absent" for states in lesion.states),
             *(_joined(events, ", ") for events in lesion.events),
         ]
         for lesion in course.lesions

@@ -137,12 +137,16 @@ def _pair_rows(course: Course) -> list[dict[str, Any]]:
 
 def _course_rows(course: Course) -> list[dict[str, Any]]:
     def changes_first(lesion: Followed) -> tuple[bool, int, int]:
-        return *min(_rank(state) for state in lesion.states), lesion.id
+        ranks = (_rank(state) for states in lesion.states for state in states or ("",))
+        return *min(ranks), lesion.id
 
     return [
         {
             "id": lesion.id,
-            "states": ", ".join(map(_words, lesion.states, lesion.events)),
+            "states": ", ".join(
+                _words(" and ".join(states), events)
+                for states, events in zip(lesion.states, lesion.events, strict=True)
+            ),
             **{f"ml{k}": ml for k, ml in enumerate(lesion.ml)},
         }
         for lesion in sorted(course.lesions, key=changes_first)

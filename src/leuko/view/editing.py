@@ -93,13 +93,9 @@ class Result:
         return Files(self.folder, self.prefix)
 
     @property
-    def history_path(self) -> Path:
-        mask = self.files.edited(MASK_FILE)
-        return mask.with_name(mask.name.replace(".nii.gz", ".json"))
-
-    @property
     def is_edited(self) -> bool:
-        return self.files.edited(MASK_FILE).is_file()
+        """Whether there is a mask that corrects the present automatic one."""
+        return self.files.is_edited
 
     def latest(self, file: str) -> Path:
         """A file of the corrected mask once it is measured, else that of the automatic one."""
@@ -138,7 +134,13 @@ class Result:
             raise LeukoError(
                 f"the scan {path or 'of ' + self.name} is not there any more; give it with --{name}"
             )
-        return _opened(path, was.series)
+        scan = _opened(path, was.series)
+        if scan.sha256() != was.sha256:
+            raise LeukoError(
+                f"{path} is not the scan that {self.name} was made from: its SHA-256 differs; give "
+                f"that scan with --{name}, or segment again"
+            )
+        return scan
 
     def images(self) -> dict[str, Callable[[], Volume]]:
         """What can be shown, by name; all on the grid of the mask."""
@@ -166,7 +168,7 @@ class Result:
             raise LeukoError(f"the mask has shape {mask.shape}, expected {before.shape}")
         history = self.history()
         data = self.automatic.with_canonical(mask.astype(np.uint8))
-        written, record = self.files.edited(MASK_FILE).name, self.history_path.name
+        written, record = self.files.edited(MASK_FILE).name, self.files.history.name
         with staged(self.folder, record=record) as scratch:
             nifti.write(scratch / written, data)
             version = sha256(scratch / written)
@@ -182,10 +184,12 @@ class Result:
         return version
 
     def history(self) -> list[dict[str, object]]:
-        """All edits, the latest last."""
-        if not self.history_path.is_file():
+        """All edits of the present automatic mask, the latest last."""
+        if not self.is_edited:
             return []
-        edits: list[dict[str, object]] = read_json(self.history_path, what="list of edits")["edits"]
+        edits: list[dict[str, object]] = read_json(self.files.history, what="list of edits")[
+            "edits"
+        ]
         return edits
 
     def measure(self, model: "Model | None" = None) -> None:
@@ -241,7 +245,8 @@ class Result:
             "rater": rater,
             "rated": f"{datetime.now(UTC):%Y-%m-%d}",
         }
-        row |= saved_with_verdict(self.record) | {"mask_sha256": self.version}
+        measured = RunRecord.read(self.latest(RECORD_FILE))
+        row |= saved_with_verdict(measured) | {"mask_sha256": self.version}
         require_folder(folder)
         folder.mkdir(exist_ok=True)
         named = re.sub(r"[^\w.-]", "_", rater)
@@ -315,14 +320,18 @@ def find_results(path: Path, *, flair: Path | None = None, t1: Path | None = Non
 
 def described(result: Result) -> dict[str, object]:
     """The numbers of the mask that is shown: those of the corrected one once it is measured."""
-    record = RunRecord.read(result.latest(RECORD_FILE))
-    measured = record.inputs.mask.sha256 if record.edited and record.inputs.mask else None
-    is_current = not result.is_edited or measured == result.version
+    record, files = RunRecord.read(result.latest(RECORD_FILE)), result.files
+    older = files.edited(MASK_FILE)
     return {
         "name": result.name,
         "volume_ml": record.volume_ml,
         "lesions": record.lesions,
-        "is_current": is_current,
+        "is_current": not files.is_edited or files.is_measured,
+        "note": (
+            f"not shown: {older.name} corrects an earlier automatic mask; saving replaces it"
+            if older.is_file() and not files.is_edited
+            else None
+        ),
         "edited": None if record.edited is None else asdict(record.edited),
     }
 

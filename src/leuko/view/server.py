@@ -62,7 +62,8 @@ class Viewer(ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(24)
         self.verdicts = folder / VERDICTS_FOLDER
         self.saving = threading.Lock()
-        self._model: Model | None = None
+        self._models: dict[str, Model] = {}  # by their folder or name
+        self._pending: set[str] = set()  # results that are about to be measured
         self._measuring = ThreadPoolExecutor(1)
         self._problems: dict[str, str] = {}  # why the corrected mask of a result is not measured
         self._pages, self._closed_at = 0, float("inf")
@@ -90,10 +91,15 @@ class Viewer(ThreadingHTTPServer):
     def measure(self, result: Result) -> None:
         """Measure a corrected mask soon, one after the other."""
         self._problems.pop(result.name, None)
+        self._pending.add(result.name)
         self._measuring.submit(self._measure, result)
 
     def described(self, result: Result) -> dict[str, object]:
-        return described(result) | {"problem": self._problems.get(result.name)}
+        """What the page shows of a result, whose corrected mask is measured if it was not."""
+        about = described(result)
+        if not about["is_current"] and result.name not in (*self._pending, *self._problems):
+            self.measure(result)
+        return about | {"problem": self._problems.get(result.name)}
 
     def finish(self) -> None:
         """Wait until all corrected masks are measured."""
@@ -104,11 +110,15 @@ class Viewer(ThreadingHTTPServer):
         from leuko.model.runtime import load_model
 
         try:
-            record = result.record
-            self._model = self._model or load_model(record.model.path or record.model.name)
-            result.measure(self._model)
+            model = result.record.model
+            used = model.path or model.name
+            if used not in self._models:
+                self._models[used] = load_model(used)
+            result.measure(self._models[used])
         except Exception as error:  # noqa: BLE001, the page shows it: nobody waits for this thread
             self._problems[result.name] = str(error)
+        finally:
+            self._pending.discard(result.name)
 
 
 class _Handler(BaseHTTPRequestHandler):

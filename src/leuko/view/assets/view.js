@@ -82,7 +82,7 @@ function describe(about) {
   document.title = `${about.label ?? about.name}: leuko view`;
   find("#name").textContent = about.label ?? about.name;
   const edited = about.edited ? `, corrected by ${about.edited.editor || "a reader"}` : "";
-  find("#numbers").textContent = about.problem ?? `${about.volume_ml.toFixed(2)} mL in ${about.lesions} ${about.lesions === 1 ? "lesion" : "lesions"}${edited}${about.is_current ? "" : "; being measured again ..."}`;
+  find("#numbers").textContent = about.problem ?? `${about.volume_ml.toFixed(2)} mL in ${about.lesions} ${about.lesions === 1 ? "lesion" : "lesions"}${edited}${about.is_current ? "" : "; being measured ..."}${about.note ? `; ${about.note}` : ""}`;
   find("#report").href = "report" + query();
   const now = about.names.indexOf(about.name);
   for (const [id, step] of [["#previous", -1], ["#next", 1]]) {
