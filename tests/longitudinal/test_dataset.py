@@ -17,6 +17,7 @@ from conftest import SMALL
 from leuko.cohort.derivatives import arrange
 from leuko.cohort.worker import Limits
 from leuko.errors import LeukoError
+from leuko.io.outputs import RECORD_FILE
 from leuko.io.record import RunRecord
 from leuko.longitudinal.compare import COMPARISON_FILE, files
 from leuko.longitudinal.dataset import COLUMNS, Series, find_series
@@ -124,6 +125,10 @@ def test_a_corrected_mask_is_compared_in_place_of_the_automatic_one(tmp_path, le
     mask = spot(BRAIN, HERE, 11)  # the reader erases the second lesion
     second.save(mask, based_on=second.version, editor="A. Reader")
     second.measure(load(SMALL_MODEL))
+    path = second.files.automatic(RECORD_FILE)  # as if the same model had segmented it
+    made = RunRecord.read(path)
+    measured = RunRecord.read(second.files.edited(RECORD_FILE))
+    replace(made, model=measured.model, settings=measured.settings).write(path)
     code, said, err = leuko("bids", raw, out, "longitudinal")
     assert code == 0, err
     assert "0 of them before" in said or "before" not in said
@@ -136,6 +141,23 @@ def test_given_sessions_are_compared_in_the_given_order(compared):
     cohort, _ = compared
     found, _ = find_series(cohort / "out", cohort / "raw", LIMITS, sessions=["ses-10", "1"])
     assert [series.sessions for series in found] == [("ses-10", "ses-1")]
+
+
+def test_a_session_whose_segmentation_failed_is_left_out_and_named(tmp_path, leuko):
+    derive(tmp_path, "01", ["1", "2", "3"])
+    logs = tmp_path / "out" / "logs"
+    logs.mkdir(parents=True)
+    for name in ("sub-01_ses-2", "sub-02_ses-1"):
+        (logs / f"{name}.failed").write_text("damaged")
+    code, _, err = leuko("bids", tmp_path / "raw", tmp_path / "out", "longitudinal")
+    assert code == 0
+    assert "sub-01_ses-2 is left out: its segmentation failed" in err
+    assert "sub-02_ses-1 is left out" in err
+    (row,) = table(tmp_path / "out")
+    assert (row["baseline_session"], row["followup_session"]) == ("ses-1", "ses-3")
+    found, without = find_series(tmp_path / "out", tmp_path / "raw", LIMITS, participants=["01"])
+    assert found[0].sessions == ("ses-1", "ses-3")
+    assert len(without) == 1
 
 
 def test_labels_without_results_are_refused(compared, tmp_path):
@@ -170,7 +192,11 @@ def test_a_failure_is_told_and_the_others_are_compared(tmp_path, leuko):
     assert f"sub-01: {flair}" in err
     reason = tmp_path / "out" / "logs" / "longitudinal" / "sub-01.failed"
     assert flair.name in reason.read_text()
-    assert [row["participant_id"] for row in table(tmp_path / "out")] == ["sub-02"]
+    first, second = table(tmp_path / "out")
+    assert (first["participant_id"], first["status"]) == ("sub-01", "failed")
+    assert flair.name in first["reason"]
+    assert first["change_ml"] == "n/a"
+    assert (second["participant_id"], second["status"]) == ("sub-02", "compared")
 
 
 def test_scans_that_were_moved_with_their_dataset_are_found(tmp_path, leuko):

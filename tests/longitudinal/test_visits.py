@@ -335,7 +335,7 @@ def test_labels_that_do_not_fit_the_visits_are_refused(three, leuko, tmp_path):
 def test_one_visit_is_refused(three, leuko, tmp_path):
     code, _, err = leuko("compare", three[0], "-o", tmp_path / "out")
     assert code == 2
-    assert "1 of two or more visits given" in err
+    assert "one visit was given; give two or more, in order" in err
 
 
 def test_a_visit_of_someone_else_is_refused_by_its_name(three, tmp_path):

@@ -151,7 +151,7 @@ def findings_as_text(result: "Segmentation") -> str:
         volume += f" (90 % interval {interval_text(judgement.volume_interval_ml)})"
     if analysis.intracranial_ml:
         part = 100 * result.volume_ml / analysis.intracranial_ml
-        volume += f", {part:.2g} % of {analysis.intracranial_ml:.0f} mL intracranial"
+        volume += f", {part:.3g} % of {analysis.intracranial_ml:.0f} mL intracranial"
     counts_rims = result.convention == "include"
     lines["WMH + rims" if counts_rims else "WMH volume"] = volume
     if result.rims_ml is not None:

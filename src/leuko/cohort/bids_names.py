@@ -67,6 +67,12 @@ class Image:
         return "_".join([*known, self.suffix]) + self.extension
 
     @property
+    def name(self) -> str:
+        """The name of the scan in logs and tables, such as sub-01_ses-1."""
+        labels = (f"{name}-{text}" for name, text in self.entities.items() if name not in OWN)
+        return "_".join(labels)
+
+    @property
     def place(self) -> Path:
         """The folder, relative to the dataset, in which an image of this name belongs."""
         return visit_folder(self.entities) / "anat"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leuko.cohort import derivatives, frequency, ratings, summary
-from leuko.cohort.bids_names import OWN, Image
+from leuko.cohort.bids_names import Image
 from leuko.cohort.files import Files
 from leuko.cohort.report import Entry, Failure, cohort_page
 from leuko.cohort.worker import LOGS
@@ -85,7 +85,7 @@ def write_dataset(out: Path) -> dict[str, Path]:
         if image is None or path.parent != out / image.place:
             log.warning("%s is not used: its name requires another folder", path)
         else:
-            segmented.append(_derivatives(image, out))
+            segmented.append(_result(image.name, Files.of_record(path), out))
     written, rows = _write(out, segmented, BIDS_IDS, _bids_ids)
     of_visit = defaultdict(list)
     for row in rows:
@@ -102,12 +102,6 @@ def write_dataset(out: Path) -> dict[str, Path]:
         if older.name not in now:
             older.unlink()
     return written | {"phenotype": folder}
-
-
-def _derivatives(record: Image, out: Path) -> Result:
-    labels = {name: label for name, label in record.entities.items() if name not in OWN}
-    name = "_".join(f"{entity}-{label}" for entity, label in labels.items())
-    return _result(name, Files.of_record(record.path), out)
 
 
 def _result(name: str, files: Files, out: Path) -> Result:

@@ -50,7 +50,8 @@ class Scan:
         """The files of the scan for the record of a run."""
         if self.path is not None and self.files == [self.path]:
             return file_record(self.path)
-        return FileRecord(path=str(self.path) if self.path else None, sha256=self.sha256())
+        where = str(self.path.absolute()) if self.path else None
+        return FileRecord(path=where, sha256=self.sha256())
 
 
 # A scan as an argument: a path, a nibabel image or Volume in memory, or a scan already read.
@@ -140,7 +141,8 @@ def _rounded(spacing_mm: tuple[float, ...]) -> tuple[float, float, float]:
 def file_record(path: Path) -> FileRecord:
     """A file for the record of a run."""
     size, modified_ns = _stamp(path)
-    return FileRecord(path=str(path), sha256=sha256(path), bytes=size, modified_ns=modified_ns)
+    where = str(path.absolute())  # it is read again from other folders
+    return FileRecord(path=where, sha256=sha256(path), bytes=size, modified_ns=modified_ns)
 
 
 def is_same(path: Path, was: FileRecord) -> bool:
@@ -150,7 +152,7 @@ def is_same(path: Path, was: FileRecord) -> bool:
     several files.
     """
     try:
-        seen = str(path), *_stamp(path)
+        seen = str(path.absolute()), *_stamp(path)
         return seen == (was.path, was.bytes, was.modified_ns) or (read(path).sha256() == was.sha256)
     except (OSError, LeukoError):
         return False

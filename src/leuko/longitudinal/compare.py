@@ -130,8 +130,7 @@ def compare(
     *paths, out = map(Path, visits_and_out)
     if len(paths) < 2:
         raise LeukoError(
-            f"{len(paths)} of two or more visits given; give the visits in order, then the folder "
-            "for the results"
+            f"{'one visit was' if paths else 'no visit was'} given; give two or more, in order"
         )
     if visit_labels and len(set(visit_labels)) != len(paths):
         raise LeukoError(

@@ -37,6 +37,8 @@ COLUMNS = {
     "other_entities": "Entities that tell several series of a participant apart; n/a if it has one",
     "baseline_session": "The earlier session of the interval",
     "followup_session": "The later one",
+    "status": "compared or failed",
+    "reason": "Why the comparison failed",
     "baseline_ml": "Volume of WMH at the earlier session, in the common space of all sessions",
     "followup_ml": "Volume of WMH at the later session, likewise",
     "change_ml": "Change of the volume",
@@ -129,9 +131,10 @@ def find_series(
     same make a series. Raises LeukoError if there are no results or a label does not exist.
     """
     by_subject = defaultdict(list)
+    failed = {path.stem for path in (out / LOGS).glob("*.failed")}
     for record in derivatives.find(out, derivatives.RECORD):
         image = Image.of(record)
-        if image is not None:
+        if image is not None and image.name not in failed:  # else it is of an older run
             by_subject[image.entities["sub"]].append(image)
     if not by_subject:
         raise LeukoError(f"{out} holds no results; run the level participant first")
@@ -142,7 +145,12 @@ def find_series(
     absent += [f"ses-{text}" for text in order if text not in known]
     if absent:
         raise LeukoError(f"{out} has no results of {', '.join(absent)}; check the labels")
-    found, without = [], []
+    found = []
+    without = [
+        f"{name} is left out: its segmentation failed, see {LOGS}/{name}.failed"
+        for name in sorted(failed)
+        if not participants or name.split("_")[0].removeprefix("sub-") in wanted
+    ]
     for subject in wanted:
         images = [
             image
@@ -224,10 +232,10 @@ def perform(series: Series) -> Outcome:
 
 
 def write_series_table(out: Path) -> Path:
-    """Write longitudinal.tsv, a row for each interval of each comparison in a derivative dataset,
-    and its data dictionary. Returns the table."""
+    """Write longitudinal.tsv, a row for each interval of each comparison in a derivative dataset
+    and for each comparison that failed, and its data dictionary. Returns the table."""
     rows: list[list[Any]] = []
-    failed = {path.stem for path in (out / LOGS / FOLDER).glob("*.failed")}
+    failed = {path.stem: path for path in (out / LOGS / FOLDER).glob("*.failed")}
     for path in sorted(out.glob(f"sub-*/{FOLDER}/**/{COMPARISON_FILE}")):
         record = read_json(path, what="record")
         subject, _, *others = path.parent.relative_to(out).parts
@@ -245,6 +253,8 @@ def write_series_table(out: Path) -> Path:
                     subject,
                     "_".join(others) or "n/a",
                     *(titles[name] for name in pair),
+                    "compared",
+                    "n/a",
                     *("n/a" if value is None else float(value) for value in measures),
                     "yes" if change["is_beyond_floor"] else "no",
                     *(change["lesions"][state] for state in STATES[1:]),
@@ -253,8 +263,14 @@ def write_series_table(out: Path) -> Path:
                     (path.parent / REPORT_FILE).relative_to(out).as_posix(),
                 ]
             )
+    for name, path in failed.items():
+        subject, *others = name.split("_")
+        told = " ".join(path.read_text(encoding="utf-8").split()).replace('"', "'")
+        row = dict.fromkeys(COLUMNS, "n/a") | {"participant_id": subject, "status": "failed"}
+        row |= {"other_entities": "_".join(others) or "n/a", "reason": told}
+        rows.append(list(row.values()))
     with staged(out) as scratch:
-        write_table(scratch / TABLE, list(COLUMNS), rows)
+        write_table(scratch / TABLE, list(COLUMNS), sorted(rows, key=lambda row: (row[0], row[1])))
         units = {"ml": "mL", "percent": "%"}
         about = {
             name: {"Description": text}

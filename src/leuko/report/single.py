@@ -257,7 +257,7 @@ def _atlas(record: RunRecord) -> str:
     found = sorted((r for r in regions if r.wmh_ml), key=lambda region: -region.wmh_ml)
     rows = {
         region.name: f"{region.wmh_ml:.3f} mL"
-        + (f", {region.wmh_percent:.2g} % of {region.region_ml:.1f} mL" if region.index else "")
+        + (f", {region.wmh_percent:.3g} % of {region.region_ml:.1f} mL" if region.index else "")
         for region in found[:MOST_REGIONS]
     }
     off = record.template
