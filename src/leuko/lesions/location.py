@@ -21,8 +21,8 @@ RULES: dict[Rule, str] = {
     "voxel10": "periventricular: voxels up to 10 mm from the lateral ventricles",
     "shiva2": "periventricular: whole lesions that come within 2 mm of the lateral ventricles",
     "contiguity": "periventricular: whole lesions that touch the lateral ventricles",
-    "mcdonald2017": "whole lesions: periventricular, within 2 mm of the lateral ventricles; "
-    "juxtacortical, others within 2 mm of the cortex; deep, the rest",
+    "mcdonald2017": "periventricular: whole lesions that come within 2 mm of the lateral "
+    "ventricles; juxtacortical: others that come within 2 mm of the cortex",
 }
 # Juxtacortical only by the rule mcdonald2017.
 REGIONS = ("background", "periventricular", "deep", "infratentorial", "juxtacortical")
