@@ -160,9 +160,11 @@ def test_little_memory_is_told_with_what_to_do(told, processor, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2_000_000_000))
     found = told()
     assert found["memory_gb"] == 2.0
-    assert found["notes"] == [
-        "2 GB of memory: leuko batch and bids allow each subject 4 GB by default; lower --mem-gb"
-    ]
+    (note,) = found["notes"]
+    assert note == (
+        "this machine has 2 GB of memory, but leuko batch and bids allow each subject 4 GB by "
+        "default; lower --mem-gb"
+    )
 
 
 def test_memory_is_known_without_psutil(monkeypatch):
@@ -234,4 +236,7 @@ def test_the_method_is_told_for_a_paper(leuko, heads, model, tmp_path):
     assert "were segmented on FLAIR and T1 with Leuko 0.1.0" in of_run
     assert "doi:10.1007/978-3-319-75238-9_42" in of_run
     assert "its model leuko-base" in leuko("info", "--citation")[1]
-    assert leuko("info", out)[::2] == (2, "error: a result is only described with --citation\n")
+    assert leuko("info", out)[::2] == (
+        2,
+        "error: a result needs --citation; add it, or give no result\n",
+    )

@@ -256,7 +256,7 @@ def test_a_folder_that_is_a_link_without_a_target_is_named(dataset, place, targe
     link.symlink_to(link.name if target == "itself" else "gone")
     assert [flair for flair, _ in taken(folder)] == ["sub-01_FLAIR"]
     (said,) = find_pairs(folder).left_out
-    assert said == f"{link} is a file, or a link without a target; expected a folder"
+    assert said == f"{link} is a file or a broken link; expected a folder"
     touch(folder, "sub-04/ses-3/anat/sub-04_ses-3_FLAIR.nii.gz")
     assert len(find_pairs(folder, sessions=["3"]).left_out) == (place != "sub-01/ses-2")
 
@@ -329,7 +329,7 @@ def test_a_choice_among_runs_of_the_t1_is_said(dataset):
     folder = dataset("sub-01_FLAIR", "sub-01_run-1_T1w", "sub-01_run-2_T1w")
     assert taken(folder) == [("sub-01_FLAIR", "sub-01_run-1_T1w")]
     assert find_pairs(folder).notes == [
-        "sub-01: sub-01_run-1_T1w.nii.gz is used, one of 2 T1w; choose one by --bids-filter-file"
+        "sub-01: of 2 T1w, sub-01_run-1_T1w.nii.gz is used; --bids-filter-file can choose another"
     ]
 
 
@@ -448,7 +448,7 @@ def test_what_is_not_there_is_named(dataset, tmp_path):
         find_pairs(folder, participants=["01", "03", "04"])
     with pytest.raises(LeukoError, match="has no session b, c"):
         find_pairs(folder, sessions=["a", "b", "ses-c"])
-    with pytest.raises(LeukoError, match="holds no FLAIR such as"):
+    with pytest.raises(LeukoError, match="holds no FLAIR; expected one such as"):
         find_pairs(folder, participants=["02"])
     with pytest.raises(LeukoError, match="holds no FLAIR that passes the filter"):
         find_pairs(folder, filters={"flair": {"acq": "x"}})
@@ -461,7 +461,9 @@ def test_visits_without_a_flair_are_named(dataset):
 
 def test_where_no_flair_can_be_taken_the_reasons_are_given(dataset):
     folder = touch(dataset("sub-01_T1w"), "sub-01/anat/sub-01_flair.nii.gz")
-    with pytest.raises(LeukoError, match=r"holds no FLAIR such as .*; sub-01/anat/sub-01_flair"):
+    with pytest.raises(
+        LeukoError, match=r"holds no FLAIR; expected one such as .*; sub-01/anat/sub-01_flair"
+    ):
         find_pairs(folder)
 
 

@@ -230,7 +230,7 @@ def test_the_page_of_the_group_links_reports_and_pictures(out):
     place = "sub-01/ses-a/anat/sub-01_ses-a_space-FLAIR_label-WMH_report.html"
     assert f'href="{place}"' in page
     assert 'src="sub-02/figures/sub-02_run-1_space-FLAIR_label-WMH_keyslices.jpg"' in page
-    assert "no T1w beside sub-03_FLAIR.nii.gz; pass --flair-alone to segment it without one" in page
+    assert "sub-03_FLAIR.nii.gz has no T1w; pass --flair-alone to segment it without one" in page
     assert (out / place).is_file()
 
 
@@ -239,7 +239,7 @@ def test_a_flair_alone_is_segmented_where_that_is_wanted(leuko, raw, out, tmp_pa
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*_mask.nii.gz")}
     arguments = (raw, folder, "participant", *MODEL, "--flair-alone")
     code, told, _ = leuko("bids", *arguments, "--participant_label", "03", "sub-01")
-    assert (code, told.splitlines()[0]) == (0, "done        3, 2 of them before")
+    assert (code, told.splitlines()[0]) == (0, "done        3, 2 of them by an earlier run")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     made = {path.name for path in (folder / "sub-03" / "anat").iterdir()}
     assert "sub-03_space-FLAIR_label-WMH_mask.nii.gz" in made
@@ -253,7 +253,7 @@ def test_one_participant_without_t1_is_a_failure_with_its_record(leuko, raw, tmp
     out = tmp_path / "out"
     code, told, _ = leuko("bids", raw, out, "participant", "--participant-label", "03")
     assert code == 1
-    assert "no T1w beside sub-03_FLAIR.nii.gz; pass --flair-alone" in told
+    assert "sub-03_FLAIR.nii.gz has no T1w; pass --flair-alone" in told
     assert (out / "logs" / "sub-03.failed").is_file()
 
 
@@ -261,7 +261,7 @@ def test_a_dataset_without_t1w_is_refused_before_anything_is_made(leuko, raw, tm
     flairs = shutil.copytree(raw, tmp_path / "raw", ignore=shutil.ignore_patterns("*T1w*"))
     code, _, told = leuko("bids", flairs, tmp_path / "out", "participant")
     assert code == 2
-    expected = "No T1w found for any FLAIR; pass --flair-alone to segment without it"
+    expected = "no FLAIR has a T1w; pass --flair-alone to segment without T1w"
     assert told.splitlines()[-1] == f"error: {expected}"
     assert not (tmp_path / "out").exists()
 
@@ -324,7 +324,7 @@ def test_flairs_that_cannot_be_segmented_are_named_and_the_exit_code_is_1(leuko,
     assert "left out    1; the reasons are printed above" in told
     lines = {line.split()[0]: line for line in told.splitlines() if line.startswith("  ")}
     assert set(lines) == {"sub-01_run-2", "sub-01_run-3"}
-    assert "is a link to ../../.git/annex/objects/x, which is not here" in lines["sub-01_run-2"]
+    assert "is a link to ../../.git/annex/objects/x, which does not exist" in lines["sub-01_run-2"]
     assert "holds only a pointer to its content; fetch it" in lines["sub-01_run-3"]
     assert {path.name for path in out.rglob("*_mask.nii.gz") if "WMH" in path.name} == {
         "sub-01_space-FLAIR_label-WMH_mask.nii.gz",

@@ -111,7 +111,7 @@ def test_a_scan_without_reference_is_named(leuko, data, tmp_path):
     score = ("challenge-score", copied, "-o", tmp_path / "out", "--results", results)
     code, _, said = leuko(*score)
     assert code == 1
-    assert f"{scan.folder} holds no wmh.nii.gz; left out" in said
+    assert f"{scan.folder} holds no wmh.nii.gz; the scan is left out" in said
 
 
 @pytest.mark.parametrize(

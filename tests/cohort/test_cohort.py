@@ -90,7 +90,7 @@ def test_what_fails_is_named_and_nothing_else_is_lost(spoilt, tmp_path):
     pairs_of(pairs, spoilt, [*"abcd", "forbidden"])
     again = subprocess.run(batch, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.startswith("done        5, 4 of them before\n")
+    assert again.stdout.startswith("done        5, 4 of them by an earlier run\n")
     assert {name: written(out)[name] for name in "abcd"} == before
     assert not (out / "logs" / "forbidden.failed").exists()
 
@@ -268,7 +268,7 @@ def test_a_worker_with_another_model_of_the_same_name_does_nothing(scans, tmp_pa
         limits=Limits(memory_gb=4, seconds=60, threads=1),
         weights_sha256="ab" * 32,
     )
-    assert "of this machine has other weights" in perform(job).reason
+    assert "has other weights on this machine" in perform(job).reason
     assert not job.folder.exists()
 
 

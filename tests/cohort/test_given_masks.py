@@ -35,7 +35,7 @@ def test_a_pattern_names_one_mask(job, tmp_path):
     assert with_mask(job, pattern, id="a").given == tmp_path / "a" / "x_mask.nii.gz"
     assert "2 masks match" in with_mask(job, pattern, id="b").problem
     assert "no mask matches" in with_mask(job, pattern, id="c").problem
-    with pytest.raises(LeukoError, match=r"other fields than \{id\}"):
+    with pytest.raises(LeukoError, match=r"expected only the fields \{id\}"):
         with_mask(job, "{name}.nii.gz", id="a")
 
 
@@ -78,7 +78,7 @@ def test_the_masks_of_a_table_or_of_a_pattern_are_measured(leuko, tmp_path):
     shutil.rmtree(out / "b")
     pattern = f"{tmp_path}/{{id}}/wmh.nii.gz"
     code, told, _ = leuko("batch", table, *MODEL, "--lenient", "-o", out, "--masks", pattern)
-    assert told.startswith("done        2, 1 of them before\n"), told
+    assert told.startswith("done        2, 1 of them by an earlier run\n"), told
     assert json.loads((out / "b" / "run.json").read_text())["command"] == "measure"
 
 

@@ -376,7 +376,7 @@ def test_a_record_of_something_else_is_named_and_left_out(cohort, caplog, conten
     (out / "a" / RECORD_FILE).write_text(content)
     gather.write_batch(out)
     assert [row["id"] for row in rows(out / "wmh.tsv")] == ["b"]
-    assert re.search(rf"not used: .*{RECORD_FILE}.*{said}", caplog.text)
+    assert re.search(rf"a result is not used: .*{RECORD_FILE}.*{said}", caplog.text)
 
 
 def test_a_mask_without_its_record_is_named_and_left_out(cohort, caplog):
@@ -385,7 +385,7 @@ def test_a_mask_without_its_record_is_named_and_left_out(cohort, caplog):
     (out / "b" / "wmh.nii.gz").touch()
     gather.write_batch(out)
     assert [row["id"] for row in rows(out / "wmh.tsv")] == ["a"]
-    assert "b/wmh.nii.gz is not used: run.json is missing beside it" in caplog.text
+    assert "b/wmh.nii.gz is not used: its record run.json is missing" in caplog.text
 
 
 def test_derivatives_in_another_place_or_without_a_record_are_named(cohort, tmp_path, caplog):
@@ -400,7 +400,7 @@ def test_derivatives_in_another_place_or_without_a_record_are_named(cohort, tmp_
     assert [row["participant_id"] for row in rows(tmp_path / "ds" / "wmh.tsv")] == ["sub-01"]
     told = [message.split(f"{home}/")[1] for message in caplog.messages]
     assert told == [
-        f"{lone}_mask.nii.gz is not used: {lone}_stats.json is missing beside it",
+        f"{lone}_mask.nii.gz is not used: its record {lone}_stats.json is missing",
         "sub-02_space-FLAIR_label-WMH_stats.json is not used: its name requires another folder",
         "x_space-FLAIR_label-WMH_stats.json is not used: its name requires another folder",
     ]

@@ -158,7 +158,7 @@ def test_a_model_without_white_matter_fills_nothing_and_says_so(heads, model, tm
     settings = SegmentSettings(model=str(model), fill=True)
     found = segment(head / "FLAIR.nii.gz", head / "T1.nii.gz", settings=settings)
     assert found.filled_t1 is None
-    assert [finding.code for finding in found.findings if "cannot be filled" in finding.text] == [
+    assert [finding.code for finding in found.findings if "are not filled" in finding.text] == [
         "fill"
     ]
     found.save(tmp_path / "out")

@@ -231,10 +231,10 @@ def test_the_terminal_tells_both_volumes(runs):
     result = runs.results["separate"]
     both = f"{result.rims_ml:.2f} mL of caps and rims, not in the mask"
     assert both in said["separate"]
-    assert f"{result.wmh_and_rims_ml:.2f} mL together" in said["separate"]
+    assert f"WMH and rims together {result.wmh_and_rims_ml:.2f} mL" in said["separate"]
     assert said["separate"].startswith(f"WMH volume  {result.volume_ml:.2f} mL in ")
     assert said["include"].startswith(f"WMH + rims  {result.wmh_and_rims_ml:.2f} mL in ")
-    assert f"{result.wmh_ml:.2f} mL of other WMH" in said["include"]
+    assert f"{result.wmh_ml:.2f} mL of WMH without them" in said["include"]
     assert "rims" not in said["exclude"]
 
 

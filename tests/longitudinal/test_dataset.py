@@ -88,7 +88,7 @@ def test_the_sessions_of_each_participant_are_compared_in_order(compared):
     assert [visit["label"] for visit in record["inputs"].values()] == ["ses-1", "ses-2", "ses-10"]
     assert (cohort / "out" / rows["sub-01", "ses-1"]["report"]).is_file()
     assert "done        2" in ended.stdout
-    assert "sub-03 has no two sessions" in ended.stderr
+    assert "sub-03 is left out: it has results of fewer than two sessions" in ended.stderr
 
 
 def test_each_column_of_the_table_is_explained(compared):
@@ -104,12 +104,12 @@ def test_what_is_done_stays_and_what_changed_is_compared_again(compared, leuko):
     arguments = ("bids", cohort / "raw", out, "longitudinal")
     code, said, err = leuko(*arguments)
     assert code == 0, err
-    assert "done        2, 2 of them before" in said
+    assert "done        2, 2 of them by an earlier run" in said
     assert written(out) == before
     (path,) = (out / "sub-02" / "ses-2" / "anat").glob("*_stats.json")
     record = RunRecord.read(path)
     replace(record, mask_sha256="12" * 32).write(path)
-    assert "done        2, 1 of them before" in leuko(*arguments)[1]
+    assert "done        2, 1 of them by an earlier run" in leuko(*arguments)[1]
     after = written(out)
     assert after["sub-01"] == before["sub-01"]
     assert after["sub-02"] > before["sub-02"]
@@ -227,7 +227,7 @@ def test_after_a_kill_the_rest_is_compared_and_nothing_twice(tmp_path, leuko):
     assert 0 < len(before) < 3
     code, said, err = leuko(*arguments)
     assert code == 0, err
-    assert f"{len(before)} of them before" in said
+    assert f"{len(before)} of them by an earlier run" in said
     after = written(out)
     assert before.items() <= after.items()
     assert len(after) == 3

@@ -127,7 +127,7 @@ def test_slices_in_doubt_are_named_and_can_be_shown(head, tmp_path):
     assert "The mask is least certain on slices 3 and 8 ." in Page(html).text
     assert 'data-show-slice="8"' in html
     html = a_report(tmp_path, *head, doubtful_slices=(3,), findings=[finding("motion")])
-    assert "Check before use: look at slice 3 , and at the following." in Page(html).text
+    assert "Check before use: look at slice 3 and read these warnings." in Page(html).text
 
 
 def test_a_label_stands_in_the_title_the_header_the_verdict_and_on_paper(head, tmp_path):

@@ -119,7 +119,8 @@ def segment(
         Path | None, typer.Option(help="FLAIR: an image file, or a folder of one DICOM series.")
     ] = None,
     t1: Annotated[
-        Path | None, typer.Option(help="T1 of the same brain: a file, or a folder of one series.")
+        Path | None,
+        typer.Option(help="T1 of the same brain: an image file, or a folder of one DICOM series."),
     ] = None,
     study: Annotated[
         Path | None,
@@ -134,7 +135,8 @@ def segment(
     exclude: Annotated[
         Path | None,
         typer.Option(
-            help="Mask of voxels that are never WMH (infarct, tumour), on the FLAIR's grid."
+            help="Exclusion mask, on the grid of the FLAIR: voxels that never count as WMH "
+            "(infarct, tumour)."
         ),
     ] = None,
     label: Label = None,
@@ -172,17 +174,22 @@ def segment(
 @app.command(epilog=EXAMPLES["evaluate"])
 def evaluate(
     reference: Annotated[
-        Path, typer.Argument(help="Expert mask (0, 1; 2 is ignored), or a folder of them.")
+        Path,
+        typer.Argument(
+            help="Reference mask (1: WMH; 2: other pathology, which is ignored), or a folder of "
+            "masks."
+        ),
     ],
-    prediction: Annotated[Path, typer.Argument(help="Predicted mask, or a folder of them.")],
+    prediction: Annotated[Path, typer.Argument(help="Predicted mask, or a folder of masks.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="For folders: write the table here (TSV).")
+        Path | None,
+        typer.Option("--out", "-o", help="With two folders: write the table to this TSV file."),
     ] = None,
 ) -> None:
-    """Compare masks with reference masks.
+    """Evaluate masks against reference masks.
 
-    Give two files, or two folders that are compared subject by subject.
+    Give two files, or two folders whose masks are matched by subject.
     """
     from leuko.evaluation.evaluate import (
         evaluate,
@@ -197,7 +204,8 @@ def evaluate(
             raise LeukoError(f"{path} does not exist; check the path")
     if reference.is_dir() != prediction.is_dir():
         raise LeukoError(
-            f"{reference} and {prediction}: one is a folder; give two files or two folders"
+            f"{reference} and {prediction}: one is a folder, the other is not; give two files or "
+            "two folders"
         )
     if not reference.is_dir():
         if out:

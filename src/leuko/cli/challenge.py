@@ -65,8 +65,8 @@ def challenge_score(
     results: Annotated[
         Path | None,
         typer.Option(
-            help="Score existing masks instead of segmenting: a folder with the layout of the data "
-            "and result.nii.gz for each scan."
+            help="Score existing masks instead of segmenting: a folder with the layout of DATA and "
+            "a result.nii.gz for each scan."
         ),
     ] = None,
     teams: Annotated[
@@ -82,7 +82,7 @@ def challenge_score(
     scheduler: Scheduler = None,
     settings: "SegmentSettings",
 ) -> None:
-    """Score on the WMH Challenge data.
+    """Score masks on the data of the WMH Challenge.
 
     Segments the scans, computes the metrics of the challenge by site, and ranks teams.
     """
@@ -98,7 +98,10 @@ def challenge_score(
         print(f"warning: {lack} scans found", file=sys.stderr)
     unmeasured = wmh.without_reference(data, split)
     for folder in unmeasured:
-        print(f"warning: {folder} holds no {wmh.REFERENCE_FILE}; left out", file=sys.stderr)
+        print(
+            f"warning: {folder} holds no {wmh.REFERENCE_FILE}; the scan is left out",
+            file=sys.stderr,
+        )
     if results is None:
         limits = Limits(mem_gb, 60 * time_limit, threads=1)
         jobs = wmh.jobs(scans, out.absolute(), portable(settings), limits)

@@ -27,8 +27,8 @@ Processors = Annotated[
     typer.Option(
         "--nthreads",
         min=1,
-        help="Subjects to segment at the same time, each on one processor; by default as many as "
-        "processors and memory allow.",
+        help="Processors to use; by default all that are allowed. Subjects run at the same time, "
+        "as many as processors and memory allow.",
     ),
 ]
 MemoryGb = Annotated[
@@ -50,9 +50,9 @@ Work = Annotated[
 Masks = Annotated[
     str | None,
     typer.Option(
-        help="Measure given masks in place of segmenting: a path with {id} for the subject, such "
-        "as 'lst/{id}/*mask.nii.gz'; in a BIDS dataset {id} is sub-01_ses-1 and {visit} "
-        "sub-01/ses-1."
+        help="Measure given masks instead of segmenting: the path of the masks, with {id} for the "
+        "subject, such as 'lst/{id}/*mask.nii.gz'. In a BIDS dataset, {id} stands for a name such "
+        "as sub-01_ses-1 and {visit} for a folder such as sub-01/ses-1."
     ),
 ]
 ONE_SCAN = {"strict", "threads"}  # options of `leuko segment` that cohorts do not have
@@ -89,8 +89,8 @@ def batch(
     table: Annotated[
         Path,
         typer.Argument(
-            help="TSV or CSV with the columns id and flair; t1, exclude and mask are optional. A "
-            "given mask is measured in place of segmenting."
+            help="TSV or CSV with the columns id and flair; t1, exclude and mask are optional. "
+            "If a subject has a mask, this mask is measured instead of segmenting."
         ),
     ],
     *,
@@ -105,7 +105,8 @@ def batch(
 ) -> None:
     """Segment the subjects of a table.
 
-    Each runs in a process of its own. Run an interrupted command again to resume it.
+    Each subject is segmented in its own process. To resume an interrupted run, run the same command
+    again.
     """
     require(*COHORT_LIBRARIES, extra="cohort")
     from leuko.cohort.run import segment_cohort
@@ -143,10 +144,10 @@ def bids(
     ],
     *,
     participant_label: Annotated[
-        list[str] | None, typer.Option(help="Participants, with sub- or without; by default all.")
+        list[str] | None, typer.Option(help="Participants, with or without sub-; by default all.")
     ] = None,
     session_label: Annotated[
-        list[str] | None, typer.Option(help="Sessions, with ses- or without; by default all.")
+        list[str] | None, typer.Option(help="Sessions, with or without ses-; by default all.")
     ] = None,
     bids_filter_file: Annotated[
         Path | None,
@@ -200,7 +201,7 @@ def bids(
     for line in found.left_out:
         print(f"left out  {line}", file=sys.stderr)
     if not (flair_alone or participant_label or any(pair.t1 for pair in found.pairs)):
-        raise LeukoError("No T1w found for any FLAIR; pass --flair-alone to segment without it")
+        raise LeukoError("no FLAIR has a T1w; pass --flair-alone to segment without T1w")
     settings = portable(settings)
     jobs = [
         Job(
@@ -217,8 +218,7 @@ def bids(
             problem=None
             if pair.t1 or flair_alone
             else (
-                f"no T1w beside {pair.flair.path.name}; pass --flair-alone to segment it without "
-                "one"
+                f"{pair.flair.path.name} has no T1w; pass --flair-alone to segment it without one"
             ),
         )
         for pair in found.pairs
@@ -234,7 +234,7 @@ def bids(
     run = performed(jobs, nthreads, scheduler)
     if found.left_out:
         print(f"{'left out':<12}{len(found.left_out)}; the reasons are printed above")
-    print(f"{'results':<12}{out}; gather them: leuko bids {bids_dir} {output_dir} group")
+    print(f"{'results':<12}{out}; to collect them: leuko bids {bids_dir} {output_dir} group")
     code = look_at(run.done)
     raise typer.Exit(1 if run.failed or found.left_out else code)
 
@@ -260,7 +260,10 @@ def _compare_sessions(
     for line in without:
         print(line, file=sys.stderr)
     if not found:
-        raise LeukoError(f"{out} holds no participant with results of two sessions")
+        raise LeukoError(
+            f"{out} holds no participant with results of two sessions; run the level participant "
+            "for two or more sessions first"
+        )
     with resumable():
         run = compare_series(
             found, processors=processors, scheduler=scheduler, progress=cohort_progress
@@ -313,7 +316,7 @@ def resumable() -> Iterator[None]:
 
 def print_run(run: "CohortRun | SeriesRun") -> None:
     """Print how many subjects are done, and why the others failed."""
-    earlier = f", {run.earlier} of them before" if run.earlier else ""
+    earlier = f", {run.earlier} of them by an earlier run" if run.earlier else ""
     print(f"{'done':<12}{len(run.done)}{earlier}")
     print(f"{'failed':<12}{len(run.failed)}")
     width = max((10, *map(len, run.failed)))

@@ -13,8 +13,8 @@ Flairs = Annotated[
     list[Path] | None,
     typer.Option(
         "--flair",
-        help="FLAIR of a visit that was moved since; repeat it for several. Each is recognised by "
-        "its content.",
+        help="New path of a FLAIR that was moved after segmentation; repeat it for several. Leuko "
+        "finds the visit by the content of the file.",
     ),
 ]
 VisitLabels = Annotated[
@@ -32,7 +32,7 @@ def compare(
         typer.Argument(
             help="Two or more visits, in order: output folders of leuko segment or leuko measure, "
             "folders or records (label-WMH_stats.json) of leuko bids, or folders with FLAIR.nii.gz "
-            "and T1.nii.gz."
+            "and optionally T1.nii.gz."
         ),
     ],
     *,

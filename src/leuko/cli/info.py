@@ -41,7 +41,9 @@ WIDTH, INDENT = 80, 12
 def info(
     run: Annotated[
         Path | None,
-        typer.Argument(help="With --citation: a result, its folder or run.json; else the model."),
+        typer.Argument(
+            help="With --citation: folder or run.json of a result; by default the bundled model."
+        ),
     ] = None,
     *,
     as_citation: Annotated[
@@ -56,7 +58,7 @@ def info(
     """Describe this installation, for a bug report.
 
     Prints versions, the model, the processor, memory, extras, and what makes Leuko slow here.
-    The name of the user is left out. With --citation it prints the method and its references.
+    Your user name is left out. With --citation, it prints the method and its references instead.
     """
     if as_citation:
         from leuko.report.citation import citation
@@ -64,7 +66,7 @@ def info(
         print(citation(run))
         return
     if run is not None:
-        raise LeukoError("a result is only described with --citation")
+        raise LeukoError("a result needs --citation; add it, or give no result")
     found = without_names(facts(devices=devices))
     print(json.dumps(found, indent=2) if as_json else as_text(found))
 
@@ -269,13 +271,13 @@ def _notes(found: Mapping[str, Any]) -> Iterator[str]:
             )
         if isinstance(threads, int) and count and threads < count:
             yield (
-                f"Leuko may use {threads} of {count} processors, by the limits of this process "
-                "or container; with more it is faster"
+                f"Leuko can use {threads} of {count} processors, because of limits of this process "
+                "or container; more make it faster"
             )
         if processor["machine"] == "x86_64" and "Apple" in processor["name"]:
             yield "Python runs in emulation (Rosetta); an arm64 Python is faster"
     if isinstance(found["memory_gb"], float) and found["memory_gb"] < BATCH_GB:
         yield (
-            f"{found['memory_gb']:g} GB of memory: leuko batch and bids allow each subject "
-            f"{BATCH_GB:g} GB by default; lower --mem-gb"
+            f"this machine has {found['memory_gb']:g} GB of memory, but leuko batch and bids allow "
+            f"each subject {BATCH_GB:g} GB by default; lower --mem-gb"
         )

@@ -18,20 +18,23 @@ if TYPE_CHECKING:
 @with_settings(without={"threshold", "min_lesion_mm3", "rims", "lenient"})
 def measure(
     mask: Annotated[
-        Path, typer.Argument(help="WMH mask of a reader or of another tool: an image file.")
+        Path, typer.Argument(help="WMH mask of a reader or another tool: an image file.")
     ],
     out: Out,
     settings: "SegmentSettings",
-    flair: Annotated[Path, typer.Option(help="FLAIR: a file, or a folder of one DICOM series.")],
+    flair: Annotated[
+        Path, typer.Option(help="FLAIR: an image file, or a folder of one DICOM series.")
+    ],
     t1: Annotated[
-        Path | None, typer.Option(help="T1 of the same brain: a file, or a folder of one series.")
+        Path | None,
+        typer.Option(help="T1 of the same brain: an image file, or a folder of one DICOM series."),
     ] = None,
     label: Label = None,
 ) -> None:
     """Measure a given WMH mask.
 
-    Writes the files of leuko segment for a mask that was made elsewhere, on the FLAIR's grid:
-    volumes, lesions, regions, tissues and a report.
+    Writes the files of leuko segment for a mask that was made elsewhere: volumes, lesions, regions,
+    tissues and a report.
     """
     import leuko
     from leuko.results import require_free

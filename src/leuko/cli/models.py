@@ -66,7 +66,7 @@ def pull_model(
 ) -> None:
     """Install a model from a URL or file.
 
-    --model then accepts it by name.
+    Afterwards, --model accepts it by name.
     """
     from leuko.model.card import load_card
     from leuko.model.weights import pull

@@ -13,10 +13,11 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Processors to use; by default all that are allowed.")
 ]
 Label = Annotated[
-    str | None, typer.Option(help="Name of the scan, shown in the report and on its prints.")
+    str | None,
+    typer.Option(help="Name of the scan or person, shown in the report, also when printed."),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write the results into.")]
-Model = Annotated[str, typer.Option(help="A model's name (leuko models list) or folder.")]
+Model = Annotated[str, typer.Option(help="Name (leuko models list) or folder of a model.")]
 
 # Options of `SegmentSettings`: field, type, default.
 SETTINGS: dict[str, tuple[str, Any, Any]] = {
@@ -26,15 +27,21 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         Annotated[
             float | None,
             typer.Option(
-                help="Smallest probability of WMH; by default the model's. Another one gives "
-                "no interval of the volume."
+                help="Threshold of the WMH probability; by default that of the model. With another "
+                "threshold, the volume has no interval."
             ),
         ],
         None,
     ),
     "min_lesion_mm3": (
         "smallest_lesion_mm3",
-        Annotated[float | None, typer.Option(help="Smallest lesion kept; by default the model's.")],
+        Annotated[
+            float | None,
+            typer.Option(
+                help="Volume of the smallest lesion that is kept; by default that of the model. "
+                "With another one, the volume has no interval."
+            ),
+        ],
         None,
     ),
     "rims": (
@@ -61,10 +68,10 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         Annotated[
             Literal["voxel10", "shiva2", "contiguity", "mcdonald2017"],
             typer.Option(
-                help="Definition of periventricular: voxels within 10 mm of the lateral ventricles "
-                "(voxel10), lesions within 2 mm (shiva2), lesions that touch them (contiguity); or "
-                "lesions within 2 mm, and others within 2 mm of the cortex are juxtacortical "
-                "(mcdonald2017)."
+                help="Rule for periventricular WMH. voxel10: voxels within 10 mm of the lateral "
+                "ventricles. shiva2: lesions that touch them or come within 2 mm. contiguity: lesions "
+                "that touch them. mcdonald2017: as shiva2, and other lesions at the cortex are "
+                "juxtacortical."
             ),
         ],
         "voxel10",
@@ -84,8 +91,8 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         Annotated[
             list[int] | None,
             typer.Option(
-                help="Label of the given mask that is WMH, such as 99 of SAMSEG or 77 of "
-                "FreeSurfer; repeat it for several. Needed if the mask has several labels."
+                help="Label of WMH in the given mask, such as 99 of SAMSEG or 77 of FreeSurfer; "
+                "repeat it for several. Needed if the mask has several labels."
             ),
         ],
         None,
@@ -116,7 +123,9 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         "atlas",
         Annotated[
             Path | None,
-            typer.Option(help="Label image in MNI152 space: also give WMH by its regions."),
+            typer.Option(
+                help="Atlas, a label image in MNI152 space: also give WMH by its regions."
+            ),
         ],
         None,
     ),
@@ -124,7 +133,9 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
         "atlas_names",
         Annotated[
             Path | None,
-            typer.Option(help="TSV with the columns index and name: the labels of --atlas."),
+            typer.Option(
+                help="Names of the labels of --atlas: TSV with the columns index and name."
+            ),
         ],
         None,
     ),

@@ -156,20 +156,20 @@ def findings_as_text(result: "Segmentation") -> str:
     lines["WMH + rims" if counts_rims else "WMH volume"] = volume
     if result.rims_ml is not None:
         rims = f"{result.rims_ml:.2f} mL of caps and rims"
-        others = f"{result.wmh_ml:.2f} mL of other WMH"
-        together = f"not in the mask; {result.wmh_and_rims_ml:.2f} mL together"
+        others = f"{result.wmh_ml:.2f} mL of WMH without them"
+        together = f"not in the mask; WMH and rims together {result.wmh_and_rims_ml:.2f} mL"
         lines["rims"] = f"{rims}, {others}" if counts_rims else f"{rims}, {together}"
     if judgement is not None and judgement.dice_interval is not None:
         low, high = judgement.dice_interval
         lines["quality"] = f"expected Dice {judgement.predicted_dice:.2f} ({low:.2f} to {high:.2f})"
     if result.outside is not None and result.outside.lesions:
         lesions = counted(result.outside.lesions, "lesion")
-        removed = f"{lesions} of {result.maps.mask.ml(result.outside.voxels):.2f} mL"
-        lines["outside"] = f"{removed} outside the brain removed"
+        removed = f"{lesions} ({result.maps.mask.ml(result.outside.voxels):.2f} mL)"
+        lines["outside"] = f"{removed} outside the brain were removed"
     if result.excluded is not None:
         lines["excluded"] = (
-            f"{result.excluded.volume_ml:.2f} mL, of which "
-            f"{result.excluded.wmh_ml:.2f} mL would otherwise be WMH"
+            f"{result.excluded.wmh_ml:.2f} mL of WMH, in an exclusion mask of "
+            f"{result.excluded.volume_ml:.2f} mL"
         )
     if analysis.regions is not None:
         found = analysis.regions
@@ -199,7 +199,7 @@ def changes_as_text(result: "Comparison") -> str:
         for state, count in changes.counts.items():
             lines[state] = f"{counted(count, 'lesion')}, {by_state[state]:+.2f} mL"
         lines |= {e: counted(count, "lesion") for e, count in changes.event_counts.items() if count}
-        moved = "between the scans, registered"
+        moved = "between the scans before registration"
     else:
         lines[visits[0].title] = f"{course.ml[0]:.2f} mL"
         for visit, ml, since in zip(visits[1:], course.ml[1:], course.intervals, strict=True):
@@ -209,10 +209,10 @@ def changes_as_text(result: "Comparison") -> str:
             lesions = ", ".join(words) or "no lesion changed"
             lines[visit.title] = f"{ml:.2f} mL, {_change_text(since)}; {lesions}"
         lines["all visits"] = _change_text(changes)
-        moved = "between scans at most, registered to their mean"
+        moved = "at most between scans before registration"
     lines["each scan"] = (
-        f"{alone} mL; above, lesions are measured in the common space, where all scans show the "
-        "brain"
+        f"{alone} mL as segmented; the volumes above are measured in the common space, where all "
+        "scans show the brain"
     )
     lines["alignment"] = f"{result.midspace.moved_mm:.1f} mm {moved}"
     width = max(12, 2 + max(map(len, lines)))

@@ -55,7 +55,7 @@ def train(
     classes: Annotated[
         str | None,
         typer.Option(
-            help="Train on label maps, tissue.nii.gz instead of wmh.nii.gz: the names of the label "
+            help="Train on label maps (tissue.nii.gz instead of wmh.nii.gz). Names of the label "
             "values 0, 1, 2, ..., for example background,csf,grey,white. Values with the same name "
             "form one class; values named unknown are ignored."
         ),
@@ -112,7 +112,7 @@ def train(
         typer.Option(
             min=0,
             max=0.9,
-            help="Fraction of the subjects to hold out from training and measure afterwards; not "
+            help="Fraction of the people to hold out from training and measure afterwards; not "
             "with --folds.",
         ),
     ] = 0.2,
@@ -121,7 +121,7 @@ def train(
         typer.Option(
             min=0,
             help="Stop early after this many checks of the validation loss (one every 100 steps) "
-            "without improvement; 0 disables. A fifth of the training subjects is used for "
+            "without improvement; 0 disables. A fifth of the people in training are used for "
             "validation.",
         ),
     ] = 0,
@@ -230,7 +230,8 @@ def train(
     init = init or {"adapt": DEFAULT, "base": "none"}.get(recipe, "imagenet")
     if adapts and init in NO_MODELS:
         raise LeukoError(
-            f"--recipe adapt needs a trained model, but --init is {init}; give a model, or omit it"
+            f"--recipe adapt needs a trained model, but --init is {init}; give a model, or omit "
+            "--init"
         )
     require_start(context, init)
     if imagenet_kind and imagenet_weights in PUBLISHED:

@@ -12,9 +12,11 @@ def view(
     flair: Annotated[
         Path | None, typer.Option(help="The FLAIR, if it was moved after segmentation.")
     ] = None,
-    t1: Annotated[Path | None, typer.Option(help="The T1, likewise.")] = None,
+    t1: Annotated[
+        Path | None, typer.Option(help="The T1, if it was moved after segmentation.")
+    ] = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")
+        int, typer.Option(min=0, max=65535, help="Port of the page; 0: any free port.")
     ] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:

@@ -130,9 +130,10 @@ def find_pairs(
         lines = left_out if other.entities == flair.entities else notes
         lines.append(_said(other.path, taken, dataset))
     if not pairs:
-        what = "that passes the filter" if filters else "such as sub-01/anat/sub-01_FLAIR.nii.gz"
+        usual = "; expected one such as sub-01/anat/sub-01_FLAIR.nii.gz"
+        what = " that passes the filter" if filters else usual
         reasons = "".join(f"; {reason}" for reason in left_out)
-        raise LeukoError(f"{dataset} holds no FLAIR {what}{reasons}")
+        raise LeukoError(f"{dataset} holds no FLAIR{what}{reasons}")
     seen = {pair.visit for pair in pairs}
     for path in (*misfits, *(folder / "anat" for folder in unreadable)):
         seen |= _possible_visits(path, dataset)
@@ -223,7 +224,7 @@ def _files(dataset: Path, folders: Sequence[Path], unreadable: dict[Path, str]) 
         for _, inside, files in walk(top, on_error=note):
             inside[:] = [f for f in inside if _is_entered(f.relative_to(dataset).parts)]
             for path in (f for f in files if _is_raw(f, dataset) and _is_named_as_folder(f)):
-                unreadable[path] = "is a file, or a link without a target; expected a folder"
+                unreadable[path] = "is a file or a broken link; expected a folder"
             yield from files
             yield from (f for f in inside if f.name.endswith(EXTENSIONS))
 
@@ -349,7 +350,7 @@ def _apart(paths: Sequence[Path], dataset: Path) -> list[str]:
         shown = ", ".join(_shown(path, dataset) for path in inside[:3]) + ", ..." * bool(inside[3:])
         notes.append(
             f"{top} is not part of a raw dataset; FLAIRs in it are ignored: {shown}; to segment "
-            "them give the folder that holds their sub-* folders"
+            "them, give the folder that holds their sub-* folders as BIDS_DIR"
         )
     return notes
 
@@ -393,5 +394,5 @@ def _choice(pair: Pair, t1s: Sequence[Image]) -> list[str]:
     among = [t1 for t1 in t1s if t1.entities.get("run") == run] or t1s
     if pair.t1 is None or len(among) < 2:
         return []
-    taken = f"{pair.name}: {pair.t1.path.name} is used, one of {len(among)} T1w"
-    return [f"{taken}; choose one by --bids-filter-file"]
+    taken = f"{pair.name}: of {len(among)} T1w, {pair.t1.path.name} is used"
+    return [f"{taken}; --bids-filter-file can choose another"]

@@ -109,21 +109,21 @@ ELSEWHERE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 COLUMNS = {
     "name": "The lesion, numbered by volume, the largest first",
-    "color": "Its colour in viewers",
+    "color": "Colour of the lesion in viewers",
     "voxels": "Number of voxels",
     "volume_mm3": "Volume",
     "volume_ml": "Volume",
-    "x_mm": "Centroid, from left to right, in the world of the FLAIR",
-    "y_mm": "Centroid, from back to front, in the world of the FLAIR",
-    "z_mm": "Centroid, from bottom to top, in the world of the FLAIR",
-    "flair_contrast": "(lesion - white) / white on the FLAIR, by the median of normal white matter",
-    "t1_contrast": "(lesion - white) / white on the T1w, by the median of normal white matter",
+    "x_mm": "Centroid, from left to right, in world coordinates of the FLAIR",
+    "y_mm": "Centroid, from back to front, in world coordinates of the FLAIR",
+    "z_mm": "Centroid, from bottom to top, in world coordinates of the FLAIR",
+    "flair_contrast": "(lesion - white) / white on the FLAIR; white: median of normal white matter",
+    "t1_contrast": "(lesion - white) / white on the T1w; white: median of normal white matter",
     "mean_probability": "Mean probability of WMH",
-    "region": "Periventricular, deep, infratentorial or juxtacortical by the rule; confluent",
-    "side": "Hemisphere in which most of it lies",
-    "lobe": "Lobe in which most of it lies",
-    "ventricle_mm": "From its nearest voxel to the lateral ventricles",
-    "cortex_mm": "From its nearest voxel to the cortex",
+    "region": "Periventricular, deep, infratentorial or juxtacortical by the rule, or confluent",
+    "side": "Hemisphere of most of the lesion",
+    "lobe": "Lobe of most of the lesion",
+    "ventricle_mm": "Distance of its nearest voxel from the lateral ventricles",
+    "cortex_mm": "Distance of its nearest voxel from the cortex",
 }
 # Outputs that BIDS does not define. No slash after figures: the validator would report an error.
 IGNORED = (

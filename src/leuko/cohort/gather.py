@@ -134,7 +134,7 @@ def _name_incomplete(masks: Iterable[Path], mask: str, record: str) -> None:
     for path in sorted(masks):
         other = path.with_name(path.name.removesuffix(mask) + record)
         if not other.is_file():
-            log.warning("%s is not used: %s is missing beside it", path, other.name)
+            log.warning("%s is not used: its record %s is missing", path, other.name)
 
 
 def _write(
@@ -212,7 +212,7 @@ def _entry(out: Path, result: Result) -> Entry | None:
     try:
         record = RunRecord.read(out / result.record)
     except LeukoError as error:
-        log.warning("not used: %s", error)
+        log.warning("a result is not used: %s", error)
         return None
     report, picture = (
         path.as_posix() if (out / path).is_file() else ""

@@ -18,7 +18,9 @@ def with_mask(job: Job, pattern: str, **subject: str) -> Job:
         path = pattern.format(**subject)
     except (KeyError, IndexError, ValueError) as error:
         fields = " and ".join(f"{{{name}}}" for name in subject)
-        raise LeukoError(f"the pattern {pattern} has other fields than {fields}") from error
+        raise LeukoError(
+            f"the pattern {pattern} is not valid; expected only the fields {fields}"
+        ) from error
     found = sorted(glob(path, recursive=True))  # noqa: PTH207, the pattern may be absolute
     if len(found) == 1:
         return replace(job, given=Path(found[0]).absolute())

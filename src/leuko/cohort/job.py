@@ -212,7 +212,7 @@ def main() -> None:
     except LeukoError as error:
         sys.exit(f"error: {error}")
     except MemoryError:
-        sys.exit("error: the memory is full")
+        sys.exit("error: not enough memory")
 
 
 def _perform(job: Job) -> Outcome:
@@ -237,8 +237,8 @@ def _perform(job: Job) -> Outcome:
 def _segment(job: Job, scratch: Path) -> None:
     if Wanted.of(job.settings).weights_sha256 != job.weights_sha256:
         raise LeukoError(
-            f"the model {job.settings.model} of this machine has other weights than that of the "
-            "machine that started the cohort; install the same model on both"
+            f"the model {job.settings.model} has other weights on this machine than on the machine "
+            "that started the run; install the same model on both"
         )
     folder = scratch / "native" if job.prefix else scratch
     settings = replace(job.settings, threads=job.limits.threads)
@@ -278,7 +278,7 @@ def _lack(job: Job) -> str | None:
             continue
         try:
             if scan.is_symlink() and not scan.exists():
-                return f"{scan} is a link to {scan.readlink()}, which is not here; {FETCH}"
+                return f"{scan} is a link to {scan.readlink()}, which does not exist; {FETCH}"
             if not scan.exists():
                 return f"{scan} does not exist or is not a file; check the path"
             if scan.is_file() and _is_pointer(scan):

@@ -91,7 +91,10 @@ def segment_cohort(
     ]
     if masks:
         if any(job.given for job in jobs):
-            raise LeukoError(f"{table} has a column mask; leave it empty, or give no pattern")
+            raise LeukoError(
+                f"{table} gives masks, and so does {masks}; empty the column mask, or omit the "
+                "pattern"
+            )
         jobs = [with_mask(job, masks, id=job.name) for job in jobs]
     run = run_jobs(jobs, processors=processors, scheduler=scheduler, progress=progress)
     return replace(run, written=write_batch(out))

@@ -18,18 +18,18 @@ UNKNOWN = float("nan")
 LEVELS: dict[str, Mapping[Any, str]] = {
     "status": {
         "segmented": "The scan was segmented",
-        "failed": "It could not be segmented; the column reason says why",
+        "failed": "The scan could not be segmented; the column reason says why",
     },
     "mask": {
         "automatic": "Leuko's mask",
         "given": "A mask of a reader or of another tool",
         "corrected": "Leuko's mask or a given one, corrected by a reader",
     },
-    "do_not_use": {"yes": "A check found a reason not to use the result", "no": "None did"},
+    "do_not_use": {"yes": "A check found a reason not to use the result", "no": "No check did"},
     "verdict": {
         "PASS": "All readers of this mask passed it",
-        "FAIL": "All failed it",
-        "flag": "All flagged it",
+        "FAIL": "All readers of this mask failed it",
+        "flag": "All readers of this mask flagged it",
         "disagree": "The readers gave different verdicts",
     },
     "rims": RIMS_ARE,
@@ -146,7 +146,7 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
         ("Volume of the mask: white matter hyperintensities (WMH), by the convention `rims`", ML),
     )
     for end in ("low", "high"):
-        yield f"volume_{end}_ml", (f"The {end} end of the volume's 90 % interval", ML)
+        yield f"volume_{end}_ml", (f"The {end} limit of the 90 % interval of the volume", ML)
     yield "wmh_ml", ("Volume of WMH without the normal caps and rims of the ventricles", ML)
     yield "rims_ml", ("Volume of caps and rims; n/a if left out or unknown to the model", ML)
     yield "wmh_and_rims_ml", ("Volume of WMH, caps and rims together", ML)
@@ -155,9 +155,12 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
     yield "lesions", ("Number of lesions, 26-connected", "")
     yield "expected_dice", ("Expected overlap with a reader's mask (Dice)", "")
     for end in ("low", "high"):
-        yield f"expected_dice_{end}", (f"The {end} end of its 90 % interval", "")
+        yield (
+            f"expected_dice_{end}",
+            (f"The {end} limit of the 90 % interval of the expected Dice", ""),
+        )
     places = {name: f"Volume of {name} WMH, by the rule in `rule`" for name in REGIONS[1:]}
-    places["juxtacortical"] += "; n/a by rules without it"
+    places["juxtacortical"] += "; n/a with rules that have no such region"
     places["confluent"] = "Volume of lesions from within 2 mm of the ventricles to beyond 10 mm"
     places |= {side: f"Volume of WMH in the {side} hemisphere" for side in SIDES}
     for name, text in places.items():
@@ -168,7 +171,7 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
         yield f"{tissue}_tissue_ml", (f"Volume of the tissue class {tissue}", ML)
     yield "excluded_ml", ("Volume of the exclusion mask", ML)
     yield "excluded_wmh_ml", ("Volume of WMH removed by the exclusion mask", ML)
-    yield "t1_moved_mm", ("Mean motion of the brain in registration of the T1 to the FLAIR", "mm")
+    yield "t1_moved_mm", ("Mean displacement of the T1 by its registration to the FLAIR", "mm")
     yield "do_not_use", ("Whether a check found that the result should not be used: yes or no", "")
     yield "warnings", ("Number of warnings; their texts are in the report and in the record", "")
     codes = "of the checks that found something, separated by commas"
@@ -176,9 +179,9 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
     yield "finding_codes", (f"Codes {codes}, notes included", "")
     yield "outside_brain_ml", ("Volume of lesions removed because they lie outside the brain", ML)
     rims = "Caps and rims: separate (not in the mask), include (in it), exclude (left out); n/a if "
-    yield "slice_thickness_mm", ("Distance from slice to slice of the FLAIR", "mm")
+    yield "slice_thickness_mm", ("Distance between slices of the FLAIR", "mm")
     yield "mask", ("Who made the mask: automatic, given or corrected", "")
-    yield "rims", (rims + "the model does not tell them from WMH", "")
+    yield "rims", (rims + "the model does not distinguish them from WMH", "")
     yield "verdict", ("Verdict of the readers of this mask", "")
     yield "raters", ("Number of verdicts on this mask, one for each reader", "")
     yield "rule", ("Rule for periventricular WMH, see docs/methods.md", "")

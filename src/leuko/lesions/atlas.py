@@ -105,7 +105,7 @@ def read_names(path: Path) -> dict[int, str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LeukoError(
-            f"names {path} cannot be read ({error}); give a tab-separated text"
+            f"table of names {path} cannot be read ({error}); give a tab-separated text file"
         ) from error
     table = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     if not {"index", "name"} <= set(table.fieldnames or ()):

@@ -76,7 +76,7 @@ def draw(
                 findings += _much_excluded(allowed, drawn.anatomy)
             if not is_useless(findings):
                 kept, outside = within_brain(drawn, checked.brain, checked.place)
-                advice = "removed; look at the mask near the edge of the brain"
+                advice = "removed; check the mask near the edge of the brain"
                 findings += much_outside(outside, drawn.anatomy, advice)
                 checked = replace(checked, checks=(*checked.checks, "lesions outside the brain"))
         masks = kept
@@ -132,7 +132,7 @@ def _much_excluded(allowed: Array, anatomy: Volume) -> list[Finding]:
     if excluded <= MUCH_EXCLUDED * brain:
         return []
     part = 100 * excluded / brain
-    text = f"the exclusion mask holds {part:.0f} % of the brain: is it a brain mask?"
+    text = f"the exclusion mask covers {part:.0f} % of the brain; is it a brain mask?"
     return [Finding("warning", "exclusion", text)]
 
 
@@ -142,5 +142,6 @@ def much_outside(outside: Outside, grid: Volume, advice: str) -> list[Finding]:
     if volume_ml <= MUCH_OUTSIDE_ML:
         return []
     lesions = f"{outside.lesions} lesion{'s' * (outside.lesions != 1)}"
-    text = f"{lesions} outside the brain, {volume_ml:.2f} mL, {advice}"
+    verb = "was" if outside.lesions == 1 else "were"
+    text = f"{lesions} outside the brain ({volume_ml:.2f} mL) {verb} {advice}"
     return [Finding("warning", "outside-brain", text)]

@@ -74,8 +74,8 @@ class Extras:
         if self.template is not None:
             off = self.template.residual
             lines["MNI"] = (
-                f"registered to {SPACE} (affine); surfaces are {off.brain_mm:.1f} mm apart at the "
-                f"brain, {off.ventricles_mm:.1f} mm at the ventricles"
+                f"registered to {SPACE} (affine); mean distance of the surfaces: brain "
+                f"{off.brain_mm:.1f} mm, ventricles {off.ventricles_mm:.1f} mm"
             )
         if self.atlas is not None:
             outside, *regions = self.atlas.regions
@@ -159,8 +159,8 @@ def placed(tissue: Volume | None, place: Place | None) -> Template:
     """A brain in the template, by a map of `Tissue` values. Raises LeukoError without a place."""
     if tissue is None or place is None:
         raise LeukoError(
-            "the brain could not be registered to MNI152 space, which needs a model that knows "
-            "tissues and most of the brain in the image: no image or volume in that space"
+            "the brain could not be registered to MNI152 space, so outputs in that space are "
+            "missing; use a model with tissue classes and a scan that shows most of the brain"
         )
     inside = tissue.with_data(tissue.data * brain_mask(tissue))
     return Template(place, Residual.of(inside, place))

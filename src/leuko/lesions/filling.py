@@ -47,7 +47,7 @@ def fill(t1: Volume, mask: Array, white: Array) -> Volume:
     if np.count_nonzero(normal) < LEAST_VOXELS:
         raise LeukoError(
             f"{t1.name} shows {np.count_nonzero(normal)} voxels of normal white matter, expected "
-            f"{LEAST_VOXELS} or more: its lesions cannot be filled"
+            f"{LEAST_VOXELS} or more; its lesions are not filled"
         )
     noise = _noise(lesion, normal, residual, spacing_mm)
     filled = level[lesion] + noise

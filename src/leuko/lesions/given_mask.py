@@ -43,13 +43,13 @@ def on_flair(
     before, after = mask.ml(mask.data), flair.ml(given)
     if before and not after:
         raise LeukoError(
-            f"{mask.name} has no voxel on {flair.name}: expected a mask in the space of the FLAIR "
-            "or on the grid of the T1; register it to the FLAIR, or correct its header"
+            f"no voxel of {mask.name} lies within {flair.name}: expected a mask in the space of "
+            "the FLAIR or on the grid of the T1; register it to the FLAIR, or correct its header"
         )
     is_small = abs(after - before) <= LEAST_CHANGE * before
     level: Level = "note" if is_small else "warning"
-    changed = f"{before:.2f} mL became {after:.2f} mL"
-    text = f"the mask was resampled from {grid} to the FLAIR's: {changed}"
+    changed = f"its volume changed from {before:.2f} mL to {after:.2f} mL"
+    text = f"the mask was resampled from {grid} to that of the FLAIR: {changed}"
     tell(Finding(level, "mask-grid", text))
     return given
 

@@ -22,8 +22,8 @@ RULES: dict[Rule, str] = {
     "shiva2": "periventricular: whole lesions that touch the lateral ventricles or come within "
     "2 mm",
     "contiguity": "periventricular: whole lesions that touch the lateral ventricles",
-    "mcdonald2017": "whole lesions: periventricular, touching the lateral ventricles or within "
-    "2 mm; juxtacortical, others touching the cortex or within 2 mm; deep, the rest",
+    "mcdonald2017": "periventricular: whole lesions that touch the lateral ventricles or come "
+    "within 2 mm; juxtacortical: others that touch the cortex or come within 2 mm",
 }
 # Juxtacortical only by the rule mcdonald2017.
 REGIONS = ("background", "periventricular", "deep", "infratentorial", "juxtacortical")

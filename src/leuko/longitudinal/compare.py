@@ -130,11 +130,12 @@ def compare(
     *paths, out = map(Path, visits_and_out)
     if len(paths) < 2:
         raise LeukoError(
-            f"{'one visit was' if paths else 'no visit was'} given; give two or more, in order"
+            f"got {'one visit' if paths else 'no visits'}, expected two or more; give the visits "
+            "in order"
         )
     if visit_labels and len(set(visit_labels)) != len(paths):
         raise LeukoError(
-            f"{len(paths)} visits need as many labels, all different; got {', '.join(visit_labels)}"
+            f"{len(paths)} visits need {len(paths)} different labels; got {', '.join(visit_labels)}"
         )
     names = visit_names(len(paths))
     written = files(len(paths))
@@ -198,7 +199,9 @@ def _findings(visits: Sequence[Visit]) -> Iterator[Finding]:
             if found.code != OUTPUT:
                 yield replace(found, text=f"{visit.name}: {found.text}")
     if any(visit.is_measured for visit in visits):
-        text = "masks were given; the noise floor is that of masks by Leuko, readers vary more"
+        text = (
+            "masks were given: the noise floor is that of Leuko's masks; readers' masks vary more"
+        )
         yield Finding("note", "given-masks", text)
 
 

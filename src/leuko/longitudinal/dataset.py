@@ -36,19 +36,19 @@ COLUMNS = {
     "participant_id": "The participant",
     "other_entities": "Entities that tell several series of a participant apart; n/a if it has one",
     "baseline_session": "The earlier session of the interval",
-    "followup_session": "The later one",
+    "followup_session": "The later session of the interval",
     "status": "compared or failed",
     "reason": "Why the comparison failed",
     "baseline_ml": "Volume of WMH at the earlier session, in the common space of all sessions",
-    "followup_ml": "Volume of WMH at the later session, likewise",
+    "followup_ml": "Volume of WMH at the later session, in the common space of all sessions",
     "change_ml": "Change of the volume",
     "change_percent": "Change in % of the earlier volume; n/a if that is 0",
-    "floor_ml": "Change that chance alone may cause",
-    "is_beyond_floor": "Whether the change exceeds it: yes or no",
+    "floor_ml": "Noise floor: the change that measurement error alone may cause",
+    "is_beyond_floor": "Whether the change exceeds the noise floor: yes or no",
     **{state: f"Number of {state} lesions" for state in STATES[1:]},
     **{event: f"Number of lesions that {event}" for event in EVENTS},
-    "warnings": "Number of warnings on the comparison, those on each session included",
-    "report": "The page of the comparison, from the root of the dataset",
+    "warnings": "Number of warnings on the comparison, including those on each session",
+    "report": "Path of the report of the comparison, from the root of the dataset",
 }
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def find_series(
         }
         followed = {others: same for others, same in groups.items() if len(same) > 1}
         if not followed:
-            without.append(f"sub-{subject} has no two sessions with results to compare")
+            without.append(f"sub-{subject} is left out: it has results of fewer than two sessions")
         for others, same in followed.items():
             found.append(
                 Series(
@@ -242,7 +242,7 @@ def write_series_table(out: Path) -> Path:
         if "_".join([subject, *others]) in failed:
             continue  # it compares older results
         if record.get("record_version") != VERSION:
-            log.warning("%s is not used: it was written by another Leuko", path)
+            log.warning("%s is not used: another version of Leuko wrote it", path)
             continue
         titles = {name: visit["label"] for name, visit in record["inputs"].items()}
         warnings = sum(finding["level"] == "warning" for finding in record["findings"])
@@ -331,7 +331,7 @@ def main() -> None:
     except LeukoError as error:
         sys.exit(f"error: {error}")
     except MemoryError:
-        sys.exit("error: the memory is full")
+        sys.exit("error: not enough memory")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ INTERVAL_COLUMNS = (
 )
 WHY = (
     "All volumes here are measured in the common space of the scans, where each is resampled once, "
-    "and only where every scan shows the brain; the scans by themselves gave "
+    "and only where every scan shows the brain; the separate segmentations gave "
 )
 
 
@@ -242,7 +242,11 @@ def _change_facts(
         rims_ml = " | ".join(f"{run.rims_ml:.2f}" for run in runs)
         yield "Caps and rims", f"{rims_ml} mL", "baseline | follow-up; not compared"
     (moved_mm,) = record.alignment.moved_mm.values()
-    yield "Registration", f"{moved_mm:.1f} mm", "between the scans; each was moved by half of it"
+    yield (
+        "Registration",
+        f"{moved_mm:.1f} mm",
+        "distance between the scans; each was moved by half of it",
+    )
 
 
 def _course_facts(
@@ -255,7 +259,11 @@ def _course_facts(
         yield title, f"{ml:.2f} mL", since
     yield "First to last", f"{record.change_ml:+.2f} mL", _beside_floor(record)
     moved_mm = max(record.alignment.moved_mm.values())
-    yield "Registration", f"up to {moved_mm:.1f} mm", "between scans; each was moved to their mean"
+    yield (
+        "Registration",
+        f"up to {moved_mm:.1f} mm",
+        "distance between scans; each was moved to their mean",
+    )
 
 
 def _side(change: ChangeRecord) -> str:

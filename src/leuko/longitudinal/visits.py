@@ -113,8 +113,8 @@ def require_used(moved: Sequence[Path], visits: Sequence[Visit]) -> None:
     for path in moved:
         if path not in [visit.flair_path for visit in visits]:
             raise LeukoError(
-                f"{path} is the FLAIR of no visit: its SHA-256 differs from those in the records; "
-                "give the FLAIRs that were segmented"
+                f"{path} does not belong to any visit: its SHA-256 is in none of the records; give "
+                "the FLAIRs that were segmented"
             )
 
 

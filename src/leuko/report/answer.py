@@ -77,11 +77,11 @@ def _origin(record: RunRecord) -> str:
     """Who made the mask, if it was not Leuko alone."""
     edited = record.edited
     if edited is None:
-        given = "<strong>Given mask:</strong> measured by Leuko, not made by it."
+        given = "<strong>Given mask:</strong> measured by Leuko, not made by Leuko."
         return f'<p class="edited">{given}</p>' if record.inputs.mask else ""
     said = (
         f"{edited.editor or 'a reader'}, {edited.saved[:10]}: {edited.added_ml:.2f} mL added, "
-        f"{edited.removed_ml:.2f} mL removed; before, the mask had {edited.automatic_ml:.2f} mL."
+        f"{edited.removed_ml:.2f} mL removed; the original mask had {edited.automatic_ml:.2f} mL."
     )
     return f'<p class="edited"><strong>Mask corrected by</strong> {text(said)}</p>'
 
@@ -94,7 +94,7 @@ def _use(record: RunRecord, serious: list[Finding]) -> str:
         said = "<strong>Do not use this result.</strong>"
     elif serious:
         said = "<strong>Check before use:</strong> "
-        said += f"look at {look}, and at the following." if look else "look at the following."
+        said += f"look at {look} and read these warnings." if look else "read these warnings."
     else:
         said = "<strong>Usable: no warnings.</strong>"
         who = "model" if record.inputs.mask else "mask"

@@ -212,7 +212,11 @@ def _rule(record: RunRecord) -> str:
 
 def _convention(record: RunRecord) -> str:
     """How the mask treats caps and rims, and which readers count them."""
-    are = "not told apart in a given mask" if record.inputs.mask else RIMS_ARE[record.rims]
+    are = (
+        "not distinguished from WMH in a given mask"
+        if record.inputs.mask
+        else RIMS_ARE[record.rims]
+    )
     hint = (
         f"Normal caps and rims of the ventricles are {are}. "
         "Volumetric studies of all hyperintensities and Fazekas grade 1 count them; readers of MS "
@@ -262,7 +266,8 @@ def _atlas(record: RunRecord) -> str:
     }
     off = record.template
     exact = (
-        f" The registration to the template is affine; surfaces are {off.brain_mm:.1f} mm apart."
+        " The registration to the template is affine; the mean distance between the surfaces of "
+        f"the brains is {off.brain_mm:.1f} mm."
         if off
         else ""
     )

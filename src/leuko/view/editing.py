@@ -132,7 +132,7 @@ class Result:
         path = given or (Path(was.path) if was.path else None)
         if path is None or not path.exists():
             raise LeukoError(
-                f"the scan {path or 'of ' + self.name} is not there any more; give it with --{name}"
+                f"the scan {path or 'of ' + self.name} does not exist; give its path with --{name}"
             )
         scan = _opened(path, was.series)
         if scan.sha256() != was.sha256:
@@ -238,7 +238,7 @@ class Result:
         The cohort's page collects these files. Raises LeukoError for an unknown verdict.
         """
         if verdict not in VERDICTS:
-            raise LeukoError(f"{verdict} is no verdict; give one of {', '.join(VERDICTS)}")
+            raise LeukoError(f"{verdict!r} is not a verdict; give one of {', '.join(VERDICTS)}")
         row = {
             "subject": self.name,
             "verdict": verdict,
@@ -314,7 +314,7 @@ def find_results(path: Path, *, flair: Path | None = None, t1: Path | None = Non
             "batch or leuko bids wrote"
         )
     if flair or t1:
-        raise LeukoError("--flair and --t1 need the folder of one scan")
+        raise LeukoError("--flair and --t1 work only with the folder of one scan")
     return found
 
 

@@ -145,7 +145,9 @@ class _Handler(BaseHTTPRequestHandler):
             or not secrets.compare_digest(token.encode(), self.server.token.encode())
             or (origin is not None and urlsplit(origin).netloc not in hosts)
         ):
-            self._send(HTTPStatus.FORBIDDEN, "text/plain", b"open the address that leuko view told")
+            self._send(
+                HTTPStatus.FORBIDDEN, "text/plain", b"open the address that leuko view printed"
+            )
             return
         given = {name: values[-1] for name, values in parse_qs(address.query).items()}
         with suppress(BrokenPipeError, ConnectionResetError):

@@ -198,7 +198,7 @@ async function save() {
     say("saved");
     follow();
   } catch (error) {
-    say(error.status ? error.message : "not saved: leuko view does not answer; keep this page open and start it again", true);
+    say(error.status ? error.message : "not saved: leuko view does not answer; try again. If the command has ended, this page can no longer save", true);
   }
   state.isSaving = false;
   changed();
