@@ -69,9 +69,9 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
             Literal["voxel10", "shiva2", "contiguity", "mcdonald2017"],
             typer.Option(
                 help="Rule for periventricular WMH. voxel10: voxels within 10 mm of the lateral "
-                "ventricles. shiva2: lesions that touch them or come within 2 mm. contiguity: lesions "
-                "that touch them. mcdonald2017: as shiva2, and other lesions at the cortex are "
-                "juxtacortical."
+                "ventricles. shiva2: lesions that touch them or come within 2 mm. contiguity: "
+                "lesions that touch them. mcdonald2017: as shiva2, and other lesions at the cortex "
+                "are juxtacortical."
             ),
         ],
         "voxel10",
