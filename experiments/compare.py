@@ -29,6 +29,7 @@ from registration import read_itk
 from scipy.spatial.transform import Rotation
 
 from leuko.io import nifti
+from leuko.io.files import find_image
 from leuko.lesions.components import drop_small, find_lesions
 from leuko.longitudinal.changes import BORDER_EVIDENCE, BORDER_MM, LESION_BORDER_MM, STABLE, STATES
 from leuko.longitudinal.compare import CHANGES_FILE, Comparison, compare
@@ -93,7 +94,7 @@ def turned(data: Path, scratch: Path) -> Iterator[dict[str, str]]:
     for home in homes:
         twin = scratch / "turned" / f"{home.name}_turned"
         motion = random_motion(nifti.read(home / "FLAIR.nii.gz"), rng)
-        if not (twin / "T1.nii.gz").is_file():
+        if not twin.is_dir():
             turn(home, motion, twin)
         segmented(twin, scratch, "never")  # its T1 was turned with it
         result, found = compared(home, twin, scratch)
@@ -138,9 +139,9 @@ def compared(first: Path, second: Path, scratch: Path) -> tuple[Comparison, Arra
 def segmented(home: Path, scratch: Path, alignment: Mode = "auto") -> Path:
     folder = scratch / "runs" / home.name
     if not (folder / "run.json").is_file():
-        scans = home / "FLAIR.nii.gz", home / "T1.nii.gz"
         settings = SegmentSettings(alignment=alignment, threads=2)
-        segment(*scans, settings=settings).save(folder)
+        t1 = find_image(home, "T1")
+        segment(home / "FLAIR.nii.gz", t1, settings=settings).save(folder)
     return folder
 
 
@@ -215,11 +216,14 @@ def random_motion(flair: Volume, rng: np.random.Generator) -> Array:
 def turn(home: Path, motion: Array, twin: Path) -> None:
     """The FLAIR on its own grid, its content moved; the T1's voxels stay, its affine moves."""
     twin.mkdir(parents=True, exist_ok=True)
-    flair, t1 = (nifti.read(home / f"{name}.nii.gz") for name in ("FLAIR", "T1"))
+    flair, t1 = nifti.read(home / "FLAIR.nii.gz"), find_image(home, "T1")
     back = np.linalg.inv(flair.affine) @ np.linalg.inv(motion) @ flair.affine
     moved = scipy.ndimage.affine_transform(flair.data.astype(np.float32), back, order=3)
     nifti.write(twin / "FLAIR.nii.gz", flair.with_data(np.maximum(moved, 0)))
-    nifti.write(twin / "T1.nii.gz", replace(t1, affine=motion @ t1.affine, header=None))
+    if t1 is not None:
+        moved_t1 = nifti.read(t1)
+        moved_t1 = replace(moved_t1, affine=motion @ moved_t1.affine, header=None)
+        nifti.write(twin / "T1.nii.gz", moved_t1)
 
 
 if __name__ == "__main__":
