@@ -328,7 +328,7 @@ def described(result: Result) -> dict[str, object]:
         "lesions": record.lesions,
         "is_current": not files.is_edited or files.is_measured,
         "note": (
-            f"not shown: {older.name} corrects an earlier automatic mask; saving replaces it"
+            f"{older.name} corrects an earlier automatic mask and is not shown; saving replaces it"
             if older.is_file() and not files.is_edited
             else None
         ),
