@@ -30,7 +30,10 @@ from leuko.longitudinal.compare import COMPARISON_FILE
 from leuko.synthesis.anatomy import load_heads
 
 DEGREES, MM, NOISE = 3.0, 4.0, 0.01  # at most; of a session; noise per 99th percentile
-LEVELS = {"participant": "*_stats.json", "longitudinal": COMPARISON_FILE}
+RESULTS = {
+    "participant": "sub-*/ses-*/anat/*_stats.json",
+    "longitudinal": f"sub-*/longitudinal/{COMPARISON_FILE}",
+}
 TABLES = ("wmh.tsv", "longitudinal.tsv")
 
 
@@ -97,7 +100,7 @@ def make(folder: Path, heads: Path, participants: int, sessions: int) -> None:
 
 def results(out: Path, level: str) -> dict[Path, int]:
     """When each result was written."""
-    return {path: path.stat().st_mtime_ns for path in out.glob(f"sub-*/**/{LEVELS[level]}")}
+    return {path: path.stat().st_mtime_ns for path in out.glob(RESULTS[level])}
 
 
 def run(raw: Path, out: Path, level: str) -> float:
