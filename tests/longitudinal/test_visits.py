@@ -16,7 +16,7 @@ from conftest import SMALL
 from leuko.cohort.derivatives import arrange
 from leuko.errors import LeukoError
 from leuko.io.record import RunRecord
-from leuko.longitudinal.changes import Time, find_changes, follow
+from leuko.longitudinal.changes import BORDER_MM, Time, find_changes, follow
 from leuko.longitudinal.compare import compare, files
 from leuko.longitudinal.midspace import mean_space
 from leuko.longitudinal.record import (
@@ -113,7 +113,7 @@ def test_a_lesion_has_one_number_through_all_visits_and_no_volume_where_it_is_ab
     assert course.ml == pytest.approx([0, half, ML, half, 0, 0])
     assert course.overall.lesions == []
     assert [changes.counts["new"] for changes in course.intervals] == [1, 1, 0, 0, 0]
-    assert course.floor_ml(0, 2) == pytest.approx(course.surface_mm2[2] / 2 * 0.15 / 1000)
+    assert course.floor_ml(0, 2) == pytest.approx(course.surface_mm2[2] / 2 * BORDER_MM / 1000)
 
 
 def test_the_mean_space_does_not_depend_on_the_scan_that_all_are_registered_to():

@@ -25,7 +25,7 @@ BY_CHANGE = ("new", "grown", "shrunk", "resolved", "stable")
 EVENTS = ("merged", "split")
 
 # Shift of lesion borders by chance (docs/methods.md): for all lesions of a scan, and for one.
-BORDER_MM, LESION_BORDER_MM = 0.15, 0.37
+BORDER_MM, LESION_BORDER_MM = 0.20, 0.42
 # Smallest change of the FLAIR, in % of the grey value of tissue: for new and resolved lesions, and
 # for grown and shrunk ones, whose border voxels are partly lesion at both times.
 EVIDENCE, BORDER_EVIDENCE = 20.0, 15.0
