@@ -128,10 +128,10 @@ class Segmentation:
 
     @property
     def filled_t1(self) -> nifti.InMemory | None:
-        """The T1, on its own grid and in its data type, with WMH filled from normal white matter;
-        None unless the settings ask for it (`fill`)."""
+        """The T1 as it is stored, with WMH filled from normal white matter; None unless the
+        settings ask for it (`fill`)."""
         filled = self.extras.filled
-        return None if filled is None else nifti.as_image(filled)
+        return None if filled is None else nifti.opened(filled)
 
     @property
     def volume_interval_ml(self) -> tuple[float, float] | None:

@@ -334,7 +334,7 @@ class _Work:
                 Asked(self.settings.fill, self.settings.save_mni, self.atlas),
                 Brain(self.canonical_flair, case.tissue, place, drawn, analysis.numbers),
                 card,
-                t1=self.t1.volume if self.t1 else None,
+                t1=self.t1,
                 alignment=found.alignment,
                 tell=partial(tell, self.findings),
                 watch=self.watch,

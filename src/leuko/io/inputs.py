@@ -12,7 +12,7 @@ import numpy as np
 from leuko.errors import LeukoError, require
 from leuko.io import masks, nifti
 from leuko.io.background import without_background
-from leuko.io.files import find_images, sha256
+from leuko.io.files import find_images, other_half, sha256
 from leuko.io.provenance import Finding, kept_findings
 from leuko.io.record import FileRecord, Inputs, ScanRecord
 from leuko.volume import Volume
@@ -30,6 +30,7 @@ class Scan:
     files: Sequence[Path]
     series: "Series | None" = None  # if read from DICOM
     findings: Sequence[Finding] = ()  # warnings while it was read
+    original: nifti.InMemory | Volume | None = None  # with its background; None: that of the file
 
     def sha256(self) -> str:
         """SHA-256 of the scan's file.
@@ -45,6 +46,10 @@ class Scan:
             return sha256(self.files[0])
         hashes = "".join(sha256(file) for file in sorted(self.files))
         return hashlib.sha256(hashes.encode()).hexdigest()
+
+    def stored(self) -> bytes:
+        """The scan before its background was set to 0, as `nifti.stored`."""
+        return nifti.stored(self.original or self.path or self.volume)
 
     def as_record(self) -> FileRecord:
         """The files of the scan for the record of a run."""
@@ -64,7 +69,7 @@ def opened(image: Image) -> Scan:
     if isinstance(image, str | Path):
         return read(Path(image))
     volume = image if isinstance(image, Volume) else nifti.from_image(image)
-    return Scan(None, without_background(volume), [])
+    return Scan(None, without_background(volume), [], original=image)
 
 
 def opened_mask(image: Image, *, labels: Collection[int] | None = None) -> Scan:
@@ -91,7 +96,7 @@ def read(path: Path, *, series: str | None = None) -> Scan:
     without the extra dicom.
     """
     if not path.is_dir():
-        twin = nifti.other_half(path)
+        twin = other_half(path)
         volume = without_background(nifti.read(path))
         return Scan(path, volume, [path] if twin is None else [path, twin])
     images = find_images(path)
@@ -183,8 +188,8 @@ def write_dicom(path: Path, mask: Volume, source: Scan) -> None:
 
 
 def _from_series(folder: Path, series: "Series") -> Scan:
-    volume = without_background(_dicom().read_series(series))
-    return Scan(folder, volume, series.paths, series)
+    original = _dicom().read_series(series)
+    return Scan(folder, without_background(original), series.paths, series, original=original)
 
 
 def _dicom() -> ModuleType:
