@@ -170,6 +170,7 @@ def test_the_own_mask_measured_gives_the_own_numbers(scans, loaded, found, tmp_p
     assert measured.volume_ml == found.volume_ml
     assert measured.analysis.regions == found.analysis.regions
     assert measured.analysis.intracranial_ml == found.analysis.intracranial_ml
+    assert measured.record().tissue_ml == found.record().tissue_ml
     np.testing.assert_equal(
         [astuple(row) for row in measured.analysis.lesions],
         [astuple(row) for row in found.analysis.lesions],
