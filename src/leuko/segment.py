@@ -61,6 +61,13 @@ class SegmentSettings:
     atlas: str | Path | None = None
     atlas_names: str | Path | None = None
 
+    def __post_init__(self) -> None:
+        if any(label < 1 for label in self.lesion_labels):
+            given = ", ".join(map(str, self.lesion_labels))
+            raise LeukoError(
+                f"--lesion-label {given}: labels of WMH are 1 or more; 0 is background"
+            )
+
     def read_atlas(self) -> Atlas | None:
         """The atlas of the settings, if any. Raises LeukoError as `atlas.read`, and for names
         without an atlas."""

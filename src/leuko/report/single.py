@@ -255,11 +255,16 @@ def _atlas(record: RunRecord) -> str:
     """WMH by the regions of the user's atlas that have any, the most first."""
     regions = record.atlas.regions if record.atlas else ()
     found = sorted((r for r in regions if r.wmh_ml), key=lambda region: -region.wmh_ml)
-    rows = {
-        region.name: f"{region.wmh_ml:.3f} mL"
-        + (f", {region.wmh_percent:.2g} % of {region.region_ml:.1f} mL" if region.index else "")
+    rows = [
+        (
+            region.name,
+            f"{region.wmh_ml:.3f} mL"
+            + (
+                f", {region.wmh_percent:.2g} % of {region.region_ml:.1f} mL" if region.index else ""
+            ),
+        )
         for region in found[:MOST_REGIONS]
-    }
+    ]
     off = record.template
     exact = (
         f" The registration to the template is affine; surfaces are {off.brain_mm:.1f} mm apart."
@@ -272,12 +277,11 @@ def _atlas(record: RunRecord) -> str:
 
 
 def _details(record: RunRecord) -> str:
-    rows = dict(_about(record))
     seconds = {"total": sum(record.seconds.values()), **record.seconds}
     return (
         "<details><summary>Scans, settings, tissues, seconds</summary>"
-        + plain("About this run", {name: text(value) for name, value in rows.items()})
-        + plain("Seconds by stage", {name: shown(s, 2) for name, s in seconds.items()})
+        + plain("About this run", ((name, text(value)) for name, value in _about(record)))
+        + plain("Seconds by stage", ((name, shown(s, 2)) for name, s in seconds.items()))
         + "</details>"
     )
 
