@@ -196,7 +196,7 @@ class Segmentation:
         tell_of = partial(tell, self.findings)
         with staged(out) as scratch:
             with watch.stage("write"):
-                _write(scratch, self, tell_of)
+                _write(scratch, self, tell_of, edited)
                 if save_intermediate:
                     _write_intermediate(scratch, self, tell_of)
             digest = sha256(scratch / MASK_FILE)
@@ -282,7 +282,7 @@ class Segmentation:
         return f"<pre>{text(repr(self))}</pre>{picture(jpeg, 'Slices with outlines')}"
 
 
-def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
+def _write(folder: Path, result: Segmentation, tell_of: Tell, edited: Edited | None) -> None:
     """Write images and tables; if a file other than the mask cannot be written, add a finding."""
     maps, analysis = result.maps, result.analysis
     nifti.write(folder / MASK_FILE, maps.mask)
@@ -318,7 +318,7 @@ def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
             lookup_tables.write(folder / LOOKUP_FOLDER, image_stem(Path(name)), named[name])
     result.extras.write(folder, maps.mask, tell_of)
     with side_output(folder, DICOM_FILE, tell_of):
-        inputs.write_dicom(folder / DICOM_FILE, maps.mask, result.source.scans["flair"])
+        inputs.write_dicom(folder / DICOM_FILE, maps.mask, result.source.scans, edited)
 
 
 def _write_intermediate(folder: Path, result: Segmentation, tell_of: Tell) -> None:

@@ -14,7 +14,7 @@ from leuko.io import masks, nifti
 from leuko.io.background import without_background
 from leuko.io.files import find_images, other_half, sha256
 from leuko.io.provenance import Finding, kept_findings
-from leuko.io.record import FileRecord, Inputs, ScanRecord
+from leuko.io.record import Edited, FileRecord, Inputs, ScanRecord
 from leuko.volume import Volume
 
 if TYPE_CHECKING:
@@ -176,15 +176,20 @@ def require_pair(flair: Scan, t1: Scan | None) -> None:
             _dicom().require_one_visit(flair.series, t1.series)
 
 
-def write_dicom(path: Path, mask: Volume, source: Scan) -> None:
-    """Write a mask as a DICOM segmentation of its scan; nothing if the scan is not from DICOM.
+def write_dicom(
+    path: Path, mask: Volume, scans: Mapping[str, Scan], edited: Edited | None = None
+) -> None:
+    """Write a mask as a DICOM segmentation of its FLAIR; nothing if that is not from DICOM.
 
-    Raises LeukoError as `dicom_seg.write_segmentation` does.
+    `scans` are as for `as_record`, `edited` tells who corrected the mask. Raises LeukoError as
+    `dicom_seg.write_segmentation` does.
     """
-    if source.series is not None:
+    series = scans["flair"].series
+    if series is not None:
         from leuko.io.dicom_seg import write_segmentation
 
-        write_segmentation(path, mask, source.series)
+        is_given = edited.corrects == "given" if edited else "mask" in scans
+        write_segmentation(path, mask, series, is_given=is_given, edited=edited)
 
 
 def _from_series(folder: Path, series: "Series") -> Scan:

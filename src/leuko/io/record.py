@@ -173,7 +173,8 @@ class Edited:
 
     editor: str
     saved: str  # date and time, UTC
-    automatic_ml: float  # volume of the automatic mask
+    corrects: Literal["automatic", "given"] = "automatic"  # the mask before
+    automatic_ml: float  # volume of the mask before
     added_ml: float
     removed_ml: float
 
