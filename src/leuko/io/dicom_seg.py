@@ -131,7 +131,7 @@ def _description(version: str, *, is_given: bool, edited: Edited | None) -> str:
 def _creator(editor: str) -> str | None:
     """The name of a reader; None if it is empty or the standard does not allow it."""
     try:
-        return _valid(pydicom.DataElement("ContentCreatorName", "PN", editor)) or None
+        return _allowed("PN", editor) or None
     except ValueError:
         return None
 
@@ -203,12 +203,16 @@ def _clean(header: Any) -> Any:
 
 def _valid(element: Any) -> str:
     """The text of an element. Raises ValueError if the standard does not allow it."""
-    value = str("" if element.value is None else element.value)
+    return _allowed(element.VR, str("" if element.value is None else element.value))
+
+
+def _allowed(representation: str, value: str) -> str:
+    """The text of a value. Raises ValueError if the standard does not allow it."""
     if not value.isprintable() or "\ufffd" in value or "\\" in value:
-        raise ValueError(f"{element.keyword} has characters that DICOM does not allow")
-    validate_value(element.VR, value, pydicom.config.RAISE)
+        raise ValueError("the value has characters that DICOM does not allow")
+    validate_value(representation, value, pydicom.config.RAISE)
     convert: dict[str, Callable[[str], Any]] = {"DA": DA, "TM": TM}
-    convert.get(element.VR, str)(value)
+    convert.get(representation, str)(value)
     return value
 
 
