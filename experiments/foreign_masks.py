@@ -66,7 +66,7 @@ def opened(item: Item, model: Model) -> Iterator[Case]:
         return
     flair = nifti.read(item.files["flair"]).canonical()
     pair = Pair.of(flair, None, model.card.preparation)
-    drawn = delineate(predicted(pair, model), pair.scan, model.card, rims="exclude")
+    drawn = delineate(predicted(pair, model), pair.scan, model.card)
     mask = nifti.read_mask(reader).canonical()
     yield Case(item.name, flair, mask, drawn, check(drawn, pair, model.card, flair=flair))
 

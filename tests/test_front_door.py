@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 import leuko
+from conftest import assert_one_line_error
 from leuko import results
 from leuko.errors import LeukoError
 from leuko.io.outputs import FILES
+from leuko.segment import SegmentSettings
 from phantoms import SMALL_MODEL, make_phantom
 
 PUBLIC = [
@@ -170,6 +172,7 @@ def test_the_own_mask_measured_gives_the_own_numbers(scans, loaded, found, tmp_p
     assert measured.volume_ml == found.volume_ml
     assert measured.analysis.regions == found.analysis.regions
     assert measured.analysis.intracranial_ml == found.analysis.intracranial_ml
+    assert measured.record().tissue_ml == found.record().tissue_ml
     np.testing.assert_equal(
         [astuple(row) for row in measured.analysis.lesions],
         [astuple(row) for row in found.analysis.lesions],
@@ -233,6 +236,15 @@ def test_of_several_labels_those_that_are_wmh_must_be_named(scans, loaded, found
     measured = leuko.measure(several, *scans, model=loaded, settings=settings)
     np.testing.assert_array_equal(voxels(measured.mask), wmh)
     assert measured.record().settings.lesion_labels == (99,)
+
+
+@pytest.mark.parametrize("label", [0, -1])
+def test_a_label_that_cannot_be_wmh_is_refused(scans, leuko, tmp_path, label):
+    with pytest.raises(LeukoError, match=rf"--lesion-label 99, {label}: labels of WMH are 1 or"):
+        SegmentSettings(lesion_labels=(99, label))
+    arguments = ["--flair", scans[0], "--lesion-label", label, "-o", tmp_path / "out"]
+    assert_one_line_error(leuko("measure", scans[0], *arguments), f"--lesion-label {label}:")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_empty_mask_has_no_volume_and_a_note(scans, loaded, found):

@@ -36,7 +36,7 @@ from leuko.io.outputs import (
     side_output,
     write_table,
 )
-from leuko.io.provenance import RIMS_ARE, Finding, Rims, Stopwatch, ranked, tell, versions
+from leuko.io.provenance import RIMS_LIE, Finding, Rims, Stopwatch, ranked, tell, versions
 from leuko.io.record import Edited, Excluded, ModelRecord, OutsideBrain, RunRecord, SettingsRecord
 from leuko.io.tissue import RIM_LABELS, Tissue, labels_of
 from leuko.lesions.brain import Outside
@@ -92,7 +92,7 @@ class Segmentation:
     """
 
     maps: Maps
-    convention: Rims | None  # of the mask; None if the model does not know rims
+    convention: Rims | None  # of the mask; None if it was given or the model knows no rims
     volume_ml: float
     analysis: Analysis
     judgement: Judgement | None  # None without a calibration for these settings
@@ -122,16 +122,17 @@ class Segmentation:
 
     @property
     def rims(self) -> nifti.InMemory | None:
-        """1 = normal caps and rims of the ventricles, uint8; None if they were left out."""
+        """1 = normal caps and rims of the ventricles, uint8; None if they were left out. With a
+        given mask they are those that the model finds outside it."""
         rims = self.maps.rims
         return None if rims is None else nifti.as_image(rims.with_data(rims.data.astype(np.uint8)))
 
     @property
     def filled_t1(self) -> nifti.InMemory | None:
-        """The T1, on its own grid and in its data type, with WMH filled from normal white matter;
-        None unless the settings ask for it (`fill`)."""
+        """The T1 as it is stored, with WMH filled from normal white matter; None unless the
+        settings ask for it (`fill`)."""
         filled = self.extras.filled
-        return None if filled is None else nifti.as_image(filled)
+        return None if filled is None else nifti.opened(filled)
 
     @property
     def volume_interval_ml(self) -> tuple[float, float] | None:
@@ -157,14 +158,14 @@ class Segmentation:
 
     @property
     def wmh_ml(self) -> float | None:
-        """Volume of WMH without caps and rims; None if the model does not know rims."""
+        """Volume of WMH without caps and rims; None if that is unknown, as for a given mask."""
         if self.convention is None:
             return None
         return self.volume_ml - (self.rims_ml or 0) * (self.convention == "include")
 
     @property
     def wmh_and_rims_ml(self) -> float | None:
-        """Volume of WMH with caps and rims; None if rims were left out or are unknown."""
+        """Volume of WMH with caps and rims; None if that is unknown, as for a given mask."""
         if self.wmh_ml is None or self.rims_ml is None:
             return None
         return self.wmh_ml + self.rims_ml
@@ -195,7 +196,7 @@ class Segmentation:
         tell_of = partial(tell, self.findings)
         with staged(out) as scratch:
             with watch.stage("write"):
-                _write(scratch, self, tell_of)
+                _write(scratch, self, tell_of, edited)
                 if save_intermediate:
                     _write_intermediate(scratch, self, tell_of)
             digest = sha256(scratch / MASK_FILE)
@@ -269,7 +270,7 @@ class Segmentation:
         interval = f" (90 % interval {interval_text(between)})" if between else ""
         lines.append(f"  WMH {self.volume_ml:.2f} mL{interval} in {len(lesions)} lesions")
         if self.rims_ml is not None:
-            lines.append(f"  caps and rims {self.rims_ml:.2f} mL, {RIMS_ARE[self.convention]}")
+            lines.append(f"  caps and rims {self.rims_ml:.2f} mL, {RIMS_LIE[self.convention]}")
         if regions is not None:
             lines.append(f"  {regions.as_text()}")
         lines += [f"  {finding.level}: {finding.text}" for finding in self.findings]
@@ -281,7 +282,7 @@ class Segmentation:
         return f"<pre>{text(repr(self))}</pre>{picture(jpeg, 'Slices with outlines')}"
 
 
-def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
+def _write(folder: Path, result: Segmentation, tell_of: Tell, edited: Edited | None) -> None:
     """Write images and tables; if a file other than the mask cannot be written, add a finding."""
     maps, analysis = result.maps, result.analysis
     nifti.write(folder / MASK_FILE, maps.mask)
@@ -292,7 +293,7 @@ def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
         LESIONS_FILE: lambda: stored(analysis.numbers),
     }
     rims, tissue, regions = maps.rims, maps.tissue, analysis.region_map
-    if rims is not None and result.convention == "separate":
+    if rims is not None and result.convention != "include":
         images[RIMS_FILE] = lambda: rims.with_data(rims.data.astype(np.uint8))
     if tissue is not None:
         images[TISSUE_FILE] = lambda: tissue
@@ -317,7 +318,7 @@ def _write(folder: Path, result: Segmentation, tell_of: Tell) -> None:
             lookup_tables.write(folder / LOOKUP_FOLDER, image_stem(Path(name)), named[name])
     result.extras.write(folder, maps.mask, tell_of)
     with side_output(folder, DICOM_FILE, tell_of):
-        inputs.write_dicom(folder / DICOM_FILE, maps.mask, result.source.scans["flair"])
+        inputs.write_dicom(folder / DICOM_FILE, maps.mask, result.source.scans, edited)
 
 
 def _write_intermediate(folder: Path, result: Segmentation, tell_of: Tell) -> None:
@@ -335,7 +336,7 @@ def _pane(result: Segmentation) -> Pane:
     analysis, pair, rims = result.analysis, result.source.pair, result.maps.rims
     kinds = analysis.numbers > 0 if analysis.region_map is None else analysis.region_map
     kinds = kinds.astype(np.uint8)
-    if rims is not None and result.convention == "separate":
+    if rims is not None and result.convention != "include":
         kinds[rims.canonical().data] = RIM_KIND
     has_t1 = pair.given_t1 is not None
     return Pane(
@@ -387,7 +388,7 @@ def _tissues_ml(result: Segmentation) -> dict[str, float | None] | None:
         name: round(float(count) * tissue.voxel_mm3 / 1000, 3)
         for name, count in list(zip(card.classes, counts, strict=True))[1:]
     }
-    if card.knows_rims and result.convention != "separate":
+    if card.knows_rims and result.convention in ("include", "exclude"):
         volumes[Tissue.RIM.label] = None
     return volumes
 

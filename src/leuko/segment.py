@@ -61,6 +61,13 @@ class SegmentSettings:
     atlas: str | Path | None = None
     atlas_names: str | Path | None = None
 
+    def __post_init__(self) -> None:
+        if any(label < 1 for label in self.lesion_labels):
+            given = ", ".join(map(str, self.lesion_labels))
+            raise LeukoError(
+                f"--lesion-label {given}: labels of WMH are 1 or more; 0 is background"
+            )
+
     def read_atlas(self) -> Atlas | None:
         """The atlas of the settings, if any. Raises LeukoError as `atlas.read`, and for names
         without an atlas."""
@@ -295,11 +302,14 @@ class _Work:
                 drawn.probability,
                 drawn.mask,
                 drawn.liberal,
+                # A mask that was made elsewhere does not change the volume of the head.
+                None if drawn.own is None else (drawn.anatomy.data > 0) | drawn.own,
             )
             analysis = analyse(case, place=place, rule=self.settings.rule, threads=self.threads)
             temperature = card.calibration.temperature if card.calibration else 1
             uncertain = entropy(calibrated(drawn.probability, temperature))
-        beside = None if convention == "include" else drawn.rims
+        rims = None if convention == "exclude" else drawn.rims
+        beside = None if convention == "include" else rims
         has_tissues = len(card.classes) > 2
         tissue = tissue_map(drawn.anatomy, drawn.mask, beside, card) if has_tissues else None
         scans = {"flair": self.flair, "t1": self.t1, "mask": mask}
@@ -309,7 +319,7 @@ class _Work:
                 probability=grid.with_canonical(drawn.probability),
                 entropy=grid.with_canonical(uncertain),
                 tissue=None if tissue is None else grid.with_canonical(tissue.data),
-                rims=None if drawn.rims is None else grid.with_canonical(drawn.rims),
+                rims=None if rims is None else grid.with_canonical(rims),
             ),
             convention=convention,
             volume_ml=grid.ml(drawn.mask),
@@ -334,7 +344,7 @@ class _Work:
                 Asked(self.settings.fill, self.settings.save_mni, self.atlas),
                 Brain(self.canonical_flair, case.tissue, place, drawn, analysis.numbers),
                 card,
-                t1=self.t1.volume if self.t1 else None,
+                t1=self.t1,
                 alignment=found.alignment,
                 tell=partial(tell, self.findings),
                 watch=self.watch,

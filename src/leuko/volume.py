@@ -227,6 +227,15 @@ def rounded_down(image: Volume, step: float) -> Volume:
     return image.with_data((steps * step).astype(np.float32))
 
 
+def as_type(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Values in a data type; for integers they are rounded and clipped to its range."""
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        values = np.rint(values).clip(limits.min, limits.max)
+    converted: Array = values.astype(dtype)
+    return converted
+
+
 def world(grid: Volume, voxels: Array) -> Array:
     """World coordinates (N, 3), in mm, of voxel indices (N, 3)."""
     return apply_affine(grid.affine, voxels)

@@ -39,6 +39,12 @@ def test_a_pattern_names_one_mask(job, tmp_path):
         with_mask(job, "{name}.nii.gz", id="a")
 
 
+@pytest.mark.parametrize("pattern", ["b/y_mask.nii.gz", "*/{{id}}_mask.nii.gz"])
+def test_a_pattern_of_one_mask_for_all_subjects_is_refused(job, pattern):
+    with pytest.raises(LeukoError, match=r"one mask for all subjects; put \{id\} or \{visit\}"):
+        with_mask(job, pattern, id="a", visit="sub-a")
+
+
 def test_a_job_with_a_given_mask_survives_json(job, tmp_path):
     (tmp_path / "a.nii.gz").touch()
     given = with_mask(job, f"{tmp_path}/{{id}}.nii.gz", id="a")

@@ -1,6 +1,8 @@
 """A DICOM segmentation marks what the mask marks, whatever the header of its series says."""
 
+import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from dicom_series import SHAPE, grid, lopsided, marked, write_enhanced, write_se
 from leuko.errors import LeukoError  # noqa: E402
 from leuko.io import dicom  # noqa: E402, after the check that its libraries are there
 from leuko.io.dicom_seg import write_segmentation  # noqa: E402
+from leuko.io.record import Edited  # noqa: E402
 from leuko.volume import Volume  # noqa: E402
 
 ORIENTATIONS = Rotation.create_group("O").as_matrix().round()
@@ -138,6 +141,43 @@ def test_a_series_that_has_lost_a_file_since_is_refused(tmp_path):
     series.paths[3].unlink()
     with pytest.raises(LeukoError, match=r"series 2 .* cannot be read"):
         write_segmentation(tmp_path / "seg.dcm", mask, series)
+
+
+# --- who made it ---
+
+EDITED = Edited(
+    editor="Reader^Anna", saved="2026-11-29", automatic_ml=1.0, added_ml=0.5, removed_ml=0.0
+)
+
+
+@pytest.mark.parametrize(
+    ("is_given", "edited", "kind", "said"),
+    [
+        (False, None, "AUTOMATIC", r"WMH \(Leuko [\w.+]+\)"),
+        (False, EDITED, "SEMIAUTOMATIC", r"WMH \(Leuko [\w.+]+, corrected by a reader\)"),
+        (True, None, "MANUAL", r"WMH \(given mask\)"),
+        (True, EDITED, "MANUAL", r"WMH \(given mask, corrected by a reader\)"),
+    ],
+)
+def test_it_says_who_made_the_mask(tmp_path, is_given, edited, kind, said):
+    series = dicom.the_series(write_series(tmp_path / "flair", lopsided(grid())))
+    mask = dicom.read_series(series)
+    write_segmentation(tmp_path / "seg.dcm", mask, series, is_given=is_given, edited=edited)
+    written = pydicom.dcmread(tmp_path / "seg.dcm")
+    segment = written.SegmentSequence[0]
+    assert segment.SegmentAlgorithmType == kind
+    assert segment.get("SegmentAlgorithmName") == (None if is_given else "Leuko")
+    assert ("SegmentationAlgorithmIdentificationSequence" in segment) == (not is_given)
+    assert re.fullmatch(said, written.SeriesDescription)
+    assert written.get("ContentCreatorName", "") == ("Reader^Anna" if edited else "")
+
+
+@pytest.mark.parametrize("name", ["", "a\\b", "x" * 90, "tab\there", "a=b=c=d"])
+def test_a_reader_whose_name_dicom_does_not_allow_is_not_named(tmp_path, name):
+    series = dicom.the_series(write_series(tmp_path / "flair", lopsided(grid())))
+    mask, path = dicom.read_series(series), tmp_path / "seg.dcm"
+    write_segmentation(path, mask, series, edited=replace(EDITED, editor=name))
+    assert "ContentCreatorName" not in pydicom.dcmread(path)
 
 
 # --- headers ---

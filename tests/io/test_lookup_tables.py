@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from leuko.cohort import derivatives
 from leuko.io import lookup_tables, nifti
 from leuko.io.lookup_tables import Label, coloured
 from leuko.io.tissue import CLASSES, labels_of
@@ -76,6 +77,23 @@ def test_a_region_has_the_colour_that_the_report_gives_it():
     assert {n: (kind.name, kind.colour) for n, kind in KINDS.items()} == {
         label.number: (label.name, label.colour) for label in REGION_LABELS
     }
+
+
+def test_a_bids_dataset_has_one_table_for_each_label_image_of_all_subjects(tmp_path):
+    atlas = coloured([(5, "left block"), (300, "right block")])
+    derivatives.write_lookup_tables(tmp_path, CLASSES, atlas)
+    images = [
+        name.removesuffix(".nii.gz")
+        for name in derivatives.NAMES.values()
+        if name.endswith("_dseg.nii.gz")
+    ]
+    assert len(images) == 4
+    for image in images:
+        for ending in (".lut", "_freesurfer.txt", "_itksnap.txt", ".ctbl"):
+            assert (tmp_path / "lookup_tables" / f"{image}{ending}").is_file()
+    rows = [row.split() for row in lines(tmp_path / "lookup_tables" / "seg-WMHlesions_dseg.ctbl")]
+    subject = coloured((number, f"lesion {number}") for number in range(1, 30))
+    assert [tuple(map(int, row[2:5])) for row in rows[1:30]] == [label.rgb for label in subject]
 
 
 def test_each_label_image_of_a_result_has_tables_that_name_its_labels(

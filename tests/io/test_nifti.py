@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from leuko.errors import LeukoError
-from leuko.io import nifti
+from leuko.io import files, nifti
 from phantoms import make_phantom
 
 SHAPE = (5, 6, 7)
@@ -580,7 +580,7 @@ def test_a_damaged_header_is_understood_or_refused_but_never_crashes(intact, pla
 
 
 def test_a_file_that_unpacks_beyond_all_measure_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(nifti, "LARGEST_BYTES", 1 << 20)
+    monkeypatch.setattr(files, "LARGEST_BYTES", 1 << 20)
     path = tmp_path / "bomb.nii.gz"
     path.write_bytes(gzip.compress(bytes(3 << 20)))
     with pytest.raises(LeukoError) as caught:

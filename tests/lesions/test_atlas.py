@@ -21,7 +21,7 @@ from leuko.lesions.mni import Place
 from leuko.segment import SegmentSettings, segment
 from leuko.volume import Volume, world
 from phantoms import SMALL_MODEL
-from reports import a_head, a_record
+from reports import a_head, a_record, a_report
 
 # Two blocks of white matter in MNI152 space, mm: corner and edges. 20 x 24 x 16 mm is 7.68 mL.
 BLOCKS = {5: ((-40, -30, 16), (20, 24, 16)), 300: ((20, -30, 16), (20, 24, 16))}
@@ -192,6 +192,18 @@ def test_segmenting_writes_tables_and_image_or_says_why_not(heads, files, tmp_pa
         held = np.unique(nifti.read_numbers(out / "atlas.nii.gz").data)
         assert set(held) <= {0, 5, 300}
         assert "Regions of the atlas" in (out / "report.html").read_text()
+
+
+def test_the_report_lists_regions_of_equal_names_each(tmp_path):
+    flair, mask = a_head()
+    regions = tuple(
+        AtlasRegion(index=k, name=name, region_ml=8.0, wmh_ml=k / 8, wmh_percent=k, lesions=1)
+        for k, name in enumerate(["outside the atlas", "thalamus", "thalamus"])
+    )
+    page = a_report(tmp_path, flair, mask, atlas=AtlasRecord(regions=regions))
+    assert page.count('<th scope="row">thalamus</th>') == 2
+    assert "0.125 mL" in page
+    assert "0.250 mL" in page
 
 
 def test_a_cohort_has_a_table_of_regions(cohort):

@@ -17,6 +17,7 @@ from leuko.lesions.delineation import (
     seen,
     tissue_map,
     white_level,
+    with_rims,
 )
 from leuko.model.calibration import TYPICAL_CONTRAST
 from leuko.model.card import Limits, ModelCard
@@ -50,8 +51,8 @@ def shares(**maps):
     return p
 
 
-def masks_of(p, flair, model_card, **options):
-    return delineate(Prediction.of(p, flair, model_card), flair, model_card, **options)
+def masks_of(p, flair, model_card):
+    return delineate(Prediction.of(p, flair, model_card), flair, model_card)
 
 
 def box(low, high):
@@ -161,23 +162,20 @@ def test_rims_are_those_that_are_bright_and_no_wmh():
     assert (tissue[drawn.mask] == WMH).all()
 
 
-def test_rims_are_counted_or_left_out_as_asked():
+def test_rims_are_added_to_the_masks_of_wmh():
     flair, p, bright = rims_and_a_lesion()
-    separate, both, without = (
-        masks_of(p, flair, card(), rims=rims) for rims in ("separate", "include", "exclude")
-    )
+    separate = masks_of(p, flair, card())
+    both = with_rims(separate, Prediction.of(p, flair, card()))
     np.testing.assert_array_equal(both.mask, separate.mask | bright)
     assert (both.mask == (both.probability >= 0.5)).all()
     assert (both.mask <= both.liberal).all()
-    np.testing.assert_array_equal(without.mask, separate.mask)
     assert both.rims is None
-    assert without.rims is None
 
 
 def test_a_model_without_rims_draws_none():
     flair, p, _ = rims_and_a_lesion()
     merged = np.concatenate([p[:WHITE], p[WHITE:RIM] + p[RIM:WMH], p[WMH:]])
-    drawn = masks_of(merged, flair, card(classes=CLASSES_WITHOUT_RIM), rims="include")
+    drawn = masks_of(merged, flair, card(classes=CLASSES_WITHOUT_RIM))
     assert drawn.rims is None
     np.testing.assert_array_equal(drawn.mask, box(20, 28))
 

@@ -1,6 +1,8 @@
 """Filling: lesions of a T1 look like the white matter around them, and nothing else changes."""
 
 import json
+import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +13,8 @@ import scipy.stats
 from leuko.cohort import derivatives
 from leuko.errors import LeukoError
 from leuko.io import nifti
-from leuko.lesions.filling import fill, fill_from_flair
+from leuko.io.inputs import Scan
+from leuko.lesions.filling import fill, filling_from_flair
 from leuko.segment import SegmentSettings, segment
 from leuko.volume import Volume
 from phantoms import SMALL_MODEL
@@ -126,9 +129,9 @@ def test_lesions_of_a_flair_in_another_position_are_filled_in_place(head):
     flair_to_t1 = turn
     # The same voxels, at the place where the FLAIR sees them.
     on_flair = [Volume(part, np.linalg.inv(turn) @ t1.affine) for part in (mask, white)]
-    filled = fill_from_flair(t1, *on_flair, flair_to_t1)
-    np.testing.assert_array_equal(filled.data[~mask], t1.data[~mask])
-    assert flat(filled, field)[mask].mean() == pytest.approx(WHITE, rel=0.01)
+    on_t1, values = filling_from_flair(t1, *on_flair, flair_to_t1)
+    np.testing.assert_array_equal(on_t1, mask)
+    assert (values / field[mask]).mean() == pytest.approx(WHITE, rel=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +154,104 @@ def test_segmenting_fills_the_t1_on_its_own_grid(result, heads, tmp_path):
     assert after[mask].mean() > before[mask].mean()
     np.testing.assert_array_equal(after, np.asarray(result.filled_t1.dataobj))
     assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["fill"] is True
+
+
+def scaled(t1, folder):
+    """As integers with a slope and an intercept, so that the background is 5 and not 0."""
+    image = nib.Nifti1Image(t1.astype(np.int16), nib.load(folder / "T1.nii.gz").affine)
+    image.header.set_slope_inter(0.25, 5)
+    image.header["descrip"] = b"a scanner"
+    image.header["cal_max"] = 900
+    nib.save(image, folder / "scaled.nii")
+    return folder / "scaled.nii"
+
+
+def dark(t1, folder):
+    """A background of -1024 in floating point."""
+    image = nib.Nifti1Image(
+        np.where(t1 > 20, t1, -1024).astype(np.float32), nib.load(folder / "T1.nii.gz").affine
+    )
+    nib.save(image, folder / "dark.nii.gz")
+    return folder / "dark.nii.gz"
+
+
+def two_files(t1, folder):
+    image = nib.load(scaled(t1, folder))
+    pair = nib.Nifti1Pair(image.dataobj.get_unscaled(), image.affine, image.header)
+    pair.header.set_slope_inter(0.25, 5)
+    nib.save(pair, folder / "pair.img")
+    return folder / "pair.img"
+
+
+def four_axes(t1, folder):
+    image = nib.Nifti1Image(t1.astype(">i2")[..., None], nib.load(folder / "T1.nii.gz").affine)
+    nib.save(nib.Nifti2Image.from_image(image), folder / "four.nii.gz")
+    return folder / "four.nii.gz"
+
+
+def loaded(t1, folder):
+    return nib.load(two_files(t1, folder))
+
+
+def in_memory(t1, folder):
+    data = np.where(t1 > 20, t1, -1).astype(np.int16)
+    return nib.Nifti1Image(data, nib.load(folder / "T1.nii.gz").affine)
+
+
+def of_freesurfer(t1, folder):
+    data = np.where(t1 > 20, t1, -1).astype(np.float32)
+    nib.save(nib.MGHImage(data, nib.load(folder / "T1.nii.gz").affine), folder / "t1.mgz")
+    return folder / "t1.mgz"
+
+
+def raw(image):
+    data = image.dataobj
+    return data.get_unscaled() if nib.is_proxy(data) else np.asanyarray(data)
+
+
+@pytest.mark.parametrize(
+    "make", [scaled, dark, two_files, four_axes, loaded, in_memory, of_freesurfer]
+)
+def test_the_t1_keeps_its_header_and_every_stored_value_outside_the_mask(make, heads, tmp_path):
+    shutil.copytree(heads / "head0", tmp_path / "head")
+    head = tmp_path / "head"
+    given = make(np.asarray(nib.load(head / "T1.nii.gz").dataobj), head)
+    settings = SegmentSettings(model=str(SMALL_MODEL), fill=True, alignment="never")
+    found = segment(head / "FLAIR.nii.gz", given, settings=settings)
+    found.save(tmp_path / "out")
+    before = nib.load(given) if isinstance(given, Path) else given
+    after = nib.load(tmp_path / "out" / "t1_filled.nii.gz")
+    mask = np.asarray(found.mask.dataobj) > 0
+    assert raw(after).shape == raw(before).shape
+    was, now = (raw(image).reshape(mask.shape) for image in (before, after))
+    np.testing.assert_array_equal(now[~mask], was[~mask])
+    assert np.count_nonzero(now[mask] != was[mask]) > 0.9 * mask.sum()
+    assert after.get_data_dtype().newbyteorder("=") == before.get_data_dtype().newbyteorder("=")
+    np.testing.assert_array_equal(after.affine, before.affine)
+    if not isinstance(before, nib.MGHImage):
+        for name in ("descrip", "cal_max", "sform_code", "qform_code", "pixdim", "xyzt_units"):
+            assert (after.header[name] == before.header[name]).all()
+        if nib.is_proxy(before.dataobj):
+            assert (after.dataobj.slope, after.dataobj.inter) == (
+                before.dataobj.slope,
+                before.dataobj.inter,
+            )
+    values = np.asanyarray(after.dataobj)
+    np.testing.assert_array_equal(values, np.asanyarray(found.filled_t1.dataobj))
+    assert (
+        values.reshape(mask.shape)[mask].mean()
+        > np.asanyarray(before.dataobj).reshape(mask.shape)[mask].mean()
+    )
+
+
+def test_a_t1_that_became_another_file_is_not_filled(heads, monkeypatch):
+    head = heads / "head0"
+    small = nib.Nifti1Image(np.ones((5, 5, 5), np.int16), np.eye(4))
+    monkeypatch.setattr(Scan, "stored", lambda _: small.to_bytes())
+    settings = SegmentSettings(model=str(SMALL_MODEL), fill=True)
+    found = segment(head / "FLAIR.nii.gz", head / "T1.nii.gz", settings=settings)
+    assert found.filled_t1 is None
+    assert "fill" in [finding.code for finding in found.findings]
 
 
 def test_a_model_without_white_matter_fills_nothing_and_says_so(heads, model, tmp_path):

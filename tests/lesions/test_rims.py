@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -25,7 +26,8 @@ from leuko.model.predict import Prediction
 from leuko.model.runtime import Model
 from leuko.model.weights import DEFAULT, find
 from leuko.preprocessing.slices import Preparation
-from leuko.segment import SegmentSettings
+from leuko.results import Segmentation
+from leuko.segment import SegmentSettings, measure, segment
 from leuko.training.plan import start
 from leuko.training.settings import Settings
 from phantoms import AIR, CSF, FAT, GREY, SKULL, WHITE, make_phantom
@@ -269,6 +271,76 @@ def test_bids_derivatives_name_the_rims_and_say_the_convention(runs, tmp_path):
         (out / "sub-01_space-FLAIR_desc-rims_mask.nii.gz").touch()
         derivatives.drop_older(out, "sub-01_space-FLAIR_", set())
         assert not list(out.iterdir())
+
+
+def measured(runs, given, **settings):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "predict_pair", lambda *_: runs.p)
+        return measure(
+            given.mask if isinstance(given, Segmentation) else given,
+            runs.folder / "FLAIR.nii.gz",
+            runs.folder / "T1.nii.gz" if settings else None,
+            model=Model(CARD, network=None),
+            settings=SegmentSettings(**settings),
+        )
+
+
+def test_a_given_mask_has_the_tissues_and_the_rims_of_the_mask_that_it_is(runs):
+    found = runs.results["separate"]
+    given = measured(runs, found)
+    was, now = found.record(), given.record()
+    for name in ("tissue_ml", "rims_ml", "intracranial_ml", "volume_percent_icv", "regions"):
+        assert getattr(now, name) == getattr(was, name), name
+    np.testing.assert_array_equal(given.maps.tissue.data, found.maps.tissue.data)
+    np.testing.assert_array_equal(given.maps.rims.data, found.maps.rims.data)
+    assert (now.rims, now.wmh_ml, now.wmh_and_rims_ml) == (None, None, None)
+    given.save(runs.folder / "given")
+    assert (runs.folder / "given" / "wmh_rims.nii.gz").is_file()
+    page = (runs.folder / "given" / "report.html").read_text()
+    for text in (page, findings_as_text(given), repr(given)):
+        assert "found by the model outside the mask" in text
+    row = summary.row(now)
+    assert row["rims_ml"] == was.rims_ml
+    for column in ("threshold", "lesion_threshold", "smallest_lesion_mm3"):
+        assert np.isnan(row[column])
+        assert not np.isnan(summary.row(was)[column])
+
+
+def test_a_given_mask_takes_its_voxels_from_the_rims_of_the_model(runs):
+    found, both = runs.results["separate"], runs.results["include"]
+    half = both.maps.mask.data.copy()
+    half[:45] = found.maps.mask.data[:45]
+    given = measured(runs, nib.Nifti1Image(half, both.mask.affine))
+    expected = found.maps.rims.data & (half == 0)
+    assert expected.any()
+    np.testing.assert_array_equal(given.maps.rims.data, expected)
+
+
+def test_the_intracranial_volume_does_not_depend_on_the_given_mask(runs):
+    found = runs.results["separate"]
+    expected = found.analysis.intracranial_ml
+    inside = nifti.read(runs.folder / "FLAIR.nii.gz").data > 20
+    for mask in (np.zeros(inside.shape, np.uint8), inside.astype(np.uint8)):
+        given = measured(runs, nib.Nifti1Image(mask, found.mask.affine))
+        assert given.analysis.intracranial_ml == expected
+    assert given.volume_ml > expected
+
+
+def test_the_same_mask_gives_the_same_filled_t1_by_every_convention_and_command(runs):
+    flair, options = nifti.read(runs.folder / "FLAIR.nii.gz"), {"fill": True, "alignment": "never"}
+    inverse = flair.with_data(np.where(flair.data > 20, 400 - flair.data, flair.data))
+    nifti.write(runs.folder / "T1.nii.gz", inverse)
+    found = {}
+    for name in CONVENTIONS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(predict, "predict_pair", lambda *_: runs.p)
+            settings = SegmentSettings(rims=name, **options)
+            scans = (runs.folder / f"{scan}.nii.gz" for scan in ("FLAIR", "T1"))
+            found[name] = segment(*scans, model=Model(CARD, network=None), settings=settings)
+        again = measured(runs, found[name], **options)
+        assert again.extras.filled == found[name].extras.filled is not None
+    assert found["separate"].extras.filled == found["exclude"].extras.filled
+    assert found["separate"].extras.filled != found["include"].extras.filled
 
 
 def test_another_convention_is_another_result():

@@ -5,6 +5,7 @@ import json
 import sys
 
 import numpy as np
+import pydicom
 import pytest
 
 from conftest import SMALL, assert_one_line_error, segmented
@@ -21,6 +22,8 @@ from leuko.io.outputs import (
     REPORT_FILE,
 )
 from leuko.io.record import RunRecord
+from leuko.model.runtime import load_model
+from leuko.segment import measure
 from leuko.view.editing import (
     ConflictError,
     Result,
@@ -244,7 +247,21 @@ def test_scans_are_found_in_their_dicom_study_again(from_dicom):
     edited(from_dicom, from_dicom.mask)
     from_dicom.measure()
     assert described(from_dicom)["volume_ml"] == from_dicom.record.volume_ml
-    assert (from_dicom.folder / EDITED_FOLDER / DICOM_FILE).is_file()
+    written = pydicom.dcmread(from_dicom.folder / EDITED_FOLDER / DICOM_FILE)
+    assert written.SegmentSequence[0].SegmentAlgorithmType == "SEMIAUTOMATIC"
+    assert written.ContentCreatorName == "A. Reader"
+
+
+def test_the_record_says_which_mask_was_corrected(result, heads, model, tmp_path):
+    scans = [heads / "head0" / f"{name}.nii.gz" for name in ("FLAIR", "T1")]
+    loaded = load_model(model, threads=1)
+    measure(result.folder / MASK_FILE, *scans, model=loaded).save(tmp_path / "given")
+    (given,) = find_results(tmp_path / "given")
+    for corrected, what in ((result, "automatic"), (given, "given")):
+        edited(corrected, corrected.mask)
+        corrected.measure(loaded)
+        record = RunRecord.read(corrected.folder / EDITED_FOLDER / "run.json")
+        assert record.edited.corrects == what
 
 
 def test_without_the_extra_a_dicom_study_says_what_to_install(from_dicom, leuko, monkeypatch):

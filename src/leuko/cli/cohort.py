@@ -230,7 +230,8 @@ def bids(
         ]
     Wanted.of(settings)  # raises before anything is written
     start_dataset(out, dataset)
-    write_lookup_tables(out, load_card(weights.find(settings.model)).classes)
+    atlas, classes = settings.read_atlas(), load_card(weights.find(settings.model)).classes
+    write_lookup_tables(out, classes, atlas.named if atlas else ())
     run = performed(jobs, nthreads, scheduler)
     if found.left_out:
         print(f"{'left out':<12}{len(found.left_out)}; the reasons are printed above")

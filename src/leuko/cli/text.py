@@ -155,10 +155,7 @@ def findings_as_text(result: "Segmentation") -> str:
     counts_rims = result.convention == "include"
     lines["WMH + rims" if counts_rims else "WMH volume"] = volume
     if result.rims_ml is not None:
-        rims = f"{result.rims_ml:.2f} mL of caps and rims"
-        others = f"{result.wmh_ml:.2f} mL of WMH without them"
-        together = f"not in the mask; WMH and rims together {result.wmh_and_rims_ml:.2f} mL"
-        lines["rims"] = f"{rims}, {others}" if counts_rims else f"{rims}, {together}"
+        lines["rims"] = f"{result.rims_ml:.2f} mL of caps and rims, {_beside_rims(result)}"
     if judgement is not None and judgement.dice_interval is not None:
         low, high = judgement.dice_interval
         lines["quality"] = f"expected Dice {judgement.predicted_dice:.2f} ({low:.2f} to {high:.2f})"
@@ -184,6 +181,17 @@ def findings_as_text(result: "Segmentation") -> str:
             shift = f"{off_mm:.1f} mm" if off_mm < FAR_MM else f"above {FAR_MM:.0f} mm"
             lines["alignment"] = f"T1 not moved, residual shift {shift}"
     return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
+
+
+def _beside_rims(result: "Segmentation") -> str:
+    """Where caps and rims lie, and the volume of WMH without or with them."""
+    from leuko.io.provenance import RIMS_LIE
+
+    if result.convention == "include":
+        return f"{result.wmh_ml:.2f} mL of WMH without them"
+    together = result.wmh_and_rims_ml
+    where = RIMS_LIE[result.convention]
+    return where if together is None else f"{where}; WMH and rims together {together:.2f} mL"
 
 
 def changes_as_text(result: "Comparison") -> str:

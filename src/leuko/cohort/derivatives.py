@@ -12,7 +12,7 @@ import scipy.ndimage
 
 from leuko.io import lookup_tables, nifti
 from leuko.io.files import staged, write_json
-from leuko.io.lookup_tables import BACKGROUND, coloured
+from leuko.io.lookup_tables import BACKGROUND, Label, coloured
 from leuko.io.outputs import (
     ATLAS_FILE,
     ATLAS_LESIONS_FILE,
@@ -77,7 +77,7 @@ NAMES = {
 PICTURES, FIGURES = (PICTURE, KEY_SLICES), "figures"  # their folder, beside anat
 # What a corrected mask has of its own, beside the mask.
 EDITED = (
-    LESIONS_FILE, LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, ATLAS_TABLE_FILE,
+    RIMS_FILE, LESIONS_FILE, LESION_TABLE_FILE, REGIONS_FILE, REGION_NAMES_FILE, ATLAS_TABLE_FILE,
     ATLAS_LESIONS_FILE, REPORT_FILE, PICTURE_FILE, KEY_SLICES_FILE, RECORD_FILE,
 )  # fmt: skip
 EDITED_ELSEWHERE = (FILLED_FILE, MNI_MASK_FILE)  # likewise, on other grids
@@ -131,6 +131,7 @@ IGNORED = (
     "longitudinal*",
 )  # fmt: skip
 UNITS = {"mm3": "mm^3", "ml": "mL", "mm": "mm"}
+MOST_LESIONS = 1000  # in their lookup table
 STRIPPED_MM = 10.0  # distance from the brain at which a whole head shows skull or scalp
 STRIPPED_PART = 0.02  # of the brain's mean grey value: less means stripped
 
@@ -242,12 +243,21 @@ def _name_lesions(path: Path) -> None:
     write_table(path, [*lookup_tables.COLUMNS, *head[1:]], rows)
 
 
-def write_lookup_tables(out: Path, classes: Sequence[str]) -> None:
-    """Write the lookup tables of the label images that are the same for all subjects.
+def write_lookup_tables(out: Path, classes: Sequence[str], atlas: Sequence[Label] = ()) -> None:
+    """Write the lookup tables of the label images, each one for all subjects.
 
-    `classes` are those of the model.
+    `classes` are those of the model, `atlas` the labels of the atlas, if any. Colours of lesions
+    follow from their numbers; brains have fewer lesions than the table.
     """
-    tables = {TISSUE: labels_of(classes), REGIONS: REGION_LABELS, RIMS: RIM_LABELS}
+    lesions = coloured((number, f"lesion {number}") for number in range(1, MOST_LESIONS + 1))
+    tables = {
+        TISSUE: labels_of(classes),
+        REGIONS: REGION_LABELS,
+        RIMS: RIM_LABELS,
+        LESIONS: lesions,
+    }
+    if atlas:
+        tables[ATLAS] = list(atlas)
     for name, labels in tables.items():
         lookup_tables.write(out / LOOKUP_FOLDER, name, labels)
 

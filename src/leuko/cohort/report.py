@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from leuko.cohort.ratings import Verdict
-from leuko.io.provenance import RIMS_ARE
+from leuko.io.provenance import RIMS_ARE, RIMS_LIE
 from leuko.io.record import RunRecord
 from leuko.report.html import (
     ALERTS,
@@ -101,9 +101,10 @@ def _findings(
         low, median, high = np.percentile(volumes, [25, 50, 75])
         spread = f"quartiles {low:.2f}, {high:.2f}; range {min(volumes):.2f} to {max(volumes):.2f}"
         yield "Volume of WMH", f"{median:.2f} mL", f"median; {spread}"
-        rims = [ml for entry in usable if (ml := entry.record.rims_ml) is not None]
+        records = [entry.record for entry in usable]
+        rims = [ml for record in records if (ml := record.rims_ml) is not None]
         if rims:
-            where = set(map(_convention, usable))
+            where = {RIMS_LIE[record.rims] for record in records if record.rims_ml is not None}
             note = f"median; {where.pop()}" if len(where) == 1 else "median"
             yield "Caps and rims", f"{np.median(rims):.2f} mL", note
         parts = [p for entry in usable if (p := entry.record.volume_percent_icv) is not None]

@@ -14,6 +14,7 @@ from leuko.lesions.location import REGIONS, RULES, SECTORS
 SIDES = ("left", "right")
 ML = "mL"
 UNKNOWN = float("nan")
+AUTOMATIC = "n/a for given and corrected masks"
 # Values of the columns that hold one of a few words.
 LEVELS: dict[str, Mapping[Any, str]] = {
     "status": {
@@ -101,9 +102,10 @@ def _values(record: RunRecord) -> Iterator[tuple[str, Any]]:
     yield "mask", record.mask_origin
     yield "rims", record.rims or "n/a"
     yield "rule", settings.rule
-    yield "threshold", settings.threshold
-    yield "lesion_threshold", settings.lesion_threshold
-    yield "smallest_lesion_mm3", settings.smallest_lesion_mm3
+    if record.mask_origin == "automatic":
+        yield "threshold", settings.threshold
+        yield "lesion_threshold", settings.lesion_threshold
+        yield "smallest_lesion_mm3", settings.smallest_lesion_mm3
     yield "model", model.name
     yield "leuko_version", record.leuko_version
     yield "weights_sha256", model.weights_sha256
@@ -147,9 +149,11 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
     )
     for end in ("low", "high"):
         yield f"volume_{end}_ml", (f"The {end} limit of the 90 % interval of the volume", ML)
-    yield "wmh_ml", ("Volume of WMH without the normal caps and rims of the ventricles", ML)
-    yield "rims_ml", ("Volume of caps and rims; n/a if left out or unknown to the model", ML)
-    yield "wmh_and_rims_ml", ("Volume of WMH, caps and rims together", ML)
+    wmh_ml = "Volume of WMH without the normal caps and rims of the ventricles"
+    yield "wmh_ml", (f"{wmh_ml}; {AUTOMATIC}", ML)
+    rims_ml = "Volume of caps and rims; for a given or corrected mask, what the model finds outside"
+    yield "rims_ml", (f"{rims_ml} it; n/a if left out or unknown to the model", ML)
+    yield "wmh_and_rims_ml", (f"Volume of WMH, caps and rims together; {AUTOMATIC}", ML)
     yield "volume_percent_icv", ("Volume of the mask in % of the intracranial volume", "%")
     yield "intracranial_ml", ("Intracranial volume: brain and CSF", ML)
     yield "lesions", ("Number of lesions, 26-connected", "")
@@ -181,13 +185,15 @@ def _columns() -> Iterator[tuple[str, tuple[str, str]]]:
     rims = "Caps and rims: separate (not in the mask), include (in it), exclude (left out); n/a if "
     yield "slice_thickness_mm", ("Distance between slices of the FLAIR", "mm")
     yield "mask", ("Who made the mask: automatic, given or corrected", "")
-    yield "rims", (rims + "the model does not distinguish them from WMH", "")
+    yield "rims", (rims + "the model does not distinguish them from WMH or the mask was given", "")
     yield "verdict", ("Verdict of the readers of this mask", "")
     yield "raters", ("Number of verdicts on this mask, one for each reader", "")
     yield "rule", ("Rule for periventricular WMH, see docs/methods.md", "")
-    yield "threshold", ("Smallest probability of a voxel in the mask", "")
-    yield "lesion_threshold", ("A lesion is kept if its highest probability reaches this value", "")
-    yield "smallest_lesion_mm3", ("Volume of the smallest lesion that is kept", "mm^3")
+    yield "threshold", (f"Smallest probability of a voxel in the mask; {AUTOMATIC}", "")
+    kept = "A lesion is kept if its highest probability reaches this value"
+    yield "lesion_threshold", (f"{kept}; {AUTOMATIC}", "")
+    smallest = "Volume of the smallest lesion that is kept"
+    yield "smallest_lesion_mm3", (f"{smallest}; {AUTOMATIC}", "mm^3")
     yield "model", ("Name of the model", "")
     yield "leuko_version", ("Version of Leuko", "")
     for what in ("weights", "mask", "flair", "t1"):

@@ -23,6 +23,7 @@ from pydicom.valuerep import DA, TM, validate_value
 
 from leuko.errors import LeukoError, in_one_line
 from leuko.io.dicom_slices import LPS_TO_RAS, Series, Slice, Source, read_data_set, stack
+from leuko.io.record import Edited
 from leuko.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -33,13 +34,23 @@ MAY_BE_EMPTY = (  # type 2: the standard requires the element, but it may be emp
     "StudyTime", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 SEXES = {"M", "F", "O"}
+Kind = highdicom.seg.SegmentAlgorithmTypeValues
 OFF_GRID_VOXELS = 0.25  # largest distance of a frame from the grid of the mask
 
 
-def write_segmentation(path: Path, mask: Volume, source: Series) -> None:
+def write_segmentation(
+    path: Path,
+    mask: Volume,
+    source: Series,
+    *,
+    is_given: bool = False,
+    edited: Edited | None = None,
+) -> None:
     """Write a mask, on the grid of `read_series(source)`, as a DICOM SEG of WMH.
 
-    Raises LeukoError, and writes nothing, if the segmentation does not match the mask.
+    The mask is that of Leuko or, with `is_given`, of a reader or of another tool, which counts as
+    manual: its algorithm is not known. `edited` tells who corrected it. Raises LeukoError, and
+    writes nothing, if the segmentation does not match the mask.
     """
     slices = stack(source, pixels=False)
     if (*slices[0].size[::-1], len(slices)) != mask.data.shape:
@@ -49,7 +60,8 @@ def write_segmentation(path: Path, mask: Volume, source: Series) -> None:
     file = BytesIO()
     try:
         with warnings.catch_warnings(action="ignore"):  # pydicom's, on values that are left out
-            _segmentation(mask, source, slices).save_as(file)
+            made = _segmentation(mask, source, slices, is_given=is_given, edited=edited)
+            made.save_as(file)
             marked = _marked(pydicom.dcmread(BytesIO(file.getvalue())), mask)
     except Exception as error:  # highdicom documents few of its errors
         raise LeukoError(
@@ -64,17 +76,26 @@ def write_segmentation(path: Path, mask: Volume, source: Series) -> None:
     path.write_bytes(file.getvalue())
 
 
-def _segmentation(mask: Volume, source: Series, slices: Sequence[Slice]) -> Any:
+def _segmentation(
+    mask: Volume,
+    source: Series,
+    slices: Sequence[Slice],
+    *,
+    is_given: bool,
+    edited: Edited | None,
+) -> Any:
     version = importlib.metadata.version("leuko")
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="Leuko", version=version, family=Code("123110", "DCM", "Artificial Intelligence")
+    )
+    of_leuko: Kind = Kind.SEMIAUTOMATIC if edited else Kind.AUTOMATIC
     segment = highdicom.seg.SegmentDescription(
         segment_number=1,
         segment_label="White matter hyperintensity",
         segmented_property_category=Code("49755003", "SCT", "Morphologically abnormal structure"),
         segmented_property_type=Code("110702", "DCM", "White Matter T2 Hyperintensity"),
-        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-            name="Leuko", version=version, family=Code("123110", "DCM", "Artificial Intelligence")
-        ),
+        algorithm_type=Kind.MANUAL if is_given else of_leuko,
+        algorithm_identification=None if is_given else algorithm,
         anatomic_regions=[Code("68523003", "SCT", "Cerebral white matter")],
     )
     images = _images(source, slices)
@@ -92,13 +113,27 @@ def _segmentation(mask: Volume, source: Series, slices: Sequence[Slice]) -> Any:
         software_versions=version,
         device_serial_number="none",
         content_label="WMH",
-        series_description=f"WMH (Leuko {version})",
+        content_creator_name=_creator(edited.editor) if edited else None,
+        series_description=_description(version, is_given=is_given, edited=edited),
         specific_character_set="ISO_IR 192",  # UTF-8, which holds every other character set
         omit_empty_frames=bool(mask.data.any()),
     )
     uids = [image.SOPInstanceUID for image in images]
     _name_sources(segmentation, dict(zip(uids, (each.source for each in slices), strict=True)))
     return segmentation
+
+
+def _description(version: str, *, is_given: bool, edited: Edited | None) -> str:
+    maker = "given mask" if is_given else f"Leuko {version}"
+    return f"WMH ({maker}{', corrected by a reader' if edited else ''})"
+
+
+def _creator(editor: str) -> str | None:
+    """The name of a reader; None if it is empty or the standard does not allow it."""
+    try:
+        return _allowed("PN", editor) or None
+    except ValueError:
+        return None
 
 
 def _images(source: Series, slices: Sequence[Slice]) -> list[Any]:
@@ -168,12 +203,16 @@ def _clean(header: Any) -> Any:
 
 def _valid(element: Any) -> str:
     """The text of an element. Raises ValueError if the standard does not allow it."""
-    value = str("" if element.value is None else element.value)
+    return _allowed(element.VR, str("" if element.value is None else element.value))
+
+
+def _allowed(representation: str, value: str) -> str:
+    """The text of a value. Raises ValueError if the standard does not allow it."""
     if not value.isprintable() or "\ufffd" in value or "\\" in value:
-        raise ValueError(f"{element.keyword} has characters that DICOM does not allow")
-    validate_value(element.VR, value, pydicom.config.RAISE)
+        raise ValueError("the value has characters that DICOM does not allow")
+    validate_value(representation, value, pydicom.config.RAISE)
     convert: dict[str, Callable[[str], Any]] = {"DA": DA, "TM": TM}
-    convert.get(element.VR, str)(value)
+    convert.get(representation, str)(value)
     return value
 
 

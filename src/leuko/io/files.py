@@ -1,19 +1,21 @@
 """Writing files atomically, walking folders, finding images, hashes and JSON."""
 
 import errno
+import gzip
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from leuko.errors import LeukoError
+from leuko.errors import LeukoError, in_one_line
 
 try:
     import fcntl
@@ -24,6 +26,7 @@ UMASK = os.umask(0)  # reading it means setting it: done once, before threads st
 os.umask(UMASK)
 # Names of files and folders that Windows reserves.
 DEVICE = re.compile(r"(con|nul|aux|prn|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+GZIP = b"\x1f\x8b"  # first bytes of a compressed file
 LARGEST_BYTES = 600 << 20  # limit for an image: a head at 0.5 mm in float64 fits
 
 
@@ -229,6 +232,53 @@ def find_images(folder: Path) -> list[Path]:
         for path in files
         if path.name.endswith((".nii", ".nii.gz"))
     )
+
+
+def other_half(path: Path) -> Path | None:
+    """The .img that belongs to a .hdr, or the reverse; None for one-file formats.
+
+    Raises LeukoError if it is missing.
+    """
+    for ending, other in ((".hdr", ".img"), (".img", ".hdr")):
+        for packed in ("", ".gz"):
+            if path.name.endswith(ending + packed):
+                stem = path.name.removesuffix(ending + packed)
+                for twin in (path.with_name(stem + other + p) for p in ("", ".gz")):
+                    if twin.is_file():
+                        return twin
+                raise LeukoError(
+                    f"{path} is half of a pair of files; put {stem}{other} in the same folder"
+                )
+    return None
+
+
+def unpacked(path: Path) -> bytes:
+    """The decompressed bytes of the file, all of them, so that gzip verifies its checksum."""
+    try:
+        with path.open("rb") as file:
+            compressed = file.read(2) == GZIP
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            parts, size = [], 0
+            while part := file.read(1 << 24):
+                parts.append(part)
+                size += len(part)
+                if size > LARGEST_BYTES:
+                    raise LeukoError(
+                        f"{path} holds more than {LARGEST_BYTES >> 20} MB, the limit; give one 3-D "
+                        "image"
+                    )
+    except PermissionError as error:
+        raise LeukoError(f"{path} cannot be read; check its permissions") from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise LeukoError(
+            f"{path} is damaged or truncated ({in_one_line(error)}); copy or convert it again"
+        ) from error
+    return b"".join(parts)
+
+
+def write_packed(path: Path, content: bytes) -> None:
+    """Write content to a .gz; the same content gives the same bytes."""
+    path.write_bytes(gzip.compress(content, compresslevel=1, mtime=0))
 
 
 def image_stem(path: Path) -> str:

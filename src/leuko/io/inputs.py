@@ -12,9 +12,9 @@ import numpy as np
 from leuko.errors import LeukoError, require
 from leuko.io import masks, nifti
 from leuko.io.background import without_background
-from leuko.io.files import find_images, sha256
+from leuko.io.files import find_images, other_half, sha256
 from leuko.io.provenance import Finding, kept_findings
-from leuko.io.record import FileRecord, Inputs, ScanRecord
+from leuko.io.record import Edited, FileRecord, Inputs, ScanRecord
 from leuko.volume import Volume
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Scan:
     files: Sequence[Path]
     series: "Series | None" = None  # if read from DICOM
     findings: Sequence[Finding] = ()  # warnings while it was read
+    original: nifti.InMemory | Volume | None = None  # with its background; None: that of the file
 
     def sha256(self) -> str:
         """SHA-256 of the scan's file.
@@ -45,6 +46,10 @@ class Scan:
             return sha256(self.files[0])
         hashes = "".join(sha256(file) for file in sorted(self.files))
         return hashlib.sha256(hashes.encode()).hexdigest()
+
+    def stored(self) -> bytes:
+        """The scan before its background was set to 0, as `nifti.stored`."""
+        return nifti.stored(self.original or self.path or self.volume)
 
     def as_record(self) -> FileRecord:
         """The files of the scan for the record of a run."""
@@ -65,7 +70,7 @@ def opened(image: Image) -> Scan:
     if isinstance(image, str | Path):
         return read(Path(image))
     volume = image if isinstance(image, Volume) else nifti.from_image(image)
-    return Scan(None, without_background(volume), [])
+    return Scan(None, without_background(volume), [], original=image)
 
 
 def opened_mask(image: Image, *, labels: Collection[int] | None = None) -> Scan:
@@ -92,7 +97,7 @@ def read(path: Path, *, series: str | None = None) -> Scan:
     without the extra dicom.
     """
     if not path.is_dir():
-        twin = nifti.other_half(path)
+        twin = other_half(path)
         volume = without_background(nifti.read(path))
         return Scan(path, volume, [path] if twin is None else [path, twin])
     images = find_images(path)
@@ -173,20 +178,25 @@ def require_pair(flair: Scan, t1: Scan | None) -> None:
             _dicom().require_one_visit(flair.series, t1.series)
 
 
-def write_dicom(path: Path, mask: Volume, source: Scan) -> None:
-    """Write a mask as a DICOM segmentation of its scan; nothing if the scan is not from DICOM.
+def write_dicom(
+    path: Path, mask: Volume, scans: Mapping[str, Scan], edited: Edited | None = None
+) -> None:
+    """Write a mask as a DICOM segmentation of its FLAIR; nothing if that is not from DICOM.
 
-    Raises LeukoError as `dicom_seg.write_segmentation` does.
+    `scans` are as for `as_record`, `edited` tells who corrected the mask. Raises LeukoError as
+    `dicom_seg.write_segmentation` does.
     """
-    if source.series is not None:
+    series = scans["flair"].series
+    if series is not None:
         from leuko.io.dicom_seg import write_segmentation
 
-        write_segmentation(path, mask, source.series)
+        is_given = edited.corrects == "given" if edited else "mask" in scans
+        write_segmentation(path, mask, series, is_given=is_given, edited=edited)
 
 
 def _from_series(folder: Path, series: "Series") -> Scan:
-    volume = without_background(_dicom().read_series(series))
-    return Scan(folder, volume, series.paths, series)
+    original = _dicom().read_series(series)
+    return Scan(folder, without_background(original), series.paths, series, original=original)
 
 
 def _dicom() -> ModuleType:

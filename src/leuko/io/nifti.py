@@ -1,9 +1,7 @@
 """Reads image files and writes NIfTI without changing the grid; the only module with nibabel."""
 
-import gzip
 import logging
 import math
-import zlib
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +13,14 @@ from nibabel.spatialimages import HeaderDataError
 
 from leuko.errors import LeukoError, in_one_line
 from leuko.io import masks
-from leuko.io.files import LARGEST_BYTES
-from leuko.volume import Array, Volume, require_head_size
+from leuko.io.files import other_half, unpacked
+from leuko.volume import Array, Volume, as_type, require_head_size
 
 log = logging.getLogger(__name__)
 
 InMemory = nib.spatialimages.SpatialImage
 
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI's codes: unknown, m, mm, micron
-GZIP = b"\x1f\x8b"
 MGH = bytes((0, 0, 0, 1))  # version number at the start of every FreeSurfer file
 
 # Limits of a singular affine: length of an axis, and determinant of the axis directions.
@@ -128,6 +125,47 @@ def to_bytes(volume: Volume) -> bytes:
     return content
 
 
+def stored(scan: Path | InMemory | Volume) -> bytes:
+    """A scan as the content of a NIfTI file, not compressed.
+
+    Header, data type, scaling and voxels of a NIfTI scan are those that are stored; other scans
+    are written as by `write`. Raises LeukoError as `read` does.
+    """
+    if isinstance(scan, Volume):
+        return to_bytes(scan)
+    if isinstance(scan, Path):
+        content = _as_one_file(scan)
+        return to_bytes(read(scan)) if _kind(content, scan) is nib.MGHImage else content
+    if isinstance(scan, nib.MGHImage):
+        return to_bytes(from_image(scan))
+    image: Any = scan
+    header, data = image.header.copy(), image.dataobj
+    voxels = data.get_unscaled() if nib.is_proxy(data) else np.asanyarray(data)
+    header.set_data_dtype(voxels.dtype)
+    header.set_slope_inter(getattr(data, "slope", 1), getattr(data, "inter", 0))
+    return _one_file(header, voxels.astype(header.get_data_dtype()).tobytes("F"))
+
+
+def replaced(content: bytes, mask: Array, values: Array) -> bytes:
+    """The content of a NIfTI file with other grey values (N,) in the voxels of a mask (X, Y, Z).
+
+    All other bytes stay. Raises LeukoError if the file holds an image of another shape.
+    """
+    stored_as = opened(content).dataobj
+    shape = stored_as.shape[:3]
+    if shape != mask.shape or math.prod(stored_as.shape) != mask.size:
+        raise LeukoError(f"the scan has shape {stored_as.shape}, expected {mask.shape}")
+    whole = bytearray(content)
+    voxels = np.ndarray(shape, stored_as.dtype, whole, stored_as.offset, order="F")
+    voxels[mask] = as_type((values - stored_as.inter) / stored_as.slope, voxels.dtype)
+    return bytes(whole)
+
+
+def opened(content: bytes) -> Any:
+    """The image that is the content of a NIfTI file."""
+    return _kind(content, Path("image in memory")).from_bytes(content)
+
+
 def as_image(volume: Volume) -> InMemory:
     """The volume as a nibabel image, as `write` stores it."""
     if volume.header is None:
@@ -161,8 +199,7 @@ def _load(path: Path) -> Any:
         raise LeukoError(f"{path} is a folder; give an image file")
     if not path.is_file():
         raise LeukoError(f"{path} does not exist or is not a file; check the path")
-    twin = other_half(path)
-    content = _content(path) if twin is None else _joined(path, twin)
+    content = _as_one_file(path)
     kind = _kind(content, path)
     try:
         image: Any = kind.from_bytes(content)
@@ -214,65 +251,31 @@ def _as_nifti(image: Any, path: Path) -> Any:
     return placed
 
 
-def other_half(path: Path) -> Path | None:
-    """The .img that belongs to a .hdr, or the reverse; None for one-file formats.
-
-    Raises LeukoError if it is missing.
-    """
-    for ending, other in ((".hdr", ".img"), (".img", ".hdr")):
-        for packed in ("", ".gz"):
-            if path.name.endswith(ending + packed):
-                stem = path.name.removesuffix(ending + packed)
-                for twin in (path.with_name(stem + other + p) for p in ("", ".gz")):
-                    if twin.is_file():
-                        return twin
-                raise LeukoError(
-                    f"{path} is half of a pair of files; put {stem}{other} in the same folder"
-                )
-    return None
-
-
-def _joined(path: Path, twin: Path) -> bytes:
-    """The bytes of a .hdr and .img pair as one single-file NIfTI."""
+def _as_one_file(path: Path) -> bytes:
+    """The unpacked bytes of an image; of a .hdr and .img pair, those of one single-file NIfTI."""
+    twin = other_half(path)
+    if twin is None:
+        return unpacked(path)
     described, pictured = (path, twin) if ".hdr" in path.suffixes else (twin, path)
-    start = _content(described)
+    start = unpacked(described)
     for kind in (nib.Nifti1Pair, nib.Nifti2Pair):
         size = kind.header_class.sizeof_hdr
         if kind.header_class.may_contain_header(start):
             header = kind.header_class(start[:size], check=False)
-            voxels = _content(pictured)[max(0, int(header["vox_offset"])) :]
-            header["magic"] = kind.header_class.single_magic
-            header["vox_offset"] = size + 4  # four zero bytes: no header extension follows
-            described_grid: bytes = header.binaryblock
-            return described_grid + bytes(4) + voxels
+            voxels = unpacked(pictured)[max(0, int(header["vox_offset"])) :]
+            return _one_file(header, voxels)
     raise LeukoError(
         f"{path} is not NIfTI but possibly Analyze, which does not store left and right; convert "
         "it to .nii.gz"
     )
 
 
-def _content(path: Path) -> bytes:
-    """The decompressed bytes of the file, all of them, so that gzip verifies its checksum."""
-    try:
-        with path.open("rb") as file:
-            compressed = file.read(2) == GZIP
-        with gzip.open(path) if compressed else path.open("rb") as file:
-            parts, size = [], 0
-            while part := file.read(1 << 24):
-                parts.append(part)
-                size += len(part)
-                if size > LARGEST_BYTES:
-                    raise LeukoError(
-                        f"{path} holds more than {LARGEST_BYTES >> 20} MB, the limit; give one 3-D "
-                        "image"
-                    )
-    except PermissionError as error:
-        raise LeukoError(f"{path} cannot be read; check its permissions") from error
-    except (EOFError, OSError, zlib.error) as error:
-        raise LeukoError(
-            f"{path} is damaged or truncated ({in_one_line(error)}); copy or convert it again"
-        ) from error
-    return b"".join(parts)
+def _one_file(header: Any, voxels: bytes) -> bytes:
+    """A single-file NIfTI of a header and voxels as they are stored."""
+    header["magic"] = header.single_magic
+    header["vox_offset"] = header.sizeof_hdr + 4  # four zero bytes: no header extension follows
+    described_grid: bytes = header.binaryblock
+    return described_grid + bytes(4) + voxels
 
 
 def _voxels(image: Any, path: Path) -> Array:

@@ -30,6 +30,9 @@ RIMS_ARE: dict[Rims | None, str] = {
     None: "not distinguished from WMH",
 }
 
+# Where those are whose volume is known; None: with a given mask.
+RIMS_LIE = RIMS_ARE | {None: "found by the model outside the mask"}
+
 log = logging.getLogger(__name__)
 
 

@@ -173,7 +173,8 @@ class Edited:
 
     editor: str
     saved: str  # date and time, UTC
-    automatic_ml: float  # volume of the automatic mask
+    corrects: Literal["automatic", "given"] = "automatic"  # the mask before
+    automatic_ml: float  # volume of the mask before
     added_ml: float
     removed_ml: float
 
@@ -197,7 +198,7 @@ class RunRecord:
     volume_ml: float
     volume_interval_ml: tuple[float, float] | None  # 90 %
     quality: Quality | None
-    rims: Rims | None  # None: the model does not know caps and rims
+    rims: Rims | None  # None: the model does not know caps and rims, or a given mask
     wmh_ml: float | None
     rims_ml: float | None
     wmh_and_rims_ml: float | None
@@ -232,6 +233,11 @@ class RunRecord:
         if self.edited is not None:
             return "corrected"
         return "automatic" if self.inputs.mask is None else "given"
+
+    @property
+    def has_rims_apart(self) -> bool:
+        """Whether caps and rims are a mask of their own; those beside a given mask are."""
+        return self.rims_ml is not None and self.rims != "include"
 
     @property
     def warnings(self) -> int:

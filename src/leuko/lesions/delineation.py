@@ -11,7 +11,6 @@ import numpy as np
 import scipy.ndimage
 import scipy.special
 
-from leuko.io.provenance import Rims
 from leuko.io.tissue import Tissue
 from leuko.lesions.components import TOUCHING, drop_small, find_lesions, large
 from leuko.model.calibration import TYPICAL_CONTRAST, Seen
@@ -46,9 +45,10 @@ class Delineation:
     probability: Array  # of WMH, float32, corrected at lesion edges like the mask
     mask: Array
     liberal: Array  # at lower thresholds
-    rims: Array | None  # caps and rims outside the mask; None if unknown or not asked for
+    rims: Array | None  # caps and rims outside the mask; None if unknown
     anatomy: Volume  # most probable tissue apart from WMH and rims, uint8
     level: Array | None  # FLAIR of white matter around each voxel; None if unknown
+    own: Array | None = None  # the model's mask, if `mask` was made elsewhere
 
 
 def delineate(
@@ -56,13 +56,11 @@ def delineate(
     flair: Volume,
     card: ModelCard,
     limits: Limits | None = None,
-    *,
-    rims: Rims = "separate",
 ) -> Delineation:
     """Masks from a model's prediction, by default at the model's own limits.
 
-    `rims="include"` applies `with_rims`. Caps and rims are drawn only where the FLAIR is at least
-    `RIM_CONTRAST` times as bright as the white matter around them.
+    Caps and rims are drawn only where the FLAIR is at least `RIM_CONTRAST` times as bright as the
+    white matter around them.
     """
     limits = limits or card.limits()
     voxel_mm3 = flair.voxel_mm3
@@ -74,15 +72,14 @@ def delineate(
         level = white_level(flair, white if rim is None else white & (rim < NORMAL_RIM))
     wmh, mask = _drawn(wmh, flair, level if card.edges else None, limits)
     liberal = mask | lesions_of(wmh, limits.shifted(LIBERAL_LOG_ODDS), voxel_mm3=voxel_mm3)
-    if rim is None or level is None or rims == "exclude":
+    if rim is None or level is None:
         return Delineation(wmh, mask, liberal, None, anatomy, level)
     bright = flair.data >= RIM_CONTRAST * level
     either = np.where(bright, np.minimum(prediction.wmh + rim, 1), 0)
     bright_rims = drop_small(
         (either >= limits.threshold) & ~mask, voxel_mm3=voxel_mm3, smallest_mm3=limits.smallest_mm3
     )
-    drawn = Delineation(wmh, mask, liberal, bright_rims, anatomy, level)
-    return drawn if rims == "separate" else with_rims(drawn, prediction)
+    return Delineation(wmh, mask, liberal, bright_rims, anatomy, level)
 
 
 def with_rims(drawn: Delineation, prediction: Prediction) -> Delineation:

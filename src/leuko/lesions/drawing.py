@@ -58,12 +58,11 @@ def draw(
     The quality checks examine `flair`, by default that of `pair`, which may be corrected for bias.
     WMH and rims are kept only where `allowed` (X, Y, Z) is True and, unless the result must not be
     used, only within the brain. `rims="include"` adds caps and rims to the
-    mask; `masks.rims` holds them too. Seconds are added to `watch`.
+    mask; `masks.rims` holds them by every convention. Seconds are added to `watch`.
     """
     watch = watch or Stopwatch()
     with watch.stage("delineate"):
-        apart: Rims = "exclude" if rims == "exclude" else "separate"
-        drawn = delineate(prediction, pair.scan, card, limits, rims=apart)
+        drawn = delineate(prediction, pair.scan, card, limits)
         excluded = None
         if allowed is not None:
             drawn, excluded = _without_excluded(drawn, allowed, rims=rims)

@@ -10,6 +10,8 @@ import numpy as np
 
 from leuko.errors import LeukoError
 from leuko.io import nifti
+from leuko.io.files import write_packed
+from leuko.io.inputs import Scan
 from leuko.io.outputs import (
     FILLED_FILE,
     MNI_FLAIR_FILE,
@@ -24,7 +26,7 @@ from leuko.io.tissue import Tissue
 from leuko.lesions.atlas import OUTSIDE, Atlas, AtlasVolumes, measure
 from leuko.lesions.brain import brain_mask
 from leuko.lesions.delineation import Delineation
-from leuko.lesions.filling import fill_from_flair
+from leuko.lesions.filling import filling_from_flair
 from leuko.lesions.mni import SPACE, Place, Residual, bring
 from leuko.model.card import ModelCard
 from leuko.preprocessing.registration import Alignment
@@ -58,7 +60,7 @@ class Template:
 class Extras:
     """Images beside the mask; None if they were not asked for or cannot be made."""
 
-    filled: Volume | None = None  # the T1 on its own grid, lesions filled
+    filled: bytes | None = None  # the T1 with lesions filled, the content of a NIfTI file
     template: Template | None = None  # the brain in MNI152 space
     in_mni: Mapping[str, Volume] = field(default_factory=dict)  # by the names of their files
     atlas: AtlasVolumes | None = None
@@ -90,12 +92,12 @@ class Extras:
         file that cannot be written."""
         if self.atlas is not None:
             self.atlas.write(folder, grid, tell)
-        images = dict(self.in_mni)
-        if self.filled is not None:
-            images[FILLED_FILE] = self.filled
-        for name, image in images.items():
+        for name, image in self.in_mni.items():
             with side_output(folder, name, tell):
                 nifti.write(folder / name, image)
+        if self.filled is not None:
+            with side_output(folder, FILLED_FILE, tell):
+                write_packed(folder / FILLED_FILE, self.filled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,14 +125,14 @@ def make_extras(
     brain: Brain,
     card: ModelCard,
     *,
-    t1: Volume | None,
+    t1: Scan | None,
     alignment: Alignment | None,
     tell: Tell,
     watch: Stopwatch,
 ) -> Extras:
     """What is asked for; `tell` gets a finding for what cannot be made.
 
-    `t1` is the T1 as it was given, `alignment` its registration to the FLAIR.
+    `alignment` is the registration of the T1 to the FLAIR.
     """
     filled, template, in_mni, volumes = None, None, {}, None
     if asked.fill and t1 is not None and alignment is not None:
@@ -181,10 +183,14 @@ def images_in_mni(flair: Volume, drawn: Delineation, place: Place) -> dict[str, 
     }
 
 
-def filled_t1(t1: Volume, alignment: Alignment, drawn: Delineation, card: ModelCard) -> Volume:
-    """The T1 with the lesions of a delineation filled. Raises LeukoError as `filling.fill`."""
+def filled_t1(t1: Scan, alignment: Alignment, drawn: Delineation, card: ModelCard) -> bytes:
+    """The T1 as it is stored with the lesions of a delineation filled, the content of a NIfTI file.
+
+    Raises LeukoError as `filling.filling` and `Scan.stored` do.
+    """
     white = (drawn.anatomy.data == card.number(Tissue.WHITE)) & ~drawn.liberal
     if drawn.rims is not None:
         white &= ~drawn.rims
     mask, normal = (drawn.anatomy.with_data(voxels) for voxels in (drawn.mask, white))
-    return fill_from_flair(t1, mask, normal, alignment.matrix)
+    on_t1, values = filling_from_flair(t1.volume, mask, normal, alignment.matrix)
+    return nifti.replaced(t1.stored(), on_t1, values)

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.ndimage
 
 from leuko.errors import LeukoError
-from leuko.volume import Array, Volume, bounding_box, labels_onto, resample_onto
+from leuko.volume import Array, Volume, as_type, bounding_box, labels_onto, resample_onto
 
 CLEAR_MM = 2.0  # white matter closer to a lesion may be part of it
 PURE = 0.99  # least share of white matter in a voxel of the T1: no partial volume
@@ -32,12 +32,24 @@ LEAST_VOXELS = 100  # of normal white matter
 def fill(t1: Volume, mask: Array, white: Array) -> Volume:
     """The T1 with the voxels of `mask` filled; all other voxels, the grid and the type stay.
 
+    Arguments and errors are those of `filling`.
+    """
+    if not mask.any():
+        return t1
+    data = t1.data.copy()
+    data[mask] = as_type(filling(t1, mask, white), data.dtype)
+    return t1.with_data(data)
+
+
+def filling(t1: Volume, mask: Array, white: Array) -> Array:
+    """The grey values (N,) of the voxels of `mask` when they are filled.
+
     `mask` (X, Y, Z) marks the lesions and `white` normal white matter, bool, both on the grid of
     the T1. Where no white matter is within reach, the mean of all is used. The same input gives
     the same output. Raises LeukoError for fewer than 100 voxels of normal white matter.
     """
     if not mask.any():
-        return t1
+        return np.zeros(0)
     spacing_mm = np.array(t1.spacing_mm)
     box = _widened(bounding_box(mask), MARGIN_MM / spacing_mm, mask.shape)
     lesion = mask[box]
@@ -50,25 +62,23 @@ def fill(t1: Volume, mask: Array, white: Array) -> Volume:
             f"{LEAST_VOXELS} or more; its lesions are not filled"
         )
     noise = _noise(lesion, normal, residual, spacing_mm)
-    filled = level[lesion] + noise
-    data = t1.data.copy()
-    if data.dtype.kind in "iu":
-        limits = np.iinfo(data.dtype)
-        filled = np.rint(filled).clip(limits.min, limits.max)
-    data[box][lesion] = filled.astype(data.dtype)
-    return t1.with_data(data)
+    values: Array = level[lesion] + noise
+    return values
 
 
-def fill_from_flair(t1: Volume, mask: Volume, white: Volume, flair_to_t1: Array) -> Volume:
-    """As `fill`, with lesions and white matter, bool, on the grid of the FLAIR.
+def filling_from_flair(
+    t1: Volume, mask: Volume, white: Volume, flair_to_t1: Array
+) -> tuple[Array, Array]:
+    """The mask on the grid of the T1, bool (X, Y, Z), and its `filling`.
 
-    `flair_to_t1` (4, 4) maps world coordinates of the FLAIR to those of the T1.
+    Lesions and white matter, bool, are on the grid of the FLAIR; `flair_to_t1` (4, 4) maps world
+    coordinates of the FLAIR to those of the T1.
     """
     lesions, normal = (
         Volume(image.data, flair_to_t1 @ image.affine, name=image.name) for image in (mask, white)
     )
-    lesions = labels_onto(lesions.with_data(lesions.data.astype(np.uint8)), t1)
-    return fill(t1, lesions.data > 0, resample_onto(normal, t1).data >= PURE)
+    on_t1 = labels_onto(lesions.with_data(lesions.data.astype(np.uint8)), t1).data > 0
+    return on_t1, filling(t1, on_t1, resample_onto(normal, t1).data >= PURE)
 
 
 def _normal(image: Array, white: Array, spacing_mm: Array) -> tuple[Array, Array, Array]:

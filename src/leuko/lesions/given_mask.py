@@ -65,10 +65,11 @@ def around(
 ) -> tuple[Delineation, Checked]:
     """Another tool's or a reader's mask (X, Y, Z) with the tissues that the model finds around it.
 
-    Its lesions outside the brain are kept, with a finding. The other arguments are as in `draw`.
+    Its lesions outside the brain are kept, with a finding. Caps and rims are those of the model
+    outside the mask. The other arguments are as in `draw`.
     """
     with watch.stage("delineate"):
-        drawn = delineate(prediction, pair.scan, card, rims="exclude")
+        drawn = delineate(prediction, pair.scan, card)
     with watch.stage("check"):
         checked = check(drawn, pair, card, flair=flair)
         findings, done = [*checked.findings], [*checked.checks]
@@ -78,7 +79,8 @@ def around(
             findings += much_outside(outside, flair, "counted; check the mask there")
             findings += _faint(brighter_part(mask, drawn, flair))
             done += ["lesions outside the brain", "brightness of the mask"]
-    masks = replace(drawn, mask=mask, liberal=drawn.liberal | mask)
+    rims = None if drawn.rims is None else drawn.rims & ~mask
+    masks = replace(drawn, mask=mask, liberal=drawn.liberal | mask, rims=rims, own=drawn.mask)
     return masks, replace(checked, findings=tuple(findings), checks=tuple(done))
 
 

@@ -32,6 +32,7 @@ class MaskedScan:
     probability: Array  # of WMH, 0 to 1
     mask: Array
     liberal: Array  # at a lower threshold
+    intracranial: Array | None = None  # brain and CSF; None: all tissues
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,10 @@ def analyse(case: MaskedScan, *, place: mni.Place | None, rule: Rule, threads: i
     """Measure a segmented scan; `place` is its brain's place in the template, if known."""
     numbers = numbered(case.mask)
     lesion = numbers[case.mask].astype(np.intp)
-    intracranial_ml = None if case.tissue is None else case.tissue.ml(case.tissue.data)
-    where = None
+    intracranial_ml, where = None, None
     if case.tissue is not None:
+        inside = case.tissue.data if case.intracranial is None else case.intracranial
+        intracranial_ml = case.tissue.ml(inside)
         where = locate(case.mask, case.tissue, place, threads=threads)
     if where is None:
         lesions = _lesions(case, lesion, None, None)

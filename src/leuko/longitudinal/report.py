@@ -313,10 +313,9 @@ def _details(record: ComparisonRecord) -> str:
         about[f"{name}, caps and rims, mL"] = shown(run.rims_ml, 2)
         about[f"{name}, threshold"] = run.threshold
     about |= {f"version of {name}": version for name, version in record.versions.items()}
-    seconds = {name: shown(s, 2) for name, s in record.seconds.items()}
     return (
         "<details><summary>Scans, settings, seconds</summary>"
-        + plain("About this comparison", {name: text(value) for name, value in about.items()})
-        + plain("Seconds by stage", seconds)
+        + plain("About this comparison", ((name, text(value)) for name, value in about.items()))
+        + plain("Seconds by stage", ((name, shown(s, 2)) for name, s in record.seconds.items()))
         + "</details>"
     )

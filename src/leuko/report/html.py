@@ -237,9 +237,9 @@ def table(
     )
 
 
-def plain(caption: str, rows: Mapping[str, str]) -> str:
+def plain(caption: str, rows: Iterable[tuple[str, str]]) -> str:
     """A table of names and values; the values are HTML."""
-    body = "".join(f'<tr><th scope="row">{text(k)}</th><td>{v}</td></tr>' for k, v in rows.items())
+    body = "".join(f'<tr><th scope="row">{text(k)}</th><td>{v}</td></tr>' for k, v in rows)
     return f'<table class="plain"><caption>{text(caption)}</caption><tbody>{body}</tbody></table>'
 
 

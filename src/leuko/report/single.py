@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import numpy as np
 from PIL import Image
 
-from leuko.io.provenance import RIMS_ARE
+from leuko.io.provenance import RIMS_ARE, RIMS_LIE
 from leuko.io.record import FileRecord, RunRecord
 from leuko.io.tissue import COLOURS, Tissue
 from leuko.lesions.location import REGION_LABELS, REGIONS
@@ -143,12 +143,12 @@ def _kinds(record: RunRecord) -> dict[int, Kind]:
     kinds = dict(KINDS if record.regions else ONE_KIND)
     if record.regions and record.regions.juxtacortical_ml is None:
         kinds.pop(REGIONS.index("juxtacortical"))
-    return kinds | RIMS if record.rims == "separate" else kinds
+    return kinds | RIMS if record.has_rims_apart else kinds
 
 
 def _headline(record: RunRecord) -> str:
     parts = [f"{counted(record)} {record.volume_ml:.2f} mL"]
-    if record.rims == "separate":
+    if record.has_rims_apart:
         parts.append(f"caps and rims {record.rims_ml:.2f} mL (pink)")
     return ", ".join([*parts, f"lesions: {record.lesions}", _usability(record)])
 
@@ -171,10 +171,10 @@ def _subtitle(record: RunRecord, pane: Pane) -> str:
 def _numbers(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     """The numbers below the viewer: those that the answer does not give."""
     if record.rims_ml is not None:
-        yield "Caps and rims", f"{record.rims_ml:.2f} mL", RIMS_ARE[record.rims]
+        yield "Caps and rims", f"{record.rims_ml:.2f} mL", RIMS_LIE[record.rims]
         if record.rims == "include":
             yield "WMH without caps and rims", f"{record.wmh_ml:.2f} mL", ""
-        else:
+        elif record.wmh_and_rims_ml is not None:
             yield "WMH, caps and rims", f"{record.wmh_and_rims_ml:.2f} mL", "together"
     if record.quality:
         low, high = record.quality.interval
@@ -259,11 +259,16 @@ def _atlas(record: RunRecord) -> str:
     """WMH by the regions of the user's atlas that have any, the most first."""
     regions = record.atlas.regions if record.atlas else ()
     found = sorted((r for r in regions if r.wmh_ml), key=lambda region: -region.wmh_ml)
-    rows = {
-        region.name: f"{region.wmh_ml:.3f} mL"
-        + (f", {region.wmh_percent:.3g} % of {region.region_ml:.1f} mL" if region.index else "")
+    rows = [
+        (
+            region.name,
+            f"{region.wmh_ml:.3f} mL"
+            + (
+                f", {region.wmh_percent:.3g} % of {region.region_ml:.1f} mL" if region.index else ""
+            ),
+        )
         for region in found[:MOST_REGIONS]
-    }
+    ]
     off = record.template
     exact = (
         " The registration to the template is affine; the mean distance between the surfaces of "
@@ -277,12 +282,11 @@ def _atlas(record: RunRecord) -> str:
 
 
 def _details(record: RunRecord) -> str:
-    rows = dict(_about(record))
     seconds = {"total": sum(record.seconds.values()), **record.seconds}
     return (
         "<details><summary>Scans, settings, tissues, seconds</summary>"
-        + plain("About this run", {name: text(value) for name, value in rows.items()})
-        + plain("Seconds by stage", {name: shown(s, 2) for name, s in seconds.items()})
+        + plain("About this run", ((name, text(value)) for name, value in _about(record)))
+        + plain("Seconds by stage", ((name, shown(s, 2)) for name, s in seconds.items()))
         + "</details>"
     )
 

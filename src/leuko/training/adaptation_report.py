@@ -51,7 +51,7 @@ def as_html(validation: Validation, shown: Sequence[Example], about: Mapping[str
                 f"<p>{text(SHOWN_SLICES)}</p>" if shown else "",
                 *map(_shown, shown),
             ),
-            section("Training", plain("Settings", settings)),
+            section("Training", plain("Settings", settings.items())),
         ],
         data={},
     )

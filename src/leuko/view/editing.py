@@ -216,6 +216,7 @@ class Result:
         edited = Edited(
             editor=str(latest["editor"]),
             saved=str(latest["saved"]),
+            corrects="automatic" if record.inputs.mask is None else "given",
             automatic_ml=record.volume_ml,
             added_ml=round(self.automatic.ml(mask & ~automatic), 4),
             removed_ml=round(self.automatic.ml(automatic & ~mask), 4),
