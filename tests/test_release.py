@@ -16,11 +16,13 @@ import yaml
 
 from leuko.model import weights
 from leuko.model.card import load_card
+from test_docs import PAGES
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RELEASE = runpy.run_path(str(ROOT / ".ci" / "release.py"))
 MODEL = runpy.run_path(str(ROOT / ".ci" / "model_asset.py"))
+URL, TAG = "https://example.org/leuko", f"v{PROJECT['version']}"
 LARGEST_WHEEL = 15e6  # bytes; most of it is the model
 # Names in conda-forge, where they differ.
 CONDA = {"diplib": "diplib-python", "SimpleITK": "simpleitk"}
@@ -86,19 +88,22 @@ def test_the_recipe_needs_what_the_package_needs():
 
 @pytest.fixture
 def checkout(tmp_path):
-    for name in ("README.md", "pyproject.toml", "CHANGELOG.md"):
+    """The files that a release changes, ready for it."""
+    for name in ("README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
-    changes = (tmp_path / "CHANGELOG.md").read_text(encoding="utf-8")
-    (tmp_path / "CHANGELOG.md").write_text(
-        changes.replace(", unreleased", ", 2027-01-31"), encoding="utf-8"
-    )
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    dated = re.sub("^(## [^,]+), .*$", r"\1, 2027-01-31", changes, count=1, flags=re.MULTILINE)
+    (tmp_path / "CHANGELOG.md").write_text(dated, encoding="utf-8")
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    cited = [line for line in cited if not line.startswith(("date-released:", "repository-code:"))]
+    cited += ["date-released: 2027-01-31", f"repository-code: {URL}", ""]
+    (tmp_path / "CITATION.cff").write_text("\n".join(cited), encoding="utf-8")
     return tmp_path
 
 
 def test_a_release_has_notes_addresses_and_absolute_links(checkout):
-    url = "https://example.org/leuko"
-    tag = f"v{PROJECT['version']}"
-    notes = RELEASE["prepare"](checkout, tag, url)
+    url, tag = URL, TAG
+    notes = RELEASE["prepare"](checkout, tag, url, "https://example.org/docs")
     assert notes.startswith("The first release.")
     assert "## " not in re.sub("^###.*", "", notes, flags=re.MULTILINE)
     page = (checkout / "README.md").read_text(encoding="utf-8")
@@ -108,22 +113,76 @@ def test_a_release_has_notes_addresses_and_absolute_links(checkout):
         assert link.startswith("https://")
     project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["urls"]["Homepage"] == url
+    assert project["urls"]["Documentation"] == "https://example.org/docs"
     assert project["dependencies"] == PROJECT["dependencies"]
 
 
 def test_another_tag_is_not_released(checkout):
     with pytest.raises(SystemExit, match=r"the tag is v9, expected v\d"):
-        RELEASE["prepare"](checkout, "v9", "https://example.org")
+        RELEASE["prepare"](checkout, "v9", URL)
 
 
 def test_a_version_without_a_date_is_not_released(checkout):
-    shutil.copy(ROOT / "CHANGELOG.md", checkout)
     changes = checkout / "CHANGELOG.md"
-    changes.write_text(
-        re.sub("^(## [^,]+), .*$", r"\1, unreleased", changes.read_text(), flags=re.MULTILINE)
-    )
+    dated = changes.read_text(encoding="utf-8")
+    changes.write_text(dated.replace("2027-01-31", "unreleased"), encoding="utf-8")
     with pytest.raises(SystemExit, match="YYYY-MM-DD"):
-        RELEASE["prepare"](checkout, f"v{PROJECT['version']}", "https://example.org")
+        RELEASE["prepare"](checkout, TAG, URL)
+
+
+@pytest.mark.parametrize("line", ["date-released: 2027-01-31", f"repository-code: {URL}"])
+def test_a_version_without_its_citation_is_not_released(checkout, line):
+    citation = checkout / "CITATION.cff"
+    cited = citation.read_text(encoding="utf-8")
+    citation.write_text(cited.replace(line, f"{line}0"), encoding="utf-8")
+    with pytest.raises(SystemExit, match=re.escape(f'CITATION.cff has no line "{line}"')):
+        RELEASE["prepare"](checkout, TAG, URL)
+
+
+def test_a_released_page_installs_the_package_and_not_a_clone(tmp_path, checkout):
+    for path in PAGES:
+        target = tmp_path / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():  # the changelog with a date
+            shutil.copy(path, target)
+    RELEASE["release_pages"](checkout)
+    commands = set()
+    for path in PAGES:
+        name = path.relative_to(ROOT).as_posix()
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        if name in RELEASE["FOR_CONTRIBUTORS"]:
+            assert page == path.read_text(encoding="utf-8")
+            continue
+        for words in ("pip install -e", "Clone this repository", "constraints.txt", "clone -->"):
+            assert words not in page, name
+        commands |= set(re.findall("pip install (?:-. )*\"?leuko.*?(?=`|$| &&)", page, re.MULTILINE))
+    assert 'pip install "leuko[demo]"' in commands
+    assert all(re.fullmatch(r'pip install "leuko\[[a-z]+\]"', command) for command in commands)
+    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert 'pip install "leuko[demo]" && leuko demo\n' in readme
+    assert "pytest" not in readme
+    assert readme.count("--8<-- [") == 2  # the site includes this part
+
+
+def test_the_pages_of_a_clone_stay_before_the_first_release(tmp_path):
+    shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / "CHANGELOG.md").write_text("# Changes\n\n## 0.1.0, unreleased\n")
+    RELEASE["release_pages"](tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == (ROOT / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("pip install -e .", "pip install leuko"),
+        ('pip install -e ".[demo]" && leuko demo', 'pip install "leuko[demo]" && leuko demo'),
+        ('`pip install -c constraints.txt -e ".[a,b]"`', '`pip install "leuko[a,b]"`'),
+        ("a\n\n<!-- clone -->\nb\n<!-- /clone -->\n\nc", "a\n\nc"),
+        ("pip install dask-jobqueue", "pip install dask-jobqueue"),
+    ],
+)
+def test_a_released_line(line, expected):
+    assert RELEASE["released"](line) == expected + "\n"
 
 
 @pytest.fixture(scope="module")
