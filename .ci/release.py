@@ -102,6 +102,11 @@ def with_absolute_links(page: str, tag: str, url: str, folder: str = "") -> str:
     return re.sub(r"(!?\[[^\]]*\])\((?!https?://|#)([^)]+)\)", absolute, page)
 
 
+def without_relative_links(page: str) -> str:
+    """A page in Markdown with the texts of its relative links in their place."""
+    return re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?://|#)[^)]+\)", r"\1", page)
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["pages"]:
         release_pages(ROOT)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from dataclasses import replace
 from email import message_from_bytes
 from pathlib import Path
 
@@ -155,9 +156,10 @@ def test_a_released_page_installs_the_package_and_not_a_clone(tmp_path, checkout
             continue
         for words in ("pip install -e", "Clone this repository", "constraints.txt", "clone -->"):
             assert words not in page, name
-        commands |= set(re.findall("pip install (?:-. )*\"?leuko.*?(?=`|$| &&)", page, re.MULTILINE))
+        commands |= set(re.findall(r"pip install .*?leuko\S*", page))
     assert 'pip install "leuko[demo]"' in commands
-    assert all(re.fullmatch(r'pip install "leuko\[[a-z]+\]"', command) for command in commands)
+    allowed = re.compile(r'pip install "leuko\[[a-z]+\]"|pip install leuko')
+    assert [command for command in commands if not allowed.match(command)] == []
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert 'pip install "leuko[demo]" && leuko demo\n' in readme
     assert "pytest" not in readme
@@ -192,14 +194,32 @@ def asset(tmp_path_factory):
     return folder
 
 
-def test_the_model_is_an_archive_that_models_pull_takes(asset, tmp_path, monkeypatch):
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEUKO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models"
+
+
+def test_the_released_model_is_the_bundled_one(leuko, asset, cache):
     digest, name = (asset / "leuko-base.zip.sha256").read_text().split()
-    monkeypatch.setenv("LEUKO_CACHE", str(tmp_path))
-    monkeypatch.setattr(weights, "BUNDLED", tmp_path / "none")
-    folder = weights.pull(str(asset / name), sha256_expected=digest)
+    code, out, _ = leuko("models", "pull", asset / name, "--sha256", digest)
+    assert code == 0
+    assert "already bundled with Leuko; nothing was installed" in out
+    assert not cache.exists()
+
+
+def test_the_page_for_hugging_face_gives_a_command_that_installs_the_model(
+    leuko, asset, cache, monkeypatch
+):
+    monkeypatch.chdir(asset)
+    page = (asset / "huggingface-README.md").read_text(encoding="utf-8")
+    (command,) = re.findall("^leuko (models pull .*)$", page, re.MULTILINE)
+    assert leuko(*command.split())[0] == 0
+    name = command.split()[-1]
+    assert f"leuko segment --model {name} " in page
     bundled = ROOT / "src/leuko/data/models/leuko-base"
-    for file in bundled.iterdir():
-        assert (folder / file.name).read_bytes() == file.read_bytes()
+    assert (cache / name / "model.onnx").read_bytes() == (bundled / "model.onnx").read_bytes()
+    assert load_card(cache / name) == replace(load_card(bundled), name=name)
 
 
 def test_the_archive_of_a_model_is_always_the_same(asset, tmp_path):
@@ -209,8 +229,17 @@ def test_the_archive_of_a_model_is_always_the_same(asset, tmp_path):
     assert {"leuko-base/LICENSE", "leuko-base/model-card.md"} < set(names)
 
 
+def test_the_card_in_the_archive_has_no_link_that_leads_nowhere(asset):
+    page = zipfile.ZipFile(asset / "leuko-base.zip").read("leuko-base/model-card.md").decode()
+    for link in re.findall(r"\]\(([^)]+)\)", page):
+        assert link.startswith(("https://", "#"))
+    written = (ROOT / "docs/model-card.md").read_text(encoding="utf-8")
+    assert "(methods explains how" in page
+    assert "([methods](methods.md#uncertainty) explains how" in written
+
+
 def test_the_card_for_hugging_face_has_the_licence_and_the_measured_accuracy(asset):
-    page = (asset / "README.md").read_text(encoding="utf-8")
+    page = (asset / "huggingface-README.md").read_text(encoding="utf-8")
     _, front, body = page.split("---\n", 2)
     about = yaml.safe_load(front)
     assert about["license"] == "apache-2.0"
