@@ -38,16 +38,47 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+@pytest.fixture(scope="module")
+def tracked():
+    """The files that git knows."""
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         pytest.skip("NOT TESTED: the files of the repository are only known to git")
     listed = subprocess.run(
-        [git, "ls-files", "src"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.split()
+        [git, "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return set(filter(None, listed.stdout.split("\0")))
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel, tracked):
     names = set(zipfile.ZipFile(wheel).namelist())
     info = f"leuko-{PROJECT['version']}.dist-info/"
-    assert {n for n in names if not n.startswith(info)} == {n.removeprefix("src/") for n in listed}
+    shipped = {name.removeprefix("src/") for name in tracked if name.startswith("src/")}
+    assert {name for name in names if not name.startswith(info)} == shipped
+
+
+def test_the_source_archive_holds_what_git_knows_and_nothing_else(tracked, tmp_path):
+    """Whatever else lies in the checkout when it is built."""
+    others = {
+        "assets/leuko-base.zip",
+        "notes.md",
+        "site/index.html",
+        "installed/bin/python",
+        "a.nii",
+    }
+    for name in tracked | others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("pyproject.toml", ".gitignore", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    listing = (
+        "from hatchling.builders.sdist import SdistBuilder\n"
+        "for file in SdistBuilder('.').recurse_included_files(): print(file.relative_path)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", listing], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert {Path(line).as_posix() for line in told.stdout.splitlines()} == tracked
 
 
 def test_the_wheel_is_small(wheel):
@@ -67,9 +98,21 @@ def test_the_wheel_says_what_it_is(wheel):
 def test_the_version_is_written_in_one_place_and_repeated_without_error():
     version = PROJECT["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert re.findall(r"leuko:(\d[\w.]*\d)", (ROOT / "docs/containers.md").read_text()) == (
-        [version] * (ROOT / "docs/containers.md").read_text().count("leuko:0")
-    )
+    assert json.loads((ROOT / ".zenodo.json").read_text(encoding="utf-8"))["version"] == version
+    for name in ("docs/boutiques.json", "docs/boutiques-segment.json"):
+        about = json.loads((ROOT / name).read_text(encoding="utf-8"))
+        assert about["tool-version"] == version
+    # The tags of the container, wherever they are.
+    tagged = {"docs/containers.md", "docs/pipelines.md", "contrib/nextflow/leuko/segment/main.nf"}
+    for home in (ROOT / "docs", ROOT / "contrib"):
+        for path in home.rglob("*"):
+            if path.suffix not in {".md", ".nf", ".yml", ".test", ".py", ".smk", ".json"}:
+                continue
+            tags = re.findall(r"\bleuko:(\d[\w.]*\w)", path.read_text(encoding="utf-8"))
+            assert set(tags) <= {version}, path
+            assert tags or path.relative_to(ROOT).as_posix() not in tagged, path
+    released = (ROOT / "docs/releasing.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\bv(\d+\.\d[\w.]*)\b", released)) == {version}
     first = re.search(r"^## (\S+), (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert first[1] == version
     assert re.fullmatch(r"unreleased|\d{4}-\d\d-\d\d", first[2])
