@@ -111,8 +111,9 @@ def test_the_version_is_written_in_one_place_and_repeated_without_error():
             tags = re.findall(r"\bleuko:(\d[\w.]*\w)", path.read_text(encoding="utf-8"))
             assert set(tags) <= {version}, path
             assert tags or path.relative_to(ROOT).as_posix() not in tagged, path
-    released = (ROOT / "docs/releasing.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\bv(\d+\.\d[\w.]*)\b", released)) == {version}
+    steps = (ROOT / "docs/releasing.md").read_text(encoding="utf-8")
+    for name in (*tagged, ".zenodo.json", "CITATION.cff", "recipe/recipe.yaml"):
+        assert f"`{name}`" in steps
     first = re.search(r"^## (\S+), (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert first[1] == version
     assert re.fullmatch(r"unreleased|\d{4}-\d\d-\d\d", first[2])
@@ -126,8 +127,22 @@ def test_the_recipe_needs_what_the_package_needs():
     for line in PROJECT["dependencies"]:
         name, limit = re.fullmatch(r"([\w-]+)(.*)", line).groups()
         needed.add(f"{CONDA.get(name, name)} {limit}")
-    assert set(recipe["requirements"]["run"]) == needed
+    minimum = recipe["context"]["python_min"]
+    run = [line.replace("${{ python_min }}", minimum) for line in recipe["requirements"]["run"]]
+    assert set(run) == needed
+    assert "python ${{ python_min }}.*" in recipe["requirements"]["host"]
     assert f"leuko = {PROJECT['scripts']['leuko']}" in recipe["build"]["python"]["entry_points"]
+
+
+def test_the_recipe_names_its_home_its_maintainers_and_all_licences():
+    recipe = yaml.safe_load((ROOT / "recipe/recipe.yaml").read_text(encoding="utf-8"))
+    assert recipe["about"]["license_file"] == PROJECT["license-files"]
+    assert recipe["about"]["homepage"] == "${{ homepage }}"
+    assert recipe["context"]["homepage"].startswith("https://")
+    assert recipe["extra"]["recipe-maintainers"]
+    steps = (ROOT / "docs/releasing.md").read_text(encoding="utf-8")
+    for name in ("source", "homepage", "recipe-maintainers"):  # to be filled in
+        assert f"`{name}`" in steps
 
 
 @pytest.fixture
