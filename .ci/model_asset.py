@@ -2,11 +2,13 @@
 
 - leuko-base.zip: what `leuko models pull` installs; the same bytes from the same model
 - leuko-base.zip.sha256
-- README.md: the model card for Hugging Face, with its metadata and the measured accuracy
+- huggingface-README.md: the model card for Hugging Face, with its metadata, the measured accuracy
+  and how to use the model
 - zenodo.json: the metadata for Zenodo
 
 Every number comes from docs/model-card.md and the model's own card. TAG and URL (the repository's)
-make the links of the card absolute.
+make the links of the page for Hugging Face absolute. The card in the archive has none, so that the
+archive is the same in each version of Leuko.
 """
 
 import re
@@ -24,6 +26,7 @@ from leuko.model.card import CARD_FILE, ModelCard, load_card
 from leuko.model.weights import DEFAULT, find
 
 ROOT = Path(__file__).parents[1]
+RELEASE = runpy.run_path(str(ROOT / ".ci" / "release.py"))
 PAGE = ROOT / "docs" / "model-card.md"
 # Columns of the table of means: type of the metric, name.
 METRICS = {
@@ -33,6 +36,23 @@ METRICS = {
     "recall": ("lesion_recall", "Lesion recall"),
     "F1": ("lesion_f1", "Lesion F1"),
 }
+USE = """\
+## Use
+
+Leuko contains this model. After `pip install leuko`:
+
+```text
+leuko segment --flair FLAIR.nii.gz --t1 T1.nii.gz -o OUT
+```
+
+A version of Leuko that contains another model under this name can use this one under a name of its
+own. Download `{file}.zip`, then:
+
+```text
+leuko models pull {file}.zip --name {name}
+leuko segment --model {name} --flair FLAIR.nii.gz --t1 T1.nii.gz -o OUT
+```
+"""
 TASK = {"type": "image-segmentation", "name": "Segmentation of white matter hyperintensities"}
 
 
@@ -42,14 +62,20 @@ def make(out: Path, tag: str = "", url: str = "") -> None:
     card, page = load_card(folder), PAGE.read_text(encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
     archive = out / f"{card.name}.zip"
+    files = {
+        path.name: path.read_bytes()
+        for path in (folder / CARD_FILE, folder / card.weights, ROOT / "LICENSE")
+    }
+    files[PAGE.name] = RELEASE["without_relative_links"](page).encode()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
-        for path in (folder / CARD_FILE, folder / card.weights, PAGE, ROOT / "LICENSE"):
-            entry = zipfile.ZipInfo(f"{card.name}/{path.name}")  # always of the same date
+        for name, stored in files.items():
+            entry = zipfile.ZipInfo(f"{card.name}/{name}")  # always of the same date
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            content.writestr(entry, path.read_bytes())
+            content.writestr(entry, stored)
     digest = sha256(archive)
     (out / f"{archive.name}.sha256").write_text(f"{digest}  {archive.name}\n", encoding="ascii")
-    (out / "README.md").write_text(hugging_face(card, page, tag, url), encoding="utf-8")
+    shown = hugging_face(card, page, tag, url)
+    (out / "huggingface-README.md").write_text(shown, encoding="utf-8")
     write_json(out / "zenodo.json", zenodo(card, page))
 
 
@@ -63,10 +89,11 @@ def hugging_face(card: ModelCard, page: str, tag: str, url: str) -> str:
         "model-index": [{"name": card.name, "results": list(results(page))}],
     }
     if url:
-        absolute = runpy.run_path(str(ROOT / ".ci" / "release.py"))["with_absolute_links"]
-        page = absolute(page, tag, url, "docs")
+        page = RELEASE["with_absolute_links"](page, tag, url, "docs")
     front = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n{page}"
+    summary, rest = page.split("\n## ", 1)
+    name = f"{card.name}-{card.leuko_version}"
+    return f"---\n{front}---\n\n{summary}\n{USE.format(file=card.name, name=name)}\n## {rest}"
 
 
 def results(page: str) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,11 @@
-"""Hooks of the documentation site: adds the documents outside docs/ and adapts the links to them.
+"""Hooks of the documentation site: adds the documents outside docs/ and adapts the links to them,
+and links the repository, whose address is in the variable REPO_URL, at the foot of each page.
 
 In the repository, links are relative to the file that holds them, so that they work on a code host.
 All pages of the site are in one folder.
 """
 
+import os
 import posixpath
 import re
 from pathlib import Path
@@ -22,6 +24,14 @@ PAGES = {
     "THIRD_PARTY.md": "third-party.md",
     "SECURITY.md": "reporting.md",
 }
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the link to the repository."""
+    if url := os.environ.get("REPO_URL"):
+        link = {"icon": "fontawesome/brands/git-alt", "link": url, "name": "Repository"}
+        config.extra["social"] = [link]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (-slow[item.path], -tests[item.path], item.path))
     absent = pytest.mark.skip(reason=f"REAL SCANS NOT TESTED: {REAL} is not there")
     no_browser = pytest.mark.skip(reason="PAGES NOT TESTED IN A BROWSER: no Chromium")
+    elsewhere = pytest.mark.skip(reason=f"NOT TESTED on {sys.platform}: uses what only Linux has")
     for item in items:
+        if "linux" in item.keywords and sys.platform != "linux":
+            item.add_marker(elsewhere)
         if "browser" in item.keywords and not BROWSER:
             item.add_marker(no_browser)
         if "real" in item.keywords and not REAL.is_dir():

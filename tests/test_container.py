@@ -14,6 +14,7 @@ import pytest
 import leuko
 from phantoms import SMALL_MODEL
 
+pytestmark = pytest.mark.linux
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 # In mounts of its own, all is read-only but one folder and, unless "ro" is given, /dev/shm.

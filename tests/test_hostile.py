@@ -25,6 +25,7 @@ from leuko.errors import LeukoError
 from leuko.io import inputs, nifti
 from phantoms import make_phantom
 
+pytestmark = pytest.mark.linux
 SECONDS, BYTES = 10, 2 << 30
 
 places = st.integers(0, 2000) | st.floats(0, 1)

@@ -11,6 +11,7 @@ import leuko
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(leuko.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SCRIPTS = {"run", "try_image"}  # without a suffix, in .ci
 PATH = re.compile(r"`([^`]+)`")
 
 
@@ -26,10 +27,13 @@ TEXTS = sorted({PATH.fullmatch(row[-1])[1] for row in SHIPPED})
 
 
 def files_without_code():
-    """Paths in the repository of what is shipped beside code and pages."""
-    folders = (PACKAGE, ROOT / "docs", ROOT / "tests" / "small_model")
-    found = (path for folder in folders for path in folder.rglob("*") if path.is_file())
-    code = (".py", ".pyc", ".md", ".sh")
+    """Paths in the repository of what is shipped, also in the source archive, beside code and
+    pages."""
+    names = ("docs", "tests", "experiments", "benchmarks", "contrib", "recipe", ".ci")
+    folders = (PACKAGE, *(ROOT / name for name in names))
+    found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    found = [path for path in found if path.name not in SCRIPTS]
+    code = (".py", ".pyc", ".md", ".sh", ".smk", ".nf", ".test", ".yml", ".yaml")
     return sorted(path.relative_to(ROOT).as_posix() for path in found if path.suffix not in code)
 
 

@@ -55,6 +55,7 @@ def test_the_command_that_it_makes_is_understood(leuko, tmp_path):
     assert "holds no sub-* folder" in said  # so far it was understood
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize(
     ("arguments", "run"),
     [

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,14 @@ from leuko.cli import main
 """
 
 
+# What a test may use only if it is marked linux, since it fails or means something else elsewhere.
+LINUX = (
+    r"os\.fork\(|SIGKILL|SIGINT|[\"'(]/proc/|[\"]/bin/sh\", |geteuid|preexec_fn|mkfifo"
+    r"|fsdecode\(b|import (?:fcntl|pwd|pty|resource)\b"
+)
+TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
+
+
 # Calls of that name which open no text.
 OTHERS = {"os.open", "webbrowser.open", "content.open", "self.opener.open", "gzip.open"}
 
@@ -64,6 +73,13 @@ def test_modules_of_unix_alone_are_guarded():
         }
         name = path.relative_to(SOURCES[0].parent).as_posix()
         assert imported & ABSENT <= GUARDED.get(name, set()), name
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_tests_of_what_only_linux_has_are_marked(path):
+    written = path.read_text(encoding="utf-8")
+    if path.name != Path(__file__).name and re.search(LINUX, written):
+        assert "pytest.mark.linux" in written
 
 
 def run_as_windows(*arguments, **environment):

@@ -11,6 +11,7 @@ import pytest
 from test_docs import PAGES
 
 ROOT = Path(__file__).parents[1]
+REPOSITORY = "https://github.com/example/leuko"
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -18,7 +19,7 @@ def build(folder):
     process = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
         cwd=ROOT,
-        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "REPO_URL": REPOSITORY},
         capture_output=True,
         text=True,
         check=False,
@@ -70,6 +71,9 @@ def test_nothing_is_loaded_from_elsewhere(site):
         page = path.read_text(encoding="utf-8")
         assert not re.search(r'\ssrc="?(?:https?:)?//', page), path
         assert not re.search(r'<link[^>]+href="?(?:https?:)?//', page), path
+        # Of an element like this the theme asks the code host for stars and versions.
+        assert 'data-md-component="source"' not in page, path
+        assert page.count(f"href={REPOSITORY} ") + page.count(f'href="{REPOSITORY}"') == 1, path
     for path in (site / "assets" / "stylesheets").glob("*.css"):
         assert not re.search(r"(?:url\(|@import )[\"']?(?:https?:)?//", path.read_text()), path
 

@@ -264,6 +264,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.linux
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_training_says_how_to_go_on(heads, foreign_model, tmp_path):
     run = tmp_path / "run"

@@ -23,6 +23,7 @@ from leuko.io.files import read_json
 from leuko.io.outputs import MASK_FILE, RECORD_FILE, REPORT_FILE
 from phantoms import SMALL_MODEL, make_phantom
 
+pytestmark = pytest.mark.linux
 MODEL = "--model", SMALL_MODEL
 SHAPE, SPACING = (64, 80, 18), (2.7, 2.6, 7.0)
 

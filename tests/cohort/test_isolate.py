@@ -12,6 +12,7 @@ import pytest
 from cohorts import awaited
 from leuko.cohort.worker import Limits, run
 
+pytestmark = pytest.mark.linux
 TASKS = """
 import ctypes, os, signal, sys
 from leuko.cohort.worker import receive

@@ -221,7 +221,9 @@ def test_a_study_without_a_flair_lists_what_it_has(tmp_path):
 def test_series_of_one_number_from_two_studies_are_told_by_their_folders(tmp_path):
     study(tmp_path)
     write_series(tmp_path / "second", lopsided(grid()), uid="1.2.3.9", number=2)
-    with pytest.raises(LeukoError, match=r"has 2 series 2: .* in .*/a; .* in .*/second; give the"):
+    with pytest.raises(
+        LeukoError, match=r"has 2 series 2: .* in .*[/\\]a; .* in .*[/\\]second; give the"
+    ):
         dicom.find_pair(tmp_path, flair=2)
 
 

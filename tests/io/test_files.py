@@ -26,7 +26,7 @@ def test_scratch_lies_within_an_output_folder_that_is_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no one of the killed")
+@pytest.mark.linux
 @pytest.mark.parametrize("there", [False, True])
 def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path, there):
     folder = tmp_path / "out [1]"

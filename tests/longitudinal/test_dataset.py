@@ -210,6 +210,7 @@ def test_scans_that_were_moved_with_their_dataset_are_found(tmp_path, leuko):
     assert not (tmp_path / "out" / "logs" / "longitudinal" / "sub-01.failed").exists()
 
 
+@pytest.mark.linux
 @pytest.mark.slow
 def test_after_a_kill_the_rest_is_compared_and_nothing_twice(tmp_path, leuko):
     for subject in ("01", "02", "03"):

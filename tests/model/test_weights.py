@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -46,8 +47,36 @@ def test_a_model_is_pulled_and_found_by_name(archive, cache, model):
     assert sorted(path.name for path in folder.iterdir()) == [CARD_FILE, WEIGHTS_FILE]
     assert load_card(folder) == load_card(model)
     assert set(installed()) == {"leuko-base", "phantom-model"}
-    with pytest.raises(LeukoError, match="is installed already"):
+    with pytest.raises(LeukoError, match=r"is installed already: .* with --name, or delete"):
         pull(str(archive))
+
+
+def test_a_model_is_pulled_under_another_name(archive, cache, model):
+    pull(str(archive))
+    folder = pull(str(archive), name="second")
+    assert folder == cache / "second" == find("second")
+    assert load_card(folder) == replace(load_card(model), name="second")
+    with pytest.raises(LeukoError, match="a model second is installed already"):
+        pull(str(archive), name="second")
+
+
+def test_a_bundled_model_is_not_installed_again(tmp_path, cache):
+    folder = weights.BUNDLED / "leuko-base"
+    archive = shutil.make_archive(str(tmp_path / "base"), "zip", folder)
+    assert pull(archive) == folder
+    assert not cache.exists()
+    assert pull(archive, name="mine") == cache / "mine"
+
+
+def test_another_model_with_the_name_of_a_bundled_one_needs_its_own_name(archive, tmp_path, cache):
+    """Nobody is told to delete a part of the package."""
+    other = changed(archive, tmp_path / "other.zip", name="leuko-base")
+    with pytest.raises(LeukoError, match="give this one a name of its own with --name") as refused:
+        pull(str(other))
+    assert "delete" not in str(refused.value)
+    assert not cache.exists()
+    assert pull(str(other), name="other") == cache / "other"
+    assert find("leuko-base") == weights.BUNDLED / "leuko-base"
 
 
 def test_a_url_will_do(archive):
@@ -128,8 +157,10 @@ def test_a_tampered_model_is_not_installed(archive, tmp_path, cache):
 )  # fmt: skip
 def test_a_name_that_cannot_be_is_refused(archive, tmp_path, cache, name):
     bad = changed(archive, tmp_path / "bad.zip", name=name)
-    with pytest.raises(LeukoError, match=r"rename it|is installed already"):
+    with pytest.raises(LeukoError, match="with --name"):
         pull(str(bad))
+    with pytest.raises(LeukoError, match="with --name"):
+        pull(str(archive), name=name)
     assert not cache.exists()
 
 

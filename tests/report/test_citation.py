@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conftest import segmented
 from leuko.errors import LeukoError
 from leuko.io.record import Edited, RunRecord
 from leuko.model.card import load_card
 from leuko.model.weights import DEFAULT, find
-from leuko.report.citation import REFERENCES, citation
+from leuko.report.citation import OWN_REFERENCE, REFERENCES, citation
 from phantoms import SMALL_MODEL
 from reports import a_head, a_record
 
@@ -103,7 +104,9 @@ def test_every_reference_is_cited_and_every_citation_has_its_reference(written):
     for said in (written(), written(settings=settings(bias_correction=True)), citation()):
         paragraph, listed = said.split("\n\nReferences\n")
         cited = {text for words, text in REFERENCES.items() if words in paragraph}
-        assert {line.removeprefix("- ") for line in listed.splitlines()} == cited
+        (version,) = set(re.findall(r"with (?:its model .* )?Leuko (\S+?)[ ;]", paragraph))
+        own = OWN_REFERENCE.format(version=version)
+        assert {line.removeprefix("- ") for line in listed.splitlines()} == cited | {own}
         years = re.findall(r"[a-z.]+ (?:19|20)\d\d\b", paragraph)
         assert len(years) == len(cited)
 
@@ -113,11 +116,27 @@ def test_a_folder_without_a_record_is_refused(tmp_path):
         citation(tmp_path)
 
 
+def test_leuko_itself_has_a_reference_wherever_it_is_cited():
+    about = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (author,) = about["authors"]
+    own = OWN_REFERENCE.format(version=about["version"])
+    assert own.startswith(f"{author['name']}. {about['title']}, version {about['version']}")
+    assert f"- {own}\n" in citation()
+    page = (ROOT / "docs" / "citing.md").read_text(encoding="utf-8")
+    assert f"> {OWN_REFERENCE.format(version='VERSION')}\n" in page
+
+
 def test_the_files_for_citing_agree_with_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     zenodo = json.loads((ROOT / ".zenodo.json").read_text(encoding="utf-8"))
     cff = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     (doi,) = re.findall(r"doi: (\S+)", cff)
+    about = yaml.safe_load(cff)
+    assert "preferred-citation" not in about  # a code host would show this one alone
+    assert [work["doi"] for work in about["references"]] == [doi]
+    assert [author["name"] for author in about["authors"]] == [
+        author["name"] for author in project["authors"]
+    ]
     assert REFERENCES["Xu et al. 2018"].endswith(f"doi:{doi}")
     assert [related["identifier"] for related in zenodo["related_identifiers"]] == [doi]
     assert f"\nversion: {project['version']}\n" in cff

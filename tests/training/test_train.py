@@ -96,6 +96,7 @@ def test_a_resumed_run_gives_the_same_bytes(heads, tmp_path, kind):
     assert weights(tmp_path / "whole") == weights(tmp_path / "stopped")
 
 
+@pytest.mark.linux
 def test_a_killed_run_gives_the_same_bytes(heads, tmp_path):
     settings = small_settings(heads, steps=100, stages=NARROW, held_out=0.0)
     for name in ("whole", "killed"):

@@ -203,6 +203,7 @@ def test_an_accessibility_checker_finds_nothing(opened):
     assert found.violations_count == 0, found.generate_report()
 
 
+@pytest.mark.linux
 def test_ctrl_c_ends_the_command(out):
     command = [sys.executable, "-m", "leuko.cli", "view", str(out), "--no-browser"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -63,15 +63,21 @@ def verify_model(
 def pull_model(
     source: Annotated[str, typer.Argument(help="URL or file of a zipped model folder.")],
     sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the archive.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model; by default the one in its card.")
+    ] = None,
 ) -> None:
     """Install a model from a URL or file.
 
-    Afterwards, --model accepts it by name.
+    Afterwards, --model accepts it by name. A model that Leuko already contains is not installed
+    again.
     """
     from leuko.model.card import load_card
-    from leuko.model.weights import pull
+    from leuko.model.weights import BUNDLED, pull
 
-    folder = pull(source, sha256_expected=sha256)
+    folder = pull(source, sha256_expected=sha256, name=name)
     card = load_card(folder)
     print(f"{card.name}  {folder}")
+    if folder.parent == BUNDLED:
+        print("  this model is already bundled with Leuko; nothing was installed")
     print(f"  licence {card.licence}")

@@ -9,6 +9,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ import platformdirs
 
 from leuko.errors import LeukoError
 from leuko.io.files import DEVICE, sha256, staged
-from leuko.model.card import CARD_FILE, ONNX_FILE, WEIGHTS_FILE, load_card
+from leuko.model.card import CARD_FILE, ONNX_FILE, WEIGHTS_FILE, load_card, save_card
 from leuko.model.download import download
 
 # A pulled model's name becomes a folder name; Windows drops a dot at the end.
@@ -61,12 +62,13 @@ def find(model: str) -> Path:
     )
 
 
-def pull(source: str, *, sha256_expected: str | None = None) -> Path:
+def pull(source: str, *, sha256_expected: str | None = None, name: str | None = None) -> Path:
     """Install a model from a zip archive, at a URL or on disk, into the cache; returns its folder.
 
-    The archive holds the card and the weights, at its top level or in one folder. Raises
-    LeukoError, with the cache unchanged, if the archive cannot be read, has an unexpected SHA-256,
-    holds no complete model, or its model's name is already installed.
+    The archive holds the card and the weights, at its top level or in one folder. `name` replaces
+    the name in the card. If the same model is bundled under this name, nothing is installed and its
+    folder is returned. Raises LeukoError, with the cache unchanged, if the archive cannot be read,
+    has an unexpected SHA-256, holds no complete model, or its model's name is already installed.
     """
     with TemporaryDirectory() as temporary:
         archive = Path(temporary) / "model.zip"
@@ -83,19 +85,28 @@ def pull(source: str, *, sha256_expected: str | None = None) -> Path:
             card = load_card(unpacked)
         except LeukoError as error:
             raise LeukoError(f"{source} holds no complete model: {error}") from error
-        if not NAME.fullmatch(card.name) or DEVICE.fullmatch(card.name):
+        name = card.name if name is None else name
+        if not NAME.fullmatch(name) or DEVICE.fullmatch(name):
             raise LeukoError(
-                f"{source} has the model name {card.name!r}; expected up to 64 letters, digits, "
-                "dots, dashes and underscores: rename it in card.json"
+                f"{source} has the model name {name!r}; expected up to 64 letters, digits, "
+                "dots, dashes and underscores: give another one with --name"
             )
+        if name != card.name:
+            card = save_card(unpacked, replace(card, name=name))
         # Some file systems do not tell upper from lower case.
         same = {name.lower(): folder for name, folder in installed().items()}
-        if card.name.lower() in same:
+        if folder := same.get(name.lower()):
+            bundled = folder.parent == BUNDLED
+            if bundled and load_card(folder) == card:
+                return folder
             raise LeukoError(
-                f"a model {card.name} is installed already: {same[card.name.lower()]}; use it, or "
-                "delete that folder first"
+                f"another model {name} is bundled with Leuko; give this one a name of its own "
+                "with --name"
+                if bundled
+                else f"a model {name} is installed already: {folder}; use it, give this one a "
+                "name of its own with --name, or delete that folder first"
             )
-        target = cache_folder() / card.name
+        target = cache_folder() / name
         with staged(target) as scratch:
             for file in unpacked.iterdir():
                 shutil.copyfile(file, scratch / file.name)

@@ -31,6 +31,7 @@ REFERENCES = {
     "Conformal Prediction Under Covariate Shift. Advances in Neural Information Processing Systems "
     "32. doi:10.48550/arXiv.1904.06019",
 }
+OWN_REFERENCE = "The Leuko developers. Leuko, version {version} [computer software]."
 HASH_DIGITS = 12  # of a SHA-256, enough to tell weights apart
 RIMS: dict[Rims, str] = {
     "separate": "were segmented separately and did not count as WMH",
@@ -52,15 +53,17 @@ def citation(run: Path | None = None) -> str:
     run. None: the bundled model with default settings. Raises LeukoError if there is no record.
     """
     if run is None:
-        return _with_references(_default(load_card(find(DEFAULT))))
+        card = load_card(find(DEFAULT))
+        return _with_references(_default(card), versions()["leuko"])
     record = RunRecord.read(run / RECORD_FILE if run.is_dir() else run)
-    return _with_references(_described(record, _card(record)))
+    return _with_references(_described(record, _card(record)), record.leuko_version)
 
 
-def _with_references(sentences: Iterable[str]) -> str:
+def _with_references(sentences: Iterable[str], version: str) -> str:
     paragraph = " ".join(sentences)
-    cited = sorted(text for words, text in REFERENCES.items() if words in paragraph)
-    return "\n".join([paragraph, "", "References", *(f"- {text}" for text in cited)])
+    cited = [text for words, text in REFERENCES.items() if words in paragraph]
+    listed = sorted([OWN_REFERENCE.format(version=version), *cited])
+    return "\n".join([paragraph, "", "References", *(f"- {text}" for text in listed)])
 
 
 def _card(record: RunRecord) -> ModelCard | None:
