@@ -161,8 +161,9 @@ def measure(
     `mask` holds one label, a probability (WMH from 0.5), or several labels of which
     `settings.lesion_labels` are WMH. A mask on the grid of the T1 moves with it when the T1 is
     registered; any mask on another grid is resampled to the FLAIR's. Regions and the intracranial
-    volume come from the tissues that the model finds. The other arguments are those of `segment`;
-    thresholds and rims do not apply, and the volume has no interval.
+    volume come from the tissues that the model finds, and caps and rims are those that it finds
+    outside the mask. The other arguments are those of `segment`; the settings of thresholds and
+    rims do not apply, and the volume has no interval.
 
     Raises LeukoError as `segment` does, and if the mask has several labels of which none was
     chosen, or does not meet the FLAIR.

@@ -127,14 +127,14 @@ def test_a_corrected_mask_lies_beside_the_automatic_one_in_a_valid_dataset(out, 
     made = {path.name for path in copy.rglob("sub-*") if path.is_file() and path not in before}
     prefix, label = f"{VISITS[0]}_space-FLAIR_", "label-WMH_desc-edited"
     lesions, regions = "seg-WMHlesions_desc-edited_dseg", "seg-WMHpvdeep_desc-edited_dseg"
-    images = {f"{label}_mask", lesions, regions}
+    images = {f"{label}_mask", lesions, regions, "desc-rimsEdited_mask"}
     pictures = {f"{label}_qc.png", f"{label}_keyslices.jpg"}
     files = {f"{image}{end}" for image in images for end in (".nii.gz", ".json")}
     files |= {f"{lesions}.tsv", f"{regions}.tsv", f"{label}_report.html", f"{label}_stats.json"}
     files |= pictures
     assert made == {prefix + name for name in files}
     np.testing.assert_array_equal(result.mask, mask)
-    about = json.loads(result.history_path.read_text())
+    about = json.loads(result.files.history.read_text())
     assert about["edits"][0]["editor"] == "A. Reader"
     assert about["SpatialReference"].endswith("_FLAIR.nii.gz")
     assert described(result)["is_current"] is True

@@ -13,7 +13,7 @@ import scipy.stats
 from leuko.cohort import derivatives
 from leuko.errors import LeukoError
 from leuko.io import nifti
-from leuko.io.inputs import Scan
+from leuko.io.inputs import Scan, read
 from leuko.lesions.filling import fill, filling_from_flair
 from leuko.segment import SegmentSettings, segment
 from leuko.volume import Volume
@@ -242,6 +242,19 @@ def test_the_t1_keeps_its_header_and_every_stored_value_outside_the_mask(make, h
         values.reshape(mask.shape)[mask].mean()
         > np.asanyarray(before.dataobj).reshape(mask.shape)[mask].mean()
     )
+
+
+def test_a_t1_from_dicom_is_stored_with_its_background(phantom, tmp_path):
+    pytest.importorskip("highdicom")
+    from dicom_series import write_series
+
+    made = phantom.t1.with_data(np.where(phantom.t1.data > 60, phantom.t1.data, -1024))
+    scan = read(write_series(tmp_path / "t1", made))
+    background = scan.volume.data == 0
+    assert background.mean() > 0.1
+    stored = np.asanyarray(nifti.opened(scan.stored()).dataobj)
+    assert (stored[background] == -1024).all()
+    np.testing.assert_array_equal(stored[~background], scan.volume.data[~background])
 
 
 def test_a_t1_that_became_another_file_is_not_filled(heads, monkeypatch):

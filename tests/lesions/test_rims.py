@@ -306,6 +306,19 @@ def test_a_given_mask_has_the_tissues_and_the_rims_of_the_mask_that_it_is(runs):
         assert not np.isnan(summary.row(was)[column])
 
 
+def test_a_corrected_mask_has_rims_of_its_own_in_a_bids_dataset(runs, tmp_path):
+    given = measured(runs, runs.results["separate"])
+    given.save(tmp_path / "native")
+    out = tmp_path / "anat"
+    out.mkdir()
+    prefix = "sub-01_space-FLAIR_"
+    derivatives.arrange(tmp_path / "native", out, prefix, ["bids:raw:F"], is_edited=True)
+    rims = nifti.read_map(out / f"{prefix}desc-rimsEdited_mask.nii.gz")
+    np.testing.assert_array_equal(rims.data > 0, given.maps.rims.data)
+    about = json.loads((out / f"{prefix}desc-rimsEdited_mask.json").read_text())
+    assert about["Type"] == "ROI"
+
+
 def test_a_given_mask_takes_its_voxels_from_the_rims_of_the_model(runs):
     found, both = runs.results["separate"], runs.results["include"]
     half = both.maps.mask.data.copy()

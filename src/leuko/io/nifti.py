@@ -154,7 +154,7 @@ def replaced(content: bytes, mask: Array, values: Array) -> bytes:
     stored_as = opened(content).dataobj
     shape = stored_as.shape[:3]
     if shape != mask.shape or math.prod(stored_as.shape) != mask.size:
-        raise LeukoError(f"the scan has shape {stored_as.shape}, expected {mask.shape}")
+        raise LeukoError(f"the scan changed since it was read: its shape is now {stored_as.shape}")
     whole = bytearray(content)
     voxels = np.ndarray(shape, stored_as.dtype, whole, stored_as.offset, order="F")
     voxels[mask] = as_type((values - stored_as.inter) / stored_as.slope, voxels.dtype)
