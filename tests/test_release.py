@@ -292,8 +292,8 @@ def test_the_card_in_the_archive_has_no_link_that_leads_nowhere(asset):
     for link in re.findall(r"\]\(([^)]+)\)", page):
         assert link.startswith(("https://", "#"))
     written = (ROOT / "docs/model-card.md").read_text(encoding="utf-8")
-    assert "(methods explains how" in page
-    assert "([methods](methods.md#uncertainty) explains how" in written
+    assert "(methods has the details" in page
+    assert "([methods](methods.md#uncertainty) has the details" in written
 
 
 def test_the_card_for_hugging_face_has_the_licence_and_the_measured_accuracy(asset):
