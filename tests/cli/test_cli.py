@@ -120,6 +120,15 @@ def test_evaluate_writes_a_table_of_folders(leuko, heads, tmp_path):
     assert len((tmp_path / "table.tsv").read_text().splitlines()) == 10
 
 
+def test_evaluate_refuses_a_table_that_cannot_be_written_before_it_measures(
+    leuko, heads, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("leuko.evaluation.evaluate.evaluate", None)
+    (tmp_path / "file").touch()
+    answer = leuko("evaluate", heads, heads, "-o", tmp_path / "file" / "folder" / "table.tsv")
+    assert_one_line_error(answer, "cannot write into", "file/folder: Not a directory")
+
+
 def test_evaluate_refuses_a_file_against_a_folder(leuko, heads, tmp_path):
     assert_one_line_error(
         leuko("evaluate", heads / "head0" / "wmh.nii.gz", heads), "two files or two folders"
@@ -430,6 +439,12 @@ def test_scans_that_are_no_pair_are_refused(leuko, phantom, model, tmp_path):
     assert code == 2
     assert "T1.nii.gz covers 0% of the head" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_segment_refuses_a_folder_that_cannot_be_written_before_it_reads(leuko, tmp_path):
+    (tmp_path / "file").touch()
+    answer = leuko("segment", "--flair", tmp_path / "absent.nii", "-o", tmp_path / "file" / "out")
+    assert_one_line_error(answer, "cannot write into", "choose another output folder")
 
 
 def test_an_image_as_output_folder_is_refused(leuko, phantom, model, tmp_path):

@@ -198,6 +198,7 @@ def evaluate(
         summarise,
         write_table,
     )
+    from leuko.io.files import require_writable
 
     for path in (reference, prediction):
         if not path.exists():
@@ -213,6 +214,8 @@ def evaluate(
         row = evaluate(reference, prediction)
         print(json.dumps(json_ready(row), indent=2) if as_json else measures_as_text(row))
         return
+    if out:
+        require_writable(out.parent)
     matched, lacking = match_folders(reference, prediction)
     rows = {subject: evaluate(*masks) for subject, masks in matched.items()}
     table = {**rows, **summarise(rows)}

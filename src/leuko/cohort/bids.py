@@ -15,7 +15,7 @@ from leuko import __version__
 from leuko.cohort.bids_names import OWN, SUFFIXES, Filter, Image, label, visit_folder
 from leuko.cohort.derivatives import IGNORED
 from leuko.errors import LeukoError
-from leuko.io.files import is_folder, read_json, replace_text, require_folder, walk
+from leuko.io.files import is_folder, read_json, replace_text, require_writable, walk
 
 VERSION = "1.10.0"
 EXTENSIONS = (".nii.gz", ".nii")
@@ -152,9 +152,9 @@ def find_pairs(
 def start_dataset(out: Path, source: Path) -> None:
     """Make `out` a derivative dataset of `source`, unless it already is one.
 
-    Raises LeukoError if it is a dataset of another program, or not a folder.
+    Raises LeukoError if it is a dataset of another program, or a folder that cannot be written.
     """
-    require_folder(out)
+    require_writable(out)
     about = out / "dataset_description.json"
     before = read_json(about, what="description") if about.exists() else None
     if before is not None:
