@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from leuko.cli.challenge import challenge, challenge_score
 from leuko.cli.cohort import BidsCommand, batch, bids
@@ -78,6 +78,19 @@ class Groups(TyperGroup):
                 formatter.write_dl(rows)
 
 
+class SegmentCommand(TyperCommand):
+    """Says that scans are given by options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.allow_extra_args = True
+        extra = super().parse_args(ctx, args)
+        if extra and not ctx.resilient_parsing:
+            ctx.fail(
+                f"unexpected {' '.join(extra)}; give the FLAIR with --flair, and the T1 with --t1"
+            )
+        return extra
+
+
 app = typer.Typer(
     cls=Groups,
     help="Segment white matter hyperintensities in brain MRI.",
@@ -110,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(2)
 
 
-@app.command(epilog=EXAMPLES["segment"])
+@app.command(cls=SegmentCommand, epilog=EXAMPLES["segment"])
 @with_settings(without={"lenient", "lesion_label"})
 def segment(
     out: Out,

@@ -1,7 +1,7 @@
 """The commands for many subjects: batch and bids."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 
 from leuko.cli.options import Out, with_settings
 from leuko.cli.text import cohort_progress
+from leuko.cli.train_settings import is_given
 from leuko.errors import COHORT_LIBRARIES, LeukoError, require
 from leuko.io.provenance import DONE_WITH_WARNINGS
 
@@ -58,6 +59,13 @@ Masks = Annotated[
 ONE_SCAN = {"strict", "threads"}  # options of `leuko segment` that cohorts do not have
 
 ANALYSIS = Literal["participant", "longitudinal", "group"]
+# Parameters of `leuko bids` that have an effect at the levels after participant.
+USED: Mapping[str, Collection[str]] = {
+    "longitudinal": {
+        "participant_label", "session_label", "nthreads", "mem_gb", "time_limit", "scheduler",
+    },
+    "group": (),
+}  # fmt: skip
 LISTS = {
     "--participant-label": "--participant-label",
     "--participant_label": "--participant-label",
@@ -67,12 +75,15 @@ LISTS = {
 
 
 class BidsCommand(TyperCommand):
-    """Takes lists as BIDS Apps do: --participant-label 01 02 03."""
+    """Takes lists as BIDS Apps do: --participant-label 01 02 03. Ignores --skip-bids-validator,
+    with which many Apps are called."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         spread: list[str] = []
         option, is_first = None, False
         for argument in args:
+            if argument.replace("_", "-") == "--skip-bids-validator":
+                continue
             if argument.startswith("-"):
                 option, is_first = LISTS.get(argument), True
                 spread.append(option or argument)
@@ -82,6 +93,11 @@ class BidsCommand(TyperCommand):
             else:
                 spread += [option, argument]
         return super().parse_args(ctx, spread)
+
+
+def _separated(labels: list[str] | None) -> list[str]:
+    """The labels of a list, which commas may separate too."""
+    return [label for text in labels or () for label in text.split(",") if label]
 
 
 @with_settings(without=ONE_SCAN)
@@ -107,8 +123,9 @@ def batch(
 
     Each subject is segmented in its own process. To resume an interrupted run, run the same command
     again.
+
+    This needs the extra cohort: pip install "leuko[cohort]"
     """
-    require(*COHORT_LIBRARIES, extra="cohort")
     from leuko.cohort.run import segment_cohort
 
     with resumable():
@@ -133,6 +150,7 @@ def batch(
 
 @with_settings(without=ONE_SCAN)
 def bids(
+    context: typer.Context,
     bids_dir: Annotated[Path, typer.Argument(help="A BIDS dataset, raw or of derivatives.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder of the derivatives.")],
     analysis_level: Annotated[
@@ -144,10 +162,18 @@ def bids(
     ],
     *,
     participant_label: Annotated[
-        list[str] | None, typer.Option(help="Participants, with or without sub-; by default all.")
+        list[str] | None,
+        typer.Option(
+            callback=_separated,
+            help="Participants, with or without sub-, separated by spaces; by default all.",
+        ),
     ] = None,
     session_label: Annotated[
-        list[str] | None, typer.Option(help="Sessions, with or without ses-; by default all.")
+        list[str] | None,
+        typer.Option(
+            callback=_separated,
+            help="Sessions, with or without ses-, separated by spaces; by default all.",
+        ),
     ] = None,
     bids_filter_file: Annotated[
         Path | None,
@@ -167,9 +193,12 @@ def bids(
     """Segment a BIDS dataset, as a BIDS App.
 
     Run participant first, then longitudinal if there are several sessions, then group.
+
+    The first two need the extra cohort: pip install "leuko[cohort]"
     """
-    from leuko.cohort.bids import find_pairs, start_dataset
+    from leuko.cohort.bids import find_pairs
     from leuko.cohort.bids_names import read_filter
+    from leuko.cohort.derivative_dataset import start_dataset
     from leuko.cohort.derivatives import write_lookup_tables
     from leuko.cohort.gather import write_dataset
     from leuko.cohort.given_masks import with_mask
@@ -179,14 +208,15 @@ def bids(
     from leuko.model import weights
     from leuko.model.card import load_card
 
+    _name_unused(context, analysis_level)
     out, dataset = output_dir.absolute(), bids_dir.absolute()
     if analysis_level == "group":
         written = write_dataset(out)
         for what, path in written.items():
             print(f"{what:<12}{path}")
         raise typer.Exit(page_code(written))
-    require(*COHORT_LIBRARIES, extra="cohort")
     if analysis_level == "longitudinal":
+        require(*COHORT_LIBRARIES, extra="cohort")
         limits = Limits(mem_gb, 60 * time_limit, threads=1)
         labels = participant_label or (), session_label or ()
         raise typer.Exit(_compare_sessions(out, dataset, limits, *labels, nthreads, scheduler))
@@ -202,6 +232,7 @@ def bids(
         print(f"left out  {line}", file=sys.stderr)
     if not (flair_alone or participant_label or any(pair.t1 for pair in found.pairs)):
         raise LeukoError("no FLAIR has a T1w; pass --flair-alone to segment without T1w")
+    require(*COHORT_LIBRARIES, extra="cohort")
     settings = portable(settings)
     jobs = [
         Job(
@@ -237,6 +268,21 @@ def bids(
     print(f"{'results':<12}{out}; to collect them: leuko bids {bids_dir} {output_dir} group")
     code = look_at(run.done)
     raise typer.Exit(1 if run.failed or found.left_out else code)
+
+
+def _name_unused(context: typer.Context, level: str) -> None:
+    """Print a line that names the given options that have no effect at a level."""
+    if level == "participant":
+        return
+    unused = [
+        option.opts[0]
+        for option in context.command.params
+        if option.param_type_name == "option"
+        and option.name not in USED[level]
+        and is_given(context, str(option.name))
+    ]
+    if unused:
+        print(f"without effect at the level {level}: {', '.join(unused)}", file=sys.stderr)
 
 
 def _compare_sessions(

@@ -71,6 +71,7 @@ def segment_cohort(
     >>> run.failed
     {}
     """
+    rows = read_table(Path(table))
     require(*COHORT_LIBRARIES, extra="cohort")
     out = Path(out).absolute()
     work = Path(work_dir).absolute() if work_dir else out
@@ -87,7 +88,7 @@ def segment_cohort(
             settings=portable(settings),
             limits=Limits(memory_gb, 60 * minutes, threads=1),
         )
-        for row in read_table(Path(table))
+        for row in rows
     ]
     if masks:
         if any(job.given for job in jobs):
