@@ -1,9 +1,15 @@
 """What commands say if they are called in another way than they expect."""
 
+import logging
+import signal
+import sys
+
 import pytest
 
 from conftest import assert_one_line_error
 from leuko.cli.app import EXAMPLES
+from leuko.cli.streams import stages_shown
+from leuko.io.provenance import Stopwatch, stderr_handler
 
 
 @pytest.fixture
@@ -72,3 +78,43 @@ def test_commas_may_separate_labels_and_the_validator_may_be_skipped(leuko, tmp_
     assert_one_line_error(answer, "has no participant 02, 03, 04")
     answer = leuko("bids", tmp_path, tmp_path / "out", "participant", "--skip-bids-validator")
     assert_one_line_error(answer, "holds no FLAIR")
+
+
+def test_stages_are_shown_on_a_terminal_alone(capsys, monkeypatch):
+    logger = logging.getLogger("leuko")
+    monkeypatch.setattr(logger, "handlers", [stderr_handler()])
+    for is_terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda shown=is_terminal: shown)
+        with stages_shown(), Stopwatch().stage("predict"):
+            logger.warning("careful")
+        cleared = f"\r{'':24}\r"
+        shown = f"\r{'predict ...':24}{cleared}warning: careful\n{cleared}"
+        assert capsys.readouterr().err == (shown if is_terminal else "warning: careful\n")
+    assert logger.level == logging.INFO
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "expected"),
+    [
+        ("leuko.segment", ("segment", "--flair", "x"), "interrupted; nothing was written\n"),
+        ("leuko.measure", ("measure", "x", "--flair", "x"), "interrupted; nothing was written\n"),
+        (
+            "leuko.longitudinal.compare.compare",
+            ("compare", "x", "y"),
+            "interrupted; the comparison was not written\n",
+        ),
+        ("leuko.cli.app.main", ("evaluate", "x", "y"), ""),
+    ],
+)
+def test_an_interrupt_ends_with_its_exit_code_and_what_was_written(
+    leuko, tmp_path, monkeypatch, function, arguments, expected
+):
+    ignored = []
+    monkeypatch.setattr("signal.signal", lambda *which: ignored.append(which))
+    monkeypatch.setattr(function, interrupted)
+    assert leuko(*arguments, "-o", tmp_path / "out") == (130, "", expected)
+    assert ignored == [(signal.SIGINT, signal.SIG_IGN)] * bool(expected)  # by a second Ctrl-C

@@ -23,7 +23,7 @@ from leuko.cli.info import info
 from leuko.cli.measure import measure, print_result
 from leuko.cli.models import models
 from leuko.cli.options import Label, Out, with_settings
-from leuko.cli.streams import printable
+from leuko.cli.streams import interruptible, printable, stages_shown
 from leuko.cli.text import measures_as_text, table_as_text
 from leuko.cli.train import export, synth, train
 from leuko.cli.view import view
@@ -166,18 +166,19 @@ def segment(
     from leuko.results import require_free
 
     scans: tuple[Path | Scan, Path | Scan | None]
-    if study is not None and flair is None and t1 is None:
-        require_free(out, study)
-        scans = read_study(study, flair=flair_series, t1=t1_series)
-    elif flair is not None and study is None:
-        require_free(out, flair, t1)
-        scans = flair, t1
-    else:
-        raise LeukoError("give --flair, and --t1 if there is one; or --study alone")
-    if study is None and (flair_series, t1_series) != (None, None):
-        raise LeukoError("--flair-series and --t1-series need --study")
-    result = leuko.segment(scans[0], scans[1], exclude=exclude, settings=settings)
-    result.save(out, label=label, save_intermediate=save_intermediate)
+    with interruptible("interrupted; nothing was written"), stages_shown():
+        if study is not None and flair is None and t1 is None:
+            require_free(out, study)
+            scans = read_study(study, flair=flair_series, t1=t1_series)
+        elif flair is not None and study is None:
+            require_free(out, flair, t1)
+            scans = flair, t1
+        else:
+            raise LeukoError("give --flair, and --t1 if there is one; or --study alone")
+        if study is None and (flair_series, t1_series) != (None, None):
+            raise LeukoError("--flair-series and --t1-series need --study")
+        result = leuko.segment(scans[0], scans[1], exclude=exclude, settings=settings)
+        result.save(out, label=label, save_intermediate=save_intermediate)
     for name, scan in zip(("FLAIR", "T1"), scans, strict=True):
         if isinstance(scan, Scan):
             print(f"{name:<12}series {scan.series}")

@@ -1,8 +1,7 @@
 """The commands for many subjects: batch and bids."""
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from leuko.cli.options import Out, with_settings
+from leuko.cli.streams import interruptible
 from leuko.cli.text import cohort_progress
 from leuko.cli.train_settings import is_given
 from leuko.errors import COHORT_LIBRARIES, LeukoError, require
@@ -58,6 +58,7 @@ Masks = Annotated[
 ]
 ONE_SCAN = {"strict", "threads"}  # options of `leuko segment` that cohorts do not have
 
+RESUME = "interrupted; run the same command again to resume"
 ANALYSIS = Literal["participant", "longitudinal", "group"]
 # Parameters of `leuko bids` that have an effect at the levels after participant.
 USED: Mapping[str, Collection[str]] = {
@@ -128,7 +129,7 @@ def batch(
     """
     from leuko.cohort.run import segment_cohort
 
-    with resumable():
+    with interruptible(RESUME):
         run = segment_cohort(
             table,
             out,
@@ -310,7 +311,7 @@ def _compare_sessions(
             f"{out} holds no participant with results of two sessions; run the level participant "
             "for two or more sessions first"
         )
-    with resumable():
+    with interruptible(RESUME):
         run = compare_series(
             found, processors=processors, scheduler=scheduler, progress=cohort_progress
         )
@@ -344,20 +345,10 @@ def performed(jobs: "Sequence[Job]", processors: int | None, scheduler: str | No
     """Run the jobs that are not done yet and print a summary."""
     from leuko.cohort.run import run_jobs
 
-    with resumable():
+    with interruptible(RESUME):
         run = run_jobs(jobs, processors=processors, scheduler=scheduler, progress=cohort_progress)
     print_run(run)
     return run
-
-
-@contextmanager
-def resumable() -> Iterator[None]:
-    """Ctrl-C ends the command with exit code 130 and a line that tells how to resume."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 def print_run(run: "CohortRun | SeriesRun") -> None:
