@@ -4,12 +4,15 @@ import logging
 import signal
 import sys
 
+import numpy as np
 import pytest
 
 from conftest import assert_one_line_error
 from leuko.cli.app import EXAMPLES
 from leuko.cli.streams import stages_shown
+from leuko.io import nifti
 from leuko.io.provenance import Stopwatch, stderr_handler
+from phantoms import SMALL_MODEL, make_phantom
 
 
 @pytest.fixture
@@ -118,3 +121,18 @@ def test_an_interrupt_ends_with_its_exit_code_and_what_was_written(
     monkeypatch.setattr(function, interrupted)
     assert leuko(*arguments, "-o", tmp_path / "out") == (130, "", expected)
     assert ignored == [(signal.SIGINT, signal.SIG_IGN)] * bool(expected)  # by a second Ctrl-C
+
+
+def test_a_reason_not_to_use_a_result_is_printed_once(leuko, tmp_path):
+    head = make_phantom(np.random.default_rng(0), shape=(64, 80, 18), spacing_mm=(2.7, 2.6, 7.0))
+    head.write(tmp_path)
+    mask = nifti.read_mask(tmp_path / "wmh.nii.gz")
+    nifti.write(tmp_path / "turned.nii.gz", mask.with_data(mask.data[:, ::-1].astype(np.uint8)))
+    scans = "--flair", tmp_path / "FLAIR.nii.gz", "--t1", tmp_path / "T1.nii.gz"
+    arguments = tmp_path / "turned.nii.gz", *scans, "--model", SMALL_MODEL, "-o", tmp_path / "out"
+    code, told, said = leuko("measure", *arguments)
+    (reason,) = (line for line in said.splitlines() if line.startswith("do not use: "))
+    assert code == 3
+    assert told.count("do not use") == 1
+    assert told.splitlines()[0].endswith("; do not use")
+    assert reason.removeprefix("do not use: ") not in told
