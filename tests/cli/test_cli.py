@@ -551,6 +551,10 @@ def test_models_are_listed_found_and_checked(leuko, tmp_path, monkeypatch, model
     code, out, _ = leuko("models", "pull", archive)
     assert code == 0
     assert out.startswith("phantom-model  ")
+    weights = tmp_path / "models" / "phantom-model" / load_card(model).weights
+    weights.write_bytes(b"damaged")
+    answer = leuko("models", "verify", "phantom-model")
+    assert_one_line_error(answer, "delete it and run leuko models pull again")
 
 
 def test_the_number_of_a_series_chooses_from_a_study_alone(leuko, heads, tmp_path):

@@ -161,12 +161,12 @@ def segment(
 
     Writes the mask, probabilities, tissues, tables of lesions and regions, and a report.
     """
-    import leuko
-    from leuko.io.inputs import Scan, read_study
-    from leuko.results import require_free
-
-    scans: tuple[Path | Scan, Path | Scan | None]
     with interruptible("interrupted; nothing was written"), stages_shown():
+        import leuko
+        from leuko.io.inputs import Scan, read_study
+        from leuko.results import require_free
+
+        scans: tuple[Path | Scan, Path | Scan | None]
         if study is not None and flair is None and t1 is None:
             require_free(out, study)
             scans = read_study(study, flair=flair_series, t1=t1_series)

@@ -48,10 +48,11 @@ def compare(
     Finds new, grown, stable, shrunk and resolved lesions, and those that merged or split.
     """
     from leuko.cli.text import changes_as_text
-    from leuko.io.outputs import REPORT_FILE
-    from leuko.longitudinal.compare import CHANGE_TABLE_FILE, CHANGES_FILE, VISITS_FILE, compare
 
     with interruptible("interrupted; the comparison was not written"), stages_shown():
+        from leuko.io.outputs import REPORT_FILE
+        from leuko.longitudinal.compare import CHANGE_TABLE_FILE, CHANGES_FILE, VISITS_FILE, compare
+
         result = compare(
             *visits,
             out,

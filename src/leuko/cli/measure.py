@@ -37,11 +37,11 @@ def measure(
     Writes the files of leuko segment for a mask that was made elsewhere: volumes, lesions, regions,
     tissues and a report.
     """
-    import leuko
-    from leuko.results import require_free
-
-    require_free(out, flair, t1, mask, command="measure")
     with interruptible("interrupted; nothing was written"), stages_shown():
+        import leuko
+        from leuko.results import require_free
+
+        require_free(out, flair, t1, mask, command="measure")
         result = leuko.measure(mask, flair, t1, settings=settings)
         result.save(out, label=label)
     print_result(result, out)

@@ -5,7 +5,6 @@ import errno
 import io
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -133,6 +132,5 @@ def interruptible(said: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of an impatient user
         print(said, file=sys.stderr)
         raise typer.Exit(130) from None
