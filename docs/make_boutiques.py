@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import typer
 from typer.models import ArgumentInfo
 
 from leuko import __version__
@@ -81,6 +82,7 @@ def descriptor(
     inputs = [
         given(parameter, *get_args(hints[parameter])[:2], about.default)
         for parameter, about in inspect.signature(command).parameters.items()
+        if hints[parameter] is not typer.Context
     ]
     line = [f"leuko {command.__name__}", *(one["value-key"] for one in inputs)]
     return {

@@ -1,6 +1,7 @@
 """The documents say what the program does."""
 
 import html
+import itertools
 import json
 import math
 import re
@@ -19,6 +20,7 @@ import typer
 
 from leuko.cli.app import app, main
 from leuko.cohort.bids_names import read_filter
+from leuko.cohort.subject_table import read_table
 from leuko.evaluation.evaluate import COLUMNS
 from leuko.evaluation.metrics import MEASURES
 from leuko.model.calibration import Seen, judge
@@ -276,6 +278,21 @@ def test_the_filter_of_the_page_on_cohorts_is_taken(tmp_path):
     (filters,) = (block.values[0] for block in blocks(ROOT / "docs/cohorts.md", "json"))
     (tmp_path / "filter.json").write_text(filters, encoding="utf-8")
     assert set(read_filter(tmp_path / "filter.json")) == {"flair", "t1w"}
+
+
+@pytest.mark.parametrize(("number", "layout"), [(0, "{}/{}.nii.gz"), (1, "{}_{}.nii.gz")])
+def test_the_page_on_cohorts_makes_a_table_of_each_layout(tmp_path, monkeypatch, number, layout):
+    for name, scan in itertools.product(("anna", "bert"), ("FLAIR", "T1")):
+        path = tmp_path / "scans" / layout.format(name, scan)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    example = blocks(ROOT / "docs/cohorts.md", "python")[number].values[0]
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("example.py")
+    anna, bert = read_table(Path("PAIRS.tsv"))
+    assert (anna.name, bert.name) == ("anna", "bert")
+    assert all(scan.is_file() for row in (anna, bert) for scan in (row.flair, row.t1))
 
 
 def shape(lines):

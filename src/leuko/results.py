@@ -367,7 +367,7 @@ def _write_report(folder: Path, result: Segmentation, record: RunRecord, tell_of
 
 def require_free(out: Path, *scans: Path | Scan | None, command: str = "segment") -> None:
     """Raises LeukoError if `out` holds the scans, or a file with a name in `FILES` that `command`
-    did not write."""
+    did not write, or cannot be written."""
     refuse_foreign_files(out, *scans, files=FILES, record=RECORD_FILE, command=command)
 
 

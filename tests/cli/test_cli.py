@@ -120,6 +120,15 @@ def test_evaluate_writes_a_table_of_folders(leuko, heads, tmp_path):
     assert len((tmp_path / "table.tsv").read_text().splitlines()) == 10
 
 
+def test_evaluate_refuses_a_table_that_cannot_be_written_before_it_measures(
+    leuko, heads, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("leuko.evaluation.evaluate.evaluate", None)
+    (tmp_path / "file").touch()
+    answer = leuko("evaluate", heads, heads, "-o", tmp_path / "file" / "folder" / "table.tsv")
+    assert_one_line_error(answer, "cannot write into", "file/folder: Not a directory")
+
+
 def test_evaluate_refuses_a_file_against_a_folder(leuko, heads, tmp_path):
     assert_one_line_error(
         leuko("evaluate", heads / "head0" / "wmh.nii.gz", heads), "two files or two folders"
@@ -433,6 +442,12 @@ def test_scans_that_are_no_pair_are_refused(leuko, phantom, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_segment_refuses_a_folder_that_cannot_be_written_before_it_reads(leuko, tmp_path):
+    (tmp_path / "file").touch()
+    answer = leuko("segment", "--flair", tmp_path / "absent.nii", "-o", tmp_path / "file" / "out")
+    assert_one_line_error(answer, "cannot write into", "choose another output folder")
+
+
 def test_an_image_as_output_folder_is_refused(leuko, phantom, model, tmp_path):
     phantom.write(tmp_path)
     flair, out = tmp_path / "FLAIR.nii.gz", tmp_path / "mask.nii.gz"
@@ -537,6 +552,10 @@ def test_models_are_listed_found_and_checked(leuko, tmp_path, monkeypatch, model
     code, out, _ = leuko("models", "pull", archive)
     assert code == 0
     assert out.startswith("phantom-model  ")
+    weights = tmp_path / "models" / "phantom-model" / load_card(model).weights
+    weights.write_bytes(b"damaged")
+    answer = leuko("models", "verify", "phantom-model")
+    assert_one_line_error(answer, "delete it and run leuko models pull again")
 
 
 def test_the_number_of_a_series_chooses_from_a_study_alone(leuko, heads, tmp_path):

@@ -73,6 +73,12 @@ def test_the_lines_hold_the_same_facts_as_the_json_and_fit_the_terminal(leuko, t
     assert max(map(len, out.splitlines())) <= info.WIDTH or found["model"]["folder"] in out
 
 
+def test_commands_are_not_broken_over_lines():
+    missing = 'no distributed, psutil and one more library; pip install "leuko[cohort]"'
+    lines = info.as_text({"extras": {"cohort": missing}}).splitlines()
+    assert lines[-1].strip() == 'pip install "leuko[cohort]"'
+
+
 def test_neither_home_nor_user_are_told(told, tmp_path, monkeypatch):
     home = tmp_path / "anna"
     monkeypatch.setattr(Path, "home", lambda: home)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from leuko.cohort.bids import find_pairs, start_dataset
+from leuko.cohort.bids import find_pairs
 from leuko.cohort.bids_names import Image, read_filter
+from leuko.cohort.derivative_dataset import start_dataset
 from leuko.errors import LeukoError
 
 
@@ -471,11 +472,23 @@ def test_labels_may_have_a_plus(dataset):
     assert taken(dataset("sub-01+a_FLAIR", "sub-01+a_T1w")) == [("sub-01+a_FLAIR", "sub-01+a_T1w")]
 
 
+def test_a_raw_dataset_is_left_alone(dataset, tmp_path):
+    folder = dataset("sub-01_FLAIR")
+    before = sorted(folder.rglob("*"))
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    with pytest.raises(LeukoError, match=r"link is the dataset itself; .*derivatives/leuko"):
+        start_dataset(link, folder)
+    with pytest.raises(LeukoError, match=r"holds sub-\* folders that Leuko did not write"):
+        start_dataset(folder, tmp_path / "another")
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_the_dataset_of_another_program_is_left_alone(dataset, tmp_path):
     folder = dataset("sub-01_FLAIR")
     (folder / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.8.0"}')
     with pytest.raises(LeukoError, match="is a dataset of another program"):
-        start_dataset(folder, folder)
+        start_dataset(folder, tmp_path)
     start_dataset(tmp_path / "out", folder)
     before = (tmp_path / "out" / "dataset_description.json").stat()
     start_dataset(tmp_path / "out", folder)

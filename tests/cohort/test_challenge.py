@@ -142,6 +142,12 @@ def test_scores_keep_to_the_challenges_rule_and_evaluate_takes_what_is_not_0(dat
     assert evaluate(scan.reference, bright)["dsc"] == 1
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_scans_are_scored(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(LeukoError, match="cannot write into"):
+        score({Scan("Utrecht", "1", tmp_path): tmp_path / "absent.nii"}, tmp_path / "file" / "out")
+
+
 def test_the_table_is_that_of_single_evaluations(leuko, data, tmp_path):
     out = tmp_path / "out"
     teams = tmp_path / "teams.tsv"

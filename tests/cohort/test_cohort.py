@@ -300,6 +300,21 @@ def test_an_output_that_is_a_file_stops_all_before_it_starts(leuko, scans, tmp_p
     assert "out exists and is not a folder; choose another output folder" in said
 
 
+@pytest.mark.parametrize("where", ["out", "out/logs"])
+def test_an_output_that_cannot_be_written_stops_all_before_it_starts(leuko, scans, tmp_path, where):
+    """A file where a folder is needed stops root, too."""
+    in_the_way = tmp_path / where
+    in_the_way.parent.mkdir(exist_ok=True)
+    in_the_way.touch()
+    out = tmp_path / "out" / ("" if where == "out/logs" else "cohort")
+    code, told, said = leuko("batch", pairs_of(tmp_path / "pairs.tsv", scans, "a"), "-o", out)
+    assert (code, told) == (2, "")
+    assert said.count("\n") == 1
+    assert said.startswith("error: ")
+    assert "choose another output folder" in said
+    assert not (tmp_path / "out" / "a").exists()
+
+
 def test_missing_files_are_named_first(leuko, scans, tmp_path):
     pairs = pairs_of(tmp_path / "pairs.tsv", scans, ["a", "gone"])
     code, told, said = leuko("batch", pairs, "-o", tmp_path / "out")

@@ -1,5 +1,6 @@
 """Files are whole or not there, whatever happens to their writer."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from leuko.errors import LeukoError
-from leuko.io.files import find_images, staged, walk
+from leuko.io.files import find_images, require_writable, staged, walk
 
 KILLED = """
 import os, pathlib, signal, sys
@@ -50,6 +51,21 @@ def test_folders_made_for_nothing_are_removed(tmp_path):
     with pytest.raises(ValueError, match="halfway"), staged(tmp_path / "a" / "b"):
         raise ValueError("halfway")
     assert not any(tmp_path.iterdir())
+
+
+def test_whether_a_folder_can_be_written_is_found_out_without_making_it(tmp_path, monkeypatch):
+    require_writable(tmp_path / "new" / "out")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(LeukoError, match=r"cannot write into .*file/out: Not a directory; choose"):
+        require_writable(tmp_path / "file" / "out")
+
+    def read_only(**_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    with pytest.raises(LeukoError, match=r"cannot write into .*: Permission denied; choose"):
+        require_writable(tmp_path)
 
 
 def test_a_link_without_a_target_is_a_file(tmp_path):

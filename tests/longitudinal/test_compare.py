@@ -14,7 +14,7 @@ from conftest import SMALL, stored
 from leuko.errors import LeukoError
 from leuko.io import nifti
 from leuko.io.record import Inputs, RunRecord
-from leuko.longitudinal.changes import LESION_BORDER_MM, Time, find_changes
+from leuko.longitudinal.changes import LESION_BORDER_MM, WHY_STABLE, Time, find_changes
 from leuko.longitudinal.compare import FILES, compare
 from leuko.longitudinal.midspace import mean_space, meet
 from leuko.volume import Volume, resample_onto
@@ -434,5 +434,7 @@ def test_the_command_prints_the_change_its_floor_and_the_states(leuko, times, tm
     assert "beyond the noise floor of" in lines["change"]
     assert lines["new"].split()[1:3] == ["1", "lesion,"]
     assert lines["resolved"].endswith("0 lesions, +0.00 mL")
+    assert lines["stable"].endswith(f"({WHY_STABLE})")
+    assert WHY_STABLE in (tmp_path / "out" / "report.html").read_text()
     assert str(tmp_path / "out" / "changes.tsv") in out
     assert "done in" in err

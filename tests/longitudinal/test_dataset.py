@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cohorts import command
-from conftest import SMALL
+from conftest import SMALL, assert_one_line_error
 from leuko.cohort.derivatives import arrange
 from leuko.cohort.worker import Limits
 from leuko.errors import LeukoError
@@ -197,6 +197,13 @@ def test_a_failure_is_told_and_the_others_are_compared(tmp_path, leuko):
     assert flair.name in first["reason"]
     assert first["change_ml"] == "n/a"
     assert (second["participant_id"], second["status"]) == ("sub-02", "compared")
+
+
+def test_an_output_that_cannot_be_written_stops_all_before_it_starts(tmp_path, leuko):
+    derive(tmp_path, "01", ["1", "2"])
+    (tmp_path / "out" / "logs").touch()  # a file where a folder is needed stops root, too
+    answer = leuko("bids", tmp_path / "raw", tmp_path / "out", "longitudinal")
+    assert_one_line_error(answer, "cannot write into", "logs", "choose another output folder")
 
 
 def test_scans_that_were_moved_with_their_dataset_are_found(tmp_path, leuko):

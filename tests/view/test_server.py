@@ -1,6 +1,7 @@
 """The server of `leuko view`: whom it answers, what it serves, and when it ends."""
 
 import csv
+import errno
 import hashlib
 import json
 import threading
@@ -158,6 +159,16 @@ def test_verdicts_are_added_to_the_file_of_their_rater(viewer, tmp_path):
     assert rows[0]["mask_sha256"] == record["mask_sha256"]
     (said,) = ratings.gather(folder, {"out": row_of(record)})[-1:]
     assert (said["id"], said["current"]) == ("out", "yes")
+
+
+def test_a_verdict_that_cannot_be_written_is_told_to_the_page(viewer, monkeypatch):
+    def read_only(**_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    status, _, said = ask(viewer, "verdict?verdict=PASS", "POST")
+    assert status == 400
+    assert b"cannot write into" in said
 
 
 def row_of(record):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from leuko.cli.challenge import challenge, challenge_score
 from leuko.cli.cohort import BidsCommand, batch, bids
@@ -23,7 +23,7 @@ from leuko.cli.info import info
 from leuko.cli.measure import measure, print_result
 from leuko.cli.models import models
 from leuko.cli.options import Label, Out, with_settings
-from leuko.cli.streams import printable
+from leuko.cli.streams import interruptible, printable, stages_shown
 from leuko.cli.text import measures_as_text, table_as_text
 from leuko.cli.train import export, synth, train
 from leuko.cli.view import view
@@ -78,6 +78,19 @@ class Groups(TyperGroup):
                 formatter.write_dl(rows)
 
 
+class SegmentCommand(TyperCommand):
+    """Says that scans are given by options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.allow_extra_args = True
+        extra = super().parse_args(ctx, args)
+        if extra and not ctx.resilient_parsing:
+            ctx.fail(
+                f"unexpected {' '.join(extra)}; give the FLAIR with --flair, and the T1 with --t1"
+            )
+        return extra
+
+
 app = typer.Typer(
     cls=Groups,
     help="Segment white matter hyperintensities in brain MRI.",
@@ -110,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(2)
 
 
-@app.command(epilog=EXAMPLES["segment"])
+@app.command(cls=SegmentCommand, epilog=EXAMPLES["segment"])
 @with_settings(without={"lenient", "lesion_label"})
 def segment(
     out: Out,
@@ -148,23 +161,24 @@ def segment(
 
     Writes the mask, probabilities, tissues, tables of lesions and regions, and a report.
     """
-    import leuko
-    from leuko.io.inputs import Scan, read_study
-    from leuko.results import require_free
+    with interruptible("interrupted; nothing was written"), stages_shown():
+        import leuko
+        from leuko.io.inputs import Scan, read_study
+        from leuko.results import require_free
 
-    scans: tuple[Path | Scan, Path | Scan | None]
-    if study is not None and flair is None and t1 is None:
-        require_free(out, study)
-        scans = read_study(study, flair=flair_series, t1=t1_series)
-    elif flair is not None and study is None:
-        require_free(out, flair, t1)
-        scans = flair, t1
-    else:
-        raise LeukoError("give --flair, and --t1 if there is one; or --study alone")
-    if study is None and (flair_series, t1_series) != (None, None):
-        raise LeukoError("--flair-series and --t1-series need --study")
-    result = leuko.segment(scans[0], scans[1], exclude=exclude, settings=settings)
-    result.save(out, label=label, save_intermediate=save_intermediate)
+        scans: tuple[Path | Scan, Path | Scan | None]
+        if study is not None and flair is None and t1 is None:
+            require_free(out, study)
+            scans = read_study(study, flair=flair_series, t1=t1_series)
+        elif flair is not None and study is None:
+            require_free(out, flair, t1)
+            scans = flair, t1
+        else:
+            raise LeukoError("give --flair, and --t1 if there is one; or --study alone")
+        if study is None and (flair_series, t1_series) != (None, None):
+            raise LeukoError("--flair-series and --t1-series need --study")
+        result = leuko.segment(scans[0], scans[1], exclude=exclude, settings=settings)
+        result.save(out, label=label, save_intermediate=save_intermediate)
     for name, scan in zip(("FLAIR", "T1"), scans, strict=True):
         if isinstance(scan, Scan):
             print(f"{name:<12}series {scan.series}")
@@ -198,6 +212,7 @@ def evaluate(
         summarise,
         write_table,
     )
+    from leuko.io.files import require_writable
 
     for path in (reference, prediction):
         if not path.exists():
@@ -213,6 +228,8 @@ def evaluate(
         row = evaluate(reference, prediction)
         print(json.dumps(json_ready(row), indent=2) if as_json else measures_as_text(row))
         return
+    if out:
+        require_writable(out.parent)
     matched, lacking = match_folders(reference, prediction)
     rows = {subject: evaluate(*masks) for subject, masks in matched.items()}
     table = {**rows, **summarise(rows)}

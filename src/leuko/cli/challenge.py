@@ -85,6 +85,8 @@ def challenge_score(
     """Score masks on the data of the WMH Challenge.
 
     Segments the scans, computes the metrics of the challenge by site, and ranks teams.
+
+    Segmenting needs the extra cohort: pip install "leuko[cohort]"
     """
     if results is None:
         require(*COHORT_LIBRARIES, extra="cohort")

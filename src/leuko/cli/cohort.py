@@ -1,8 +1,7 @@
 """The commands for many subjects: batch and bids."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +9,9 @@ import typer
 from typer.core import TyperCommand
 
 from leuko.cli.options import Out, with_settings
+from leuko.cli.streams import interruptible
 from leuko.cli.text import cohort_progress
+from leuko.cli.train_settings import is_given
 from leuko.errors import COHORT_LIBRARIES, LeukoError, require
 from leuko.io.provenance import DONE_WITH_WARNINGS
 
@@ -57,7 +58,15 @@ Masks = Annotated[
 ]
 ONE_SCAN = {"strict", "threads"}  # options of `leuko segment` that cohorts do not have
 
+RESUME = "interrupted; run the same command again to resume"
 ANALYSIS = Literal["participant", "longitudinal", "group"]
+# Parameters of `leuko bids` that have an effect at the levels after participant.
+USED: Mapping[str, Collection[str]] = {
+    "longitudinal": {
+        "participant_label", "session_label", "nthreads", "mem_gb", "time_limit", "scheduler",
+    },
+    "group": (),
+}  # fmt: skip
 LISTS = {
     "--participant-label": "--participant-label",
     "--participant_label": "--participant-label",
@@ -67,12 +76,15 @@ LISTS = {
 
 
 class BidsCommand(TyperCommand):
-    """Takes lists as BIDS Apps do: --participant-label 01 02 03."""
+    """Takes lists as BIDS Apps do: --participant-label 01 02 03. Ignores --skip-bids-validator,
+    with which many Apps are called."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         spread: list[str] = []
         option, is_first = None, False
         for argument in args:
+            if argument.replace("_", "-") == "--skip-bids-validator":
+                continue
             if argument.startswith("-"):
                 option, is_first = LISTS.get(argument), True
                 spread.append(option or argument)
@@ -82,6 +94,11 @@ class BidsCommand(TyperCommand):
             else:
                 spread += [option, argument]
         return super().parse_args(ctx, spread)
+
+
+def _separated(labels: list[str] | None) -> list[str]:
+    """The labels of a list, which commas may separate too."""
+    return [label for text in labels or () for label in text.split(",") if label]
 
 
 @with_settings(without=ONE_SCAN)
@@ -107,11 +124,12 @@ def batch(
 
     Each subject is segmented in its own process. To resume an interrupted run, run the same command
     again.
+
+    This needs the extra cohort: pip install "leuko[cohort]"
     """
-    require(*COHORT_LIBRARIES, extra="cohort")
     from leuko.cohort.run import segment_cohort
 
-    with resumable():
+    with interruptible(RESUME):
         run = segment_cohort(
             table,
             out,
@@ -133,6 +151,7 @@ def batch(
 
 @with_settings(without=ONE_SCAN)
 def bids(
+    context: typer.Context,
     bids_dir: Annotated[Path, typer.Argument(help="A BIDS dataset, raw or of derivatives.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder of the derivatives.")],
     analysis_level: Annotated[
@@ -144,10 +163,18 @@ def bids(
     ],
     *,
     participant_label: Annotated[
-        list[str] | None, typer.Option(help="Participants, with or without sub-; by default all.")
+        list[str] | None,
+        typer.Option(
+            callback=_separated,
+            help="Participants, with or without sub-, separated by spaces; by default all.",
+        ),
     ] = None,
     session_label: Annotated[
-        list[str] | None, typer.Option(help="Sessions, with or without ses-; by default all.")
+        list[str] | None,
+        typer.Option(
+            callback=_separated,
+            help="Sessions, with or without ses-, separated by spaces; by default all.",
+        ),
     ] = None,
     bids_filter_file: Annotated[
         Path | None,
@@ -167,9 +194,12 @@ def bids(
     """Segment a BIDS dataset, as a BIDS App.
 
     Run participant first, then longitudinal if there are several sessions, then group.
+
+    The first two need the extra cohort: pip install "leuko[cohort]"
     """
-    from leuko.cohort.bids import find_pairs, start_dataset
+    from leuko.cohort.bids import find_pairs
     from leuko.cohort.bids_names import read_filter
+    from leuko.cohort.derivative_dataset import start_dataset
     from leuko.cohort.derivatives import write_lookup_tables
     from leuko.cohort.gather import write_dataset
     from leuko.cohort.given_masks import with_mask
@@ -179,14 +209,15 @@ def bids(
     from leuko.model import weights
     from leuko.model.card import load_card
 
+    _name_unused(context, analysis_level)
     out, dataset = output_dir.absolute(), bids_dir.absolute()
     if analysis_level == "group":
         written = write_dataset(out)
         for what, path in written.items():
             print(f"{what:<12}{path}")
         raise typer.Exit(page_code(written))
-    require(*COHORT_LIBRARIES, extra="cohort")
     if analysis_level == "longitudinal":
+        require(*COHORT_LIBRARIES, extra="cohort")
         limits = Limits(mem_gb, 60 * time_limit, threads=1)
         labels = participant_label or (), session_label or ()
         raise typer.Exit(_compare_sessions(out, dataset, limits, *labels, nthreads, scheduler))
@@ -202,6 +233,7 @@ def bids(
         print(f"left out  {line}", file=sys.stderr)
     if not (flair_alone or participant_label or any(pair.t1 for pair in found.pairs)):
         raise LeukoError("no FLAIR has a T1w; pass --flair-alone to segment without T1w")
+    require(*COHORT_LIBRARIES, extra="cohort")
     settings = portable(settings)
     jobs = [
         Job(
@@ -240,6 +272,21 @@ def bids(
     raise typer.Exit(1 if run.failed or found.left_out else code)
 
 
+def _name_unused(context: typer.Context, level: str) -> None:
+    """Print a line that names the given options that have no effect at a level."""
+    if level == "participant":
+        return
+    unused = [
+        option.opts[0]
+        for option in context.command.params
+        if option.param_type_name == "option"
+        and option.name not in USED[level]
+        and is_given(context, str(option.name))
+    ]
+    if unused:
+        print(f"without effect at the level {level}: {', '.join(unused)}", file=sys.stderr)
+
+
 def _compare_sessions(
     out: Path,
     dataset: Path,
@@ -265,7 +312,7 @@ def _compare_sessions(
             f"{out} holds no participant with results of two sessions; run the level participant "
             "for two or more sessions first"
         )
-    with resumable():
+    with interruptible(RESUME):
         run = compare_series(
             found, processors=processors, scheduler=scheduler, progress=cohort_progress
         )
@@ -299,20 +346,10 @@ def performed(jobs: "Sequence[Job]", processors: int | None, scheduler: str | No
     """Run the jobs that are not done yet and print a summary."""
     from leuko.cohort.run import run_jobs
 
-    with resumable():
+    with interruptible(RESUME):
         run = run_jobs(jobs, processors=processors, scheduler=scheduler, progress=cohort_progress)
     print_run(run)
     return run
-
-
-@contextmanager
-def resumable() -> Iterator[None]:
-    """Ctrl-C ends the command with exit code 130 and a line that tells how to resume."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 def print_run(run: "CohortRun | SeriesRun") -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from leuko.cli.options import Label, Out, Threads
+from leuko.cli.streams import interruptible, stages_shown
 from leuko.io.provenance import exit_code
 
 Flairs = Annotated[
@@ -47,17 +48,19 @@ def compare(
     Finds new, grown, stable, shrunk and resolved lesions, and those that merged or split.
     """
     from leuko.cli.text import changes_as_text
-    from leuko.io.outputs import REPORT_FILE
-    from leuko.longitudinal.compare import CHANGE_TABLE_FILE, CHANGES_FILE, VISITS_FILE, compare
 
-    result = compare(
-        *visits,
-        out,
-        flairs=flair or (),
-        visit_labels=visit_label or (),
-        label=label,
-        threads=threads,
-    )
+    with interruptible("interrupted; the comparison was not written"), stages_shown():
+        from leuko.io.outputs import REPORT_FILE
+        from leuko.longitudinal.compare import CHANGE_TABLE_FILE, CHANGES_FILE, VISITS_FILE, compare
+
+        result = compare(
+            *visits,
+            out,
+            flairs=flair or (),
+            visit_labels=visit_label or (),
+            label=label,
+            threads=threads,
+        )
     print(changes_as_text(result))
     for name, what in (
         (REPORT_FILE, "report"),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from leuko.cli.options import Threads
+from leuko.cli.streams import interruptible, stages_shown
 from leuko.cli.text import counted, measures_as_text
 from leuko.errors import LeukoError
 from leuko.io.provenance import exit_code
@@ -31,11 +32,12 @@ def demo(
     from leuko.io.provenance import tell
     from leuko.synthesis.demo import make_subject
 
-    brain = make_subject(out / "brain")
-    print(f"made    a brain with known lesions in {brain}")
-    settings = leuko.SegmentSettings(threads=threads)
-    result = leuko.segment(brain / "FLAIR.nii.gz", brain / "T1.nii.gz", settings=settings)
-    result.save(out / "result")
+    with interruptible(f"interrupted; delete {out} before you run the demo again"), stages_shown():
+        brain = make_subject(out / "brain")
+        print(f"made    a brain with known lesions in {brain}")
+        settings = leuko.SegmentSettings(threads=threads)
+        result = leuko.segment(brain / "FLAIR.nii.gz", brain / "T1.nii.gz", settings=settings)
+        result.save(out / "result")
     picture = out / "picture.png"
     with side_output(out, picture.name, partial(tell, result.findings)):
         _save_picture(picture, brain, out / "result" / "wmh.nii.gz")

@@ -36,6 +36,7 @@ X86 = {
 ARM = {"dot products": {"asimddp"}, "matrix products": {"i8mm"}, "bf16": {"bf16"}}
 BATCH_GB = 4.0  # default of `leuko batch --mem-gb`
 WIDTH, INDENT = 80, 12
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def info(
@@ -96,10 +97,11 @@ def as_text(found: Mapping[str, Any]) -> str:
         is_known = name in LINES and not isinstance(value, str)
         title = {"memory_gb": "memory"}.get(name, name)
         for line in LINES[name](value) if is_known else [str(value)]:
+            whole = line.replace("pip install ", f"pip{NO_BREAK}install{NO_BREAK}")
             for part in textwrap.wrap(
-                line, WIDTH - INDENT, break_long_words=False, break_on_hyphens=False
+                whole, WIDTH - INDENT, break_long_words=False, break_on_hyphens=False
             ):
-                rows.append(f"{title:<{INDENT}}{part}")
+                rows.append(f"{title:<{INDENT}}{part.replace(NO_BREAK, ' ')}")
                 title = ""
     return "\n".join(rows)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leuko.cli.options import Label, Out, with_settings
+from leuko.cli.streams import interruptible, stages_shown
 from leuko.cli.text import findings_as_text
 from leuko.io.provenance import exit_code
 
@@ -36,12 +37,13 @@ def measure(
     Writes the files of leuko segment for a mask that was made elsewhere: volumes, lesions, regions,
     tissues and a report.
     """
-    import leuko
-    from leuko.results import require_free
+    with interruptible("interrupted; nothing was written"), stages_shown():
+        import leuko
+        from leuko.results import require_free
 
-    require_free(out, flair, t1, mask, command="measure")
-    result = leuko.measure(mask, flair, t1, settings=settings)
-    result.save(out, label=label)
+        require_free(out, flair, t1, mask, command="measure")
+        result = leuko.measure(mask, flair, t1, settings=settings)
+        result.save(out, label=label)
     print_result(result, out)
 
 

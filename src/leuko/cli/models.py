@@ -1,5 +1,6 @@
 """The commands for installed models: list, path, verify and pull."""
 
+import re
 from typing import Annotated
 
 import typer
@@ -75,6 +76,8 @@ def pull_model(
     from leuko.model.card import load_card
     from leuko.model.weights import BUNDLED, pull
 
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise LeukoError(f"--sha256 {sha256} is not a SHA-256; expected 64 hexadecimal digits")
     folder = pull(source, sha256_expected=sha256, name=name)
     card = load_card(folder)
     print(f"{card.name}  {folder}")

@@ -1,7 +1,9 @@
-"""Standard output and error that accept any text, so that a failure to print ends no command."""
+"""Standard output and error that accept any text, so that a failure to print ends no command; the
+present stage on a terminal, and what an interrupt prints."""
 
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -9,8 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+import typer
+
 from leuko.io.provenance import DONE_WITH_WARNINGS
 
+STAGE_WIDTH = 24  # columns
 CLOSED_PIPE = (errno.EPIPE, errno.EINVAL)  # as in `leuko ... | head -1`; EINVAL on Windows
 
 
@@ -89,3 +94,43 @@ def printable() -> Iterator[None]:
         sys.stdout, sys.stderr = before
         out.release()
         error.release()
+
+
+class StageLine(logging.Handler):
+    """Shows the present stage of the work in a line of a terminal, which any message replaces."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.show(getattr(record, "stage", ""))
+
+    def show(self, stage: str) -> None:
+        """Replace the line; an empty text clears it."""
+        text = f"{stage} ..." if stage else ""
+        print(f"\r{text:<{STAGE_WIDTH}}", end="" if stage else "\r", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def stages_shown() -> Iterator[None]:
+    """Show the stages of a `Stopwatch` on standard error if it is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    logger, line = logging.getLogger("leuko"), StageLine()
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.handlers.insert(0, line)  # it clears its line before a message is printed
+    try:
+        yield
+    finally:
+        line.show("")
+        logger.removeHandler(line)
+        logger.setLevel(level)
+
+
+@contextmanager
+def interruptible(said: str) -> Iterator[None]:
+    """Ctrl-C prints a line and ends the command with exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(said, file=sys.stderr)
+        raise typer.Exit(130) from None

@@ -138,13 +138,13 @@ def duration_text(seconds: float) -> str:
 
 def findings_as_text(result: "Segmentation") -> str:
     """The results of a segmentation, one per line."""
+    from leuko.io.provenance import is_useless
     from leuko.lesions.location import RULES
     from leuko.model.calibration import interval_text
     from leuko.preprocessing.registration import FAR_MM
 
     analysis = result.analysis
-    useless = [f.text for f in result.findings if f.level == "do not use"]
-    lines = dict.fromkeys(("do not use",) if useless else (), "; ".join(useless))
+    lines = {}
     volume = f"{result.volume_ml:.2f} mL in {counted(len(analysis.lesions), 'lesion')}"
     judgement = result.judgement
     if judgement is not None and judgement.volume_interval_ml is not None:
@@ -152,6 +152,7 @@ def findings_as_text(result: "Segmentation") -> str:
     if analysis.intracranial_ml:
         part = 100 * result.volume_ml / analysis.intracranial_ml
         volume += f", {part:.3g} % of {analysis.intracranial_ml:.0f} mL intracranial"
+    volume += "; do not use" * is_useless(result.findings)  # the log says why
     counts_rims = result.convention == "include"
     lines["WMH + rims" if counts_rims else "WMH volume"] = volume
     if result.rims_ml is not None:
@@ -196,6 +197,8 @@ def _beside_rims(result: "Segmentation") -> str:
 
 def changes_as_text(result: "Comparison") -> str:
     """The results of a comparison, one per line."""
+    from leuko.longitudinal.changes import WHY_STABLE
+
     changes, course, visits = result.changes, result.course, result.visits
     alone = ", ".join(f"{visit.record.volume_ml:.2f}" for visit in visits)
     lines = {}
@@ -206,6 +209,8 @@ def changes_as_text(result: "Comparison") -> str:
         by_state = changes.change_by_state
         for state, count in changes.counts.items():
             lines[state] = f"{counted(count, 'lesion')}, {by_state[state]:+.2f} mL"
+            if state == "stable" and count:
+                lines[state] += f" ({WHY_STABLE})"
         lines |= {e: counted(count, "lesion") for e, count in changes.event_counts.items() if count}
         moved = "between the scans before registration"
     else:

@@ -3,7 +3,6 @@
 Only paths and JSON files are read. The rules are those of BIDS 1.10 (https://bids-specification.readthedocs.io).
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,27 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from leuko import __version__
 from leuko.cohort.bids_names import OWN, SUFFIXES, Filter, Image, label, visit_folder
-from leuko.cohort.derivatives import IGNORED
 from leuko.errors import LeukoError
-from leuko.io.files import is_folder, read_json, replace_text, require_folder, walk
+from leuko.io.files import is_folder, walk
 
-VERSION = "1.10.0"
 EXTENSIONS = (".nii.gz", ".nii")
 FORMATS = (  # extensions of files that may be images
     *EXTENSIONS, ".nii.bz2", ".nii.xz", ".nii.zst", ".img", ".img.gz", ".mgz", ".mgh", ".mnc",
     ".mif", ".mif.gz", ".nrrd", ".mha", ".mhd", ".rec", ".dcm", ".ima",
 )  # fmt: skip
 APART = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")  # not part of a raw dataset
-
-README = """White matter hyperintensities, found by Leuko in the FLAIR and T1w images of a dataset.
-
-Images lie on the grid of the FLAIR (space-FLAIR). label-WMH_mask is the segmentation,
-label-WMH_probseg its probability; the reports (label-WMH_report.html) show them. The level "group"
-writes wmh.tsv, which has a row for each FLAIR; each file in phenotype holds the same with one row
-per participant. sub-*/longitudinal compares sessions. For research; not a medical device.
-"""
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -149,45 +137,16 @@ def find_pairs(
     return Found(sorted(pairs, key=lambda pair: (pair.visit.parts, pair.name)), notes, left_out)
 
 
-def start_dataset(out: Path, source: Path) -> None:
-    """Make `out` a derivative dataset of `source`, unless it already is one.
-
-    Raises LeukoError if it is a dataset of another program, or not a folder.
-    """
-    require_folder(out)
-    about = out / "dataset_description.json"
-    before = read_json(about, what="description") if about.exists() else None
-    if before is not None:
-        makers = before.get("GeneratedBy") or [{}]
-        if [maker.get("Name") for maker in makers] != ["Leuko"]:
-            raise LeukoError(f"{out} is a dataset of another program; choose another output folder")
-    link = source.resolve().as_uri()
-    description = {
-        "Name": "Leuko: white matter hyperintensities",
-        "BIDSVersion": VERSION,
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "Leuko", "Version": __version__}],
-        "SourceDatasets": [{"URL": link}],
-        "DatasetLinks": {"raw": link},
-    }
-    if before == description:
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        replace_text(about, json.dumps(description, indent=2) + "\n")
-        replace_text(out / ".bidsignore", "".join(f"{line}\n" for line in IGNORED))
-        replace_text(out / "README", README)
-    except OSError as error:
-        raise LeukoError(f"cannot write into {out}: {error.strerror}") from error
-
-
 def _subjects(dataset: Path, participants: Sequence[str]) -> list[Path]:
     """The folders of the wanted participants, or of all."""
     if not dataset.is_dir():
         raise LeukoError(f"{dataset} does not exist or is not a folder; give a BIDS dataset")
     there = {label(f.name, "sub"): f for f in sorted(dataset.glob("sub-*")) if is_folder(f)}
     if not there:
-        raise LeukoError(f"{dataset} holds no sub-* folder; give the root of a BIDS dataset")
+        raise LeukoError(
+            f"{dataset} holds no sub-* folder; give the root of a BIDS dataset, or list scans in "
+            "another layout in a table for leuko batch"
+        )
     wanted = list(dict.fromkeys(label(text, "sub") for text in participants)) or list(there)
     absent = [text for text in wanted if text not in there]
     if absent:

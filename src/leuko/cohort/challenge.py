@@ -22,7 +22,7 @@ from leuko.evaluation.evaluate import write_table as write_scores
 from leuko.evaluation.labels import LABEL_VALUES
 from leuko.evaluation.metrics import MEASURES
 from leuko.io import nifti
-from leuko.io.files import refuse, staged, walk
+from leuko.io.files import refuse, require_writable, staged, walk
 from leuko.io.outputs import write_table
 from leuko.results import Segmentation
 from leuko.segment import SegmentSettings, segment
@@ -164,10 +164,12 @@ def score(masks: Mapping[Scan, Path], out: Path) -> dict[str, Row]:
     """Measure each mask against its reference; write scores.tsv and sites.tsv into `out`.
 
     Masks are read by the challenge's rule (`nifti.read_prediction`). Returns `by_site`. Raises
-    LeukoError if there is no mask, or if one is not on the grid of its reference.
+    LeukoError if there is no mask, if one is not on the grid of its reference, or if `out` cannot
+    be written.
     """
     if not masks:
         raise LeukoError("no scan has a result; nothing can be scored")
+    require_writable(out)
     rows = {
         scan: compare(
             nifti.read_labels(scan.reference, values=LABEL_VALUES), nifti.read_prediction(mask)

@@ -12,7 +12,7 @@ from leuko.cohort.job import Job, Task, Wanted, perform, settle, split
 from leuko.cohort.subject_table import read_table
 from leuko.cohort.worker import Limits, Outcome
 from leuko.errors import COHORT_LIBRARIES, LeukoError, require
-from leuko.io.files import require_folder
+from leuko.io.files import require_writable
 from leuko.model.runtime import available_cpus
 from leuko.segment import SegmentSettings
 
@@ -71,6 +71,7 @@ def segment_cohort(
     >>> run.failed
     {}
     """
+    rows = read_table(Path(table))
     require(*COHORT_LIBRARIES, extra="cohort")
     out = Path(out).absolute()
     work = Path(work_dir).absolute() if work_dir else out
@@ -87,7 +88,7 @@ def segment_cohort(
             settings=portable(settings),
             limits=Limits(memory_gb, 60 * minutes, threads=1),
         )
-        for row in read_table(Path(table))
+        for row in rows
     ]
     if masks:
         if any(job.given for job in jobs):
@@ -107,10 +108,10 @@ def run_jobs(
     scheduler: str | None = None,
     progress: Progress | None = None,
 ) -> CohortRun:
-    """Do the jobs that are not done yet. Raises LeukoError for settings that do not fit the model
-    and if no scheduler answers."""
+    """Do the jobs that are not done yet. Raises LeukoError for settings that do not fit the model,
+    a folder that cannot be written, and if no scheduler answers."""
     wanted = Wanted.of(jobs[0].settings)
-    require_folder(jobs[0].root)
+    require_writable(jobs[0].root)
     done, left = split(jobs, wanted)
     workers, limits = share(jobs[0].limits, processors, scheduler, len(left))
     left = [replace(j, limits=limits, weights_sha256=wanted.weights_sha256) for j in left]
@@ -128,10 +129,13 @@ def carry_out(
 ) -> dict[str, str]:
     """Run `work` on all tasks and settle each; returns the reasons of failures, by name.
 
-    `workers` and `scheduler` are as in `executor.run`, which raises LeukoError.
+    `workers` and `scheduler` are as in `executor.run`, which raises LeukoError. Raises LeukoError
+    if the reasons of failures cannot be written.
     """
     from leuko.cohort import executor
 
+    for folder in {task.failure.parent for task in tasks}:
+        require_writable(folder)
     failed: dict[str, str] = {}
     shown = progress(len(tasks), workers) if progress else nullcontext(lambda *_: None)
     with shown as on_end:

@@ -41,14 +41,7 @@ def read_table(path: Path) -> list[Row]:
     relative to the table's folder; an empty cell or n/a means no file. Raises LeukoError, with the
     line number, for a row that cannot be used.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise LeukoError(f"table {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise LeukoError(
-            f"table {path} is not UTF-8 text; save it as tab-separated text"
-        ) from error
+    text = _text(path)
     separator = _separator(path, text)
     try:
         head, *lines = _cells(text, separator) or [(1, [])]
@@ -78,6 +71,22 @@ def read_table(path: Path) -> list[Row]:
     if not rows:
         raise LeukoError(f"{path} lists no subject; expected a row for each below the header")
     return list(rows.values())
+
+
+def _text(path: Path) -> str:
+    if path.is_dir():
+        raise LeukoError(
+            f"{path} is a folder; expected a table with the columns id, flair and optionally t1. "
+            "For a BIDS dataset, use leuko bids"
+        )
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise LeukoError(f"table {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise LeukoError(
+            f"table {path} is not UTF-8 text; save it as tab-separated text"
+        ) from error
 
 
 def _separator(path: Path, text: str) -> str:

@@ -36,6 +36,20 @@ def require_folder(path: Path) -> None:
         raise LeukoError(f"{path} exists and is not a folder; choose another output folder")
 
 
+def require_writable(folder: Path) -> None:
+    """Raises LeukoError if files cannot be written into a folder, or it cannot be made; nothing is
+    made."""
+    require_folder(folder)
+    try:
+        home = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise LeukoError(
+            f"cannot write into {folder}: {error.strerror}; choose another output folder"
+        ) from error
+
+
 @contextmanager
 def staged(folder: Path, *, record: str = "*.json") -> Iterator[Path]:
     """A scratch folder that is published as `folder` at the end: outputs are written atomically.

@@ -114,9 +114,11 @@ def read_study(
 ) -> tuple[Scan, Scan | None]:
     """The FLAIR and the T1 in a folder of DICOM files of one visit.
 
-    `flair` and `t1` are series numbers that override automatic selection. Raises LeukoError as
-    `dicom.find_pair` does.
+    `flair` and `t1` are series numbers that override automatic selection. Raises LeukoError if
+    there is no such folder, and as `dicom.find_pair` does.
     """
+    if not folder.is_dir():
+        raise LeukoError(f"{folder} does not exist or is not a folder; check the path")
     with kept_findings() as findings:
         first, second = _dicom().find_pair(folder, flair=flair, t1=t1)
         pair = _from_series(folder, first), second and _from_series(folder, second)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leuko.errors import LeukoError, in_one_line
-from leuko.io.files import delete
+from leuko.io.files import delete, require_writable
 from leuko.io.inputs import Scan
 from leuko.io.provenance import OUTPUT, Finding
 from leuko.io.record import writer
@@ -63,8 +63,9 @@ def refuse_foreign_files(
     record: str,
     command: str,
 ) -> None:
-    """Raises LeukoError if `out` is the name of an image, holds the scans, or holds any of `files`
-    without a `record` of `command`: they may be an expert's labels or a training run."""
+    """Raises LeukoError if `out` is the name of an image, cannot be written, holds the scans, or
+    holds any of `files` without a `record` of `command`: they may be an expert's labels or a
+    training run."""
     if out.name.endswith((".nii", ".nii.gz")):
         raise LeukoError(
             f"{out} is the name of an image; give a folder with -o, the mask is written into it"
@@ -80,6 +81,7 @@ def refuse_foreign_files(
             f"{out / there[0]} exists and was not written by leuko {command}; "
             "choose another folder with -o"
         )
+    require_writable(out)
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

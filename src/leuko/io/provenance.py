@@ -44,7 +44,9 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str, *, before: float = 0.0) -> Iterator[None]:
-        """Time a stage; `before` is the seconds that an earlier, interrupted attempt spent."""
+        """Time a stage and log its name; `before` is the seconds that an earlier, interrupted
+        attempt spent."""
+        log.debug("%s", name, extra={"stage": name})
         start = time.perf_counter() - before
         yield
         spent = self.seconds.get(name, 0.0) + time.perf_counter() - start
@@ -118,6 +120,7 @@ class LevelFormatter(logging.Formatter):
 def stderr_handler() -> logging.Handler:
     """A handler that prints Leuko's log to stderr with levels; sets its logger to include notes."""
     handler = logging.StreamHandler()
+    handler.setLevel(logging.INFO)
     handler.setFormatter(LevelFormatter())
     logging.getLogger("leuko").setLevel(logging.INFO)
     return handler

@@ -21,6 +21,7 @@ from leuko.volume import Array, Volume
 
 STATES = ("", "new", "grown", "stable", "shrunk", "resolved")
 NEW, GROWN, STABLE, SHRUNK, RESOLVED = range(1, 6)
+WHY_STABLE = "not beyond their noise floors, or not seen in the FLAIR"
 BY_CHANGE = ("new", "grown", "shrunk", "resolved", "stable")
 EVENTS = ("merged", "split")
 

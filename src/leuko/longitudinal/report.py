@@ -22,6 +22,7 @@ from leuko.longitudinal.changes import (
     SHRUNK,
     STABLE,
     STATES,
+    WHY_STABLE,
     Course,
     Followed,
     Time,
@@ -232,7 +233,8 @@ def _change_facts(
         yield (
             f"{state.capitalize()} lesions",
             str(count),
-            f"{record.lesion_change_ml[state]:+.2f} mL",
+            f"{record.lesion_change_ml[state]:+.2f} mL"
+            + f" ({WHY_STABLE})" * (state == "stable" and count > 0),
         )
     for event, count in record.events.items():
         if count:

@@ -21,6 +21,9 @@ WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
 CARD_FILE = "card.json"
 FORMAT = 1
+AGAIN = (  # what to do about a damaged model
+    "copy the model folder again or, if it was pulled, delete it and run leuko models pull again"
+)
 
 
 @dataclass(frozen=True)
@@ -166,9 +169,7 @@ class ModelCard:
                 }
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise LeukoError(
-                f"{source} is not a valid model card ({error}); copy the model folder again"
-            ) from error
+            raise LeukoError(f"{source} is not a valid model card ({error}); {AGAIN}") from error
 
 
 def save_card(folder: Path, card: ModelCard) -> ModelCard:
@@ -196,12 +197,12 @@ def load_card(folder: Path) -> ModelCard:
     card = ModelCard.from_json(read_json(card_path, what="model card"), source=card_path)
     weights_path = folder / card.weights
     if not weights_path.is_file():
-        raise LeukoError(f"{folder} has a card but no {card.weights}; copy the whole folder again")
+        raise LeukoError(f"{folder} has a card but no {card.weights}; {AGAIN}")
     found = sha256(weights_path)
     if found != card.weights_sha256:
         raise LeukoError(
             f"{weights_path} has SHA-256 {found[:12]}...; its card expects "
-            f"{card.weights_sha256[:12]}...: copy the model folder again"
+            f"{card.weights_sha256[:12]}...: {AGAIN}"
         )
     return card
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 
 from leuko.errors import LeukoError, require
-from leuko.model.card import ONNX_FILE, ModelCard, load_card
+from leuko.model.card import AGAIN, ONNX_FILE, ModelCard, load_card
 from leuko.model.weights import DEFAULT, find
 from leuko.preprocessing.slices import HEAD_PART_OF_TISSUE, MULTIPLE, centred
 from leuko.volume import Array
@@ -104,9 +104,7 @@ def _session(path: Path, provider: str, threads: int) -> onnxruntime.InferenceSe
     try:
         return onnxruntime.InferenceSession(content, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions have no common class
-        raise LeukoError(
-            f"{path} cannot be loaded by onnxruntime ({error}); copy the model folder again"
-        ) from error
+        raise LeukoError(f"{path} cannot be loaded by onnxruntime ({error}); {AGAIN}") from error
 
 
 def _require_fit(session: onnxruntime.InferenceSession, card: ModelCard, folder: Path) -> None:

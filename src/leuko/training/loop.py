@@ -23,7 +23,7 @@ from leuko.errors import LeukoError
 from leuko.evaluation.evaluate import Row, json_ready
 from leuko.evaluation.labels import WMH_LABELS
 from leuko.evaluation.metrics import dice
-from leuko.io.files import write_json
+from leuko.io.files import require_writable, write_json
 from leuko.io.provenance import Stopwatch
 from leuko.model import runtime
 from leuko.model.card import ModelCard, load_card
@@ -72,14 +72,15 @@ def fit(
     resumed run gives the same weights as an uninterrupted one: bit-identical on CPUs of one kind.
     If several processes share the training, only the first writes and measures.
 
-    Raises LeukoError if the run is finished, the scans have changed, the checkpoint is damaged, the
-    device is missing, or the loss diverges.
+    Raises LeukoError if the run is finished, its folder cannot be written, the scans have changed,
+    the checkpoint is damaged, the device is missing, or the loss diverges.
     """
     processes.wait_for(run / RUN_FILE)
     planned = plan.read(run)
     settings, recipe = planned.settings, planned.settings.recipe
     if planned.record["finished"]:
         raise LeukoError(f"{run} is finished; its measures are in {run / RUN_FILE}")
+    require_writable(run)
     watch = Stopwatch()
     end = math.inf if minutes is None else time.monotonic() + 60 * minutes
     runtime.require_device(planned.device)

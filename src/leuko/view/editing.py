@@ -26,7 +26,7 @@ from leuko.io import inputs, nifti
 from leuko.io.files import (
     read_json,
     replace_text,
-    require_folder,
+    require_writable,
     sha256,
     staged,
     write_json,
@@ -236,7 +236,8 @@ class Result:
     def judge(self, folder: Path, *, verdict: str, rater: str) -> None:
         """Add a reader's verdict on the mask to the CSV of the rater in `folder`.
 
-        The cohort's page collects these files. Raises LeukoError for an unknown verdict.
+        The cohort's page collects these files. Raises LeukoError for an unknown verdict, and if the
+        folder cannot be written.
         """
         if verdict not in VERDICTS:
             raise LeukoError(f"{verdict!r} is not a verdict; give one of {', '.join(VERDICTS)}")
@@ -248,7 +249,7 @@ class Result:
         }
         measured = RunRecord.read(self.latest(RECORD_FILE))
         row |= saved_with_verdict(measured) | {"mask_sha256": self.version}
-        require_folder(folder)
+        require_writable(folder)
         folder.mkdir(exist_ok=True)
         named = re.sub(r"[^\w.-]", "_", rater)
         path = folder / (f"view_{named}.csv" if named else "view.csv")

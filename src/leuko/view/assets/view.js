@@ -29,7 +29,10 @@ function say(text, isBad = false) {
 }
 
 async function start() {
-  new EventSource("open"); // the server ends with its last page
+  // The server ends with its last page.
+  new EventSource("open").onerror = () => {
+    if (state.saved && changed()) say("leuko view does not answer; if the command has ended, this page can no longer save", true);
+  };
   const [about, flair, mask] = await Promise.all([
     answer("about" + query()).then((reply) => reply.json()),
     fetched("flair"),
