@@ -24,12 +24,18 @@ def out(heads, model, tmp_path):
 
 
 @pytest.fixture
-def address(out):
-    """The page of a running `leuko view`, which is killed at the end."""
-    command = [sys.executable, "-m", "leuko.cli", "view", str(out), "--no-browser"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield process.stdout.readline().split()[-1]
+def command(out):
+    """A running `leuko view`, which is killed at the end."""
+    arguments = [sys.executable, "-m", "leuko.cli", "view", str(out), "--no-browser"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        yield process
         process.kill()
+
+
+@pytest.fixture
+def address(command):
+    """Its page."""
+    return command.stdout.readline().split()[-1]
 
 
 @pytest.fixture
@@ -157,6 +163,16 @@ def test_a_killed_browser_loses_nothing_that_was_saved(browser, out, address):
     stroke(page, -60)
     context.close()  # the page is not asked
     assert saved(out) == painted
+
+
+def test_a_page_with_unsaved_corrections_says_that_the_command_has_ended(opened, command):
+    page = opened()
+    page.locator("#planes").select_option("0")
+    page.keyboard.press("b")
+    stroke(page)
+    command.kill()
+    said = page.locator("#said.bad", has_text="if the command has ended")
+    said.wait_for(timeout=20_000)
 
 
 def test_another_scan_and_maps_keep_what_was_painted(opened):
