@@ -270,12 +270,12 @@ def test_without_the_extra_a_dicom_study_says_what_to_install(from_dicom, leuko,
     assert_one_line_error(answer, 'pip install "leuko[dicom]"')
 
 
-def test_a_scan_on_another_grid_is_refused(result, tmp_path):
+def test_another_scan_than_that_of_the_result_is_refused(result, tmp_path):
     flair = result.scan("flair").volume
     moved = Volume(flair.data, flair.moved(np.diag([1.0, 1, 2, 1])).affine)
     nifti.write(tmp_path / "other.nii.gz", moved)
     other = find_results(result.folder, flair=tmp_path / "other.nii.gz")[0]
-    with pytest.raises(LeukoError, match="same voxel grid"):
+    with pytest.raises(LeukoError, match="is not the scan that .* was made from"):
         other.images()["flair"]()
 
 

@@ -267,7 +267,10 @@ def other_half(path: Path) -> Path | None:
 
 
 def unpacked(path: Path) -> bytes:
-    """The decompressed bytes of the file, all of them, so that gzip verifies its checksum."""
+    """The decompressed bytes of the file, all of them, so that gzip verifies its checksum.
+
+    Raises LeukoError for a file that is empty, damaged, too large or that cannot be read.
+    """
     try:
         with path.open("rb") as file:
             compressed = file.read(2) == GZIP
@@ -287,6 +290,8 @@ def unpacked(path: Path) -> bytes:
         raise LeukoError(
             f"{path} is damaged or truncated ({in_one_line(error)}); copy or convert it again"
         ) from error
+    if not parts:
+        raise LeukoError(f"{path} is empty; copy or convert it again")
     return b"".join(parts)
 
 

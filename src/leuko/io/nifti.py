@@ -219,8 +219,6 @@ def _load(path: Path) -> Any:
 
 def _kind(content: bytes, path: Path) -> Any:
     """The nibabel class of an image, identified by its first bytes."""
-    if not content:
-        raise LeukoError(f"{path} is empty; copy or convert it again")
     for kind in (nib.Nifti1Image, nib.Nifti2Image):
         if kind.header_class.may_contain_header(content):
             # Unchecked, because nibabel's own check replaces bad voxel sizes without an error.

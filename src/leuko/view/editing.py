@@ -278,9 +278,7 @@ class Result:
         return flair
 
     def _flair(self) -> Volume:
-        flair = self._flair_scan().volume.canonical()
-        require_same_grid(flair, self.automatic)
-        return flair
+        return self._flair_scan().volume.canonical()
 
     def _t1(self) -> Volume:
         scan, alignment = self.scan("t1"), self.record.alignment
