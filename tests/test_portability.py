@@ -40,8 +40,8 @@ from leuko.cli import main
 
 # What a test may use only if it is marked linux, since it fails or means something else elsewhere.
 LINUX = (
-    r"os\.fork\(|SIGKILL|SIGINT|[\"'(]/proc/|[\"]/bin/sh\", |geteuid|preexec_fn|mkfifo"
-    r"|fsdecode\(b|import (?:fcntl|pwd|pty|resource)\b"
+    r"os\.fork\(|SIGKILL|(?:kill|send_signal)\([^)]*SIGINT|[\"'(]/proc/|[\"]/bin/sh\", |geteuid"
+    r"|preexec_fn|mkfifo|fsdecode\(b|import (?:fcntl|pwd|pty|resource)\b"
 )
 TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
 

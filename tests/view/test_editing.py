@@ -275,7 +275,7 @@ def test_another_scan_than_that_of_the_result_is_refused(result, tmp_path):
     moved = Volume(flair.data, flair.moved(np.diag([1.0, 1, 2, 1])).affine)
     nifti.write(tmp_path / "other.nii.gz", moved)
     other = find_results(result.folder, flair=tmp_path / "other.nii.gz")[0]
-    with pytest.raises(LeukoError, match="is not the scan that .* was made from"):
+    with pytest.raises(LeukoError, match=r"is not the scan that .* was made from"):
         other.images()["flair"]()
 
 
