@@ -11,7 +11,7 @@ from pathlib import Path
 
 from leuko.cohort import derivatives
 from leuko.errors import LeukoError
-from leuko.io.files import read_json, sha256
+from leuko.io.files import read_json, sha256, sidecar
 from leuko.io.outputs import MASK_FILE, RECORD_FILE
 from leuko.io.record import RunRecord
 
@@ -56,17 +56,20 @@ class Files:
 
     @property
     def history(self) -> Path:
-        """The list of edits of the corrected mask."""
-        mask = self.edited(MASK_FILE)
-        return mask.with_name(mask.name.replace(".nii.gz", ".json"))
+        """The file with the edits of the corrected mask."""
+        return sidecar(self.edited(MASK_FILE))
+
+    @property
+    def edits(self) -> list[dict[str, object]]:
+        """All edits in that file, the latest last."""
+        return list(read_json(self.history, what="list of edits")["edits"])
 
     @property
     def is_edited(self) -> bool:
         """Whether there is a mask that corrects the present automatic one."""
         if not self.edited(MASK_FILE).is_file():
             return False
-        edits = read_json(self.history, what="list of edits")["edits"]
-        return bool(edits[0]["based_on_sha256"] == sha256(self.automatic(MASK_FILE)))
+        return self.edits[0]["based_on_sha256"] == sha256(self.automatic(MASK_FILE))
 
     @property
     def is_measured(self) -> bool:

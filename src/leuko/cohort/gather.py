@@ -3,12 +3,11 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from leuko.cohort import derivatives, frequency, ratings, summary
+from leuko.cohort import derivatives, frequency, ratings, summary, worker
 from leuko.cohort.bids_names import Image
 from leuko.cohort.files import Files
 from leuko.cohort.report import Entry, Failure, cohort_page
@@ -222,8 +221,6 @@ def _entry(out: Path, result: Result) -> Entry | None:
 
 
 def _failures(out: Path) -> Iterator[Failure]:
-    for path in sorted((out / LOGS).glob("*.failed")):
-        with suppress(FileNotFoundError):  # another run may have segmented it just now
-            log = f"{LOGS}/{path.stem}.log"
-            reason = path.read_text(encoding="utf-8").strip()
-            yield Failure(path.stem, reason, log if (out / log).is_file() else "")
+    for name, reason in worker.failures(out / LOGS).items():
+        log = f"{LOGS}/{name}.log"
+        yield Failure(name, reason, log if (out / log).is_file() else "")

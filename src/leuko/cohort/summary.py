@@ -6,6 +6,7 @@ Rows of results contain no paths and no times, so the same scans always give the
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from leuko.io.outputs import unquoted
 from leuko.io.provenance import RIMS_ARE
 from leuko.io.record import RegionsRecord, RunRecord
 from leuko.io.tissue import CLASSES_WITHOUT_RIM
@@ -46,8 +47,8 @@ def row(record: RunRecord) -> dict[str, Any]:
 
 def failed_row(reason: str) -> dict[str, Any]:
     """The row of a scan that could not be segmented; everything but the reason is unknown."""
-    plain = " ".join(reason.split()).replace('"', "'")  # needs no quotes in a table
-    return dict.fromkeys(COLUMNS, UNKNOWN) | {"status": "failed", "reason": plain}
+    told = {"status": "failed", "reason": unquoted(reason)}
+    return dict.fromkeys(COLUMNS, UNKNOWN) | told
 
 
 def judged(row: Mapping[str, Any], verdicts: Iterable[str]) -> dict[str, Any]:

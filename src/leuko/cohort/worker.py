@@ -47,6 +47,15 @@ class Outcome:
     peak_gb: float  # largest resident memory observed, 1e9 bytes
 
 
+def failures(logs: Path) -> dict[str, str]:
+    """Why tasks failed, by their names in order, from the files in a folder of logs."""
+    found = {}
+    for path in sorted(logs.glob("*.failed")):
+        with suppress(FileNotFoundError):  # another run may have done it just now
+            found[path.stem] = path.read_text(encoding="utf-8").strip()
+    return found
+
+
 def run(arguments: Sequence[str], task: str, log: Path, limits: Limits) -> Outcome:
     """Run Python with `arguments`, send it `task` (one line, see `receive`) and log its output.
 

@@ -305,6 +305,11 @@ def image_stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
+def sidecar(image: Path) -> Path:
+    """The JSON file beside an image."""
+    return image.with_name(f"{image_stem(image)}.json")
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:

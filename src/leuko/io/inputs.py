@@ -109,6 +109,21 @@ def read(path: Path, *, series: str | None = None) -> Scan:
     return _from_series(path, _dicom().the_series(path, name=series))
 
 
+def read_again(path: Path, was: ScanRecord, *, what: str, of: str, option: str) -> Scan:
+    """The scan of a record, which is at `path` now.
+
+    Raises LeukoError as `read` does, and if it is another scan; the message names `what` it is, the
+    result `of` which it was, and the `option` that gives its path.
+    """
+    scan = read(path, series=was.series)
+    if scan.sha256() != was.sha256:
+        raise LeukoError(
+            f"{path} is not the {what} that {of} was made from: its SHA-256 differs; give that "
+            f"{what} with --{option}, or segment again"
+        )
+    return scan
+
+
 def read_study(
     folder: Path, *, flair: int | None = None, t1: int | None = None
 ) -> tuple[Scan, Scan | None]:

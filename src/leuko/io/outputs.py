@@ -92,6 +92,11 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
         table.writerows([_cell(value) for value in row] for row in rows)
 
 
+def unquoted(text: str) -> str:
+    """A text on one line that needs no quotes in a table."""
+    return " ".join(text.split()).replace('"', "'")
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if math.isfinite(value) else "n/a"

@@ -119,9 +119,9 @@ def locate(mask: Array, tissue: Volume, place: mni.Place | None, *, threads: int
     ventricles = lateral_ventricles(tissue, place)
     if not ventricles.any():
         return None
-    points = world(tissue, np.argwhere(mask))
+    lesion = np.argwhere(mask)
+    points = world(tissue, lesion)
     shell = ventricles & ~scipy.ndimage.binary_erosion(ventricles)
-    touching = scipy.ndimage.binary_dilation(ventricles, TOUCHING)
     cortex_mm, touches_cortex = np.full(len(points), np.nan), np.zeros(len(points), bool)
     if place is not None:
         voxels = np.argwhere(_large(tissue.data == Tissue.GREY, tissue))
@@ -130,10 +130,10 @@ def locate(mask: Array, tissue: Volume, place: mni.Place | None, *, threads: int
             cortex_mm = _nearest_mm(points, world(tissue, voxels), threads)
             cortex = np.zeros(mask.shape, bool)
             cortex[tuple(voxels.T)] = True
-            touches_cortex = scipy.ndimage.binary_dilation(cortex, TOUCHING)[mask.astype(bool)]
+            touches_cortex = _touches(lesion, cortex)
     return Where(
         ventricle_mm=_nearest_mm(points, world(tissue, np.argwhere(shell)), threads),
-        touches=touching[mask.astype(bool)],
+        touches=_touches(lesion, ventricles),
         cortex_mm=cortex_mm,
         touches_cortex=touches_cortex,
         lobe=None if place is None else place.lobes(points),
@@ -181,6 +181,14 @@ def _large(mask: Array, grid: Volume) -> Array:
     large[0] = False
     kept: Array = large[pieces]
     return kept
+
+
+def _touches(voxels: Array, structure: Array) -> Array:
+    """Whether each voxel (N, 3) lies in a structure (X, Y, Z) or touches it; bool (N,)."""
+    around = np.pad(structure, 1)
+    touched = [around[tuple((voxels + step).T)] for step in np.argwhere(TOUCHING)]
+    found: Array = np.any(touched, axis=0)
+    return found
 
 
 def _nearest_mm(points: Array, targets: Array, threads: int) -> Array:

@@ -21,8 +21,8 @@ from leuko.cohort.files import Files
 from leuko.cohort.run import Progress, carry_out, share
 from leuko.cohort.worker import LOGS, Limits, Outcome
 from leuko.errors import LeukoError
-from leuko.io.files import read_json, staged, write_json
-from leuko.io.outputs import MASK_FILE, RECORD_FILE, REPORT_FILE, write_table
+from leuko.io.files import read_json, sidecar, staged, write_json
+from leuko.io.outputs import MASK_FILE, RECORD_FILE, REPORT_FILE, unquoted, write_table
 from leuko.io.provenance import OUTPUT, Finding, exit_code, stderr_handler
 from leuko.io.record import RunRecord
 from leuko.longitudinal.changes import EVENTS, STATES
@@ -131,7 +131,7 @@ def find_series(
     same make a series. Raises LeukoError if there are no results or a label does not exist.
     """
     by_subject = defaultdict(list)
-    failed = {path.stem for path in (out / LOGS).glob("*.failed")}
+    failed = worker.failures(out / LOGS)
     for record in derivatives.find(out, derivatives.RECORD):
         image = Image.of(record)
         if image is not None and image.name not in failed:  # else it is of an older run
@@ -148,7 +148,7 @@ def find_series(
     found = []
     without = [
         f"{name} is left out: its segmentation failed, see {LOGS}/{name}.failed"
-        for name in sorted(failed)
+        for name in failed
         if not participants or name.split("_")[0].removeprefix("sub-") in wanted
     ]
     for subject in wanted:
@@ -235,7 +235,7 @@ def write_series_table(out: Path) -> Path:
     """Write longitudinal.tsv, a row for each interval of each comparison in a derivative dataset
     and for each comparison that failed, and its data dictionary. Returns the table."""
     rows: list[list[Any]] = []
-    failed = {path.stem: path for path in (out / LOGS / FOLDER).glob("*.failed")}
+    failed = worker.failures(out / LOGS / FOLDER)
     for path in sorted(out.glob(f"sub-*/{FOLDER}/**/{COMPARISON_FILE}")):
         record = read_json(path, what="record")
         subject, _, *others = path.parent.relative_to(out).parts
@@ -263,11 +263,10 @@ def write_series_table(out: Path) -> Path:
                     (path.parent / REPORT_FILE).relative_to(out).as_posix(),
                 ]
             )
-    for name, path in failed.items():
+    for name, reason in failed.items():
         subject, *others = name.split("_")
-        told = " ".join(path.read_text(encoding="utf-8").split()).replace('"', "'")
         row = dict.fromkeys(COLUMNS, "n/a") | {"participant_id": subject, "status": "failed"}
-        row |= {"other_entities": "_".join(others) or "n/a", "reason": told}
+        row |= {"other_entities": "_".join(others) or "n/a", "reason": unquoted(reason)}
         rows.append(list(row.values()))
     with staged(out) as scratch:
         write_table(scratch / TABLE, list(COLUMNS), sorted(rows, key=lambda row: (row[0], row[1])))
@@ -307,9 +306,8 @@ def _moved_flairs(series: Series) -> Iterator[Path]:
         was = RunRecord.read(path).inputs.flair.path
         if was is None or Path(was).exists():
             continue
-        mask = Files.of_record(path).automatic(MASK_FILE)
-        sidecar = mask.with_name(mask.name.removesuffix(".nii.gz") + ".json")
-        source = read_json(sidecar, what="sidecar")["Sources"][0]
+        about = read_json(sidecar(Files.of_record(path).automatic(MASK_FILE)), what="sidecar")
+        source = about["Sources"][0]
         here = series.dataset / str(source).removeprefix("bids:raw:")
         if here.is_file():
             yield here

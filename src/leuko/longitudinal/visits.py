@@ -173,10 +173,4 @@ def _flair(files: Files, record: RunRecord, moved: Sequence[Path]) -> Scan:
     path = Path(was.path)
     if not path.exists():
         raise LeukoError(f"the FLAIR of {files} is not at {path}; give its path with --flair")
-    scan = inputs.read(path, series=was.series)
-    if scan.sha256() != was.sha256:
-        raise LeukoError(
-            f"{path} is not the FLAIR that {files} was made from: its SHA-256 differs; give that "
-            "FLAIR with --flair, or segment again"
-        )
-    return scan
+    return inputs.read_again(path, was, what="FLAIR", of=str(files), option="flair")

@@ -28,6 +28,7 @@ from leuko.io.files import (
     replace_text,
     require_writable,
     sha256,
+    sidecar,
     staged,
     write_json,
 )
@@ -41,7 +42,7 @@ from leuko.io.outputs import (
     RIMS_FILE,
     TISSUE_FILE,
 )
-from leuko.io.record import Edited, RunRecord, SettingsRecord
+from leuko.io.record import Edited, RunRecord, ScanRecord, SettingsRecord
 from leuko.report.html import SAVED, VERDICTS, saved_with_verdict
 from leuko.volume import Array, Volume, require_same_grid, resample_onto
 
@@ -134,13 +135,7 @@ class Result:
             raise LeukoError(
                 f"the scan {path or 'of ' + self.name} does not exist; give its path with --{name}"
             )
-        scan = _opened(path, was.series)
-        if scan.sha256() != was.sha256:
-            raise LeukoError(
-                f"{path} is not the scan that {self.name} was made from: its SHA-256 differs; give "
-                f"that scan with --{name}, or segment again"
-            )
-        return scan
+        return _opened(path, was, self.name, name)
 
     def images(self) -> dict[str, Callable[[], Volume]]:
         """What can be shown, by name; all on the grid of the mask."""
@@ -185,12 +180,7 @@ class Result:
 
     def history(self) -> list[dict[str, object]]:
         """All edits of the present automatic mask, the latest last."""
-        if not self.is_edited:
-            return []
-        edits: list[dict[str, object]] = read_json(self.files.history, what="list of edits")[
-            "edits"
-        ]
-        return edits
+        return self.files.edits if self.is_edited else []
 
     def measure(self, model: "Model | None" = None) -> None:
         """Measure the corrected mask and write its numbers and its report."""
@@ -265,9 +255,7 @@ class Result:
         """What the sidecar of a corrected BIDS mask says beside its edits."""
         if not self.prefix:
             return {}
-        automatic = self.files.automatic(MASK_FILE)
-        sidecar = automatic.with_name(automatic.name.replace(".nii.gz", ".json"))
-        about = read_json(sidecar, what="sidecar")
+        about = read_json(sidecar(self.files.automatic(MASK_FILE)), what="sidecar")
         shared = {name: about[name] for name in ("Type", "SpatialReference", "Sources")}
         return {"Description": "White matter hyperintensities, corrected by a reader", **shared}
 
@@ -291,8 +279,8 @@ class Result:
 
 
 @lru_cache(maxsize=2)  # the command reads the FLAIR before the page asks for it
-def _opened(path: Path, series: str | None) -> Scan:
-    return inputs.read(path, series=series)
+def _opened(path: Path, was: ScanRecord, of: str, option: str) -> Scan:
+    return inputs.read_again(path, was, what="scan", of=of, option=option)
 
 
 def find_results(path: Path, *, flair: Path | None = None, t1: Path | None = None) -> list[Result]:
@@ -321,15 +309,15 @@ def find_results(path: Path, *, flair: Path | None = None, t1: Path | None = Non
 def described(result: Result) -> dict[str, object]:
     """The numbers of the mask that is shown: those of the corrected one once it is measured."""
     record, files = RunRecord.read(result.latest(RECORD_FILE)), result.files
-    older = files.edited(MASK_FILE)
+    saved, is_edited = files.edited(MASK_FILE), files.is_edited
     return {
         "name": result.name,
         "volume_ml": record.volume_ml,
         "lesions": record.lesions,
-        "is_current": not files.is_edited or files.is_measured,
+        "is_current": not is_edited or files.is_measured,
         "note": (
-            f"{older.name} corrects an earlier automatic mask and is not shown; saving replaces it"
-            if older.is_file() and not files.is_edited
+            f"{saved.name} corrects an earlier automatic mask and is not shown; saving replaces it"
+            if saved.is_file() and not is_edited
             else None
         ),
         "edited": None if record.edited is None else asdict(record.edited),
